@@ -1,0 +1,53 @@
+"""Reading request bodies within bounds of size and time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+
+from controller.api.errors import Refused
+from protocols.errors import Blame
+
+BODY_MAX_BYTES: Final = 1 << 20
+"""A JSON body; contents have bounds of their own."""
+IDLE_TIMEOUT_S: Final = 60.0
+"""A client that sends nothing for so long has lost its request."""
+
+
+def declared_bytes(request: Request) -> int | None:
+    """Return the length that the client announced, None when it streams."""
+    text = request.headers.get("content-length")
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Raises Refused: too large (413), silent (408), cut off (400)."""
+    too_large = Refused(413, f"the body is larger than {max_bytes} bytes, the most there may be")
+    if (declared_bytes(request) or 0) > max_bytes:
+        raise too_large
+    size = 0
+    stream = request.stream()
+    try:
+        while True:
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
+            size += len(chunk)
+            if size > max_bytes:
+                raise too_large
+            yield chunk
+    except TimeoutError:
+        raise Refused(
+            408, f"nothing came for {IDLE_TIMEOUT_S:.0f} s", blame=Blame.ENVIRONMENT
+        ) from None
+    except ClientDisconnect:
+        raise Refused(
+            400, "the connection ended within the body", blame=Blame.ENVIRONMENT
+        ) from None
+
+
+async def whole(request: Request) -> bytes:
+    """Return a small body. Raises Refused."""
+    return b"".join([chunk async for chunk in chunks(request, BODY_MAX_BYTES)])

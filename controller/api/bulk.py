@@ -1,0 +1,162 @@
+"""Artifacts and blobs over HTTP: streamed both ways, with ranges, verified before visible."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from controller.api.body import chunks, declared_bytes
+from controller.api.content import Contents, Retention, Upload
+from controller.api.errors import Refused, body_of
+from controller.api.operations import Content, PutArtifact, Stored
+from controller.records import ARTIFACT, ArtifactRecord
+from controller.registry import LiveRegistry
+from protocols.errors import Blame
+
+ARTIFACT_MAX_BYTES: Final = 16 << 30
+BLOB_MAX_BYTES: Final = 1 << 30
+BLOBS_MAX_BYTES: Final = 4 << 30
+"""All blobs together; the oldest go first."""
+BLOB_MAX_AGE_S: Final = 3600.0
+"""No invocation lives longer."""
+MAX_UPLOADS: Final = 32
+SWEEP_S: Final = 60.0
+WRITE_BYTES: Final = 1 << 20
+"""What is gathered before a thread writes it."""
+
+Recorder = Callable[[ArtifactRecord, str, str], Awaitable[None]]
+"""Makes a record durable and visible, for a tenant and with a cause."""
+
+
+class Bulk:
+    """The cell's store of contents: artifacts stay, blobs pass."""
+
+    def __init__(
+        self,
+        folder: Path,
+        registry: LiveRegistry,
+        record: Recorder,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.artifacts = Contents(folder / "artifacts", ARTIFACT_MAX_BYTES)
+        self.blobs = Contents(folder / "blobs", BLOB_MAX_BYTES)
+        self.retention = Retention(BLOBS_MAX_BYTES, BLOB_MAX_AGE_S)
+        self._registry = registry
+        self._record = record
+        self._clock_s = clock_s
+        self._uploads = 0
+
+    def prepare(self) -> None:
+        """Make the folders and take stock of what is there. Raises UserError."""
+        self.artifacts.prepare()
+        self.blobs.prepare()
+        for name, size_bytes, since_s in self.blobs.held():
+            self.retention.add(name, size_bytes, since_s)
+
+    async def sweep_forever(self) -> None:
+        """Remove blobs that are too old, until cancelled."""
+        while True:
+            await self.sweep()
+            await asyncio.sleep(SWEEP_S)
+
+    async def sweep(self) -> None:
+        """Remove the blobs that are too old or too many."""
+        for name in self.retention.sweep(self._clock_s()):
+            await asyncio.to_thread(self.blobs.remove, name)
+
+    async def put_artifact(
+        self, request: Request, arguments: PutArtifact, tenant: str, cause: str
+    ) -> tuple[ArtifactRecord, bool]:
+        """Keep an artifact and record it. Returns its record and whether it is new."""
+        size_bytes, new = await self._receive(request, self.artifacts, arguments.hex)
+        digest = f"sha256:{arguments.hex}"
+        known = self._registry.model.get(ARTIFACT, digest) or ArtifactRecord(digest, size_bytes)
+        record = ArtifactRecord(
+            digest, size_bytes, arguments.name or known.name, arguments.media or known.media
+        )
+        if record != self._registry.model.get(ARTIFACT, digest):
+            await self._record(record, tenant, cause)
+        return record, new
+
+    async def put_blob(self, request: Request, arguments: Content) -> tuple[Stored, bool]:
+        """Keep a large value for a while. Returns what is kept and whether it is new."""
+        size_bytes, new = await self._receive(request, self.blobs, arguments.hex)
+        self.retention.add(arguments.hex, size_bytes, self._clock_s())
+        await self.sweep()
+        return Stored(f"sha256:{arguments.hex}", size_bytes), new
+
+    async def get(self, contents: Contents, what: str, hex_: str) -> Response:
+        """Return a content, or the range that the request asks for. Raises Refused (404)."""
+        status = await asyncio.to_thread(contents.stat, hex_)
+        if status is None:
+            raise Refused(404, f"there is no {what} sha256:{hex_}", "hex")
+        headers = {"etag": f'"{hex_}"', "cache-control": "private, max-age=31536000, immutable"}
+        return _Content(contents.path(hex_), headers=headers, stat_result=status)
+
+    async def _receive(self, request: Request, contents: Contents, hex_: str) -> tuple[int, bool]:
+        if self._uploads >= MAX_UPLOADS:
+            raise Refused(
+                503,
+                f"{MAX_UPLOADS} uploads are under way, try again in a moment",
+                blame=Blame.ENVIRONMENT,
+            )
+        self._uploads += 1
+        try:
+            upload = await asyncio.to_thread(contents.receive, hex_, declared_bytes(request))
+            try:
+                await _copy(request, upload, contents.max_bytes)
+                await asyncio.to_thread(upload.commit)
+            finally:
+                await asyncio.to_thread(upload.close)
+        finally:
+            self._uploads -= 1
+        return upload.size_bytes, upload.new
+
+
+async def _copy(request: Request, upload: Upload, max_bytes: int) -> None:
+    gathered = bytearray()
+    async for chunk in chunks(request, max_bytes):
+        gathered += chunk
+        if len(gathered) >= WRITE_BYTES:
+            await asyncio.to_thread(upload.write, bytes(gathered))
+            gathered.clear()
+    if gathered:
+        await asyncio.to_thread(upload.write, bytes(gathered))
+
+
+class _Content(FileResponse):
+    """A file with ranges; where the range is refused, with our kind of body."""
+
+    chunk_size = 1 << 20
+
+    def __init__(self, path: Path, **arguments: Any) -> None:
+        super().__init__(path, media_type="application/octet-stream", **arguments)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def retold(message: Message) -> None:
+            nonlocal refused
+            if message["type"] != "http.response.start":
+                if not refused:
+                    await send(message)
+                return
+            refused = message["status"] >= 400  # noqa: PLR2004 - HTTP's first status of an error
+            if not refused:
+                await send(message)
+                return
+            size = self.headers["content-length"]
+            error = Refused(
+                message["status"],
+                f"the range does not lie within the {size} bytes: ask for bytes=FROM-TO",
+            )
+            headers = {"content-range": f"bytes */{size}"}
+            response = Response(body_of(error), error.status, headers, "application/json")
+            await response(scope, receive, send)
+
+        await super().__call__(scope, receive, retold)

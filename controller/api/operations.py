@@ -1,0 +1,451 @@
+"""The one table of operations: what can be asked of a controller, by whom, and with what effect.
+
+HTTP routes, the OpenAPI description and the calls of the command line are all made from it. An
+argument stands in the path when the path names it, else in the query of a GET or DELETE, else in
+the JSON body. An operation with effect `read` is answered from the registry; one with effect
+`write` is handed to the role that serves it and answered when its records are durable.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from msgspec import Meta, Struct
+
+from controller.namo.submission import Submitted
+from controller.records import (
+    ARTIFACT,
+    FLEET,
+    SERVICE,
+    STORY,
+    TASK,
+    USE_CASE,
+    ArtifactRecord,
+    NodeView,
+    Placement,
+    ServiceRecord,
+    StoryRecord,
+    TaskRecord,
+    TaskState,
+    UseCaseRecord,
+    UseCaseState,
+)
+from protocols.base import Count
+from protocols.messages.hierarchy import NodeState, ServiceState
+
+DOCUMENT_MAX_LENGTH: Final = 512 * 1024
+"""Characters of a use case document."""
+WATCHED: Final = (USE_CASE, SERVICE, TASK, STORY, FLEET, ARTIFACT)
+"""The kinds that `GET /v1/watch/KIND` follows."""
+
+
+class Plane(StrEnum):
+    """What an operation touches: the work of users, or the network itself."""
+
+    DATA = "data"
+    CONTROL = "control"
+
+
+class Effect(StrEnum):
+    """Whether an operation changes anything."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Permission(StrEnum):
+    """What an identity must hold for an operation."""
+
+    VIEW = "view"
+    SUBMIT = "submit"
+    OPERATE = "operate"
+    STORE = "store"
+
+
+class Transfer(StrEnum):
+    """How arguments and result travel."""
+
+    JSON = "json"
+    EVENTS = "events"
+    """The result is a stream of server-sent events."""
+    BYTES = "bytes"
+    """The content itself, with ranges."""
+
+
+class DocumentFormat(StrEnum):
+    """The notations of a use case."""
+
+    TOML = "toml"
+    JSON = "json"
+
+
+Key = Annotated[str, Meta(min_length=1, max_length=128)]
+"""The name of one thing; an unknown one is answered with the nearest that there is."""
+Sha256 = Annotated[
+    str, Meta(pattern="^[0-9a-f]{64}$", description="a SHA-256 of 64 lower-case hexadecimal digits")
+]
+
+
+class _Arguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """What every argument struct has in common: a misspelt name is an error."""
+
+
+class Nothing(_Arguments, frozen=True):
+    """No arguments."""
+
+
+class Named(_Arguments, frozen=True):
+    """One thing by its name."""
+
+    name: Key
+
+
+class SubmitUseCase(_Arguments, frozen=True):
+    """A use case as its author wrote it."""
+
+    document: Annotated[str, Meta(min_length=1, max_length=DOCUMENT_MAX_LENGTH)]
+    format: DocumentFormat = DocumentFormat.TOML
+    dry_run: bool = False
+    """Say what would be ordered, and order nothing."""
+
+
+class ListUseCases(_Arguments, frozen=True):
+    """Which use cases; without a state all but the deleted ones."""
+
+    prefix: str = ""
+    state: UseCaseState | None = None
+
+
+class ListServices(_Arguments, frozen=True):
+    """Which services; without a state all but the deleted ones."""
+
+    prefix: str = ""
+    use_case: str = ""
+    state: ServiceState | None = None
+
+
+class ListTasks(_Arguments, frozen=True):
+    """Which tasks; without a state all but the deleted ones."""
+
+    prefix: str = ""
+    service: str = ""
+    node: str = ""
+    state: TaskState | None = None
+
+
+class ListNodes(_Arguments, frozen=True):
+    """Which nodes."""
+
+    prefix: str = ""
+    state: NodeState | None = None
+
+
+class ListArtifacts(_Arguments, frozen=True):
+    """Which artifacts, by the name they were given."""
+
+    prefix: str = ""
+
+
+class Watch(_Arguments, frozen=True, rename={"from_": "from"}):
+    """What to follow, and since when."""
+
+    kind: Key
+    from_: str = ""
+    """A token of a listing or an event; empty: from now on."""
+    prefix: str = ""
+    """Only keys that start so."""
+
+
+class Content(_Arguments, frozen=True):
+    """One content by its digest."""
+
+    hex: Sha256
+
+
+class PutArtifact(_Arguments, frozen=True):
+    """An artifact and what people call it."""
+
+    hex: Sha256
+    name: Annotated[str, Meta(max_length=200)] = ""
+    media: Annotated[
+        str, Meta(pattern="^(wasm|onnx|data|)$", description="one of wasm, onnx, data")
+    ] = ""
+
+
+class Explanation(Struct, frozen=True):
+    """Why a task is where it is."""
+
+    task: str
+    state: TaskState
+    node: str
+    reason: str
+    placement: Placement | None
+    """The last decision; None: there was none yet."""
+
+
+class Draining(Struct, frozen=True):
+    """A node takes no new invocation."""
+
+    node: str
+    state: NodeState
+
+
+class SystemInfo(Struct, frozen=True):
+    """What this controller is."""
+
+    cell: str
+    version: str
+    roles: tuple[str, ...]
+    broker: str
+    """Where clients reach the broker of the cell, as `mqtt[s]://HOST:PORT`."""
+    started_unix_ms: Count
+    counters: dict[str, float] = {}
+
+
+class Stored(Struct, frozen=True):
+    """A content that the cell now keeps."""
+
+    digest: str
+    size_bytes: Count
+
+
+class Operation(Struct, frozen=True):
+    """One line of the table."""
+
+    name: str
+    summary: str
+    arguments: type[Struct]
+    result: Any
+    """A type that msgspec knows; None where the result is no JSON."""
+    permission: Permission
+    plane: Plane
+    method: str
+    path: str
+    effect: Effect = Effect.READ
+    idempotent: bool = True
+    kind: str = ""
+    """Where `name` must be found; an unknown one is refused with the nearest."""
+    transfer: Transfer = Transfer.JSON
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the operation can say what it would do without doing it."""
+        return "dry_run" in self.arguments.__struct_fields__
+
+
+_VIEW, _DATA, _CONTROL = Permission.VIEW, Plane.DATA, Plane.CONTROL
+
+TABLE: Final = (
+    Operation(
+        "usecase.submit",
+        "Submit a use case; a changed document of the same name replaces it.",
+        SubmitUseCase,
+        Submitted,
+        Permission.SUBMIT,
+        _CONTROL,
+        "POST",
+        "/v1/usecases",
+        Effect.WRITE,
+    ),
+    Operation(
+        "usecase.list",
+        "List use cases.",
+        ListUseCases,
+        list[UseCaseRecord],
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/usecases",
+    ),
+    Operation(
+        "usecase.show",
+        "Show a use case.",
+        Named,
+        UseCaseRecord,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/usecases/{name}",
+        kind=USE_CASE,
+    ),
+    Operation(
+        "usecase.delete",
+        "End a use case, its services and their tasks.",
+        Named,
+        UseCaseRecord,
+        Permission.SUBMIT,
+        _CONTROL,
+        "DELETE",
+        "/v1/usecases/{name}",
+        Effect.WRITE,
+        kind=USE_CASE,
+    ),
+    Operation(
+        "service.list",
+        "List services.",
+        ListServices,
+        list[ServiceRecord],
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/services",
+    ),
+    Operation(
+        "service.show",
+        "Show a service.",
+        Named,
+        ServiceRecord,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/services/{name}",
+        kind=SERVICE,
+    ),
+    Operation(
+        "task.list", "List tasks.", ListTasks, list[TaskRecord], _VIEW, _DATA, "GET", "/v1/tasks"
+    ),
+    Operation(
+        "task.show",
+        "Show a task.",
+        Named,
+        TaskRecord,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/tasks/{name}",
+        kind=TASK,
+    ),
+    Operation(
+        "task.explain",
+        "Say why a task is where it is, and why not elsewhere.",
+        Named,
+        Explanation,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/tasks/{name}/explain",
+        kind=TASK,
+    ),
+    Operation(
+        "task.events",
+        "Tell the story of a task, oldest first.",
+        Named,
+        list[StoryRecord],
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/tasks/{name}/events",
+        kind=TASK,
+    ),
+    Operation(
+        "fleet.status",
+        "List the nodes with load and link.",
+        ListNodes,
+        list[NodeView],
+        _VIEW,
+        _CONTROL,
+        "GET",
+        "/v1/fleet",
+    ),
+    Operation(
+        "node.show",
+        "Show a node.",
+        Named,
+        NodeView,
+        _VIEW,
+        _CONTROL,
+        "GET",
+        "/v1/nodes/{name}",
+        kind=FLEET,
+    ),
+    Operation(
+        "node.drain",
+        "Let a node finish what it has and give it nothing new.",
+        Named,
+        Draining,
+        Permission.OPERATE,
+        _CONTROL,
+        "POST",
+        "/v1/nodes/{name}/drain",
+        Effect.WRITE,
+        kind=FLEET,
+    ),
+    Operation(
+        "artifact.list",
+        "List the artifacts of the cell's store.",
+        ListArtifacts,
+        list[ArtifactRecord],
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/artifacts",
+    ),
+    Operation(
+        "system.info",
+        "Say what this controller is and where its broker listens.",
+        Nothing,
+        SystemInfo,
+        _VIEW,
+        _CONTROL,
+        "GET",
+        "/v1/system",
+    ),
+    Operation(
+        "watch",
+        "Follow the changes of a kind as server-sent events.",
+        Watch,
+        None,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/watch/{kind}",
+        transfer=Transfer.EVENTS,
+    ),
+    Operation(
+        "artifact.put",
+        "Keep an artifact; the body is its content.",
+        PutArtifact,
+        ArtifactRecord,
+        Permission.STORE,
+        _DATA,
+        "PUT",
+        "/v1/artifacts/{hex}",
+        Effect.WRITE,
+        transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "artifact.get",
+        "Fetch an artifact or a range of it.",
+        Content,
+        None,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/artifacts/{hex}",
+        transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "blob.put",
+        "Keep a large value for a while; the body is its content.",
+        Content,
+        Stored,
+        Permission.STORE,
+        _DATA,
+        "PUT",
+        "/v1/blobs/{hex}",
+        Effect.WRITE,
+        transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "blob.get",
+        "Fetch a large value or a range of it.",
+        Content,
+        None,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/blobs/{hex}",
+        transfer=Transfer.BYTES,
+    ),
+)
+
+BY_NAME: Final = {one.name: one for one in TABLE}

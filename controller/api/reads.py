@@ -1,0 +1,154 @@
+"""The operations that only read: answered from the registry, by name. Pure."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec import Struct
+
+from controller.api.errors import not_found
+from controller.api.operations import (
+    Explanation,
+    ListArtifacts,
+    ListNodes,
+    ListServices,
+    ListTasks,
+    ListUseCases,
+    Named,
+    Operation,
+)
+from controller.records import (
+    ARTIFACT,
+    FLEET,
+    NODE,
+    SERVICE,
+    STORY,
+    STORY_LENGTH,
+    TASK,
+    USE_CASE,
+    NodeRecord,
+    NodeView,
+    TaskState,
+    UseCaseState,
+)
+from controller.registry import Registry
+from protocols.messages.hierarchy import NodeState, ServiceState
+
+WORDS: Final = {USE_CASE: "use case", SERVICE: "service", TASK: "task", FLEET: "node"}
+_UNHEARD: Final = "not heard of since this controller started"
+
+
+def read(operation: Operation, arguments: Any, registry: Registry) -> Any:
+    """Answer an operation. Raises Refused (404) for an unknown name."""
+    check_named(operation, arguments, registry)
+    return _READS[operation.name](arguments, registry)
+
+
+def check_named(operation: Operation, arguments: Struct, registry: Registry) -> None:
+    """Check that the thing an operation names is there. Raises Refused (404)."""
+    if not operation.kind or not isinstance(arguments, Named):
+        return
+    if _find(registry, operation.kind, arguments.name) is None:
+        known = [*registry.keys(operation.kind)]
+        if operation.kind == FLEET:
+            known += registry.keys(NODE)
+        raise not_found(WORDS[operation.kind], arguments.name, known)
+
+
+def _find(registry: Registry, kind: str, name: str) -> Any:
+    found = registry.get(kind, name)
+    if found is None and kind == FLEET:
+        record = registry.get(NODE, name)
+        return None if record is None else _unheard(record)
+    return found
+
+
+def _unheard(record: NodeRecord) -> NodeView:
+    """Return the view of a node that was known before a restart and has not come back yet."""
+    return NodeView(
+        node=record.node,
+        state=NodeState.LOST,
+        scheduler="",
+        inventory=record.inventory,
+        agent_version=record.agent_version,
+        reason=_UNHEARD,
+    )
+
+
+def _show(kind: str) -> Callable[[Named, Registry], Any]:
+    return lambda arguments, registry: _find(registry, kind, arguments.name)
+
+
+def _use_cases(arguments: ListUseCases, registry: Registry) -> Any:
+    return registry.list(
+        USE_CASE,
+        arguments.prefix,
+        lambda one: _in_state(one.state, arguments.state, UseCaseState.DELETED),
+    )
+
+
+def _services(arguments: ListServices, registry: Registry) -> Any:
+    return registry.list(
+        SERVICE,
+        arguments.prefix,
+        lambda one: (
+            _in_state(one.state, arguments.state, ServiceState.DELETED)
+            and arguments.use_case in ("", one.order.use_case)
+        ),
+    )
+
+
+def _tasks(arguments: ListTasks, registry: Registry) -> Any:
+    return registry.list(
+        TASK,
+        arguments.prefix,
+        lambda one: (
+            _in_state(one.state, arguments.state, TaskState.DELETED)
+            and arguments.service in ("", one.service)
+            and arguments.node in ("", one.node)
+        ),
+    )
+
+
+def _in_state(state: Any, wanted: Any, deleted: Any) -> bool:
+    return state is not deleted if wanted is None else state is wanted
+
+
+def _explain(arguments: Named, registry: Registry) -> Explanation:
+    task = registry.get(TASK, arguments.name)
+    return Explanation(task.spec.task, task.state, task.node, task.reason, task.placement)
+
+
+def _story(arguments: Named, registry: Registry) -> Any:
+    slots = (registry.get(STORY, f"{arguments.name}/{slot}") for slot in range(STORY_LENGTH))
+    return sorted((one for one in slots if one is not None), key=lambda one: one.number)
+
+
+def _fleet(arguments: ListNodes, registry: Registry) -> list[NodeView]:
+    seen = {one.node: one for one in registry.list(FLEET, arguments.prefix)}
+    for record in registry.list(NODE, arguments.prefix):
+        seen.setdefault(record.node, _unheard(record))
+    return [
+        seen[node]
+        for node in sorted(seen)
+        if arguments.state is None or seen[node].state is arguments.state
+    ]
+
+
+def _artifacts(arguments: ListArtifacts, registry: Registry) -> Any:
+    found = registry.list(ARTIFACT, where=lambda one: one.name.startswith(arguments.prefix))
+    return sorted(found, key=lambda one: (one.name, one.digest))
+
+
+_READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
+    "usecase.list": _use_cases,
+    "usecase.show": _show(USE_CASE),
+    "service.list": _services,
+    "service.show": _show(SERVICE),
+    "task.list": _tasks,
+    "task.show": _show(TASK),
+    "task.explain": _explain,
+    "task.events": _story,
+    "fleet.status": _fleet,
+    "node.show": _show(FLEET),
+    "artifact.list": _artifacts,
+}

@@ -1,0 +1,139 @@
+"""The API as a listening server inside a running event loop (Starlette on uvicorn)."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from ssl import SSLContext
+from typing import Final
+
+import uvicorn
+
+from controller.api.app import Api, Doors, is_loopback
+from controller.registry import LiveRegistry
+from protocols.errors import EnvironmentFailure, UserError
+
+MAX_CONNECTIONS: Final = 1024
+BACKLOG: Final = 256
+TICK_S: Final = 1.0
+STOP_TIMEOUT_S: Final = 5
+"""How long running requests may take when the server stops."""
+UNREAD_TIMEOUT_MS: Final = 60_000
+"""A client that takes nothing for so long is gone; the kernel ends its connection."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process belongs to the host."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self.stopping = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def main_loop(self) -> None:
+        """Tick once a second, for the date header, instead of ten times; stop at once."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self.stopping.wait()
+                self.should_exit = True
+
+
+class ApiServer:
+    """Serves the table of operations on one address; port 0 takes a free one."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: LiveRegistry,
+        doors: Doors,
+        folder: Path,
+        ssl: SSLContext | None = None,
+    ) -> None:
+        if ssl is None and not is_loopback(host):
+            raise UserError(
+                f"the API would listen on {host} without TLS: make certificates with "
+                "'tona ca init' and 'tona ca issue', or listen on 127.0.0.1"
+            )
+        self._host = host
+        self._port = port
+        self._registry = registry
+        self._ssl = ssl
+        self.api = Api(registry, doors, folder, None if ssl else frozenset({host}))
+        self._server: _Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> tuple[str, int]:
+        """Listen and return the address. Raises UserError when it or the folder cannot be used."""
+        await asyncio.to_thread(self.api.bulk.prepare)
+        listener = self._listener()
+        config = uvicorn.Config(
+            self.api.application,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        )
+        config.load()
+        config.ssl = self._ssl
+        self._server = server = _Server(config)
+        serving = asyncio.create_task(server.serve([listener]), name="api")
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            listening.cancel()
+            listener.close()
+            raise EnvironmentFailure(f"the API did not start: {serving.exception()}")
+        self._tasks = [serving, asyncio.create_task(self.api.bulk.sweep_forever(), name="sweep")]
+        host, port = listener.getsockname()[:2]
+        return host, port
+
+    async def stop(self) -> None:
+        """End the watches, let running requests finish, and stop listening."""
+        if self._server is None:
+            return
+        self._registry.close()
+        self._server.stopping.set()
+        serving, sweeping = self._tasks
+        sweeping.cancel()
+        await asyncio.gather(serving, sweeping, return_exceptions=True)
+        for connection in list(self._server.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        self._server = None
+
+    def _listener(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted connections inherit both.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
+            listener.bind((self._host, self._port))
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise UserError(
+                f"the API cannot listen on {self._host}:{self._port} ({error.strerror}): "
+                "end what listens there, or choose another port"
+            ) from error
+        return listener

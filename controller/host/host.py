@@ -1,0 +1,240 @@
+"""The host of roles: batches events, commits records, then lets the outputs out.
+
+Theory of operation. Events wait in one queue per role; a turn hands each role its batch. An output
+without records leaves at once. One with records waits for the commit, and so does everything that
+the same role says after it, so that nobody hears of what a crash could take back. Outputs that
+gather while a commit runs share the next one (group commit). Roles in one host speak by calls.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from controller.decider import (
+    Answer,
+    Called,
+    Decider,
+    Event,
+    Fired,
+    Output,
+    Received,
+    Record,
+    Role,
+    Send,
+    Timer,
+    ToRole,
+    View,
+)
+from controller.store import Fenced, Store
+from protocols.errors import EnvironmentFailure, TonaBug
+
+MAX_EVENTS: Final = 100_000
+"""Events that may wait for one role; one more is dropped and counted."""
+MAX_CALLS: Final = 1000
+COMMIT_RETRY_S: Final = 0.5
+"""Pause before a refused commit is tried again; nothing is promised meanwhile."""
+
+
+class Wire(Protocol):
+    """Where messages to other processes go."""
+
+    def __call__(self, send: Send, sender: str) -> bool:
+        """Send a message of a role; False when the wire cannot take it now."""
+        ...
+
+
+class ReadModel(Protocol):
+    """Who shows people what is there."""
+
+    def apply(self, records: Iterable[Record], views: Iterable[View]) -> None:
+        """Take in what has become durable, and what is only seen."""
+        ...
+
+
+def monotonic_ms() -> int:
+    """Return the clock that every lease and timer stands on."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Host:
+    """Runs deciders; `run` returns only when the host is closed or must stop."""
+
+    def __init__(
+        self,
+        deciders: Sequence[Decider],
+        store: Store,
+        owner_epoch: int,
+        read_model: ReadModel,
+        wire: Wire,
+        now_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        self.deciders = {one.name: one for one in deciders}
+        self.roles: dict[str, Role] = {one.name: one.role for one in deciders}
+        self.counters = {"events": 0, "events_dropped": 0, "unsent": 0, "commits": 0}
+        self._store = store
+        self._owner_epoch = owner_epoch
+        self._read_model = read_model
+        self._wire = wire
+        self._now_ms = now_ms
+        self._events: dict[str, deque[Event]] = {one.name: deque() for one in deciders}
+        self._held: deque[tuple[str, Output]] = deque()
+        self._holding: dict[str, int] = dict.fromkeys(self.deciders, 0)
+        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._calls: dict[str, asyncio.Future[Answer]] = {}
+        self._call_number = 0
+        self.last_failure = ""
+        self._turn_due = False
+        self._commit_wake = asyncio.Event()
+        self._failure: asyncio.Future[None] | None = None
+
+    # From outside.
+
+    def post(self, role: str, event: Event) -> None:
+        """Queue an event for a role of this host."""
+        queue = self._events[role]
+        if len(queue) >= MAX_EVENTS:
+            self.counters["events_dropped"] += 1
+            return
+        queue.append(event)
+        if not self._turn_due:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    async def call(
+        self, operation: str, arguments: Any, tenant: str = "default", cause: str = ""
+    ) -> Answer:
+        """Hand an operation to the role that serves it and wait for its durable answer."""
+        role = _serving(operation, self.roles)
+        if role is None:
+            raise TonaBug(f"no role of this host serves {operation!r}")
+        if len(self._calls) >= MAX_CALLS:
+            raise EnvironmentFailure("too many operations at once; try again in a moment")
+        self._call_number += 1
+        call = f"call-{self._call_number}"
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._calls[call] = future
+        unix_ms = time.time_ns() // 1_000_000
+        self.post(role, Called(call, operation, arguments, tenant, cause or call, unix_ms))
+        try:
+            return await future
+        finally:
+            del self._calls[call]
+
+    async def run(self, records: Sequence[Record]) -> None:
+        """Restore every role and serve until cancelled. Raises Fenced, TonaBug."""
+        self._failure = asyncio.get_running_loop().create_future()
+        self._read_model.apply(records, ())
+        committer = asyncio.ensure_future(self._commit_forever())
+        try:
+            for name, decider in self.deciders.items():
+                self._take(name, decider.restore(records, self._now_ms()))
+            done, _ = await asyncio.wait(
+                {committer, self._failure}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in done:
+                one.result()
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            committer.cancel()
+            self._failure.cancel()
+            for future in self._calls.values():
+                future.cancel()
+            await asyncio.gather(committer, return_exceptions=True)
+
+    # A turn.
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        now_ms = self._now_ms()
+        try:
+            for name, queue in self._events.items():
+                if queue:
+                    batch = list(queue)
+                    queue.clear()
+                    self.counters["events"] += len(batch)
+                    self._take(name, self.deciders[name].handle(batch, now_ms))
+        except TonaBug as bug:
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(bug)
+
+    def _take(self, role: str, output: Output) -> None:
+        """Let an output out, or hold it until its records, or those before it, are durable."""
+        if output.records or self._holding[role]:
+            self._holding[role] += 1
+            self._held.append((role, output))
+            self._commit_wake.set()
+        else:
+            self._let_out(role, output)
+
+    def _let_out(self, role: str, output: Output) -> None:
+        if output.records or output.views:
+            self._read_model.apply(output.records, output.views)
+        for timer in output.timers:
+            self._set(role, timer)
+        for send in output.sends:
+            self._send(role, send)
+        for answer in output.answers:
+            future = self._calls.get(answer.call)
+            if future is not None and not future.done():
+                future.set_result(answer)
+
+    def _send(self, role: str, send: Send) -> None:
+        if isinstance(send.to, ToRole) and send.to.role in self._events:
+            event = Received(role, 0, 0, send.tenant, send.cause, send.body)
+            self.post(send.to.role, event)
+        elif not self._wire(send, role):
+            # Whoever has promised something repeats it; the wire promises nothing.
+            self.counters["unsent"] += 1
+
+    def _set(self, role: str, timer: Timer) -> None:
+        old = self._timers.pop((role, timer.key), None)
+        if old is not None:
+            old.cancel()
+        if timer.at_ms is not None:
+            delay_s = max(0, timer.at_ms - self._now_ms()) / 1000
+            self._timers[role, timer.key] = asyncio.get_running_loop().call_later(
+                delay_s, self._fire, role, timer.key
+            )
+
+    def _fire(self, role: str, key: str) -> None:
+        self._timers.pop((role, key), None)
+        self.post(role, Fired(key))
+
+    # Commits.
+
+    async def _commit_forever(self) -> None:
+        while True:
+            await self._commit_wake.wait()
+            self._commit_wake.clear()
+            while self._held:
+                batch = list(self._held)
+                records = [record for _, output in batch for record in output.records]
+                if records:
+                    await self._commit(records)
+                for role, output in batch:
+                    self._held.popleft()
+                    self._holding[role] -= 1
+                    self._let_out(role, output)
+
+    async def _commit(self, records: list[Record]) -> None:
+        while True:
+            try:
+                await self._store.append(self._owner_epoch, None, records)
+            except Fenced:
+                raise
+            except EnvironmentFailure as failure:
+                self.counters["commit_failures"] = self.counters.get("commit_failures", 0) + 1
+                self.last_failure = str(failure)
+                await asyncio.sleep(COMMIT_RETRY_S)
+            else:
+                self.counters["commits"] += 1
+                return
+
+
+def _serving(operation: str, roles: dict[str, Role]) -> str | None:
+    """Return the role that serves an operation: nodes belong to the TS, all else to NAMO."""
+    wanted = Role.TS if operation.startswith("node.") else Role.NAMO
+    return next((name for name, role in roles.items() if role is wanted), None)

@@ -1,0 +1,131 @@
+"""The use case: the document that a person writes, validated completely before anything runs.
+
+TOML or JSON. A document is first read into the structs of `controller.namo.model`, field by field,
+then each service is held against what its tasks need of each other (`controller.namo.checks`).
+Every problem is told with its line and its field.
+"""
+
+import json
+import tomllib
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from controller.namo.checks import check_service, check_use_case
+from controller.namo.lines import Path, json_lines, toml_lines
+from controller.namo.model import MAX_SERVICES, Service, UseCase
+from controller.namo.reader import Problems, is_digest, read
+from protocols.base import Name
+from protocols.errors import UserError
+
+MAX_DOCUMENT_BYTES: Final = 1 << 20
+FORMATS: Final = ("toml", "json")
+
+
+class DocumentError(UserError):
+    """A use case is not valid; `problems` holds one sentence for each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(("the use case is not valid:", *problems)))
+        self.problems = problems
+
+
+class _Head(Struct, frozen=True):
+    """The use case without its services, which are read one by one."""
+
+    name: Name
+    services: Annotated[list[Any], Meta(min_length=1, max_length=MAX_SERVICES)]
+    tenant: Name | None = None
+    description: Annotated[str, Meta(max_length=2048)] = ""
+
+
+def parse(document: str, notation: str) -> tuple[UseCase, str]:
+    """Read and validate a use case written in `toml` or `json`.
+
+    Returns it, and the document normalised to JSON. Raises DocumentError with every problem.
+    """
+    tree, lines = _load(document, notation)
+    problems = Problems(lines)
+    head = read(_Head, tree, (), problems)
+    services: list[Service] = []
+    raw_services = tree.get("services")
+    for at, raw in enumerate(raw_services if isinstance(raw_services, list) else ()):
+        path = ("services", at)
+        service = read(Service, _unfolded(raw, path, problems), path, problems)
+        if service is not None:
+            check_service(service, path, problems)
+            services.append(service)
+    check_use_case(services, problems)
+    if problems.count or head is None:
+        raise DocumentError(problems.sentences())
+    use_case = UseCase(head.name, tuple(services), head.tenant, head.description)
+    return use_case, msgspec.json.encode(tree).decode()
+
+
+def _load(document: str, notation: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    if notation not in FORMATS:
+        raise DocumentError((f"format {notation!r} is not known: give toml or json",))
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise DocumentError((f"it is longer than {MAX_DOCUMENT_BYTES} characters",))
+    try:
+        if notation == "toml":
+            return tomllib.loads(document), toml_lines(document)
+        tree = json.loads(document, parse_constant=_no_constant)
+        lines = json_lines(document)
+    except tomllib.TOMLDecodeError as error:
+        raise DocumentError((f"it is no TOML: {error}",)) from None
+    except json.JSONDecodeError as error:
+        raise DocumentError((f"line {error.lineno}: it is no JSON: {error.msg}",)) from None
+    except ValueError as error:
+        raise DocumentError((f"it cannot be read: {error}",)) from None
+    except RecursionError:
+        raise DocumentError(("it is nested too deeply",)) from None
+    if not isinstance(tree, dict):
+        raise DocumentError(("the document must be a table (a JSON object)",))
+    return tree, lines
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _unfolded(service: object, path: Path, problems: Problems) -> object:
+    """Write the short forms of a service's tasks out; what is of a wrong type stays as it is."""
+    if not isinstance(service, dict) or not isinstance(service.get("tasks"), list):
+        return service
+    tasks = [
+        _unfolded_task(task, (*path, "tasks", at), problems)
+        for at, task in enumerate(service["tasks"])
+    ]
+    return {**service, "tasks": tasks}
+
+
+def _unfolded_task(task: object, path: Path, problems: Problems) -> object:
+    if not isinstance(task, dict):
+        return task
+    full = _unfolded_artifact(task, path, problems)
+    inputs, constants = task.get("inputs"), task.get("constants")
+    if isinstance(inputs, dict):
+        full["inputs"] = {
+            port: {"from": one} if isinstance(one, str) else one for port, one in inputs.items()
+        }
+    if isinstance(constants, dict):
+        full["constants"] = {
+            port: _unfolded_artifact(one, (*path, "constants", port), problems)
+            if isinstance(one, dict)
+            else one
+            for port, one in constants.items()
+        }
+    return full
+
+
+def _unfolded_artifact(table: dict[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
+    """Join `artifact = "sha256:..."` and `artifact_bytes` to one reference."""
+    full = dict(table)
+    size = full.pop("artifact_bytes", None)
+    if isinstance(full.get("artifact"), str):
+        if size is None and is_digest(full["artifact"]):
+            problems.add((*path, "artifact"), "its size is missing: give artifact_bytes beside it")
+        full["artifact"] = {"digest": full["artifact"], "size_bytes": 0 if size is None else size}
+    return full

@@ -1,0 +1,1 @@
+"""The Task Scheduler (TS): senses nodes and links, acts in milliseconds inside the envelope."""

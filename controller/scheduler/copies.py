@@ -1,0 +1,88 @@
+"""Tasks inside their envelopes: which copy serves, which one is being prepared beside it.
+
+A *copy* is one assignment of a task to a node under an epoch of the block that the TA leased.
+A planned move prepares the next copy while the current one serves (make before break); after a
+loss the next copy is all there is.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from protocols.messages.hierarchy import EnvelopeGrant
+from protocols.messages.task import InstanceState
+
+
+class CopyState(StrEnum):
+    """What the scheduler knows of a copy."""
+
+    ASSIGNED = "assigned"
+    """Sent, not yet READY."""
+    READY = "ready"
+    FAILED = "failed"
+    GONE = "gone"
+    """Its node is lost."""
+
+
+Stamp = tuple[int, int]
+"""Incarnation and number of a node's frame: what it said later is greater."""
+
+
+class Copy(Struct):
+    """One assignment."""
+
+    node: str
+    epoch: int
+    generation: int
+    grant: EnvelopeGrant
+    """What it was assigned under: while a newer generation is prepared, routes follow this one."""
+    state: CopyState = CopyState.ASSIGNED
+    reported: InstanceState | None = None
+    sent_ms: int = 0
+    reason: str = ""
+    cause: str = ""
+    heard: Stamp = (0, 0)
+    """Of the last word about it: a broker may reorder what comes over different topics."""
+    orderly: bool = False
+    """Whether its node, now lost, had said farewell: then there is nothing to wait for."""
+
+
+class TaskEntry(Struct):
+    """A granted task."""
+
+    grant: EnvelopeGrant
+    anchor: str
+    tenant: str
+    granted_ms: int
+    next_epoch: int
+    current: Copy | None = None
+    """The copy that routes point to."""
+    coming: Copy | None = None
+    """The copy that will replace it when it is ready."""
+    failures: dict[str, str] = {}
+    """Why this envelope's nodes could not run the task, by node."""
+    moved_ms: int = -(10**12)
+    escalated: str = ""
+    """Number of the escalation that is not answered yet."""
+    escalations: int = 0
+    refused_ms: int = -(10**12)
+    awaiting_node: bool = False
+    """After a restart: the node that ran the task may still come with it."""
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.grant.spec.task
+
+    def copies(self) -> list[Copy]:
+        """Return the copies there are."""
+        return [copy for copy in (self.current, self.coming) if copy is not None]
+
+    def on_node(self, node: str) -> Copy | None:
+        """Return the newest copy on a node."""
+        found = [copy for copy in self.copies() if copy.node == node]
+        return max(found, key=lambda copy: copy.epoch) if found else None
+
+    def epochs_left(self) -> int:
+        """Return how many epochs of the lease are unused."""
+        return max(0, self.grant.epoch_to - self.next_epoch + 1)

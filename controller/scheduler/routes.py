@@ -1,0 +1,74 @@
+"""Routes: where a service is served now, as a plan over the ready copies of its tasks."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from controller.scheduler.copies import Copy, CopyState, TaskEntry
+from protocols.messages.invocation import REQUEST, Edge, Plan, Route, Step
+
+ROUTE_VALID_MS: Final = 30_000
+ROUTE_CREDIT: Final = 64
+
+
+def build_plan(tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]) -> Plan | str:
+    """Return the plan of a service, or one sentence why it is not served now."""
+    copies: list[Copy] = []
+    for name in service_tasks:
+        entry = tasks.get(name)
+        if entry is None:
+            return f"task {name} has no envelope yet"
+        if entry.current is None or entry.current.state is not CopyState.READY:
+            return f"task {name} is not ready"
+        copies.append(entry.current)
+    step_tasks = {copy.grant.spec.step: copy.grant.spec.task for copy in copies}
+    last = copies[-1].grant
+    return Plan(
+        last.service,
+        min(copy.generation for copy in copies),
+        tuple(_step(copy, step_tasks) for copy in copies),
+        tuple(_renamed(edge, step_tasks) for edge in last.outputs),
+    )
+
+
+def _step(copy: Copy, step_tasks: Mapping[str, str]) -> Step:
+    spec = copy.grant.spec
+    return Step(
+        task=spec.task,
+        node=copy.node,
+        epoch=copy.epoch,
+        inputs=tuple(_renamed(edge, step_tasks) for edge in spec.inputs),
+        outputs=tuple(port.name for port in spec.manifest.outputs),
+    )
+
+
+def _renamed(edge: Edge, step_tasks: Mapping[str, str]) -> Edge:
+    # In a plan steps go by their tasks' names, which are unique in the cell.
+    return Edge(edge.port, step_tasks.get(edge.source, edge.source), edge.source_port)
+
+
+def entry_inputs(plan: Plan) -> dict[str, set[str]]:
+    """Return for each node with a step fed by the request the names of the values it needs."""
+    wanted: dict[str, set[str]] = {}
+    for step in plan.steps:
+        names = {edge.source_port for edge in step.inputs if edge.source == REQUEST}
+        if names:
+            wanted.setdefault(step.node, set()).update(names)
+    return wanted
+
+
+def route(service: str, epoch: int, plan: Plan | str, blob_urls: tuple[str, ...]) -> Route:
+    """Return the message that tells clients where a service is served, or why it is not."""
+    if isinstance(plan, str):
+        return Route(
+            service, epoch, None, ROUTE_VALID_MS, credit=0, blob_urls=blob_urls, reason=plan
+        )
+    inputs = sorted({name for names in entry_inputs(plan).values() for name in names})
+    return Route(
+        service,
+        epoch,
+        plan,
+        ROUTE_VALID_MS,
+        credit=ROUTE_CREDIT,
+        blob_urls=blob_urls,
+        inputs=tuple(inputs),
+    )

@@ -1,0 +1,1 @@
+"""The daemon on every node: sensing, a pure core, executors."""

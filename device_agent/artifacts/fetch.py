@@ -1,0 +1,201 @@
+"""Fetching artifacts and blobs, pushing blobs: the daemon's door to its transfer process.
+
+The process is started by the first transfer and leaves when there was none for `IDLE_EXIT_S`: HTTP
+and hashing take memory that an idle daemon must not hold.
+"""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from device_agent.artifacts.blobs import BlobFolder
+from device_agent.artifacts.cache import ArtifactCache
+from device_agent.artifacts.shelf import PART_PREFIX, Shelf, hex_of
+from device_agent.executors.contract import read_failure
+from device_agent.executors.door import ExecutorFailure, Failed
+from device_agent.executors.process import Process
+from protocols.errors import Blame, EnvironmentFailure
+from protocols.manifest import ArtifactRef
+from protocols.messages.invocation import FailureCode
+
+IDLE_EXIT_S: Final = 30.0
+PARALLEL: Final = 4
+"""Transfers at once; more wait for their turn."""
+MAX_TRANSFERS: Final = 64
+"""Transfers under way or waiting; one more is refused."""
+_PROGRAM: Final = Path(__file__).parent / "fetch_child.py"
+
+
+class TlsFiles(Struct, frozen=True):
+    """Whom to trust and who we are, in PEM files."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+class Fetcher:
+    """Moves content between this node and the cell's stores."""
+
+    def __init__(
+        self,
+        cache: ArtifactCache,
+        blobs: BlobFolder,
+        *,
+        tls: TlsFiles | None = None,
+        interpreter: str = sys.executable,
+    ) -> None:
+        self._cache = cache
+        self._blobs = blobs
+        self._tls = [str(tls.authority), str(tls.certificate), str(tls.key)] if tls else None
+        self._interpreter = interpreter
+        self._process: Process | None = None
+        self._transfers: dict[str, asyncio.Task[None]] = {}
+        self._idle: asyncio.TimerHandle | None = None
+        self._ends: set[asyncio.Task[None]] = set()
+
+    async def fetch_artifact(self, ref: ArtifactRef, urls: list[str]) -> Path:
+        """Return the verified artifact, fetched from the first base URL that has it.
+
+        Raises ExecutorFailure. Pin the digest before other fetches may need its room.
+        """
+        if not self._cache.verified(ref.digest, ref.size_bytes):
+            await self._join(f"artifact {ref.digest}", self._artifact, ref, urls)
+        return self._cache.path(ref.digest)
+
+    async def fetch_blob(self, digest: str, size_bytes: int, urls: list[str]) -> Path:
+        """Return the value's file, fetched from the first base URL that has it.
+
+        Raises ExecutorFailure.
+        """
+        ref = ArtifactRef(digest, size_bytes)
+        if not self._blobs.has(digest, size_bytes):
+            await self._join(f"blob {digest}", self._blob, ref, urls)
+        return self._blobs.path(digest)
+
+    async def push_blob(self, digest: str, urls: list[str]) -> None:
+        """Put a value of this node into the first of the cell's stores that takes it.
+
+        Raises ExecutorFailure.
+        """
+        ref = ArtifactRef(digest, 0)
+        self._blobs.pin(digest)
+        try:
+            await self._join(f"push {digest}", self._push, ref, urls)
+        finally:
+            self._blobs.unpin(digest)
+
+    async def close(self) -> None:
+        """Give up what is under way and end the process."""
+        for task in list(self._transfers.values()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ExecutorFailure):
+                await task
+        self._leave()
+        while self._ends:
+            await asyncio.gather(*self._ends)
+
+    async def _join(self, name: str, work: Any, ref: ArtifactRef, urls: list[str]) -> None:
+        """Do a transfer, or wait for the same one that is under way."""
+        task = self._transfers.get(name)
+        if task is None:
+            if len(self._transfers) >= MAX_TRANSFERS:
+                raise _failed(f"{MAX_TRANSFERS} transfers wait already")
+            task = asyncio.create_task(work(ref, urls))
+            self._transfers[name] = task
+            task.add_done_callback(lambda done: self._finished(name, done))
+        await asyncio.shield(task)
+
+    def _finished(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._transfers[name]
+        if not task.cancelled():
+            # Whoever waited may be gone; the failure was theirs to hear.
+            task.exception()
+        if not self._transfers and self._process is not None and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_EXIT_S, self._leave)
+
+    async def _artifact(self, ref: ArtifactRef, urls: list[str]) -> None:
+        self._check(ref.digest)
+        if self._cache.has(ref.digest, ref.size_bytes):
+            with contextlib.suppress(ExecutorFailure):
+                await self._ask("verify", self._cache, ref, [])
+                self._cache.mark_verified(ref.digest)
+                return
+        self._cache.drop(ref.digest)
+        await self._get(self._cache, ref, [f"{base}/v1/artifacts" for base in urls])
+        self._cache.mark_verified(ref.digest)
+
+    async def _blob(self, ref: ArtifactRef, urls: list[str]) -> None:
+        self._check(ref.digest)
+        await self._get(self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
+
+    async def _push(self, ref: ArtifactRef, urls: list[str]) -> None:
+        self._check(ref.digest)
+        await self._ask("put", self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
+
+    async def _get(self, shelf: Shelf, ref: ArtifactRef, bases: list[str]) -> None:
+        try:
+            # What other transfers gather must not be taken from under them.
+            busy = frozenset(PART_PREFIX + name[-64:] for name in self._transfers)
+            shelf.make_room(ref.size_bytes, busy=busy)
+        except EnvironmentFailure as error:
+            raise _failed(str(error)) from None
+        await self._ask("get", shelf, ref, bases)
+
+    async def _ask(self, op: str, shelf: Shelf, ref: ArtifactRef, bases: list[str]) -> None:
+        name = hex_of(ref.digest)
+        request = {
+            "op": op,
+            "hex": name,
+            "size": ref.size_bytes,
+            "urls": [f"{base}/{name}" for base in bases],
+            "path": str(shelf.path(ref.digest)),
+            "part": str(shelf.part(ref.digest)),
+            "tls": self._tls,
+        }
+        reply = await self._running().link.ask(request)
+        if reply is None:
+            raise _failed(f"the transfer process ended during {op} of {name[:12]}")
+        if reply.fail is not None:
+            raise ExecutorFailure(read_failure(reply.fail))
+
+    def _running(self) -> Process:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._process is None:
+            try:
+                arguments = (str(PARALLEL),)
+                self._process = Process(self._interpreter, _PROGRAM, arguments, self._ended)
+            except EnvironmentFailure as error:
+                raise _failed(str(error)) from None
+        return self._process
+
+    def _ended(self, process: Process) -> None:
+        if self._process is process:
+            self._process = None
+        task = asyncio.create_task(process.end())
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+    def _leave(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._process is not None:
+            self._process.link.close()
+
+    @staticmethod
+    def _check(digest: str) -> None:
+        try:
+            hex_of(digest)
+        except EnvironmentFailure as error:
+            raise _failed(str(error)) from None
+
+
+def _failed(text: str) -> ExecutorFailure:
+    return ExecutorFailure(Failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True))

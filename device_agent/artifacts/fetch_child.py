@@ -1,0 +1,287 @@
+"""Moves artifacts and blobs over HTTP, apart from the daemon; it leaves when the daemon hangs up.
+
+    fetch_child.py SOCKET_FD PARENT_PID THREADS
+
+Requests: `get` (resumes `part`, verifies, renames to `path`), `put`, `verify`. Whichever thread is
+free reads the next one. A digest is held against the content before the content gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs.stream import Header, Refusal, Stream, die_with_parent
+else:
+    _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+    sys.path[0] = os.path.join(_HERE, "..", "executors", "programs")  # noqa: PTH118
+    from stream import Header, Refusal, Stream, die_with_parent
+
+ATTEMPTS: Final = 4
+"""Rounds over all addresses before a transfer is given up."""
+BACKOFF_S: Final = 0.2
+"""Before the second round; doubled for each one after it."""
+SOCKET_TIMEOUT_S: Final = 10.0
+BLOCK_BYTES: Final = 256 * 1024
+OK: Final = 200
+PARTIAL: Final = 206
+MULTIPLE: Final = 300
+RANGE_NOT_SATISFIABLE: Final = 416
+SERVER_ERROR: Final = 500
+
+Connection = http.client.HTTPConnection
+
+
+class Miss(Exception):
+    """One address did not serve the request: why, and whether it may later."""
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+
+
+def failure(text: str, *, blame: str = "environment", retryable: bool = True) -> Refusal:
+    """Make the answer to a transfer that failed."""
+    return Refusal("fetch", blame, text, retryable=retryable)
+
+
+class Client:
+    """The connections of one thread, kept open between requests."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], Connection] = {}
+
+    def _connection(self, scheme: str, host: str, tls: list[str] | None) -> tuple[Connection, bool]:
+        kept = self._open.get((scheme, host))
+        if kept is not None:
+            return kept, True
+        if scheme == "https":
+            context = ssl.create_default_context(cafile=tls[0] if tls else None)
+            if tls:
+                context.load_cert_chain(tls[1], tls[2])
+            made: Connection = http.client.HTTPSConnection(
+                host, timeout=SOCKET_TIMEOUT_S, context=context, blocksize=BLOCK_BYTES
+            )
+        elif scheme == "http":
+            made = Connection(host, timeout=SOCKET_TIMEOUT_S, blocksize=BLOCK_BYTES)
+        else:
+            raise Miss(f"{scheme}: is no way to fetch", final=True)
+        self._open[scheme, host] = made
+        return made, False
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        tls: list[str] | None,
+        body: BinaryIO | None = None,
+    ) -> tuple[http.client.HTTPResponse, Connection]:
+        """Send one request; a kept connection that has gone stale is replaced once. Raises Miss."""
+        parts = urllib.parse.urlsplit(url)
+        while True:
+            try:
+                connection, kept = self._connection(parts.scheme, parts.netloc, tls)
+            except (OSError, ValueError) as error:
+                raise Miss(f"{url}: {error}", final=True) from None
+            try:
+                if body is not None:
+                    body.seek(0)
+                connection.request(method, parts.path, body, headers)
+                return connection.getresponse(), connection
+            except (OSError, http.client.HTTPException) as error:
+                self.forget(connection)
+                if not kept:
+                    raise Miss(f"{url}: {error or type(error).__name__}") from None
+
+    def forget(self, connection: Connection) -> None:
+        """Close a connection whose state is not known."""
+        connection.close()
+        self._open = {key: one for key, one in self._open.items() if one is not connection}
+
+
+def over_addresses(request: Header, client: Client, work: Work) -> None:
+    """Try the addresses in order, round after round, until one serves. Raises Refusal."""
+    urls: list[str] = list(request["urls"])
+    misses: dict[str, str] = {}
+    for attempt in range(ATTEMPTS):
+        if attempt and urls:
+            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        for url in list(urls):
+            try:
+                work(request, url, client)
+            except Miss as miss:
+                misses[url] = str(miss)
+                if miss.final:
+                    urls.remove(url)
+            else:
+                return
+    said = "; ".join(misses.values()) or "no address was given"
+    raise failure(f"{request['op']} {request['hex'][:12]}: {said}")
+
+
+def get(request: Header, url: str, client: Client) -> None:
+    """Fetch from one address, on from where the part ends. Raises Miss or Refusal."""
+    size: int = request["size"]
+    try:
+        with open(request["part"], "a+b") as part:  # noqa: PTH123 - no pathlib here
+            have = part.tell()
+            if have > size:
+                part.truncate(0)
+                have = 0
+            if have < size:
+                download(part, have, size, url, request["tls"], client)
+            check(part, request)
+            part.flush()
+            os.fsync(part.fileno())
+        os.rename(request["part"], request["path"])  # noqa: PTH104
+    except OSError as error:
+        # A full disk: the part gives its room back, what lay there before stays.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(request["part"])  # noqa: PTH108
+        raise failure(f"cannot store {request['hex'][:12]}: {error.strerror}") from None
+
+
+def check(part: BinaryIO, request: Header) -> None:
+    """Hold the whole part against its digest; a wrong one is emptied. Raises Miss."""
+    part.seek(0)
+    if hashlib.file_digest(part, "sha256").hexdigest() != request["hex"]:
+        part.truncate(0)
+        raise Miss("the content is not what its digest says")
+
+
+def download(
+    part: BinaryIO, have: int, size: int, url: str, tls: list[str] | None, client: Client
+) -> None:
+    """Append what the part misses. Raises Miss, or OSError of the disk."""
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    response, connection = client.ask("GET", url, headers, tls)
+    whole = False
+    try:
+        if response.status == RANGE_NOT_SATISFIABLE:
+            part.truncate(0)
+            raise Miss(f"{url}: has no more than {have} bytes")
+        if response.status not in (OK, PARTIAL):
+            final = response.status < SERVER_ERROR
+            raise Miss(f"{url}: {response.status} {response.reason}", final=final)
+        starts = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status == PARTIAL and not starts:
+            raise Miss(f"{url}: answered with another range", final=True)
+        if response.status == OK:
+            part.truncate(0)
+            have = 0
+        while have < size:
+            block = read_block(response, url, min(BLOCK_BYTES, size - have))
+            part.write(block)
+            have += len(block)
+        whole = not response.read(1)
+        if not whole:
+            part.truncate(0)
+            raise Miss(f"{url}: sends more than the {size} bytes it should have", final=True)
+    finally:
+        if not whole:
+            client.forget(connection)
+
+
+def read_block(response: http.client.HTTPResponse, url: str, size: int) -> bytes:
+    """Read some bytes of a body; the network's errors become a Miss."""
+    try:
+        block = response.read(size)
+    except (OSError, http.client.HTTPException) as error:
+        raise Miss(f"{url}: {error or type(error).__name__}") from None
+    if not block:
+        raise Miss(f"{url}: the answer ends too early")
+    return block
+
+
+def put(request: Header, url: str, client: Client) -> None:
+    """Send a file to one address. Raises Miss or Refusal."""
+    try:
+        file = open(request["path"], "rb")  # noqa: PTH123, SIM115 - closed by the with below
+    except OSError as error:
+        raise failure(f"cannot send {request['hex'][:12]}: {error.strerror}") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        response, connection = client.ask("PUT", url, headers, request["tls"], file)
+        try:
+            response.read()
+        except (OSError, http.client.HTTPException):
+            client.forget(connection)
+        if not OK <= response.status < MULTIPLE:
+            final = response.status < SERVER_ERROR
+            raise Miss(f"{url}: {response.status} {response.reason}", final=final)
+
+
+def verify(request: Header) -> None:
+    """Hold a file against its digest. Raises Refusal."""
+    try:
+        with open(request["path"], "rb") as file:  # noqa: PTH123
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise failure(f"cannot read {request['hex'][:12]}: {error.strerror}") from None
+    if found != request["hex"]:
+        raise failure(f"{request['path']} is not what its digest says")
+
+
+class Worker:
+    """The threads of this process and what they share."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = Stream(sock)
+        self._reading = threading.Lock()
+        self._writing = threading.Lock()
+
+    def serve(self) -> None:
+        """Serve requests until the daemon hangs up, then end the process."""
+        try:
+            client = Client()
+            while True:
+                with self._reading:
+                    frame = self._stream.receive()
+                if frame is None:
+                    os._exit(0)
+                answer = self._answer(frame[0], client)
+                with self._writing:
+                    self._stream.send(answer)
+        except BaseException:  # noqa: BLE001 - a thread's edge: half a worker would hang requests
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+
+    @staticmethod
+    def _answer(request: Header, client: Client) -> Header:
+        try:
+            if request["op"] == "get":
+                over_addresses(request, client, get)
+            elif request["op"] == "put":
+                over_addresses(request, client, put)
+            else:
+                verify(request)
+        except Refusal as refusal:
+            return {"id": request["id"], "fail": refusal.answer}
+        return {"id": request["id"]}
+
+
+def main(arguments: list[str]) -> int:
+    """Serve with as many transfers at once as the daemon asked for."""
+    die_with_parent(int(arguments[2]))
+    worker = Worker(socket.socket(fileno=int(arguments[1])))
+    for _ in range(int(arguments[3]) - 1):
+        threading.Thread(target=worker.serve, daemon=True).start()
+    worker.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

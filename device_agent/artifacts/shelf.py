@@ -1,0 +1,143 @@
+"""A folder of files named by the hex of their SHA-256, bounded in bytes; the folder is the truth.
+
+Whoever writes here writes a `.part-` file and renames it, so that a name stands for whole content.
+The time of last use is the file's own modification time: it survives a restart.
+"""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from protocols.errors import EnvironmentFailure
+
+DIGEST_PREFIX: Final = "sha256:"
+PART_PREFIX: Final = ".part-"
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class Entry(Struct, frozen=True):
+    """One file: its name, size and last use in seconds of the wall clock."""
+
+    name: str
+    size_bytes: int
+    used_s: float
+
+
+def hex_of(digest: str) -> str:
+    """Return the hex of `sha256:HEX`. Raises EnvironmentFailure when it is no such digest."""
+    name = digest.removeprefix(DIGEST_PREFIX)
+    if not digest.startswith(DIGEST_PREFIX) or _HEX.fullmatch(name) is None:
+        raise EnvironmentFailure(f"{digest[:80]!r} is no SHA-256 digest")
+    return name
+
+
+def to_evict(
+    entries: list[Entry], pinned: frozenset[str], excess_bytes: int, unused_since_s: float = 0.0
+) -> list[Entry]:
+    """Choose what to give up: all unpinned ones unused since then, then the least lately used.
+
+    Pure. It may free less than asked, when what is left is pinned.
+    """
+    chosen: list[Entry] = []
+    for entry in sorted(entries, key=lambda one: one.used_s):
+        if entry.name in pinned:
+            continue
+        if entry.used_s < unused_since_s or excess_bytes > 0:
+            chosen.append(entry)
+            excess_bytes -= entry.size_bytes
+    return chosen
+
+
+class Shelf:
+    """The files of one folder, which of them are in use, and room for more."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Create the folder. Raises EnvironmentFailure when that is not possible."""
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self._pins: dict[str, int] = {}
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot make {folder}: {error.strerror}") from None
+
+    def path(self, digest: str) -> Path:
+        """Return where the content of a digest lies or would lie."""
+        return self.folder / hex_of(digest)
+
+    def part(self, digest: str) -> Path:
+        """Return where content of a digest is gathered until it is whole."""
+        return self.folder / f"{PART_PREFIX}{hex_of(digest)}"
+
+    def has(self, digest: str, size_bytes: int) -> bool:
+        """Whether a file of this digest and size lies here."""
+        try:
+            return self.path(digest).stat().st_size == size_bytes
+        except OSError:
+            return False
+
+    def pin(self, digest: str) -> None:
+        """Keep content for as long as it is in use; pins are counted."""
+        name = hex_of(digest)
+        self._pins[name] = self._pins.get(name, 0) + 1
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / name)
+
+    def unpin(self, digest: str) -> None:
+        """Take one pin back; without one nothing happens."""
+        name = hex_of(digest)
+        left = self._pins.get(name, 0) - 1
+        if left > 0:
+            self._pins[name] = left
+        else:
+            self._pins.pop(name, None)
+
+    def pinned(self) -> frozenset[str]:
+        """Return the names in use."""
+        return frozenset(self._pins)
+
+    def drop(self, digest: str) -> None:
+        """Delete content at once."""
+        self._unlink(self.path(digest))
+
+    def entries(self) -> list[Entry]:
+        """Read the folder, unfinished files included."""
+        found = []
+        with os.scandir(self.folder) as files:
+            for file in files:
+                # Another process may rename or remove a file meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    about = file.stat(follow_symlinks=False)
+                    if _HEX.fullmatch(file.name) or file.name.startswith(PART_PREFIX):
+                        found.append(Entry(file.name, about.st_size, about.st_mtime))
+        return found
+
+    def used_bytes(self) -> int:
+        """Return how much lies here."""
+        return sum(entry.size_bytes for entry in self.entries())
+
+    def make_room(self, more_bytes: int, *, busy: frozenset[str] = frozenset()) -> None:
+        """Give up the least lately used until so much fits; `busy` files are being written.
+
+        Raises EnvironmentFailure when what is in use leaves too little.
+        """
+        entries = self.entries()
+        used = sum(entry.size_bytes for entry in entries)
+        keep = self.pinned() | busy
+        for entry in to_evict(entries, keep, used + more_bytes - self.max_bytes):
+            self._unlink(self.folder / entry.name)
+            used -= entry.size_bytes
+        if used + more_bytes > self.max_bytes:
+            raise EnvironmentFailure(
+                f"{more_bytes} bytes do not fit into {self.folder}: "
+                f"{used} of its {self.max_bytes} bytes are in use"
+            )
+
+    @staticmethod
+    def _unlink(path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()

@@ -1,0 +1,140 @@
+"""What the daemon is told: file, environment `TONA_*`, flags, in that order of rising precedence.
+
+A wrong value raises UserError with one sentence: what, where, what to do.
+"""
+
+import argparse
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct, structs
+
+from protocols.errors import UserError
+from protocols.topics import valid_name
+
+DEFAULT_CELL: Final = "cell"
+DEFAULT_BROKER: Final = "127.0.0.1:1883"
+_NAME_MAX: Final = 64
+_V4: Final = 4
+_LOOPBACK_NET: Final = 127
+_OPTIONS: Final = {
+    "node": "name of this node; default: the host's name",
+    "cell": f"name of the cell; default: the bundle's, or {DEFAULT_CELL}",
+    "broker": f"HOST:PORT of the cell's broker; default: the bundle's, or {DEFAULT_BROKER}",
+    "bundle": "file made by `tona ca issue`: identity, key and authority of this node",
+    "data": "folder for journal, artifacts and large values",
+    "profile": "board profile, by name or file; default: recognised",
+}
+
+
+class Config(Struct, frozen=True):
+    """What was asked for; empty means not said."""
+
+    node: str = ""
+    cell: str = ""
+    broker: str = ""
+    bundle: str = ""
+    data: str = ""
+    profile: str = ""
+
+
+class Address(Struct, frozen=True):
+    """Where a broker listens."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is this machine's own loopback, which alone needs no TLS."""
+        return self.host == "localhost" or _is_loopback(self.host)
+
+
+def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Return the configuration. Raises UserError; `--help` and wrong flags raise SystemExit."""
+    parser = argparse.ArgumentParser(
+        prog="python -m device_agent",
+        description="Device agent: reports this machine to its cell and runs the cell's tasks.",
+        epilog="Each option may also stand in the environment (TONA_NODE, ...) or in the file.",
+        allow_abbrev=False,
+    )
+    for name, text in _OPTIONS.items():
+        parser.add_argument(f"--{name}", default="", help=text)
+    parser.add_argument("--config", default="", help="TOML file with these options")
+    flags = vars(parser.parse_args(arguments))
+    path = flags.pop("config") or environment.get("TONA_CONFIG", "")
+    config = _from_file(Path(path)) if path else Config()
+    said = {name: environment.get(f"TONA_{name.upper()}", "") for name in _OPTIONS}
+    for source in (said, flags):
+        config = structs.replace(config, **{name: value for name, value in source.items() if value})
+    if not config.node:
+        config = structs.replace(config, node="" if config.bundle else host_name())
+    return config
+
+
+def _from_file(path: Path) -> Config:
+    import tomllib  # noqa: PLC0415 - only where there is such a file
+
+    import msgspec  # noqa: PLC0415 - the same
+
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    unknown = sorted(document.keys() - _OPTIONS.keys())
+    if unknown:
+        raise UserError(f"{path}: there is no option {unknown[0]!r}; use {', '.join(_OPTIONS)}")
+    try:
+        return msgspec.convert(document, Config)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: every option is a string: {error}") from None
+
+
+def host_name() -> str:
+    """Return the host's name as one that may stand in a topic."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
+    return plain.lstrip("._-")[:_NAME_MAX] or "node"
+
+
+def check_name(what: str, name: str) -> str:
+    """Return a valid name. Raises UserError."""
+    if not valid_name(name):
+        raise UserError(
+            f"{what} {name!r} is no valid name: use letters, digits, '.', '_' and '-', at most "
+            f"{_NAME_MAX}, beginning with a letter or digit"
+        )
+    return name
+
+
+def parse_address(text: str) -> Address:
+    """Take HOST:PORT apart; an IPv6 address stands in brackets. Raises UserError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"broker {text!r} is no address: write HOST:PORT, such as 127.0.0.1:1883")
+    return Address(host, int(port))
+
+
+def data_folder(config: Config, node: str, environment: Mapping[str, str]) -> Path:
+    """Return where this node keeps its state."""
+    if config.data:
+        return Path(config.data).expanduser().absolute()
+    state = environment.get("XDG_STATE_HOME", "")
+    base = Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()  # noqa: PTH117
+    return base / "tona" / node
+
+
+def _is_loopback(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            packed = socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return packed[0] == _LOOPBACK_NET if len(packed) == _V4 else int.from_bytes(packed) == 1
+    return False

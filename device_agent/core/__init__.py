@@ -1,0 +1,1 @@
+"""The pure core of the daemon: assignments, sessions, outbox; no clock, no I/O."""

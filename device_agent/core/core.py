@@ -1,0 +1,262 @@
+"""The pure core of the daemon and its one door: `Core.handle(event, now_ms) -> list[Command]`.
+
+The core knows no clock, no randomness, no I/O: `now_ms` is the shell's monotonic clock (fractions
+count, for timings in microseconds), identifiers and jitter come with events. After every `handle`
+the shell reads `next_due_ms` and says `Tick` then. The parts share one `Turn`; this module alone
+knows them all.
+
+Ending. `ShutDown` releases every instance; when the last has stopped, or `SHUTDOWN_MS` has passed,
+the node says farewell (`Death`, orderly) and asks for `Exit`. The journal keeps its assignments.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec import structs
+
+from device_agent.core import events
+from device_agent.core.assignments import Assignments
+from device_agent.core.commands import Command, Exit, Say, SetPace
+from device_agent.core.lifecycle import Entry
+from device_agent.core.outbox import Outbox
+from device_agent.core.presence import Presence
+from device_agent.core.requests import Requests
+from device_agent.core.turn import Turn
+from device_agent.sensing.reporting import due_link, due_load
+from protocols.errors import TonaBug
+from protocols.messages import (
+    Acknowledge,
+    Assign,
+    Birth,
+    Cancel,
+    Death,
+    Deliver,
+    Drain,
+    Invoke,
+    LinkReport,
+    LoadReport,
+    RebirthRequest,
+    Release,
+    SetSensing,
+    Welcome,
+)
+from protocols.messages.presence import Inventory
+from protocols.topics import Channel
+
+SHUTDOWN_MS: Final = 10_000
+"""What the whole end of the daemon may take."""
+WARNINGS_MAX: Final = 16
+_SHUTDOWN: Final = ("shutdown", "")
+
+
+class Core:
+    """Everything that one node decides."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        agent_version: str,
+        boot_id: str,
+        inventory: Inventory,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self._turn = turn = Turn(node)
+        self._agent_version = agent_version
+        self._boot_id = boot_id
+        self._inventory = inventory
+        self._warnings = warnings
+        self._sensing = SetSensing()
+        self._last_load: LoadReport | None = None
+        self._last_link: LinkReport | None = None
+        self._ending = ""
+        self._ended = False
+        self.presence = Presence(turn, self._birth)
+        self.outbox = Outbox(turn)
+        self.assignments = Assignments(turn, self.outbox, inventory, lambda: self.presence.welcomed)
+        self.requests = Requests(turn, self.assignments, self.assignments.idle)
+        self.assignments.abandon = self.requests.abandon
+        self._doors = self._table()
+        self._bodies: dict[tuple[Channel, type], Callable[[events.Received, Any], None]] = {
+            (Channel.INVOKE, Invoke): self.requests.take,
+            (Channel.INVOKE, Deliver): self.requests.take,
+            (Channel.INVOKE, Cancel): lambda _, body: self.requests.cancel(body),
+            (Channel.COMMAND, Welcome): self._welcome,
+            (Channel.COMMAND, RebirthRequest): self._rebirth,
+            (Channel.COMMAND, Drain): self._drain,
+            (Channel.COMMAND, SetSensing): self._set_sensing,
+            (Channel.COMMAND, Assign): self._assign,
+            (Channel.COMMAND, Release): self._release,
+            (Channel.COMMAND, Acknowledge): self._acknowledge,
+        }
+
+    def handle(self, event: events.Event, now_ms: float) -> list[Command]:
+        """Take in one event; return what is to be done, in order. Raises TonaBug."""
+        turn = self._turn
+        turn.now_ms = now_ms
+        out: list[Command] = []
+        turn.out = out
+        door = self._doors.get(type(event))
+        if door is None:
+            raise TonaBug(f"the core has no door for {type(event).__name__}")
+        door(event)
+        if self._ending and not self._ended and not self.assignments.active:
+            self._farewell()
+        return out
+
+    @property
+    def next_due_ms(self) -> float | None:
+        """When the next `Tick` is wanted; None: not before another event."""
+        return self._turn.timers.next_ms()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was dropped, refused or late since the start, by name."""
+        return self._turn.counts
+
+    def story(self, task: str) -> tuple[Entry, ...]:
+        """Return the last steps of a task, oldest first; empty when it is not held."""
+        held = self.assignments.held.get(task)
+        return tuple(held.story) if held is not None else ()
+
+    def _table(self) -> dict[type, Callable[[Any], None]]:
+        """Return who takes which event."""
+        assignments, requests = self.assignments, self.requests
+        return {
+            events.Received: self._received,
+            events.ExecutorDone: requests.done,
+            events.ExecutorFailed: requests.failed,
+            events.Tick: self._tick,
+            events.Sampled: self._sampled,
+            events.LinkSampled: self._link_sampled,
+            events.Restored: assignments.restore,
+            events.JournalFailed: assignments.journal_failed,
+            events.Connected: self._connected,
+            events.Disconnected: self._disconnected,
+            events.ArtifactReady: lambda event: assignments.artifact_ready(event.digest),
+            events.ArtifactFailed: assignments.artifact_failed,
+            events.InstanceReady: lambda event: assignments.ready(event.instance),
+            events.InstanceFailed: assignments.failed,
+            events.InstanceExited: assignments.exited,
+            events.InstanceStopped: lambda event: assignments.stopped(event.instance),
+            events.InstanceStats: lambda e: assignments.stats(e.instance, e.memory_bytes),
+            events.BlobReady: lambda event: requests.blob_ready(event.digest),
+            events.BlobPushed: lambda event: requests.blob_pushed(event.digest),
+            events.BlobFailed: requests.blob_failed,
+            events.ShutDown: self._shut_down,
+        }
+
+    # Peers.
+
+    def _received(self, event: events.Received) -> None:
+        door = self._bodies.get((event.channel, type(event.body)))
+        if door is None:
+            self._turn.counts["foreign message"] += 1
+        elif self._ending and event.channel is Channel.COMMAND:
+            self._turn.counts["too late"] += 1
+        else:
+            door(event, event.body)
+
+    def _welcome(self, event: events.Received, body: Welcome) -> None:
+        if not self.presence.welcome(body, event.cause):
+            return
+        self._turn.store_urls = body.store_urls
+        self._pace(
+            structs.replace(self._sensing, heartbeat_ms=body.heartbeat_ms, sample_ms=body.sample_ms)
+        )
+        # Whoever welcomes may have no memory: the next samples are reported whatever they say.
+        self._last_load = self._last_link = None
+        self.outbox.online()
+        self.assignments.reachable(event.cause)
+
+    def _rebirth(self, event: events.Received, body: RebirthRequest) -> None:
+        self.outbox.offline()
+        self.presence.rebirth(body, event.cause)
+
+    def _drain(self, _event: events.Received, body: Drain) -> None:
+        self._turn.draining = body.reason or "it is being drained"
+
+    def _set_sensing(self, _event: events.Received, body: SetSensing) -> None:
+        self._pace(body)
+
+    def _pace(self, settings: SetSensing) -> None:
+        self._sensing = settings
+        self._turn.out.append(SetPace(settings.sample_ms, settings.probe_ms))
+
+    def _assign(self, event: events.Received, body: Assign) -> None:
+        self.assignments.assign(body, event.cause)
+
+    def _release(self, event: events.Received, body: Release) -> None:
+        self.assignments.release(body, event.cause)
+
+    def _acknowledge(self, _event: events.Received, body: Acknowledge) -> None:
+        if body.of != "status" or body.incarnation != self.presence.incarnation:
+            self._turn.counts["late acknowledge"] += 1
+        else:
+            self.outbox.acknowledge(body.number)
+
+    # The shell.
+
+    def _connected(self, event: events.Connected) -> None:
+        self._turn.jitter = event.jitter
+        self.presence.connected(event.incarnation)
+        self.requests.connected()
+
+    def _disconnected(self, _event: events.Disconnected) -> None:
+        self.presence.disconnected()
+        self.outbox.offline()
+        self.requests.disconnected()
+
+    def _sampled(self, event: events.Sampled) -> None:
+        if self.presence.welcomed:
+            load = structs.replace(
+                event.load, instances=self.assignments.instances, queue=len(self.requests)
+            )
+            report = due_load(self._last_load, load, self._sensing)
+            if report is not None:
+                self._last_load = report
+                self._turn.out.append(Say(Channel.LOAD, report, report.cause))
+
+    def _link_sampled(self, event: events.LinkSampled) -> None:
+        if self.presence.welcomed:
+            report = due_link(self._last_link, event.link, self._sensing)
+            if report is not None:
+                self._last_link = report
+                self._turn.out.append(Say(Channel.LINK, report, report.cause))
+
+    def _tick(self, _event: events.Tick) -> None:
+        for subject, name in self._turn.timers.due(self._turn.now_ms):
+            if subject == "request":
+                self.requests.on_timer(name)
+            elif subject == "sweep":
+                self.requests.sweep()
+            elif subject == "status":
+                self.outbox.on_timer()
+            elif subject == "birth":
+                self.presence.on_timer()
+            elif subject == "shutdown":
+                self._farewell()
+            else:
+                self.assignments.on_timer(subject, name)
+
+    def _shut_down(self, event: events.ShutDown) -> None:
+        if not self._ending:
+            self._ending = self._turn.draining = event.reason or "the device agent ends"
+            self._turn.timers.set(_SHUTDOWN, self._turn.now_ms + SHUTDOWN_MS)
+            self.assignments.stop_all(self._ending)
+
+    def _farewell(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._turn.timers.cancel(_SHUTDOWN)
+            self._turn.out.append(Say(Channel.PRESENCE, Death(self._ending, orderly=True)))
+            self._turn.out.append(Exit(self._ending))
+
+    def _birth(self) -> Birth:
+        return Birth(
+            self._agent_version,
+            self._boot_id,
+            self._inventory,
+            self.assignments.holdings(),
+            tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
+        )

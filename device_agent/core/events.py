@@ -1,0 +1,194 @@
+"""What the core is told. The shell learns things and says them here; nothing else changes the core.
+
+Times come with `Core.handle`; values of tensors are the wire's (`Tensor`, `Blob`).
+"""
+
+from msgspec import Struct
+
+from protocols.errors import Blame
+from protocols.messages import Body
+from protocols.messages.invocation import FailureCode, Value
+from protocols.messages.sense import LinkReport, LoadReport
+from protocols.messages.task import Assign
+from protocols.topics import Channel
+
+
+class Restored(Struct, frozen=True):
+    """What the journal kept; the first event of a daemon's life."""
+
+    assigns: tuple[Assign, ...] = ()
+    tombstones: tuple[tuple[str, int], ...] = ()
+    """(task, epoch): released up to this epoch, oldest first."""
+
+
+class JournalFailed(Struct, frozen=True):
+    """A `Keep` or `Forget` could not be made durable: the disk is full, or worse."""
+
+    task: str
+    epoch: int
+    text: str
+
+
+class Connected(Struct, frozen=True):
+    """The broker has taken the connection; the subscriptions stand."""
+
+    incarnation: int
+    jitter: float = 0.0
+    """Uniform in [0, 1), drawn by the shell: the core has no randomness."""
+
+
+class Disconnected(Struct, frozen=True):
+    """The connection is gone."""
+
+    reason: str = ""
+
+
+class Received(Struct, frozen=True):
+    """A valid frame of a peer, from the own topic of that channel."""
+
+    channel: Channel
+    sender: str
+    incarnation: int
+    number: int
+    tenant: str
+    cause: str
+    body: Body
+    reply_to: str = ""
+    """MQTT 5 response topic, when the message named one."""
+    correlation: bytes = b""
+
+
+class Tick(Struct, frozen=True):
+    """`Core.next_due_ms` has come."""
+
+
+class ArtifactReady(Struct, frozen=True):
+    """The artifact lies verified in the node's cache."""
+
+    digest: str
+
+
+class ArtifactFailed(Struct, frozen=True):
+    """The artifact could not be had."""
+
+    digest: str
+    text: str
+    blame: Blame = Blame.ENVIRONMENT
+    retryable: bool = True
+
+
+class InstanceReady(Struct, frozen=True):
+    """The executor has deployed and started this instance."""
+
+    instance: str
+
+
+class InstanceFailed(Struct, frozen=True):
+    """The executor could not deploy or start this instance."""
+
+    instance: str
+    text: str
+    blame: Blame
+    retryable: bool
+
+
+class InstanceExited(Struct, frozen=True):
+    """A started instance is gone without having been stopped; its calls are lost."""
+
+    instance: str
+    text: str
+    blame: Blame = Blame.ENVIRONMENT
+
+
+class InstanceStopped(Struct, frozen=True):
+    """The executor has freed what this instance held."""
+
+    instance: str
+
+
+class InstanceStats(Struct, frozen=True):
+    """What an instance takes."""
+
+    instance: str
+    memory_bytes: int
+
+
+class ExecutorDone(Struct, frozen=True):
+    """A call gave its outputs."""
+
+    call: str
+    outputs: dict[str, Value]
+    run_us: int
+
+
+class ExecutorFailed(Struct, frozen=True):
+    """A call gave no outputs."""
+
+    call: str
+    code: FailureCode
+    blame: Blame
+    text: str
+    retryable: bool
+
+
+class BlobReady(Struct, frozen=True):
+    """The value lies verified in the node's blob folder."""
+
+    digest: str
+
+
+class BlobPushed(Struct, frozen=True):
+    """The cell's store has the value."""
+
+    digest: str
+
+
+class BlobFailed(Struct, frozen=True):
+    """A value could not be fetched, or (`pushing`) not be brought to the cell's store."""
+
+    digest: str
+    text: str
+    pushing: bool = False
+
+
+class Sampled(Struct, frozen=True):
+    """The load was sampled; `instances` and `queue` are filled in by the core."""
+
+    load: LoadReport
+
+
+class LinkSampled(Struct, frozen=True):
+    """The link was sampled, or the kernel told of a change."""
+
+    link: LinkReport
+
+
+class ShutDown(Struct, frozen=True):
+    """The daemon is to end in order."""
+
+    reason: str
+
+
+Event = (
+    Restored
+    | JournalFailed
+    | Connected
+    | Disconnected
+    | Received
+    | Tick
+    | ArtifactReady
+    | ArtifactFailed
+    | InstanceReady
+    | InstanceFailed
+    | InstanceExited
+    | InstanceStopped
+    | InstanceStats
+    | ExecutorDone
+    | ExecutorFailed
+    | BlobReady
+    | BlobPushed
+    | BlobFailed
+    | Sampled
+    | LinkSampled
+    | ShutDown
+)

@@ -1,0 +1,43 @@
+"""Requests that were answered, remembered so that asking again does not run them again."""
+
+from typing import Final
+
+from device_agent.core.jobs import Request
+from device_agent.core.values import inline_bytes
+
+FINISHED_MAX: Final = 1024
+FINISHED_MAX_BYTES: Final = 4 << 20
+MARGIN_MS: Final = 5_000
+"""A request is remembered this long after its deadline."""
+
+
+class Finished:
+    """The newest answered requests, bounded in number, bytes and time."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, Request] = {}
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def pop(self, request: str) -> Request | None:
+        """Take a request out: it comes back to life, or is put in again."""
+        found = self._requests.pop(request, None)
+        if found is not None:
+            self.size_bytes -= found.size_bytes
+        return found
+
+    def put(self, request: Request) -> None:
+        """Remember a request; the oldest make room."""
+        request.size_bytes = sum(inline_bytes(one.outputs) for one in request.done.values())
+        self._requests[request.id] = request
+        self.size_bytes += request.size_bytes
+        while len(self._requests) > FINISHED_MAX or self.size_bytes > FINISHED_MAX_BYTES:
+            self.pop(next(iter(self._requests)))
+
+    def sweep(self, now_ms: float) -> None:
+        """Forget those whose time is over."""
+        over = [one.id for one in self._requests.values() if one.deadline_ms + MARGIN_MS <= now_ms]
+        for request in over:
+            self.pop(request)

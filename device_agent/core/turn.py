@@ -1,0 +1,29 @@
+"""What the parts of the core share while one event is handled."""
+
+from collections import Counter
+
+from device_agent.core.commands import Command
+from device_agent.core.timers import Timers
+
+
+class Turn:
+    """Clock, outgoing commands and the few facts that several parts need."""
+
+    __slots__ = ("counts", "draining", "jitter", "node", "now_ms", "out", "store_urls", "timers")
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.now_ms: float = 0.0
+        self.out: list[Command] = []
+        self.timers = Timers()
+        self.counts: Counter[str] = Counter()
+        """What was dropped, refused or late, by a fixed set of names."""
+        self.jitter = 0.0
+        """Of this connection, in [0, 1)."""
+        self.store_urls: tuple[str, ...] = ()
+        self.draining = ""
+        """Why nothing new is taken; empty while everything is."""
+
+    def spread(self, wait_ms: float) -> float:
+        """Return a wait that differs from node to node: up to half longer."""
+        return wait_ms * (1.0 + self.jitter / 2)

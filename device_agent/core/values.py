@@ -1,0 +1,103 @@
+"""Checks and sizes of the values that go through a request; pure functions."""
+
+from collections.abc import Mapping
+
+from device_agent.core.instances import Instance
+from protocols.manifest import accepts, tensor_bytes
+from protocols.messages.invocation import (
+    REQUEST,
+    Blob,
+    Edge,
+    Plan,
+    Step,
+    Tensor,
+    Timing,
+    Value,
+)
+
+
+def inline_bytes(values: Mapping[str, Value]) -> int:
+    """Return how many bytes of tensors the values hold in memory."""
+    size = 0
+    for value in values.values():
+        if type(value) is Tensor:
+            size += len(value.data)
+    return size
+
+
+def blobs(values: Mapping[str, Value]) -> dict[str, int]:
+    """Return the size in bytes of every large value, by digest."""
+    return {value.digest: value.size_bytes for value in values.values() if isinstance(value, Blob)}
+
+
+def misfit(instance: Instance, port: str, value: Value) -> str:
+    """Say why a value does not fit an input of a task; empty when it does."""
+    want = instance.ports.get(port)
+    if want is None:
+        return f"task {instance.task} has no input {port!r}"
+    shape = value.shape
+    if not accepts(want, value.dtype, shape) or -1 in shape:
+        return (
+            f"input {port!r} of task {instance.task} is {want.dtype.value}{list(want.shape)}, "
+            f"this is {value.dtype.value}{list(shape)}"
+        )
+    size = len(value.data) if type(value) is Tensor else value.size_bytes  # type: ignore[union-attr]
+    if size != tensor_bytes(value.dtype, shape):
+        return f"input {port!r} of task {instance.task} has {size} bytes, its shape says otherwise"
+    return ""
+
+
+def fed_by(plan: Plan, node: str, source: str) -> list[Step]:
+    """Return the steps of a node that take anything from a source.
+
+    A step without inputs starts with the request itself. Only what stands after its source in the
+    plan counts: a plan with a cycle feeds nobody twice.
+    """
+    found = []
+    passed = source == REQUEST
+    for step in plan.steps:
+        if passed and step.node == node:
+            for edge in step.inputs:
+                if edge.source == source:
+                    found.append(step)
+                    break
+            else:
+                if source == REQUEST and not step.inputs:
+                    found.append(step)
+        elif step.task == source:
+            passed = True
+    return found
+
+
+def needed_elsewhere(plan: Plan, node: str, source: str) -> dict[str, set[str]]:
+    """Return the ports of a source that each other node takes."""
+    found: dict[str, set[str]] = {}
+    passed = False
+    for step in plan.steps:
+        if not passed:
+            passed = step.task == source
+        elif step.node != node:
+            for edge in step.inputs:
+                if edge.source == source:
+                    found.setdefault(step.node, set()).add(edge.source_port)
+    return found
+
+
+def answers(plan: Plan, source: str) -> tuple[list[Edge], int, int]:
+    """Return the outputs of the plan that a step feeds, its part of the answer, and of how many."""
+    sources: list[str] = []
+    mine: list[Edge] = []
+    for edge in plan.outputs:
+        if edge.source not in sources:
+            sources.append(edge.source)
+        if edge.source == source:
+            mine.append(edge)
+    return mine, sources.index(source) if mine else 0, len(sources)
+
+
+def merge(one: tuple[Timing, ...], other: tuple[Timing, ...]) -> tuple[Timing, ...]:
+    """Return the timings of both, each task once."""
+    if not one or not other:
+        return one or other
+    known = {timing.task for timing in one}
+    return one + tuple(timing for timing in other if timing.task not in known)

@@ -1,0 +1,1 @@
+"""Task executors behind one door, each in processes of its own."""

@@ -1,0 +1,119 @@
+"""The one door of every task executor, as the daemon sees it.
+
+The daemon imports neither numpy nor onnxruntime nor wasmtime: executors are processes of their own
+behind a socket pair, and values of any size stay outside the daemon's memory when they are blobs.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from protocols.errors import Blame
+from protocols.manifest import Dtype, ExecutorKind, Manifest
+from protocols.messages.invocation import FailureCode
+from protocols.messages.presence import ExecutorInfo
+
+
+class Bytes(Struct, frozen=True):
+    """A small value, in memory."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class File(Struct, frozen=True):
+    """A large value, in the node's blob folder under the hex of its digest."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+    digest: str
+    """`sha256:...`."""
+    size_bytes: int
+
+
+Value = Bytes | File
+
+
+class Done(Struct, frozen=True):
+    """The outputs of a call."""
+
+    outputs: dict[str, Value]
+    run_us: int
+    """From taking the call to having the outputs, inside the executor."""
+
+
+class Failed(Struct, frozen=True):
+    """Why a call gave no outputs."""
+
+    code: FailureCode
+    blame: Blame
+    text: str
+    retryable: bool
+
+
+class Stats(Struct, frozen=True):
+    """What an instance takes and has done."""
+
+    memory_bytes: int
+    calls: int
+    failures: int
+
+
+class ExecutorFailure(Exception):
+    """Deploying or starting failed; `failed` says why and by whose blame."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.text)
+        self.failed = failed
+
+
+class Executor(Protocol):
+    """One kind of task executor on this node. Instances are named by their task."""
+
+    kind: ExecutorKind
+
+    async def probe(self) -> ExecutorInfo | None:
+        """Say what this executor can do here, or None when it cannot run; never raises."""
+        ...
+
+    async def deploy(self, artifact: Path, manifest: Manifest) -> None:
+        """Verify and prepare (compile, vet) an artifact; idempotent. Raises ExecutorFailure."""
+        ...
+
+    async def start(
+        self, task: str, artifact: Path, manifest: Manifest, constants: dict[str, Path]
+    ) -> None:
+        """Make an instance ready to be invoked. Raises ExecutorFailure."""
+        ...
+
+    async def invoke(
+        self, task: str, call: str, inputs: dict[str, Value], budget_ms: int
+    ) -> Done | Failed:
+        """Run one call; never raises. Past its budget the call is stopped, by force if need be."""
+        ...
+
+    async def cancel(self, task: str, call: str) -> None:
+        """Stop a call that nobody waits for any more; unknown ones are ignored."""
+        ...
+
+    async def stop(self, task: str) -> None:
+        """End an instance and free what it held; unknown ones are ignored."""
+        ...
+
+    async def stats(self, task: str) -> Stats | None:
+        """Say what an instance takes; None when there is none."""
+        ...
+
+    async def snapshot(self, task: str) -> bytes:
+        """Return the declared state of an instance; empty when it declares none."""
+        ...
+
+    async def restore(self, task: str, state: bytes) -> None:
+        """Take over the declared state of another instance of the task."""
+        ...
+
+    async def close(self) -> None:
+        """End every process of this executor."""
+        ...

@@ -1,0 +1,190 @@
+"""The executor's end of the wire: frames in and out, tensor values, the bond to the parent.
+
+Standard library only, for it runs under an interpreter of choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs.wire import (
+        CHUNK_BYTES,
+        INLINE_MAX_BYTES,
+        PREFIX,
+        measure,
+    )
+else:
+    from wire import CHUNK_BYTES, INLINE_MAX_BYTES, PREFIX, measure
+
+MAX_READ_BYTES: Final = 256 * 1024
+_PR_SET_PDEATHSIG: Final = 1
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+Header = dict[str, Any]
+Value = tuple[str, int, "tuple[int, ...]", memoryview]
+"""Name, dtype number, shape, bytes."""
+
+
+class Refusal(Exception):
+    """A call that gives no outputs: code, blame, text, whether another try may help."""
+
+    def __init__(self, code: str, blame: str, text: str, *, retryable: bool = False) -> None:
+        super().__init__(text)
+        self.answer = [code, blame, text[:2000], retryable]
+
+
+class Pipe(Protocol):
+    """What a stream needs of a socket."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Read some bytes; none when the other side has hung up."""
+        ...
+
+    def sendall(self, data: bytes, /) -> None:
+        """Write all bytes."""
+        ...
+
+
+class Stream:
+    """The executor's end of the socket: blocking, one frame after another."""
+
+    def __init__(self, sock: Pipe) -> None:
+        self._sock = sock
+        self._rest = b""
+
+    def has_rest(self) -> bool:
+        """Whether bytes were read beyond the last frame."""
+        return bool(self._rest)
+
+    def receive(self) -> tuple[Header, memoryview] | None:
+        """Return the next frame, None when the daemon has hung up. Raises WireError."""
+        data = self._rest or self._sock.recv(CHUNK_BYTES)
+        while len(data) < PREFIX.size:
+            more = self._sock.recv(CHUNK_BYTES) if data else b""
+            if not more:
+                return None
+            data += more
+        header_bytes, body_bytes = measure(data)
+        start = PREFIX.size + header_bytes
+        end = start + body_bytes
+        if len(data) < end:
+            parts = [data]
+            missing = end - len(data)
+            while missing > 0:
+                more = self._sock.recv(min(missing, MAX_READ_BYTES))
+                if not more:
+                    return None
+                parts.append(more)
+                missing -= len(more)
+            data = b"".join(parts)
+        self._rest = data[end:]
+        return json.loads(data[PREFIX.size : start]), memoryview(data)[start:end]
+
+    def send(self, header: Header, buffers: list[memoryview] | None = None) -> None:
+        """Send one frame; the daemon reads all the time, so this does not block for long."""
+        text = _encode(header).encode()
+        body = buffers or []
+        prefix = PREFIX.pack(len(text), sum(one.nbytes for one in body))
+        self._sock.sendall(b"".join([prefix, text, *body]))
+
+
+def map_file(path: str, size: int) -> memoryview:
+    """Map a file of exactly this size for reading. Raises Refusal."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refusal(
+            "fetch", "environment", f"value {path}: {error.strerror}", retryable=True
+        ) from None
+    try:
+        have = os.fstat(handle).st_size
+        if have != size:
+            raise Refusal("fetch", "environment", f"value {path} has {have} bytes, not {size}")
+        if size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(handle, size, prot=mmap.PROT_READ))
+    finally:
+        os.close(handle)
+
+
+def read_values(described: list[list[Any]], body: memoryview, blobs: str) -> list[Value]:
+    """Take the values of a frame apart; large ones are mapped. Raises Refusal."""
+    values: list[Value] = []
+    at = 0
+    for name, dtype, shape, size, digest in described:
+        if digest:
+            view = map_file(f"{blobs}/{digest}", size)
+        else:
+            view = body[at : at + size]
+            at += size
+        values.append((name, dtype, tuple(shape), view))
+    return values
+
+
+def write_value(view: memoryview, blobs: str) -> str:
+    """Write a large value into the blob folder, hashed once; return its hex digest.
+
+    Raises Refusal when the folder's disk is full or not writable.
+    """
+    digest = hashlib.sha256(view).hexdigest()
+    path = f"{blobs}/{digest}"
+    try:
+        os.utime(path)
+    except OSError:
+        pass
+    else:
+        return digest
+    part = f"{blobs}/.part-{os.getpid()}-{digest[:16]}-{id(view):x}"
+    try:
+        with open(part, "xb", buffering=0) as file:  # noqa: PTH123 - pathlib costs start time
+            left = view
+            while left.nbytes:
+                left = left[file.write(left) :]
+        os.rename(part, path)  # noqa: PTH104
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)  # noqa: PTH108
+        raise Refusal(
+            "executor",
+            "environment",
+            f"an output of {view.nbytes} bytes does not fit into {blobs}: {error.strerror}",
+            retryable=True,
+        ) from None
+    return digest
+
+
+def write_values(
+    values: list[Value], blobs: str, limit_bytes: int
+) -> tuple[list[list[Any]], list[memoryview]]:
+    """Describe outputs for a frame, large ones written as files. Raises Refusal."""
+    total = sum(view.nbytes for _, _, _, view in values)
+    if total > limit_bytes:
+        raise Refusal(
+            "limit", "user", f"the outputs take {total} bytes, the task's limit is {limit_bytes}"
+        )
+    described: list[list[Any]] = []
+    inline: list[memoryview] = []
+    for name, dtype, shape, view in values:
+        digest = ""
+        if view.nbytes > INLINE_MAX_BYTES:
+            digest = write_value(view, blobs)
+        else:
+            inline.append(view)
+        described.append([name, dtype, shape, view.nbytes, digest])
+    return described, inline
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies; exit when it already has."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(0)

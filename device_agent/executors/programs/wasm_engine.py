@@ -1,0 +1,187 @@
+"""The Wasm engine's settings, the sealed cache of compiled modules, and lean guest calls.
+
+A compiled module is native code that the engine does not check: it is mapped only when its seal, a
+keyed hash over its name and bytes, is whole. Compiler and host share this file, for a module runs
+only in an engine of equal settings.
+"""
+# ruff: noqa: SLF001 - the C interface lies behind private names of the package, whose range is pinned
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import hmac
+import mmap
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+import wasmtime
+from wasmtime import _bindings as bindings
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs import abi
+else:
+    import abi
+
+KEY_BYTES: Final = 32
+STACK_BYTES: Final = 512 * 1024
+
+_Func = Any
+"""A `wasmtime_func_t`."""
+
+
+def engine() -> wasmtime.Engine:
+    """Return an engine with the settings of this project."""
+    config = wasmtime.Config()
+    config.epoch_interruption = True
+    config.wasm_threads = False
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    config.max_wasm_stack = STACK_BYTES
+    config.parallel_compilation = False
+    return wasmtime.Engine(config)
+
+
+def misfits(module: wasmtime.Module) -> str:
+    """Say in one sentence why a module is no guest of this ABI; empty when it is one."""
+    imports = [f"{one.module}.{one.name}" for one in module.imports]
+    if imports:
+        return f"the module imports {', '.join(imports[:8])}; a guest of {abi.NAME} imports nothing"
+    exports = {one.name: one.type for one in module.exports}
+    if not isinstance(exports.get(abi.MEMORY), wasmtime.MemoryType):
+        return f"the module exports no memory named {abi.MEMORY!r}"
+    for name, parameters in abi.PARAMETERS.items():
+        kind = exports.get(name)
+        if kind is None and name in abi.OPTIONAL:
+            continue
+        if not isinstance(kind, wasmtime.FuncType):
+            return f"the module exports no function {name!r}; see {abi.NAME}"
+        taken = [str(one) for one in kind.params]
+        given = [str(one) for one in kind.results]
+        if taken != ["i32"] * parameters or given != ["i32"]:
+            return f"{name!r} must take {parameters} i32 and return one; see {abi.NAME}"
+    return ""
+
+
+def read_key(folder: str) -> bytes:
+    """Return the folder's sealing key. Raises OSError when others may read it."""
+    path = f"{folder}/key"
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = os.fstat(handle)
+        key = os.read(handle, KEY_BYTES + 1)
+    finally:
+        os.close(handle)
+    mine = about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077
+    if not mine or len(key) != KEY_BYTES:
+        raise PermissionError(f"{path} must be {KEY_BYTES} bytes that only its owner can read")
+    return key
+
+
+def seal(key: bytes, name: str, data: bytes | bytearray | mmap.mmap) -> bytes:
+    """Return the keyed hash over a compiled module and its name."""
+    keyed = hashlib.blake2b(name.encode() + b"\0", key=key, digest_size=32)
+    keyed.update(data)
+    return keyed.digest()
+
+
+def map_compiled(on: wasmtime.Engine, folder: str, name: str) -> wasmtime.Module | None:
+    """Map a sealed module; None when there is none, its seal is broken or the engine is another."""
+    path = f"{folder}/{name}.cwasm"
+    try:
+        with open(f"{folder}/{name}.seal", "rb") as file:  # noqa: PTH123 - no pathlib here
+            wanted = file.read(64)
+        with open(path, "rb") as file:  # noqa: PTH123
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                have = seal(read_key(folder), name, data)
+            if not hmac.compare_digest(wanted, have):
+                return None
+            # Through the descriptor: what is mapped is the file whose seal was just checked.
+            return wasmtime.Module.deserialize_file(on, f"/proc/self/fd/{file.fileno()}")
+    except (OSError, ValueError, wasmtime.WasmtimeError):
+        return None
+
+
+class Guest:
+    """One instance in a store of its own, called through the C interface.
+
+    The package's own `Func` looks the function's type up at every call; types are checked once,
+    when the module is compiled, so a call costs 4 us instead of 40.
+    """
+
+    def __init__(self, store: wasmtime.Store, pre: wasmtime.InstancePre) -> None:
+        self._store = store
+        self._instance = pre.instantiate(store)
+        self._context = store._context()
+        self._memory = self._export(abi.MEMORY.encode()).of.memory
+
+    def _export(self, name: bytes) -> Any:
+        item = bindings.wasmtime_extern_t()
+        found = bindings.wasmtime_instance_export_get(
+            self._context,
+            ctypes.byref(self._instance._instance),
+            name,
+            len(name),
+            ctypes.byref(item),
+        )
+        if not found:
+            raise KeyError(name)
+        return item
+
+    def has(self, name: str) -> bool:
+        """Whether the guest exports this name."""
+        try:
+            self._export(name.encode())
+        except KeyError:
+            return False
+        return True
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Call a function of the ABI. Raises wasmtime.Trap or wasmtime.WasmtimeError."""
+        function = self._export(name.encode()).of.func
+        values = (bindings.wasmtime_val_raw_t * 4)()
+        for index, argument in enumerate(arguments):
+            values[index].i32 = argument
+        trap = ctypes.POINTER(bindings.wasm_trap_t)()
+        error = bindings.wasmtime_func_call_unchecked(
+            self._context, ctypes.byref(function), values, 4, ctypes.byref(trap)
+        )
+        if error:
+            raise wasmtime.WasmtimeError._from_ptr(error)
+        if trap:
+            raise wasmtime.Trap._from_ptr(trap)
+        return int(values[0].i32)
+
+    def memory(self) -> memoryview:
+        """Return the guest's memory as it is now; a call may grow and move it."""
+        size = bindings.wasmtime_memory_data_size(self._context, ctypes.byref(self._memory))
+        data = bindings.wasmtime_memory_data(self._context, ctypes.byref(self._memory))
+        if not size:
+            return memoryview(b"")
+        address = ctypes.addressof(data.contents)
+        return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
+def new_stopper(stopped: dict[int, bool]) -> tuple[Any, Any]:
+    """Return the callback that every store asks at a new epoch, and a finalizer that does nothing.
+
+    Keep the first alive as long as any store: it stops the calls whose number is in `stopped`.
+    """
+    types = bindings._wasmtime_store_epoch_deadline_callback.argtypes
+
+    def ask(_context: Any, number: int | None, delta: Any, kind: Any) -> int:
+        if stopped.get(number or 0):
+            error = bindings.wasmtime_error_new(b"stopped")
+            return ctypes.cast(error, ctypes.c_void_p).value or 0
+        delta[0] = 1
+        kind[0] = 0
+        return 0
+
+    return types[1](ask), types[3]()
+
+
+def watch(store: wasmtime.Store, number: int, stopper: tuple[Any, Any]) -> None:
+    """Let an epoch reach this store under the number of its call."""
+    store.set_epoch_deadline(1)
+    bindings.wasmtime_store_epoch_deadline_callback(store.ptr(), stopper[0], number, stopper[1])

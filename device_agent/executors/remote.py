@@ -1,0 +1,509 @@
+"""The path of a call that every executor shares: slot, instance, frame, answer or deadline.
+
+A call first takes a slot (calls beyond the slots wait, in order, up to the manifest's queue), then
+makes sure that its instance runs, then is one frame there and one back. The deadline settles the
+caller at once; the slot stays taken until the executor has answered `stop`, or was killed because
+it did not within `STOP_GRACE_S`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from device_agent.executors.contract import (
+    ConstantFile,
+    Described,
+    describe_inputs,
+    fit_constant,
+    read_failure,
+    read_reply,
+)
+from device_agent.executors.door import Done, ExecutorFailure, Failed, Stats, Value
+from device_agent.executors.link import Link, Reply
+from protocols.errors import Blame
+from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
+from protocols.messages.invocation import FailureCode
+
+STOP_GRACE_S: Final = 0.5
+"""How long a call may go on after `stop` before its process is killed."""
+START_TIMEOUT_S: Final = 60.0
+"""How long a process may take to start, or an artifact to load."""
+IDLE_EXIT_S: Final = 60.0
+"""How long the shared process of an executor stays without an instance."""
+
+OnExit = Callable[[str, str], None]
+"""Called with task and reason when an instance died by itself; its next call starts it again."""
+
+log = logging.getLogger("tona.executors")
+
+
+def no_exit(task: str, reason: str) -> None:
+    """Ignore that an instance died."""
+    del task, reason
+
+
+def failed(
+    code: FailureCode, blame: Blame, text: str, *, retryable: bool = False
+) -> ExecutorFailure:
+    """Make the error that carries a failure."""
+    return ExecutorFailure(Failed(code, blame, text, retryable))
+
+
+class Slots:
+    """How many calls may run at once; the others wait in order."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: deque[Run] = deque()
+
+    def take(self) -> bool:
+        """Take a slot if one is free."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def wait(self, run: "Run") -> bool:
+        """Wait for a slot, or until the run is over; whether the run has the slot."""
+        self._waiting.append(run)
+        try:
+            await run.wait()
+        except asyncio.CancelledError:
+            if run.granted:
+                self.release()
+            raise
+        return run.granted
+
+    def release(self) -> None:
+        """Give a slot back, or on to the next that still waits."""
+        while self._waiting:
+            run = self._waiting.popleft()
+            if run.go_on():
+                run.granted = True
+                return
+        self._free += 1
+
+
+class Instance:
+    """A task of this executor: what it runs and where it runs now."""
+
+    __slots__ = (
+        "artifact",
+        "calls",
+        "constants",
+        "failures",
+        "link",
+        "manifest",
+        "memory_bytes",
+        "note",
+        "pid",
+        "runs",
+        "slots",
+        "starting",
+        "task",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        task: str,
+        artifact: Path,
+        manifest: Manifest,
+        constants: dict[str, ConstantFile],
+        slots: Slots,
+    ) -> None:
+        self.task = task
+        self.artifact = artifact
+        self.manifest = manifest
+        self.constants = constants
+        self.slots = slots
+        self.link: Link | None = None
+        """None: it is not loaded, its next call does that."""
+        self.starting: asyncio.Task[None] | None = None
+        self.runs: dict[str, Run] = {}
+        self.waiting = 0
+        self.calls = 0
+        self.failures = 0
+        self.memory_bytes = 0
+        self.pid = 0
+        self.note = ""
+
+
+def _port(port: Port) -> tuple[str, int, tuple[int, ...]]:
+    return port.name, ONNX_DTYPE_NUMBER[port.dtype], port.shape
+
+
+def load_frame(manifest: Manifest, blobs: Path) -> dict[str, Any]:
+    """Return what every executor needs to load an instance."""
+    return {
+        "op": "load",
+        "inputs": [_port(one) for one in manifest.inputs],
+        "outputs": [_port(one) for one in manifest.outputs],
+        "memory": manifest.limits.memory_bytes,
+        "limit": manifest.limits.output_bytes,
+        "blobs": str(blobs),
+    }
+
+
+def constant_frame(constants: dict[str, ConstantFile]) -> list[Described]:
+    """Return constants as a frame describes them: name, dtype, shape, bytes, path."""
+    return [
+        (name, ONNX_DTYPE_NUMBER[one.port.dtype], one.shape, one.size_bytes, one.path)
+        for name, one in constants.items()
+    ]
+
+
+class Run:
+    """One call on its way: whoever settles it first decides what its caller gets."""
+
+    __slots__ = ("_waiter", "granted", "instance", "number", "result", "sent")
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.number = 0
+        self.sent: Link | None = None
+        """Where the executor has the call."""
+        self.granted = False
+        self.result: Done | Failed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Wait until somebody lets the run go on, or settles it."""
+        if self.result is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def go_on(self) -> bool:
+        """Let the run go on to its next stage; False when it does not wait."""
+        if self._waiter is None or self._waiter.done():
+            return False
+        self._waiter.set_result(None)
+        return True
+
+    def settle(self, result: Done | Failed) -> bool:
+        """Decide the result; False when it has been decided."""
+        if self.result is not None:
+            return False
+        self.result = result
+        self.go_on()
+        return True
+
+
+class RemoteExecutor:
+    """What executors in processes of their own have in common."""
+
+    kind: ClassVar[ExecutorKind]
+
+    def __init__(self, blobs: Path, on_exit: OnExit = no_exit) -> None:
+        self._blobs = blobs
+        self._on_exit = on_exit
+        self._instances: dict[str, Instance] = {}
+        self._kills: dict[Run, asyncio.TimerHandle] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    async def _launch(self, instance: Instance) -> None:
+        """Load an instance and set its link. Raises ExecutorFailure."""
+        raise NotImplementedError
+
+    def _interrupt(self, run: Run) -> None:
+        """Ask the executor to stop a call that it has."""
+        raise NotImplementedError
+
+    def _kill(self, run: Run) -> None:
+        """End the process of a call that did not stop."""
+        raise NotImplementedError
+
+    def _new_slots(self) -> Slots:
+        raise NotImplementedError
+
+    def _idle(self) -> bool:
+        """Whether the shared process serves nothing."""
+        return not self._instances
+
+    def _retire(self) -> None:
+        """End the shared process."""
+        raise NotImplementedError
+
+    def _stay(self) -> None:
+        """Keep the shared process, there is work for it."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def _settle_down(self) -> None:
+        """End the shared process in a while, if nothing comes."""
+        if self._idle() and self._idle_timer is None:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(IDLE_EXIT_S, self._leave)
+
+    def _leave(self) -> None:
+        self._idle_timer = None
+        if self._idle():
+            self._retire()
+
+    def _spawn_task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _close_shared(self) -> None:
+        """End the shared process now and wait for everything under way."""
+        self._stay()
+        self._retire()
+        while self._background:
+            await asyncio.gather(*self._background)
+
+    async def start(
+        self, task: str, artifact: Path, manifest: Manifest, constants: dict[str, Path]
+    ) -> None:
+        """Make an instance ready to be invoked; one of the same task is replaced.
+
+        Raises ExecutorFailure.
+        """
+        await self.stop(task)
+        fitted = _fit_constants(manifest, constants)
+        instance = Instance(task, artifact, manifest, fitted, self._new_slots())
+        self._instances[task] = instance
+        try:
+            await self._ready(instance)
+        except BaseException:
+            if self._instances.get(task) is instance:
+                await self.stop(task)
+            raise
+
+    async def _ready(self, instance: Instance) -> None:
+        if instance.link is not None:
+            return
+        if instance.starting is None:
+            instance.starting = asyncio.create_task(self._launch(instance))
+            instance.starting.add_done_callback(lambda task: _started(instance, task))
+        # Shielded: the start serves every call that waits for it, not only this one.
+        await asyncio.shield(instance.starting)
+
+    async def invoke(
+        self, task: str, call: str, inputs: dict[str, Value], budget_ms: int
+    ) -> Done | Failed:
+        """Run one call; never raises but when its caller is cancelled."""
+        instance = self._instances.get(task)
+        if instance is None:
+            return _not_here(task)
+        described = describe_inputs(instance.manifest, instance.constants, inputs)
+        if isinstance(described, Failed):
+            return described
+        run = Run(instance)
+        if instance.runs.setdefault(call, run) is not run:
+            text = f"call {call[:80]!r} of task {task!r} is under way already"
+            return Failed(FailureCode.BUSY, Blame.PEER, text, retryable=False)
+        limit_ms = min(budget_ms, instance.manifest.limits.deadline_ms)
+        timer = asyncio.get_running_loop().call_later(limit_ms / 1000, self._expire, run, budget_ms)
+        try:
+            await self._run(run, *described)
+        except asyncio.CancelledError:
+            self._stop_run(run)
+            raise
+        finally:
+            timer.cancel()
+            del instance.runs[call]
+        result = run.result or _not_here(task)
+        instance.calls += 1
+        if isinstance(result, Failed):
+            instance.failures += 1
+        return result
+
+    async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
+        """Bring a run to its result, or leave it without when its instance went."""
+        instance = run.instance
+        if not instance.slots.take() and not await self._queue(run):
+            return
+        if instance.link is None:
+            await self._wake(run)
+        if run.result is not None or instance.link is None:
+            instance.slots.release()
+            return
+        header = {"op": "invoke", "task": instance.task, "in": described}
+        run.sent = instance.link
+        run.number = run.sent.request(header, inline, partial(self._answered, run))
+        await run.wait()
+
+    async def _queue(self, run: Run) -> bool:
+        """Wait for a slot in the task's queue; whether the run has it."""
+        instance = run.instance
+        if instance.waiting >= instance.manifest.limits.queue:
+            text = f"task {instance.task!r}: {instance.waiting} calls wait already"
+            run.settle(Failed(FailureCode.BUSY, Blame.ENVIRONMENT, text, retryable=True))
+            return False
+        instance.waiting += 1
+        try:
+            return await instance.slots.wait(run)
+        finally:
+            instance.waiting -= 1
+
+    async def _wake(self, run: Run) -> None:
+        """Start the instance again, for as long as the call may wait for it."""
+        ready = asyncio.create_task(self._ready(run.instance))
+        ready.add_done_callback(lambda _: run.go_on())
+        try:
+            await run.wait()
+        except asyncio.CancelledError:
+            run.instance.slots.release()
+            raise
+        finally:
+            if not ready.done():
+                ready.cancel()
+        if ready.done() and not ready.cancelled():
+            error = ready.exception()
+            if isinstance(error, ExecutorFailure):
+                run.settle(error.failed)
+            elif error is not None:
+                raise error
+
+    def _answered(self, run: Run, reply: Reply | None, body: memoryview) -> None:
+        run.sent = None
+        kill = self._kills.pop(run, None)
+        if kill is not None:
+            kill.cancel()
+        instance = run.instance
+        instance.slots.release()
+        if reply is None:
+            text = f"the executor process of task {instance.task!r} ended during the call"
+            lost = Failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
+            run.settle(lost)
+            return
+        instance.memory_bytes = max(instance.memory_bytes, reply.mem)
+        run.settle(read_reply(instance.manifest, reply, body))
+
+    def _expire(self, run: Run, budget_ms: int) -> None:
+        self._overrun(run, _late(run.instance, budget_ms))
+
+    def _overrun(self, run: Run, why: Failed) -> None:
+        if run.settle(why):
+            self._stop_run(run)
+
+    def _stop_run(self, run: Run) -> None:
+        """Have the executor give up a call that nobody waits for, by force after a grace."""
+        if run.sent is None or run in self._kills:
+            return
+        self._interrupt(run)
+        loop = asyncio.get_running_loop()
+        self._kills[run] = loop.call_later(STOP_GRACE_S, self._force, run)
+
+    def _force(self, run: Run) -> None:
+        self._kills.pop(run, None)
+        if run.sent is not None:
+            log.warning("task %s did not stop, its process is killed", run.instance.task)
+            self._kill(run)
+
+    async def cancel(self, task: str, call: str) -> None:
+        """Stop a call that nobody waits for any more; unknown ones are ignored."""
+        instance = self._instances.get(task)
+        run = instance.runs.get(call) if instance is not None else None
+        if run is not None:
+            self._overrun(
+                run,
+                Failed(
+                    FailureCode.CANCELLED, Blame.USER, "the call was cancelled", retryable=False
+                ),
+            )
+
+    async def _forget(self, task: str) -> Instance | None:
+        """Take an instance out and answer its calls."""
+        instance = self._instances.pop(task, None)
+        if instance is None:
+            return None
+        if instance.starting is not None:
+            instance.starting.cancel()
+        stopped = Failed(
+            FailureCode.NOT_READY, Blame.ENVIRONMENT, f"task {task!r} was stopped", retryable=True
+        )
+        for run in list(instance.runs.values()):
+            self._overrun(run, stopped)
+        return instance
+
+    async def stop(self, task: str) -> None:
+        """End an instance and free what it held; unknown ones are ignored."""
+        raise NotImplementedError
+
+    async def snapshot(self, task: str) -> bytes:
+        """Return the declared state of an instance: neither kind declares any yet."""
+        del task
+        return b""
+
+    async def restore(self, task: str, state: bytes) -> None:
+        """Take over state; there is none to take. Raises ExecutorFailure when there is some."""
+        if state:
+            raise failed(
+                FailureCode.EXECUTOR, Blame.PEER, f"task {task!r} declares no state to restore"
+            )
+
+    async def stats(self, task: str) -> Stats | None:
+        """Say what an instance takes; None when there is none."""
+        instance = self._instances.get(task)
+        if instance is None:
+            return None
+        return Stats(self._memory_bytes(instance), instance.calls, instance.failures)
+
+    def _memory_bytes(self, instance: Instance) -> int:
+        return instance.memory_bytes
+
+
+def _started(instance: Instance, task: asyncio.Task[None]) -> None:
+    instance.starting = None
+    if not task.cancelled():
+        task.exception()
+
+
+def _fit_constants(manifest: Manifest, constants: dict[str, Path]) -> dict[str, ConstantFile]:
+    ports = {port.name: port for port in manifest.inputs}
+    fitted: dict[str, ConstantFile] = {}
+    for one in manifest.constants:
+        port, path = ports.get(one.port), constants.get(one.port)
+        if port is None:
+            raise failed(
+                FailureCode.EXECUTOR, Blame.USER, f"constant {one.port!r} names no input port"
+            )
+        if path is None:
+            text = f"constant {one.port!r} is not on this node"
+            raise failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            text = f"constant {one.port!r}: {error.strerror}"
+            raise failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True) from None
+        fit = fit_constant(port, size, str(path))
+        if isinstance(fit, str):
+            raise failed(FailureCode.EXECUTOR, Blame.USER, fit)
+        fitted[one.port] = fit
+    return fitted
+
+
+def _not_here(task: str) -> Failed:
+    return Failed(
+        FailureCode.NOT_READY,
+        Blame.ENVIRONMENT,
+        f"task {task!r} has no instance here",
+        retryable=True,
+    )
+
+
+def _late(instance: Instance, budget_ms: int) -> Failed:
+    limit_ms = instance.manifest.limits.deadline_ms
+    if budget_ms < limit_ms:
+        text = f"the request's time was over after {budget_ms} ms in task {instance.task!r}"
+        return Failed(FailureCode.DEADLINE, Blame.ENVIRONMENT, text, retryable=False)
+    text = f"task {instance.task!r} took longer than the {limit_ms} ms that its manifest allows"
+    return Failed(FailureCode.DEADLINE, Blame.USER, text, retryable=False)
+
+
+def check_failure(reply: Reply | None, what: str) -> Reply:
+    """Return a good answer to a request that is no call. Raises ExecutorFailure."""
+    if reply is None:
+        text = f"the executor process ended while {what}"
+        raise failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
+    if reply.fail is not None:
+        raise ExecutorFailure(read_failure(reply.fail))
+    return reply

@@ -1,0 +1,167 @@
+"""What outlives the daemon: assignments, tombstones and the incarnation, in one SQLite file.
+
+Flash wears by pages written and by syncs, so: written on change only; all changes of one turn of
+the loop are one transaction; the write-ahead log makes a commit one sync of a few appended pages
+(the rollback journal syncs three times and writes pages twice); the lock is exclusive, so there is
+no shared-memory file. `synchronous = FULL` syncs each commit: what the daemon has acknowledged is
+there after a power cut. The incarnation is reserved in blocks, one write a start.
+
+A damaged file is moved aside with a warning, and the daemon starts with none: the scheduler brings
+the tasks back.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from device_agent.core.assignments import TOMBSTONES_MAX
+from device_agent.core.commands import Forget, Keep
+from device_agent.core.events import Restored
+from protocols.errors import EnvironmentFailure
+from protocols.messages import Assign
+
+INCARNATION_BLOCK: Final = 1000
+FOLDER_MODE: Final = 0o700
+_FORMAT: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS assignments (task TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tombstones (
+    number INTEGER PRIMARY KEY, task TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS incarnation (one INTEGER PRIMARY KEY CHECK (one = 1), next INTEGER);
+"""
+
+_PRUNE: Final = "DELETE FROM tombstones WHERE number <= (SELECT max(number) FROM tombstones) - ?"
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Assign)
+
+
+class Journal:
+    """The journal of one node; the caller has the data folder for itself (`flock`)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises EnvironmentFailure when the disk does not let us."""
+        self.warning = ""
+        """One sentence, when a damaged journal was moved aside."""
+        self._path = path
+        try:
+            path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            try:
+                self._file = self._open()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                self._move_aside(error)
+                self._file = self._open()
+            self._incarnation, self._reserved = self._reserve()
+        except (OSError, sqlite3.Error) as error:
+            raise EnvironmentFailure(f"{path}: the journal cannot be opened: {error}") from None
+
+    def restored(self) -> Restored:
+        """Return everything that was kept; a line that cannot be read is dropped with a warning."""
+        assigns = []
+        for task, body in self._file.execute("SELECT task, body FROM assignments").fetchall():
+            try:
+                assigns.append(_decoder.decode(body))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.warning = f"{self._path}: the assignment of task {task} could not be read"
+                self._file.execute("DELETE FROM assignments WHERE task = ?", (task,))
+        rows = self._file.execute("SELECT task, epoch FROM tombstones ORDER BY number").fetchall()
+        return Restored(tuple(assigns), tuple((task, epoch) for task, epoch in rows))
+
+    def next_incarnation(self) -> int:
+        """Return a number above every one ever returned. Raises EnvironmentFailure."""
+        if self._incarnation >= self._reserved:
+            try:
+                self._incarnation, self._reserved = self._reserve()
+            except sqlite3.Error as error:
+                raise self._failure(error) from None
+        self._incarnation += 1
+        return self._incarnation
+
+    def write(self, changes: Iterable[Keep | Forget]) -> None:
+        """Make changes durable, all or none, in their order. Raises EnvironmentFailure."""
+        run = self._file.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            for change in changes:
+                if isinstance(change, Keep):
+                    task, body = change.assign.task, _encoder.encode(change.assign)
+                    run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
+                    run("DELETE FROM tombstones WHERE task = ?", (task,))
+                else:
+                    line = (change.task, change.epoch)
+                    run("DELETE FROM assignments WHERE task = ?", line[:1])
+                    run("INSERT OR REPLACE INTO tombstones VALUES (NULL, ?, ?)", line)
+                    run(_PRUNE, (TOMBSTONES_MAX,))
+            run("COMMIT")
+        except sqlite3.Error as error:
+            if self._file.in_transaction:
+                run("ROLLBACK")
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Close the file; the log is folded into it."""
+        self._file.close()
+
+    def _open(self) -> sqlite3.Connection:
+        file = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            run = file.execute
+            run("PRAGMA locking_mode = EXCLUSIVE")
+            run("PRAGMA journal_mode = WAL")
+            run("PRAGMA synchronous = FULL")
+            run("PRAGMA cache_size = -256")
+            run("PRAGMA wal_autocheckpoint = 256")
+            run("PRAGMA journal_size_limit = 1048576")
+            _check(file)
+            file.executescript(_SCHEMA)
+            run(f"PRAGMA user_version = {_FORMAT}")
+        except BaseException:
+            file.close()
+            raise
+        self._path.chmod(0o600)
+        return file
+
+    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        self._path.replace(aside)
+        for suffix in ("-wal", "-shm", "-journal"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self.warning = (
+            f"{self._path}: the journal is damaged ({error}) and was moved to {aside.name}; "
+            "tasks come back when the scheduler assigns them again"
+        )
+
+    def _reserve(self) -> tuple[int, int]:
+        """Reserve a block of incarnations; a lost journal begins above what it could have given.
+
+        Milliseconds of the wall clock grow faster than blocks are used up, so the next number is
+        above every older one even when the file that held them is gone.
+        """
+        row = self._file.execute("SELECT next FROM incarnation").fetchone()
+        first = row[0] if row else time.time_ns() // 1_000_000
+        self._file.execute(
+            "INSERT OR REPLACE INTO incarnation VALUES (1, ?)", (first + INCARNATION_BLOCK,)
+        )
+        return first, first + INCARNATION_BLOCK
+
+    def _failure(self, error: sqlite3.Error) -> EnvironmentFailure:
+        space = os.statvfs(self._path.parent)
+        free_mib = space.f_bavail * space.f_frsize >> 20
+        return EnvironmentFailure(f"{self._path}: {error}; {free_mib} MiB are free on its disk")
+
+
+def _check(file: sqlite3.Connection) -> None:
+    (verdict,) = file.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+    (version,) = file.execute("PRAGMA user_version").fetchone()
+    if version not in {0, _FORMAT}:
+        raise sqlite3.DatabaseError(f"format {version}, this version writes {_FORMAT}")

@@ -1,0 +1,1 @@
+"""Sensing: what the machine and its links do, read from the kernel."""

@@ -1,0 +1,87 @@
+"""Whether a sample is worth a message, and for what cause. Pure.
+
+Each figure is compared with the one *reported* last, so that a value that flutters inside its step
+never speaks and one that drifts away does. A sensor that comes or goes waits for the heartbeat:
+some drivers answer only now and then.
+"""
+
+from typing import Final
+
+import msgspec
+
+from protocols.messages.sense import LinkReport, LoadReport, SetSensing
+
+HEARTBEAT: Final = "heartbeat"
+LOSS_STEP_PERCENT: Final = 10.0
+ROUND_TRIP_FLOOR_MS: Final = 1.0
+"""A change below it is the machine's own noise, whatever its share."""
+
+
+def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> LoadReport | None:
+    """Return the report to send now, with its cause, or None to stay silent.
+
+    `last` is the report sent last. The clock is `sampled_ms`.
+    """
+    cause = _load_cause(last, new, sensing) if last else HEARTBEAT
+    if cause is None and last and new.sampled_ms - last.sampled_ms >= sensing.heartbeat_ms:
+        cause = HEARTBEAT
+    return msgspec.structs.replace(new, cause=cause) if cause else None
+
+
+def due_link(last: LinkReport | None, new: LinkReport, sensing: SetSensing) -> LinkReport | None:
+    """Return the report to send now, with its cause, or None to stay silent."""
+    cause = _link_cause(last, new, sensing) if last else HEARTBEAT
+    if cause is None and last and new.sampled_ms - last.sampled_ms >= sensing.heartbeat_ms:
+        cause = HEARTBEAT
+    return msgspec.structs.replace(new, cause=cause) if cause else None
+
+
+def _load_cause(last: LoadReport, new: LoadReport, sensing: SetSensing) -> str | None:
+    total = new.memory_used_bytes + new.memory_available_bytes
+    memory_step = max(1.0, total * sensing.memory_step_percent / 100.0)
+    moved = (
+        ("cpu_percent", _stepped(last.cpu_percent, new.cpu_percent, sensing.cpu_step_percent)),
+        (
+            "memory_used_bytes",
+            _stepped(last.memory_used_bytes, new.memory_used_bytes, memory_step),
+        ),
+        ("throttled", _toggled(last.throttled, new.throttled)),
+        (
+            "temperature_c",
+            _stepped(last.temperature_c, new.temperature_c, sensing.temperature_step_c),
+        ),
+        (
+            "accelerators",
+            any(
+                _stepped(before.load_percent, after.load_percent, sensing.accelerator_step_percent)
+                or _stepped(before.temperature_c, after.temperature_c, sensing.temperature_step_c)
+                for before, after in zip(last.accelerators, new.accelerators, strict=False)
+            ),
+        ),
+    )
+    return next((name for name, speaks in moved if speaks), None)
+
+
+def _link_cause(last: LinkReport, new: LinkReport, sensing: SetSensing) -> str | None:
+    step_ms = (last.round_trip_ms or 0.0) * sensing.round_trip_step_percent / 100.0
+    moved = (
+        ("interface", last.interface != new.interface),
+        ("carrier", last.carrier != new.carrier),
+        ("kind", last.kind != new.kind),
+        ("addresses", set(last.addresses) != set(new.addresses)),
+        ("signal_dbm", _stepped(last.signal_dbm, new.signal_dbm, sensing.signal_step_db)),
+        (
+            "round_trip_ms",
+            _stepped(last.round_trip_ms, new.round_trip_ms, max(step_ms, ROUND_TRIP_FLOOR_MS)),
+        ),
+        ("loss_percent", _stepped(last.loss_percent, new.loss_percent, LOSS_STEP_PERCENT)),
+    )
+    return next((name for name, speaks in moved if speaks), None)
+
+
+def _stepped(last: float | None, new: float | None, step: float) -> bool:
+    return last is not None and new is not None and abs(new - last) >= step
+
+
+def _toggled(last: bool | None, new: bool | None) -> bool:
+    return last is not None and new is not None and last != new

@@ -1,0 +1,37 @@
+"""What every message and its parts share: struct settings and bounded field types."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from protocols.topics import NAME_PATTERN
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+"""A node, client, service, task, tenant or cell: one level of a topic."""
+
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+"""A SHA-256 content address."""
+
+Text = Annotated[str, Meta(max_length=2048)]
+"""A sentence for a person; longer ones are cut by whoever writes them."""
+
+Id = Annotated[str, Meta(max_length=128)]
+"""An identifier that we do not take apart."""
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number of things, bytes or milliseconds."""
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+
+Dimension = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+"""An axis of a tensor; -1 is unknown until run time."""
+
+Shape = Annotated[tuple[Dimension, ...], Meta(max_length=8)]
+
+
+class Part(Struct, frozen=True, array_like=True):
+    """A piece of a message: an untagged array on the wire."""
+
+
+class Message(Struct, frozen=True, array_like=True):
+    """A message: an array on the wire, its first element the tag."""

@@ -1,0 +1,127 @@
+"""What a task runs: artifact, named inputs and outputs, limits. Shared by every layer."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from protocols.base import Count, Digest, Name, Part, Shape
+
+MAX_PORTS: Final = 16
+MAX_CONSTANTS: Final = 8
+
+
+class ExecutorKind(StrEnum):
+    """The kinds of task executor."""
+
+    WASM = "wasm"
+    ONNX = "onnx"
+
+
+class Dtype(StrEnum):
+    """Element types of a tensor; the numbers are those of ONNX `TensorProto.DataType`."""
+
+    FLOAT32 = "float32"
+    UINT8 = "uint8"
+    INT8 = "int8"
+    UINT16 = "uint16"
+    INT16 = "int16"
+    INT32 = "int32"
+    INT64 = "int64"
+    BOOL = "bool"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+    UINT32 = "uint32"
+    UINT64 = "uint64"
+
+
+ONNX_DTYPE_NUMBER: Final = {
+    Dtype.FLOAT32: 1,
+    Dtype.UINT8: 2,
+    Dtype.INT8: 3,
+    Dtype.UINT16: 4,
+    Dtype.INT16: 5,
+    Dtype.INT32: 6,
+    Dtype.INT64: 7,
+    Dtype.BOOL: 9,
+    Dtype.FLOAT16: 10,
+    Dtype.FLOAT64: 11,
+    Dtype.UINT32: 12,
+    Dtype.UINT64: 13,
+}
+ITEM_BYTES: Final = {
+    Dtype.FLOAT32: 4,
+    Dtype.UINT8: 1,
+    Dtype.INT8: 1,
+    Dtype.UINT16: 2,
+    Dtype.INT16: 2,
+    Dtype.INT32: 4,
+    Dtype.INT64: 8,
+    Dtype.BOOL: 1,
+    Dtype.FLOAT16: 2,
+    Dtype.FLOAT64: 8,
+    Dtype.UINT32: 4,
+    Dtype.UINT64: 8,
+}
+
+
+class Port(Part, frozen=True):
+    """A named tensor that a task takes or gives; -1 in the shape is any length."""
+
+    name: Name
+    dtype: Dtype
+    shape: Shape
+
+
+class ArtifactRef(Part, frozen=True):
+    """An artifact by its content; where it lies is the cell's business."""
+
+    digest: Digest
+    size_bytes: Count
+
+
+class Constant(Part, frozen=True):
+    """An input that is the same for every invocation: a table, a dictionary, weights."""
+
+    port: Name
+    artifact: ArtifactRef
+
+
+class Limits(Part, frozen=True):
+    """What one invocation may take; more is refused or killed."""
+
+    memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000
+    output_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 64 << 20
+    queue: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Invocations that may wait; one more is refused as busy."""
+
+
+class Manifest(Part, frozen=True):
+    """What a task executor needs to know to run a task."""
+
+    kind: ExecutorKind
+    artifact: ArtifactRef
+    inputs: Annotated[tuple[Port, ...], Meta(max_length=MAX_PORTS)]
+    outputs: Annotated[tuple[Port, ...], Meta(min_length=1, max_length=MAX_PORTS)]
+    limits: Limits = Limits()
+    constants: Annotated[tuple[Constant, ...], Meta(max_length=MAX_CONSTANTS)] = ()
+    providers: tuple[str, ...] = ()
+    """ONNX execution providers the author insists on, best first; empty: the node's choice."""
+
+
+def tensor_bytes(dtype: Dtype, shape: tuple[int, ...]) -> int:
+    """Return how many bytes a dense tensor takes; the shape has no -1."""
+    size = ITEM_BYTES[dtype]
+    for axis in shape:
+        size *= axis
+    return size
+
+
+def accepts(port: Port, dtype: Dtype, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this type and shape fits the port."""
+    return (
+        port.dtype == dtype
+        and len(port.shape) == len(shape)
+        and all(want in (-1, have) for want, have in zip(port.shape, shape, strict=True))
+    )

@@ -1,0 +1,96 @@
+"""Sensing: load and link as a node reports them on change and by heartbeat.
+
+None means that the node has no such sensor. Absent is never reported as 0.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocols.base import Count, Message, Part, Percent
+
+
+class AcceleratorLoad(Part, frozen=True):
+    """Load of one GPU or NPU; the index counts within the inventory's accelerators."""
+
+    index: Count
+    load_percent: Percent | None = None
+    memory_used_bytes: Count | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class Pressure(Part, frozen=True):
+    """Kernel pressure stall information, share of the last 10 s in percent, `some` line."""
+
+    cpu_percent: Percent
+    memory_percent: Percent
+    io_percent: Percent
+
+
+class LoadReport(Message, tag="load", frozen=True):
+    """How busy a node is."""
+
+    sampled_ms: Count
+    """The node's monotonic clock at the sample."""
+    cpu_percent: Percent
+    """Mean over all cores since the sample before."""
+    cores_percent: Annotated[tuple[Percent, ...], Meta(max_length=4096)] = ()
+    memory_used_bytes: Count = 0
+    memory_available_bytes: Count = 0
+    swap_used_bytes: Count | None = None
+    disk_free_bytes: Count | None = None
+    pressure: Pressure | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    power_w: float | None = None
+    battery_percent: Percent | None = None
+    accelerators: tuple[AcceleratorLoad, ...] = ()
+    instances: Count = 0
+    queue: Count = 0
+    """Invocations accepted and not yet answered."""
+    cause: str = "heartbeat"
+    """`heartbeat`, or the name of the field whose change was reported."""
+
+
+class LinkReport(Message, tag="link", frozen=True):
+    """How a node is connected to its cell."""
+
+    sampled_ms: Count
+    interface: Annotated[str, Meta(max_length=32)]
+    kind: str
+    """`loopback`, `wired`, `wifi`, `cellular` or `other`."""
+    carrier: bool
+    addresses: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
+    speed_mbit_per_s: float | None = None
+    signal_dbm: float | None = None
+    rx_bytes_per_s: float | None = None
+    tx_bytes_per_s: float | None = None
+    round_trip_ms: float | None = None
+    """Median of the recent probes through the broker."""
+    jitter_ms: float | None = None
+    """Mean absolute difference of consecutive round trips (RFC 3550 spirit, not smoothed)."""
+    loss_percent: Percent | None = None
+    """Probes that did not come back within their time, of the recent ones."""
+    cause: str = "heartbeat"
+
+
+class Probe(Message, tag="probe", frozen=True):
+    """A node's message to itself through the broker."""
+
+    number: Count
+
+
+class SetSensing(Message, tag="set-sensing", frozen=True):
+    """Change the pace and the thresholds of a node's reports."""
+
+    heartbeat_ms: Annotated[int, Meta(ge=50, le=3_600_000)] = 1000
+    sample_ms: Annotated[int, Meta(ge=20, le=3_600_000)] = 1000
+    cpu_step_percent: Annotated[float, Meta(gt=0, le=100)] = 10.0
+    """A change of this much since the last report is reported at once."""
+    memory_step_percent: Annotated[float, Meta(gt=0, le=100)] = 5.0
+    accelerator_step_percent: Annotated[float, Meta(gt=0, le=100)] = 10.0
+    temperature_step_c: Annotated[float, Meta(gt=0, le=100)] = 3.0
+    round_trip_step_percent: Annotated[float, Meta(gt=0, le=1000)] = 50.0
+    signal_step_db: Annotated[float, Meta(gt=0, le=100)] = 4.0
+    probe_ms: Annotated[int, Meta(ge=20, le=3_600_000)] = 1000

@@ -1,0 +1,1 @@
+"""The one MQTT session: what daemon, controller and SDK speak through."""

@@ -1,0 +1,219 @@
+"""The anchor as a decider: durable tasks, envelopes, escalation, restart."""
+
+from typing import Any
+
+import pytest
+from tests_support import INVENTORY, task_spec
+
+from controller.anchor.decider import Anchor, Settings
+from controller.anchor.lifecycle import TABLE, TaskEvent, advance
+from controller.decider import Event, Fired, Output, Received, Record
+from controller.records import StoryRecord, TaskRecord, TaskState
+from protocols.errors import TonaBug
+from protocols.messages import (
+    AnchorWelcome,
+    EnvelopeGrant,
+    EnvelopeRevoke,
+    Escalation,
+    EscalationAnswer,
+    NodeSummary,
+    SchedulerHello,
+    ServiceDelete,
+    ServiceOrder,
+    ServiceReport,
+    TaskReport,
+)
+from protocols.messages.hierarchy import Attempt, NodeState, ServiceState
+from protocols.messages.invocation import Edge
+from protocols.messages.task import InstanceState
+from protocols.qoais import ServiceKind
+
+
+class Bench:
+    """An anchor with a store that survives its restarts."""
+
+    def __init__(self) -> None:
+        self.store: dict[tuple[str, str], Record] = {}
+        self.now_ms = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.ta = Anchor(Settings())
+        self.ta.restore(list(self.store.values()), self.now_ms)
+
+    def feed(self, *events: Event) -> Output:
+        output = self.ta.handle(list(events), self.now_ms)
+        for record in output.records:
+            if record.value is None:
+                self.store.pop((record.kind, record.key), None)
+            else:
+                self.store[record.kind, record.key] = record
+        return output
+
+    def hear(self, body: Any, sender: str = "ts-main") -> Output:
+        return self.feed(Received(sender, 0, 0, "default", "test", body))
+
+    def node(self, name: str, state: NodeState = NodeState.ONLINE) -> Output:
+        return self.hear(NodeSummary(name, state, 1, INVENTORY))
+
+    def order(self, generation: int = 1, *names: str, spares: int = 1) -> Output:
+        steps = names or ("a",)
+        specs = tuple(task_spec(f"svc.{name}") for name in steps)
+        order = ServiceOrder(
+            "svc",
+            "use",
+            ServiceKind.INFERENCE,
+            generation,
+            specs,
+            (Edge("y", steps[-1], "x"),),
+            spares=spares,
+        )
+        return self.hear(order, "namo-main")
+
+    def task(self, name: str = "svc.a") -> TaskRecord:
+        return self.ta.tasks[name]
+
+    def ready(self, node: str, epoch: int, generation: int = 1) -> Output:
+        return self.hear(TaskReport("svc.a", generation, node, epoch, InstanceState.READY))
+
+
+def said(output: Output, kind: type[Any]) -> list[Any]:
+    return [send.body for send in output.sends if isinstance(send.body, kind)]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    for name in ("n1", "n2", "n3"):
+        bench.node(name)
+    return bench
+
+
+def test_an_order_becomes_a_durable_task_with_an_envelope(bench: Bench) -> None:
+    output = bench.order()
+    [grant] = said(output, EnvelopeGrant)
+    assert grant.nodes == ("n1", "n2")
+    assert (grant.epoch_from, grant.epoch_to) == (1, 32)
+    assert bench.task().epoch_high == 32
+    assert ("task", "svc.a") in bench.store
+    assert said(output, ServiceReport)[-1].state is ServiceState.DEPLOYING
+    [report] = said(bench.ready("n1", 1), ServiceReport)
+    assert report.state is ServiceState.RUNNING
+
+
+def test_the_same_order_again_changes_nothing(bench: Bench) -> None:
+    bench.order()
+    output = bench.order()
+    assert not output.records
+    assert not said(output, EnvelopeGrant)
+    assert said(output, ServiceReport), "but it is answered"
+
+
+def test_without_a_node_the_task_waits_and_namo_hears_why() -> None:
+    bench = Bench()
+    output = bench.order()
+    assert bench.task().state is TaskState.WAITING
+    [escalation] = said(output, Escalation)
+    assert escalation.problem == "no node has joined yet"
+    output = bench.node("n1")
+    assert said(output, EnvelopeGrant)[0].nodes == ("n1",)
+
+
+def test_leases_never_overlap_even_across_restarts(bench: Bench) -> None:
+    seen: list[range] = []
+    for _ in range(3):
+        for grant in said(bench.order(), EnvelopeGrant) + said(
+            bench.hear(SchedulerHello("ts-main", 1)), EnvelopeGrant
+        ):
+            lease = range(grant.epoch_from, grant.epoch_to + 1)
+            assert not any(set(lease) & set(old) for old in seen)
+            seen.append(lease)
+        bench.restart()
+        bench.node("n1")
+    assert len(seen) >= 3
+
+
+def test_a_restarted_anchor_knows_its_tasks(bench: Bench) -> None:
+    bench.order()
+    bench.ready("n1", 1)
+    stories = bench.ta._stories["svc.a"]
+    bench.restart()
+    assert bench.task().state is TaskState.RUNNING
+    assert bench.ta._stories["svc.a"] == stories
+    output = bench.hear(SchedulerHello("ts-main", 2))
+    [grant] = said(output, EnvelopeGrant)
+    assert (grant.current_node, grant.current_epoch) == ("n1", 1)
+    assert said(output, AnchorWelcome)[0].grants == 1
+
+
+def test_a_lost_spare_is_topped_up_without_touching_the_task(bench: Bench) -> None:
+    bench.order()
+    bench.ready("n1", 1)
+    [grant] = said(bench.node("n2", NodeState.LOST), EnvelopeGrant)
+    assert grant.nodes == ("n1", "n3")
+    assert bench.task().state is TaskState.RUNNING
+
+
+def test_an_escalation_gets_other_nodes_or_a_refusal(bench: Bench) -> None:
+    bench.order(spares=0)
+    attempts = (Attempt("run on n1", "no memory"),)
+    output = bench.hear(Escalation("e1", "svc.a", 1, "no node of the envelope", attempts))
+    assert said(output, EscalationAnswer)[0].granted
+    assert said(output, EnvelopeGrant)[0].nodes == ("n2",)
+    everywhere = tuple(Attempt(f"run on n{at}", "no memory") for at in (1, 2, 3))
+    output = bench.hear(Escalation("e2", "svc.a", 1, "no node of the envelope", everywhere))
+    [answer] = said(output, EscalationAnswer)
+    assert not answer.granted
+    assert bench.task().state is TaskState.WAITING
+    [timer] = output.timers
+    bench.now_ms = timer.at_ms or 0
+    assert said(bench.feed(Fired(timer.key)), EnvelopeGrant), "it is tried again by itself"
+
+
+def test_a_stale_report_is_not_believed(bench: Bench) -> None:
+    bench.order()
+    bench.ready("n1", 5)
+    bench.ready("n2", 4)
+    assert (bench.task().node, bench.task().epoch) == ("n1", 5)
+    bench.ready("n3", 99)
+    assert bench.task().epoch == 5, "an epoch that was never leased"
+    assert bench.ta.counters["stale_report"] == 2
+
+
+def test_a_new_generation_keeps_what_runs_and_ends_what_is_gone(bench: Bench) -> None:
+    bench.order(1, "a", "b")
+    bench.ready("n1", 1)
+    output = bench.order(2, "a", "c")
+    assert [one.task for one in said(output, EnvelopeRevoke)] == ["svc.b"]
+    assert {one.spec.task for one in said(output, EnvelopeGrant)} == {"svc.a", "svc.c"}
+    assert bench.task().nodes[0] == "n1"
+    assert ("task", "svc.b") not in bench.store
+
+
+def test_a_delete_leaves_only_the_story(bench: Bench) -> None:
+    bench.order()
+    output = bench.hear(ServiceDelete("svc", 1), "namo-main")
+    assert said(output, EnvelopeRevoke)
+    assert said(output, ServiceReport)[-1].state is ServiceState.DELETED
+    assert {kind for kind, _ in bench.store} == {"story"}
+
+
+def test_the_story_is_bounded_and_ordered(bench: Bench) -> None:
+    bench.order()
+    for number in range(200):
+        bench.ready("n1", 1)
+        bench.hear(TaskReport("svc.a", 1, "n1", 1, InstanceState.DEPLOYING, f"restart {number}"))
+    entries = [one.value for (kind, _), one in bench.store.items() if kind == "story"]
+    numbers = sorted(one.number for one in entries if isinstance(one, StoryRecord))
+    assert len(numbers) == 64
+    assert numbers == list(range(numbers[0], numbers[0] + 64))
+
+
+def test_every_state_answers_or_refuses_every_event() -> None:
+    for state in TaskState:
+        for event in TaskEvent:
+            if (state, event) in TABLE:
+                assert advance(state, event) in TaskState
+            else:
+                with pytest.raises(TonaBug, match="its story"):
+                    advance(state, event, "its story")

@@ -1,0 +1,102 @@
+"""What a client knows of a service: its newest route, and who waits for a better one. Pure."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from msgspec import Struct, field
+
+from protocols.messages.invocation import REQUEST, Plan, Route
+
+ASK_FIRST_MS: Final = 250
+ASK_CAP_MS: Final = 2000
+"""A question for a route that nobody answers is asked again within these bounds."""
+
+
+class Entry(NamedTuple):
+    """A node to which a request goes, and the values that its steps need."""
+
+    node: str
+    names: frozenset[str]
+
+
+def entries(plan: Plan) -> tuple[Entry, ...]:
+    """Return the nodes with a step that the request feeds, in the order of the plan."""
+    wanted: dict[str, set[str]] = {}
+    for step in plan.steps:
+        names = {edge.source_port for edge in step.inputs if edge.source == REQUEST}
+        if names:
+            wanted.setdefault(step.node, set()).update(names)
+    return tuple(Entry(node, frozenset(names)) for node, names in wanted.items())
+
+
+def moved(before: Plan | None, after: Plan) -> bool:
+    """Whether a step of the plan now runs elsewhere, or under another epoch."""
+    return before is None or {(one.task, one.node, one.epoch) for one in before.steps} != {
+        (one.task, one.node, one.epoch) for one in after.steps
+    }
+
+
+class Service(Struct):
+    """One service, as this client sees it."""
+
+    name: str
+    plan: Plan | None = None
+    epoch: int = -1
+    expires_ms: float = 0.0
+    """Until when the plan may be used without hearing from the scheduler."""
+    refresh_ms: float = 0.0
+    """From when on the scheduler is asked again, while the plan is still used."""
+    credit: int = 0
+    """Requests under way that the scheduler allows; 0: as many as the client likes."""
+    blob_urls: tuple[str, ...] = ()
+    reason: str = "no scheduler has answered yet"
+    """Why there is no plan."""
+    entries: tuple[Entry, ...] = ()
+    names: frozenset[str] = frozenset()
+    """The inputs of the service."""
+    waiting: deque[str] = field(default_factory=deque)
+    """Requests that cannot be sent yet, oldest first."""
+    requests: dict[str, None] = {}
+    """Every open request of the service, oldest first."""
+    under_way: int = 0
+    """How many of them were sent."""
+    ask_at_ms: float | None = None
+    """When the question for a route is repeated; None: nothing is asked."""
+    ask_wait_ms: int = ASK_FIRST_MS
+
+    def usable(self, now_ms: float) -> bool:
+        """Whether requests can go by the plan now."""
+        return self.plan is not None and now_ms < self.expires_ms
+
+    def has_room(self) -> bool:
+        """Whether one more request may be under way."""
+        return self.credit == 0 or self.under_way < self.credit
+
+    def learn(self, route: Route, now_ms: float) -> bool:
+        """Take a route in; False when it is older than the one that still holds."""
+        if route.epoch < self.epoch and now_ms < self.expires_ms:
+            return False
+        if route.plan is not None and route.plan != self.plan:
+            self.entries = entries(route.plan)
+            self.names = frozenset(name for entry in self.entries for name in entry.names)
+        self.plan, self.epoch, self.credit = route.plan, route.epoch, route.credit
+        self.expires_ms = now_ms + route.valid_ms
+        self.refresh_ms = now_ms + route.valid_ms / 2
+        self.blob_urls = route.blob_urls
+        self.reason = route.reason or "its tasks are not running"
+        if route.plan is not None:
+            self.ask_at_ms = None
+            self.ask_wait_ms = ASK_FIRST_MS
+        return True
+
+    def ask(self, now_ms: float) -> float:
+        """Note that a route is asked for now; return when to ask again."""
+        self.ask_at_ms = now_ms + self.ask_wait_ms
+        self.ask_wait_ms = min(2 * self.ask_wait_ms, ASK_CAP_MS)
+        return self.ask_at_ms
+
+
+def spoken(names: Iterable[str]) -> str:
+    """Write names for a person."""
+    return ", ".join(repr(one) for one in sorted(names)) or "nothing"

@@ -1,0 +1,136 @@
+"""Large values over HTTP: a few threads with kept connections to the cell's store.
+
+The standard library's client is enough: a value is one PUT or one GET by digest, and what arrives
+is checked against it.
+"""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from threading import Lock
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from protocols.errors import EnvironmentFailure
+from tona.values import Content
+
+THREADS: Final = 4
+IDLE_MAX: Final = 8
+"""Connections kept open, over all stores."""
+ROUNDS: Final = 2
+"""Tries at every address of the store; a kept connection may have been closed by the server."""
+TIMEOUT_S: Final = 10.0
+"""For each read and write on a connection."""
+BLOB_MAX_BYTES: Final = 1 << 30
+TEXT_MAX_BYTES: Final = 300
+_OK: Final = range(200, 300)
+
+_R = TypeVar("_R")
+
+
+class Store:
+    """Puts and gets values by digest; one for each client. `tls` is for https addresses."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tona-store")
+        self._idle: list[tuple[str, HTTPConnection]] = []
+        self._lock = Lock()
+
+    async def run(self, work: Callable[..., _R], *arguments: object) -> _R:
+        """Run something that blocks in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def put(self, urls: Sequence[str], digest: str, content: Content) -> None:
+        """Store a value. Raises EnvironmentFailure."""
+        await self.run(self._request, "PUT", urls, _path(digest), content)
+
+    async def get(self, urls: Sequence[str], digest: str, size_bytes: int) -> bytes:
+        """Fetch a value and check it. Raises EnvironmentFailure."""
+        if size_bytes > BLOB_MAX_BYTES:
+            raise EnvironmentFailure(f"a value of {size_bytes} bytes, at most {BLOB_MAX_BYTES}")
+        return await self.run(self._get, urls, digest, size_bytes)
+
+    async def text(self, url: str, path: str) -> bytes:
+        """Fetch a document. Raises EnvironmentFailure."""
+        return await self.run(self._request, "GET", (url,), path, None)
+
+    def close(self) -> None:
+        """Close every connection; what runs ends within its timeout."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for _, connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    def _get(self, urls: Sequence[str], digest: str, size_bytes: int) -> bytes:
+        content = self._request("GET", urls, _path(digest), None, size_bytes)
+        found = "sha256:" + hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise EnvironmentFailure(f"the store gave {found} for {digest}")
+        return content
+
+    def _request(
+        self,
+        method: str,
+        urls: Sequence[str],
+        path: str,
+        content: Content | None,
+        max_bytes: int = BLOB_MAX_BYTES,
+    ) -> bytes:
+        told = "the cell has no store for large values"
+        for url in [*urls] * ROUNDS:
+            connection = self._take(url)
+            try:
+                connection.request(method, path, body=content)
+                response = connection.getresponse()
+                answer = _read(response, max_bytes)
+            except (OSError, HTTPException) as error:
+                connection.close()
+                told = f"{url}: {error or type(error).__name__}"
+                continue
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(url, connection, response)
+            if response.status in _OK:
+                return answer
+            text = answer[:TEXT_MAX_BYTES].decode(errors="replace")
+            told = f"{url}{path} answers {response.status}: {text}"
+        raise EnvironmentFailure(told)
+
+    def _take(self, url: str) -> HTTPConnection:
+        with self._lock:
+            for at, (key, connection) in enumerate(self._idle):
+                if key == url:
+                    del self._idle[at]
+                    return connection
+        parts = urlsplit(url)
+        if parts.scheme == "https":
+            return HTTPSConnection(
+                parts.hostname or "", parts.port, timeout=TIMEOUT_S, context=self._tls
+            )
+        return HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+
+    def _give_back(self, url: str, connection: HTTPConnection, response: HTTPResponse) -> None:
+        with self._lock:
+            if not response.will_close and len(self._idle) < IDLE_MAX:
+                self._idle.append((url, connection))
+                return
+        connection.close()
+
+
+def _read(response: HTTPResponse, max_bytes: int) -> bytes:
+    if response.length is not None and response.length > max_bytes:
+        raise HTTPException(f"{response.length} bytes announced, at most {max_bytes} expected")
+    content = response.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise HTTPException(f"more than {max_bytes} bytes sent")
+    return content
+
+
+def _path(digest: str) -> str:
+    return f"/v1/blobs/{digest.removeprefix('sha256:')}"

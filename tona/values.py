@@ -1,0 +1,149 @@
+"""Values between an application and the wire: bytes, text, numpy arrays and plain tensors.
+
+numpy is used when it is installed and not asked for otherwise. A value is copied at most once.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from protocols.manifest import Dtype, tensor_bytes
+from protocols.messages import invocation as wire
+from protocols.messages.invocation import INLINE_MAX_BYTES, Timing
+from protocols.topics import valid_name
+from tona.errors import bad_input
+
+try:
+    import numpy
+except ImportError:  # an extra
+    np: Any = None
+else:
+    np = numpy
+
+INLINE_TOTAL_MAX_BYTES: Final = 96 * 1024
+"""Inline values of one request; the largest beyond go through the cell's store."""
+_DTYPES: Final = {one.value: one for one in Dtype}
+
+Content = bytes | memoryview
+
+
+class Tensor(Struct, frozen=True):
+    """A dense array in row-major order, little-endian; what there is without numpy."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Result(Struct, frozen=True):
+    """The answer to a request: numpy arrays (read-only views), or `Tensor` without numpy."""
+
+    outputs: dict[str, Any]
+    timings: tuple[Timing, ...] = ()
+    """Where the time went, in microseconds by task and node."""
+    attempts: int = 1
+    elapsed_ms: float = 0.0
+    """From the call to the answer, as this client saw it."""
+    index: int = 0
+    """In a stream, the place of the input that this answers."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.outputs[name]
+
+    def data(self, name: str) -> bytes:
+        """Return the bytes of an output."""
+        value = self.outputs[name]
+        return value.data if isinstance(value, Tensor) else value.tobytes()
+
+    def text(self, name: str) -> str:
+        """Return an output of UTF-8 bytes as text."""
+        return self.data(name).decode()
+
+
+def pack(inputs: Mapping[str, Any]) -> tuple[dict[str, wire.Value], dict[str, Content]]:
+    """Turn an application's inputs into wire values.
+
+    Returns them, and by digest the contents that are too large to travel in the message. Raises
+    BadInput.
+    """
+    plain = {name: _plain(name, value) for name, value in inputs.items()}
+    sizes = {name: len(data) for name, (_, _, data) in plain.items()}
+    large = {name for name, size in sizes.items() if size > INLINE_MAX_BYTES}
+    inline = sum(sizes.values()) - sum(sizes[name] for name in large)
+    for name in sorted(sizes.keys() - large, key=sizes.__getitem__, reverse=True):
+        if inline <= INLINE_TOTAL_MAX_BYTES:
+            break
+        large.add(name)
+        inline -= sizes[name]
+    values: dict[str, wire.Value] = {}
+    contents: dict[str, Content] = {}
+    for name, (dtype, shape, data) in plain.items():
+        if name in large:
+            digest = "sha256:" + hashlib.sha256(data).hexdigest()
+            contents[digest] = data
+            values[name] = wire.Blob(dtype, shape, digest, len(data))
+        else:
+            values[name] = wire.Tensor(dtype, shape, bytes(data))
+    return values, contents
+
+
+def is_large(inputs: Mapping[str, Any]) -> bool:
+    """Whether packing these inputs takes longer than an event loop should be held up."""
+    return any(
+        getattr(one, "nbytes", 0) > INLINE_MAX_BYTES
+        or (isinstance(one, bytes | bytearray | str) and len(one) > INLINE_MAX_BYTES)
+        or (isinstance(one, Tensor) and len(one.data) > INLINE_MAX_BYTES)
+        for one in inputs.values()
+    )
+
+
+def unpack(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> Any:
+    """Turn a value of the wire into what an application works with."""
+    if np is None:
+        return Tensor(dtype, shape, data)
+    return np.frombuffer(data, dtype=dtype.value).reshape(shape)
+
+
+def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
+    if not valid_name(name):
+        raise bad_input(f"{name!r} cannot name an input")
+    match value:
+        case bytes():
+            return Dtype.UINT8, (len(value),), value
+        case str():
+            data = value.encode()
+            return Dtype.UINT8, (len(data),), data
+        case bytearray() | memoryview():
+            data = bytes(value)
+            return Dtype.UINT8, (len(data),), data
+        case Tensor():
+            if tensor_bytes(value.dtype, value.shape) != len(value.data):
+                raise bad_input(
+                    f"input {name!r}: {value.dtype} {list(value.shape)} takes "
+                    f"{tensor_bytes(value.dtype, value.shape)} bytes, {len(value.data)} were given"
+                )
+            return value.dtype, tuple(value.shape), value.data
+        case wire.Tensor():
+            return value.dtype, value.shape, value.data
+    if np is not None and isinstance(value, np.ndarray | np.generic):
+        return _from_array(name, np.asarray(value))
+    raise bad_input(
+        f"input {name!r} is of type {type(value).__name__}: "
+        "give bytes, text, a numpy array or a tona.Tensor"
+    )
+
+
+def _from_array(name: str, array: Any) -> tuple[Dtype, tuple[int, ...], Content]:
+    dtype = _DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise bad_input(f"input {name!r} has elements of type {array.dtype}: give one of "
+                        + ", ".join(_DTYPES))  # fmt: skip
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    shape = tuple(array.shape)
+    if array.nbytes <= INLINE_MAX_BYTES:
+        return dtype, shape, array.tobytes()
+    return dtype, shape, memoryview(np.ascontiguousarray(array)).cast("B")
