@@ -174,4 +174,3 @@ class AnchoredRecord(Struct, frozen=True):
     tenant: str
     namo: str
     """Whom the TA reports to."""
-    deleting: bool = False

@@ -9,7 +9,7 @@ from protocols.topics import NAME_PATTERN
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 """A node, client, service, task, tenant or cell: one level of a topic."""
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 """A SHA-256 content address."""
 
 Text = Annotated[str, Meta(max_length=2048)]

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from protocols.errors import TonaBug, UnknownTopic
 
 ROOT: Final = "tona/1"
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
+"""Python's `$` also matches before a last newline; the look-ahead takes that back."""
 CONTROL_MAX_BYTES: Final = 64 * 1024
 INVOCATION_MAX_BYTES: Final = 192 * 1024
 

@@ -142,7 +142,7 @@ class AsyncClient:
         of them are InvocationError.
         """
         begin_s = self._loop.time()
-        if self._running is None:
+        if self._running is None or self._running.done():
             raise ClientClosed("the client is closed: connect anew")
         if not 0 < deadline_s <= DEADLINE_MAX_S:
             raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
@@ -195,7 +195,8 @@ class AsyncClient:
 
     async def _run(self, submit: Submit, contents: dict[str, values.Content]) -> Finish:
         request = submit.request
-        future = self._futures[request] = self._loop.create_future()
+        future: asyncio.Future[Finish] = self._loop.create_future()
+        self._futures[request] = future
         if contents:
             self._contents[request] = contents
         try:

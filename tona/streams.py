@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from itertools import takewhile
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -10,6 +11,7 @@ from tona.errors import InvocationError
 from tona.values import Result
 
 _T = TypeVar("_T")
+_Task = asyncio.Task[Result | InvocationError]
 
 
 async def stream(
@@ -23,8 +25,9 @@ async def stream(
     The next input is waited for while answers are: a slow source holds no answer back.
     """
     source = aiter(inputs) if isinstance(inputs, AsyncIterable) else _each(inputs)
-    running: dict[asyncio.Task[Result | InvocationError], int] = {}
-    pulled: asyncio.Task[tuple[bool, _T | None]] | None = None
+    running: dict[_Task, None] = {}
+    done: list[_Task] = []
+    pulled: asyncio.Task[tuple[bool, Any]] | None = None
     open_ended, index = True, 0
     try:
         while True:
@@ -32,36 +35,32 @@ async def stream(
                 pulled = asyncio.create_task(_pull(source))
             if pulled is None and not running:
                 return
-            await asyncio.wait(
-                {*running, *([pulled] if pulled else [])}, return_when=asyncio.FIRST_COMPLETED
-            )
+            under_way: set[asyncio.Task[Any]] = {*running, *([pulled] if pulled else [])}
+            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             if pulled is not None and pulled.done():
                 open_ended, item = pulled.result()
                 pulled = None
                 if open_ended:
-                    running[asyncio.create_task(_one(invoke, item, index))] = index
+                    task = asyncio.create_task(_one(invoke, item, index))
+                    task.add_done_callback(done.append)
+                    running[task] = None
                     index += 1
-            for task in _ready(running, ordered):
+            for task in _ready(running, done, ordered):
                 del running[task]
                 yield task.result()
     finally:
-        rest = [*running, *([pulled] if pulled else [])]
+        rest: set[asyncio.Task[Any]] = {*running, *([pulled] if pulled else [])}
         for task in rest:
             task.cancel()
         if rest:
             await asyncio.wait(rest)
 
 
-def _ready(
-    running: dict[asyncio.Task[Result | InvocationError], int], ordered: bool
-) -> list[asyncio.Task[Result | InvocationError]]:
-    ready = []
-    for task in running:
-        if task.done():
-            ready.append(task)
-        elif ordered:
-            break
-    return ready
+def _ready(running: dict[_Task, None], done: list[_Task], ordered: bool) -> list[_Task]:
+    """Return what can be yielded: the done ones as they ended, or the first ones if done."""
+    ended = done.copy()
+    done.clear()
+    return list(takewhile(_Task.done, running)) if ordered else ended
 
 
 async def _one(
@@ -73,7 +72,7 @@ async def _one(
         return error
 
 
-async def _pull(source: AsyncIterator[_T]) -> tuple[bool, _T | None]:
+async def _pull(source: AsyncIterator[Any]) -> tuple[bool, Any]:
     try:
         return True, await anext(source)
     except StopAsyncIteration:

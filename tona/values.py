@@ -4,8 +4,8 @@ numpy is used when it is installed and not asked for otherwise. A value is copie
 """
 
 import hashlib
-import sys
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Final
 
 from msgspec import Struct
@@ -16,16 +16,17 @@ from protocols.messages.invocation import INLINE_MAX_BYTES, Timing
 from protocols.topics import valid_name
 from tona.errors import bad_input
 
+np: Any
 try:
-    import numpy
+    np = import_module("numpy")
 except ImportError:  # an extra
-    np: Any = None
-else:
-    np = numpy
+    np = None
 
 INLINE_TOTAL_MAX_BYTES: Final = 96 * 1024
 """Inline values of one request; the largest beyond go through the cell's store."""
-_DTYPES: Final = {one.value: one for one in Dtype}
+_ARRAYS: Final = () if np is None else (np.ndarray, np.generic)
+_LITTLE: Final = {} if np is None else {one: np.dtype(one.value).newbyteorder("<") for one in Dtype}
+_DTYPES: Final = {little: one for one, little in _LITTLE.items()}
 
 Content = bytes | memoryview
 
@@ -71,13 +72,7 @@ def pack(inputs: Mapping[str, Any]) -> tuple[dict[str, wire.Value], dict[str, Co
     """
     plain = {name: _plain(name, value) for name, value in inputs.items()}
     sizes = {name: len(data) for name, (_, _, data) in plain.items()}
-    large = {name for name, size in sizes.items() if size > INLINE_MAX_BYTES}
-    inline = sum(sizes.values()) - sum(sizes[name] for name in large)
-    for name in sorted(sizes.keys() - large, key=sizes.__getitem__, reverse=True):
-        if inline <= INLINE_TOTAL_MAX_BYTES:
-            break
-        large.add(name)
-        inline -= sizes[name]
+    large = _too_large(sizes) if sum(sizes.values()) > INLINE_MAX_BYTES else ()
     values: dict[str, wire.Value] = {}
     contents: dict[str, Content] = {}
     for name, (dtype, shape, data) in plain.items():
@@ -88,6 +83,18 @@ def pack(inputs: Mapping[str, Any]) -> tuple[dict[str, wire.Value], dict[str, Co
         else:
             values[name] = wire.Tensor(dtype, shape, bytes(data))
     return values, contents
+
+
+def _too_large(sizes: Mapping[str, int]) -> set[str]:
+    """Return the names of the values that cannot travel in the message, the largest first."""
+    large = {name for name, size in sizes.items() if size > INLINE_MAX_BYTES}
+    inline = sum(sizes.values()) - sum(sizes[name] for name in large)
+    for name in sorted(sizes.keys() - large, key=sizes.__getitem__, reverse=True):
+        if inline <= INLINE_TOTAL_MAX_BYTES:
+            break
+        large.add(name)
+        inline -= sizes[name]
+    return large
 
 
 def is_large(inputs: Mapping[str, Any]) -> bool:
@@ -104,7 +111,7 @@ def unpack(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> Any:
     """Turn a value of the wire into what an application works with."""
     if np is None:
         return Tensor(dtype, shape, data)
-    return np.frombuffer(data, dtype=dtype.value).reshape(shape)
+    return np.frombuffer(data, _LITTLE[dtype]).reshape(shape)
 
 
 def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
@@ -128,7 +135,7 @@ def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
             return value.dtype, tuple(value.shape), value.data
         case wire.Tensor():
             return value.dtype, value.shape, value.data
-    if np is not None and isinstance(value, np.ndarray | np.generic):
+    if np is not None and isinstance(value, _ARRAYS):
         return _from_array(name, np.asarray(value))
     raise bad_input(
         f"input {name!r} is of type {type(value).__name__}: "
@@ -137,12 +144,13 @@ def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
 
 
 def _from_array(name: str, array: Any) -> tuple[Dtype, tuple[int, ...], Content]:
-    dtype = _DTYPES.get(array.dtype.name)
+    little = array.dtype.newbyteorder("<")
+    dtype = _DTYPES.get(little)
     if dtype is None:
-        raise bad_input(f"input {name!r} has elements of type {array.dtype}: give one of "
-                        + ", ".join(_DTYPES))  # fmt: skip
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.astype(array.dtype.newbyteorder("<"))
+        known = ", ".join(one.value for one in Dtype)
+        raise bad_input(f"input {name!r} has elements of type {little}: give one of {known}")
+    if little != array.dtype:
+        array = array.astype(little)
     shape = tuple(array.shape)
     if array.nbytes <= INLINE_MAX_BYTES:
         return dtype, shape, array.tobytes()

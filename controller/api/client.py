@@ -4,7 +4,6 @@ request = call("task.show", name="ocr.detect")     # method, path, body
 task = answer("task.show", status, body)           # a TaskRecord, or the error is raised
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +12,7 @@ from msgspec import Struct
 from controller.api.arguments import Request, build
 from controller.api.errors import error_of
 from controller.api.named import from_json
-from controller.api.operations import BY_NAME, Operation
+from controller.api.operations import BY_NAME, WATCHED, Operation
 from controller.namo.reader import near
 from protocols.errors import PeerError, TonaBug, UserError
 
@@ -21,12 +20,19 @@ OK_BELOW: Final = 300
 
 
 class Event(Struct, frozen=True):
-    """One server-sent event: `change`, `resync` or `end`."""
+    """One server-sent event of a watch: `change`, `resync` or `end`."""
 
     event: str
     data: bytes
-    id: str = ""
-    """The token to continue from."""
+    token: str = ""
+    """Where to continue from."""
+
+
+class Change(Struct, frozen=True):
+    """A thing became `value`; None: it is gone."""
+
+    key: str
+    value: Any
 
 
 def find(name: str) -> Operation:
@@ -59,18 +65,33 @@ def answer(name: str, status: int, body: bytes) -> Any:
         raise PeerError(f"the answer to {name} is not of this version: {error}") from None
 
 
-def events(lines: Iterable[str]) -> Iterator[Event]:
-    """Take the lines of an event stream apart; feed it all lines of one event, blank one included.
+class EventReader:
+    """Takes the lines of an event stream apart; comments and unfinished events are dropped."""
 
-    An unfinished event at the end is dropped, as the format has it.
-    """
-    fields: dict[str, str] = {}
-    for line in lines:
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+
+    def feed(self, line: str) -> Event | None:
+        """Take one line without its end; return the event that it completes."""
         name, _, value = line.partition(": ")
         if name in {"event", "id", "data"}:
-            fields[name] = value
-        elif not line and fields:
-            yield Event(
-                fields.get("event", ""), fields.get("data", "").encode(), fields.get("id", "")
-            )
-            fields = {}
+            self._fields[name] = value
+        if line or not self._fields:
+            return None
+        fields, self._fields = self._fields, {}
+        return Event(fields.get("event", ""), fields.get("data", "").encode(), fields.get("id", ""))
+
+
+def change(kind: str, event: Event) -> Change:
+    """Return what a `change` event of a kind tells, typed. Raises PeerError."""
+    try:
+        raw = msgspec.json.decode(event.data, type=_RawChange)
+        gone = bytes(raw.value) == b"null"
+        return Change(raw.key, None if gone else from_json(bytes(raw.value), WATCHED[kind]))
+    except msgspec.DecodeError as error:
+        raise PeerError(f"the change of a {kind} is not of this version: {error}") from None
+
+
+class _RawChange(Struct, frozen=True):
+    key: str
+    value: msgspec.Raw

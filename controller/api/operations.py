@@ -34,7 +34,14 @@ from protocols.messages.hierarchy import NodeState, ServiceState
 
 DOCUMENT_MAX_LENGTH: Final = 512 * 1024
 """Characters of a use case document."""
-WATCHED: Final = (USE_CASE, SERVICE, TASK, STORY, FLEET, ARTIFACT)
+WATCHED: Final[dict[str, type[Struct]]] = {
+    USE_CASE: UseCaseRecord,
+    SERVICE: ServiceRecord,
+    TASK: TaskRecord,
+    STORY: StoryRecord,
+    FLEET: NodeView,
+    ARTIFACT: ArtifactRecord,
+}
 """The kinds that `GET /v1/watch/KIND` follows."""
 
 
@@ -81,7 +88,7 @@ class DocumentFormat(StrEnum):
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
 """The name of one thing; an unknown one is answered with the nearest that there is."""
 Sha256 = Annotated[
-    str, Meta(pattern="^[0-9a-f]{64}$", description="a SHA-256 of 64 lower-case hexadecimal digits")
+    str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="a SHA-256 of 64 lower-case hexadecimal digits")
 ]
 
 

@@ -126,7 +126,8 @@ def _story(arguments: Named, registry: Registry) -> Any:
 def _fleet(arguments: ListNodes, registry: Registry) -> list[NodeView]:
     seen = {one.node: one for one in registry.list(FLEET, arguments.prefix)}
     for record in registry.list(NODE, arguments.prefix):
-        seen.setdefault(record.node, _unheard(record))
+        if record.node not in seen:
+            seen[record.node] = _unheard(record)
     return [
         seen[node]
         for node in sorted(seen)

@@ -19,9 +19,7 @@ from starlette.types import Receive, Scope, Send
 from controller.api.errors import Refused, not_found
 from controller.api.named import to_json
 from controller.api.operations import WATCHED, Watch
-from controller.records import FLEET, NodeView
 from controller.registry import Change, Expired, LiveRegistry
-from controller.store.kinds import TYPES
 from protocols.errors import Blame
 
 MAX_WATCHERS: Final = 64
@@ -29,8 +27,6 @@ BATCH: Final = 256
 """Changes in one piece of the stream."""
 PING_S: Final = 15.0
 """A comment goes out after this silence, so that both ends notice a dead connection."""
-
-_TYPES: Final = {**TYPES, FLEET: NodeView}
 
 
 class Watchers:
@@ -106,7 +102,7 @@ class _Stream(StreamingResponse):
 
 
 def _change(change: Change, token: str) -> bytes:
-    value = b"null" if change.value is None else to_json(change.value, _TYPES[change.kind])
+    value = b"null" if change.value is None else to_json(change.value, WATCHED[change.kind])
     key = msgspec.json.encode(change.key)
     return b'event: change\nid: %b\ndata: {"key":%b,"value":%b}\n\n' % (token.encode(), key, value)
 

@@ -19,9 +19,9 @@ from msgspec.structs import fields
 from controller.namo.lines import Path, locate
 from protocols.topics import NAME_PATTERN
 
-STEP_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$"
+STEP_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$(?!\n)"
 """A task's name within its service: without a dot, for `task.port` names a port."""
-DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
+DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}$(?!\n)"
 MAX_PROBLEMS: Final = 20
 """More are counted, not told."""
 

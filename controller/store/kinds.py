@@ -18,6 +18,8 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.NODE: records.NodeRecord,
     records.STORY: records.StoryRecord,
     records.ARTIFACT: records.ArtifactRecord,
+    records.ANCHORED: records.AnchoredRecord,
+    records.ANCHORED: records.AnchoredRecord,
 }
 
 _encoder = msgspec.msgpack.Encoder()

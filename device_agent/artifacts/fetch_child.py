@@ -19,6 +19,8 @@ import threading
 import time
 import traceback
 import urllib.parse
+from collections.abc import Callable
+from io import BufferedRandom
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
@@ -89,18 +91,18 @@ class Client:
         body: BinaryIO | None = None,
     ) -> tuple[http.client.HTTPResponse, Connection]:
         """Send one request; a kept connection that has gone stale is replaced once. Raises Miss."""
-        parts = urllib.parse.urlsplit(url)
         while True:
             try:
+                parts = urllib.parse.urlsplit(url)
                 connection, kept = self._connection(parts.scheme, parts.netloc, tls)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.InvalidURL) as error:
                 raise Miss(f"{url}: {error}", final=True) from None
             try:
                 if body is not None:
                     body.seek(0)
                 connection.request(method, parts.path, body, headers)
                 return connection.getresponse(), connection
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 self.forget(connection)
                 if not kept:
                     raise Miss(f"{url}: {error or type(error).__name__}") from None
@@ -109,6 +111,10 @@ class Client:
         """Close a connection whose state is not known."""
         connection.close()
         self._open = {key: one for key, one in self._open.items() if one is not connection}
+
+
+Work = Callable[[Header, str, Client], None]
+"""Serve a request from one address. Raises Miss or Refusal."""
 
 
 def over_addresses(request: Header, client: Client, work: Work) -> None:
@@ -153,7 +159,7 @@ def get(request: Header, url: str, client: Client) -> None:
         raise failure(f"cannot store {request['hex'][:12]}: {error.strerror}") from None
 
 
-def check(part: BinaryIO, request: Header) -> None:
+def check(part: BufferedRandom, request: Header) -> None:
     """Hold the whole part against its digest; a wrong one is emptied. Raises Miss."""
     part.seek(0)
     if hashlib.file_digest(part, "sha256").hexdigest() != request["hex"]:
@@ -162,7 +168,7 @@ def check(part: BinaryIO, request: Header) -> None:
 
 
 def download(
-    part: BinaryIO, have: int, size: int, url: str, tls: list[str] | None, client: Client
+    part: BufferedRandom, have: int, size: int, url: str, tls: list[str] | None, client: Client
 ) -> None:
     """Append what the part misses. Raises Miss, or OSError of the disk."""
     headers = {"Range": f"bytes={have}-"} if have else {}

@@ -29,7 +29,6 @@ class Forward(Struct, frozen=True):
     body: Body
     cause: str
     tenant: str
-    correlation: bytes = b""
 
 
 class Reply(Struct, frozen=True):

@@ -38,6 +38,11 @@ REPLY_TOPICS_MAX: Final = 256
 """Reply topics known to be valid; the set is emptied when full."""
 
 
+def correlation_of(event: Received, body: Invoke | Deliver) -> bytes:
+    """Return the client's correlation data: whoever passes a request on puts it into the body."""
+    return body.correlation or event.correlation
+
+
 class Replies:
     """Builds the messages that leave a request."""
 
@@ -89,7 +94,8 @@ class Replies:
         """Answer what never became a request of this node."""
         self._turn.counts[failure.code.value] += 1
         result = Result(body.request, body.attempt, {}, failure)
-        self._turn.out.append(Reply(reply_to, result, event.cause, event.tenant, event.correlation))
+        correlation = correlation_of(event, body)
+        self._turn.out.append(Reply(reply_to, result, event.cause, event.tenant, correlation))
 
     def send(self, request: Request, task: str, answer: Answer) -> Failure | None:
         """Send outputs to the client and to other nodes, as the plan says, or say why not."""
@@ -117,8 +123,9 @@ class Replies:
                 request.reply_to,
                 plan,
                 answer.timings,
+                request.correlation,
             )
-            said = Forward(node, deliver, request.cause, request.tenant, request.correlation)
+            said = Forward(node, deliver, request.cause, request.tenant)
             self._say(request, said, values)
         return None
 

@@ -27,7 +27,7 @@ from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, R
 from device_agent.core.finished import Finished
 from device_agent.core.instances import Instance
 from device_agent.core.jobs import Answer, Job, Phase, Request, Waiting
-from device_agent.core.replies import Replies
+from device_agent.core.replies import Replies, correlation_of
 from device_agent.core.turn import Turn
 from device_agent.core.values import (
     blobs,
@@ -292,7 +292,7 @@ class Requests:
                 body.attempt,
                 plan,
                 reply_to,
-                event.correlation,
+                correlation_of(event, body),
                 self._turn.now_ms + body.budget_ms,
                 event.cause,
                 event.tenant,
@@ -343,7 +343,7 @@ class Requests:
         request.attempt = body.attempt
         request.plan = plan
         request.reply_to = reply_to
-        request.correlation = event.correlation
+        request.correlation = correlation_of(event, body)
         request.deadline_ms = self._turn.now_ms + body.budget_ms
         request.waiting.clear()
         if request.id in self._live:

@@ -1,6 +1,8 @@
 """Holding values against a manifest, on their way into an executor and out of it; pure."""
 
 import re
+from collections.abc import Mapping
+from math import prod
 from typing import Final
 
 from msgspec import Struct
@@ -8,13 +10,19 @@ from msgspec import Struct
 from device_agent.executors.door import Bytes, Done, Failed, File, Value
 from device_agent.executors.link import Reply
 from protocols.errors import Blame
-from protocols.manifest import ONNX_DTYPE_NUMBER, Manifest, Port, accepts, tensor_bytes
+from protocols.manifest import (
+    ITEM_BYTES,
+    ONNX_DTYPE_NUMBER,
+    Manifest,
+    Port,
+    accepts,
+    tensor_bytes,
+)
 from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode
 
 DIGEST_PREFIX: Final = "sha256:"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
-_DTYPE_OF: Final = {number: dtype for dtype, number in ONNX_DTYPE_NUMBER.items()}
 
 Described = tuple[str, int, tuple[int, ...], int, str]
 """A value as it stands in a frame: name, dtype number, shape, bytes, hex digest or empty."""
@@ -29,87 +37,95 @@ class ConstantFile(Struct, frozen=True):
     path: str
 
 
-def _misfit(port: Port, value: Value) -> str:
-    if not accepts(port, value.dtype, value.shape):
-        return f"is {value.dtype}{list(value.shape)}, the task takes {port.dtype}{list(port.shape)}"
-    size = len(value.data) if isinstance(value, Bytes) else value.size_bytes
-    wanted = tensor_bytes(value.dtype, value.shape)
-    if size != wanted:
-        return f"has {size} bytes, {value.dtype}{list(value.shape)} takes {wanted}"
-    if isinstance(value, Bytes):
-        if size > INLINE_MAX_BYTES:
-            return f"has {size} bytes: more than {INLINE_MAX_BYTES} go as a file"
-    elif _DIGEST.fullmatch(value.digest) is None:
-        return f"has no valid digest: {value.digest[:80]!r}"
-    return ""
+class Contract:
+    """A manifest with its constants, prepared for the checks of every call."""
 
+    def __init__(self, manifest: Manifest, constants: dict[str, ConstantFile]) -> None:
+        self._takes = [_plan(port) for port in manifest.inputs if port.name not in constants]
+        self._gives = [_plan(port) for port in manifest.outputs]
+        self._output_bytes = manifest.limits.output_bytes
 
-def describe_inputs(
-    manifest: Manifest, constants: dict[str, ConstantFile], inputs: dict[str, Value]
-) -> tuple[list[Described], list[bytes]] | Failed:
-    """Check the inputs of a call and describe them for a frame, with the inline ones' bytes."""
-    described: list[Described] = []
-    inline: list[bytes] = []
-    for port in manifest.inputs:
-        name = port.name
-        if name in constants:
-            continue
-        value = inputs.get(name)
-        if value is None:
-            return _bad(f"input {name!r} is missing")
-        misfit = _misfit(port, value)
-        if misfit:
-            return _bad(f"input {name!r} {misfit}")
-        number = ONNX_DTYPE_NUMBER[value.dtype]
-        if isinstance(value, Bytes):
-            described.append((name, number, value.shape, len(value.data), ""))
-            inline.append(value.data)
-        else:
-            digest = value.digest[len(DIGEST_PREFIX) :]
-            described.append((name, number, value.shape, value.size_bytes, digest))
-    if len(described) != len(inputs):
-        known = {port.name for port in manifest.inputs} - constants.keys()
+    def describe(self, inputs: Mapping[str, Value]) -> tuple[list[Described], list[bytes]] | Failed:
+        """Check the inputs of a call and describe them for a frame, with the inline ones' bytes."""
+        described: list[Described] = []
+        inline: list[bytes] = []
+        for port, name, number, item_bytes in self._takes:
+            value = inputs.get(name)
+            if value is None:
+                return _bad(f"input {name!r} is missing")
+            shape = value.shape
+            if value.dtype != port.dtype or not (
+                shape == port.shape or accepts(port, value.dtype, shape)
+            ):
+                return _bad(
+                    f"input {name!r} is {value.dtype}{list(shape)}, "
+                    f"the task takes {port.dtype}{list(port.shape)}"
+                )
+            if isinstance(value, Bytes):
+                digest, size = "", len(value.data)
+                inline.append(value.data)
+            else:
+                digest, size = value.digest, value.size_bytes
+            if size != item_bytes * prod(shape):
+                return _bad(f"input {name!r} has {size} bytes, which is no {list(shape)}")
+            if digest:
+                if _DIGEST.fullmatch(digest) is None:
+                    return _bad(f"input {name!r} has no valid digest: {digest[:80]!r}")
+                digest = digest[len(DIGEST_PREFIX) :]
+            elif size > INLINE_MAX_BYTES:
+                return _bad(
+                    f"input {name!r} has {size} bytes: more than {INLINE_MAX_BYTES} go as a file"
+                )
+            described.append((name, number, shape, size, digest))
+        if len(described) != len(inputs):
+            return self._extra(inputs)
+        return described, inline
+
+    def _extra(self, inputs: Mapping[str, Value]) -> Failed:
+        known = {plan[1] for plan in self._takes}
         extra = ", ".join(sorted(inputs.keys() - known))
         return _bad(f"the task has no input {extra}; it takes {', '.join(sorted(known))}")
-    return described, inline
+
+    def read(self, reply: Reply, body: memoryview) -> Done | Failed:
+        """Turn an executor's answer into a result, held against the manifest."""
+        if reply.fail is not None:
+            return read_failure(reply.fail)
+        outputs = self._outputs(reply, body)
+        return _wrong_output(outputs) if isinstance(outputs, str) else Done(outputs, reply.us)
+
+    def _outputs(self, reply: Reply, body: memoryview) -> dict[str, Value] | str:
+        if len(reply.out) != len(self._gives):
+            return f"{len(reply.out)} outputs, not {len(self._gives)}"
+        outputs: dict[str, Value] = {}
+        at = 0
+        for (port, name, number, item_bytes), (called, dtype, shape, size, digest) in zip(
+            self._gives, reply.out, strict=True
+        ):
+            fits = shape == port.shape or accepts(port, port.dtype, shape)
+            if called != name or dtype != number or not fits:
+                return (
+                    f"output {called!r} of dtype {dtype} {list(shape)}, "
+                    f"the manifest says {name!r} {port.dtype}{list(port.shape)}"
+                )
+            if size != item_bytes * prod(shape) or size > self._output_bytes:
+                return f"output {name!r} of {size} bytes for {list(shape)}"
+            if not digest:
+                outputs[name] = Bytes(port.dtype, shape, bytes(body[at : at + size]))
+                at += size
+            elif _HEX.fullmatch(digest):
+                outputs[name] = File(port.dtype, shape, DIGEST_PREFIX + digest, size)
+            else:
+                return f"output {name!r} under no digest"
+        return outputs if at == len(body) else f"{len(body)} bytes of outputs, not {at}"
+
+
+def _plan(port: Port) -> tuple[Port, str, int, int]:
+    """Look up what is the same for every call: hashing an enum costs as much as a check."""
+    return port, port.name, ONNX_DTYPE_NUMBER[port.dtype], ITEM_BYTES[port.dtype]
 
 
 def _bad(text: str) -> Failed:
     return Failed(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
-
-
-def read_reply(manifest: Manifest, reply: Reply, body: memoryview) -> Done | Failed:
-    """Turn an executor's answer into a result, held against the manifest."""
-    if reply.fail is not None:
-        return read_failure(reply.fail)
-    outputs = _read_outputs(manifest, reply, body)
-    return _wrong_output(outputs) if isinstance(outputs, str) else Done(outputs, reply.us)
-
-
-def _read_outputs(manifest: Manifest, reply: Reply, body: memoryview) -> dict[str, Value] | str:
-    outputs: dict[str, Value] = {}
-    at = 0
-    if len(reply.out) != len(manifest.outputs):
-        return f"{len(reply.out)} outputs, not {len(manifest.outputs)}"
-    for port, (name, number, shape, size, digest) in zip(manifest.outputs, reply.out, strict=True):
-        dtype = _DTYPE_OF.get(number)
-        if name != port.name or dtype is None or not accepts(port, dtype, shape):
-            return (
-                f"output {name!r} {dtype}{list(shape)}, "
-                f"the manifest says {port.name!r} {port.dtype}{list(port.shape)}"
-            )
-        if size != tensor_bytes(dtype, shape) or size > manifest.limits.output_bytes:
-            return f"output {name!r} of {size} bytes"
-        if digest:
-            if _HEX.fullmatch(digest) is None:
-                return f"output {name!r} without a digest"
-            outputs[name] = File(dtype, shape, DIGEST_PREFIX + digest, size)
-        else:
-            outputs[name] = Bytes(dtype, shape, bytes(body[at : at + size]))
-            at += size
-    if at != len(body):
-        return f"{len(body)} bytes of outputs, not {at}"
-    return outputs
 
 
 def _wrong_output(text: str) -> Failed:

@@ -5,7 +5,7 @@ behind a socket pair, and values of any size stay outside the daemon's memory wh
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from msgspec import Struct
 
@@ -72,7 +72,7 @@ class ExecutorFailure(Exception):
 class Executor(Protocol):
     """One kind of task executor on this node. Instances are named by their task."""
 
-    kind: ExecutorKind
+    kind: ClassVar[ExecutorKind]
 
     async def probe(self) -> ExecutorInfo | None:
         """Say what this executor can do here, or None when it cannot run; never raises."""

@@ -92,16 +92,19 @@ class Link:
         self._send(header, buffers)
         return number
 
-    async def ask(self, header: dict[str, Any]) -> Reply | None:
-        """Send a request and wait for its answer; None when the other side ends first."""
+    def post(self, header: dict[str, Any]) -> tuple[int, asyncio.Future[Reply | None]]:
+        """Send a request that brings no body; its number and its answer."""
         answer: asyncio.Future[Reply | None] = self._loop.create_future()
 
         def settle(reply: Reply | None, _body: memoryview) -> None:
             if not answer.done():
                 answer.set_result(reply)
 
-        self.request(header, [], settle)
-        return await answer
+        return self.request(header, [], settle), answer
+
+    async def ask(self, header: dict[str, Any]) -> Reply | None:
+        """Send a request and wait for its answer; None when the other side ends first."""
+        return await self.post(header)[1]
 
     def tell(self, header: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         """Send a frame that nobody answers, with descriptors if need be."""

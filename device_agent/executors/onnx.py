@@ -80,6 +80,7 @@ class OnnxExecutor(RemoteExecutor):
     """Runs ONNX tasks; `door.Executor` is the contract."""
 
     kind = ExecutorKind.ONNX
+    stop_grace_s = 0.5
 
     def __init__(
         self,
@@ -136,7 +137,11 @@ class OnnxExecutor(RemoteExecutor):
             return
         if any(one.manifest == manifest and one.link for one in self._instances.values()):
             return
-        child = await self._load(artifact, manifest)
+        try:
+            child = await self._load(artifact, manifest)
+        except BaseException:
+            self._settle_down()
+            raise
         self._drop_spare()
         self._spare = (manifest, child)
         loop = asyncio.get_running_loop()
@@ -279,7 +284,11 @@ class OnnxExecutor(RemoteExecutor):
         await self._forget(task)
         if child is not None:
             child.kill()
-            await asyncio.wait_for(child.gone.wait(), END_TIMEOUT_S)
+            try:
+                await asyncio.wait_for(child.gone.wait(), END_TIMEOUT_S)
+            except TimeoutError:
+                log.error("the ONNX zygote did not end a child, it is killed")
+                child.zygote.kill()
         self._settle_down()
 
     def _idle(self) -> bool:

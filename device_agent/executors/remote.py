@@ -3,33 +3,29 @@
 A call first takes a slot (calls beyond the slots wait, in order, up to the manifest's queue), then
 makes sure that its instance runs, then is one frame there and one back. The deadline settles the
 caller at once; the slot stays taken until the executor has answered `stop`, or was killed because
-it did not within `STOP_GRACE_S`.
+it did not within `stop_grace_s`.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import (
     ConstantFile,
     Described,
-    describe_inputs,
     fit_constant,
     read_failure,
-    read_reply,
 )
 from device_agent.executors.door import Done, ExecutorFailure, Failed, Stats, Value
-from device_agent.executors.link import Link, Reply
+from device_agent.executors.link import Reply
 from protocols.errors import Blame
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
 
-STOP_GRACE_S: Final = 0.5
-"""How long a call may go on after `stop` before its process is killed."""
 START_TIMEOUT_S: Final = 60.0
 """How long a process may take to start, or an artifact to load."""
 IDLE_EXIT_S: Final = 60.0
@@ -51,86 +47,6 @@ def failed(
 ) -> ExecutorFailure:
     """Make the error that carries a failure."""
     return ExecutorFailure(Failed(code, blame, text, retryable))
-
-
-class Slots:
-    """How many calls may run at once; the others wait in order."""
-
-    def __init__(self, free: int) -> None:
-        self._free = free
-        self._waiting: deque[Run] = deque()
-
-    def take(self) -> bool:
-        """Take a slot if one is free."""
-        if self._free == 0:
-            return False
-        self._free -= 1
-        return True
-
-    async def wait(self, run: "Run") -> bool:
-        """Wait for a slot, or until the run is over; whether the run has the slot."""
-        self._waiting.append(run)
-        try:
-            await run.wait()
-        except asyncio.CancelledError:
-            if run.granted:
-                self.release()
-            raise
-        return run.granted
-
-    def release(self) -> None:
-        """Give a slot back, or on to the next that still waits."""
-        while self._waiting:
-            run = self._waiting.popleft()
-            if run.go_on():
-                run.granted = True
-                return
-        self._free += 1
-
-
-class Instance:
-    """A task of this executor: what it runs and where it runs now."""
-
-    __slots__ = (
-        "artifact",
-        "calls",
-        "constants",
-        "failures",
-        "link",
-        "manifest",
-        "memory_bytes",
-        "note",
-        "pid",
-        "runs",
-        "slots",
-        "starting",
-        "task",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        task: str,
-        artifact: Path,
-        manifest: Manifest,
-        constants: dict[str, ConstantFile],
-        slots: Slots,
-    ) -> None:
-        self.task = task
-        self.artifact = artifact
-        self.manifest = manifest
-        self.constants = constants
-        self.slots = slots
-        self.link: Link | None = None
-        """None: it is not loaded, its next call does that."""
-        self.starting: asyncio.Task[None] | None = None
-        self.runs: dict[str, Run] = {}
-        self.waiting = 0
-        self.calls = 0
-        self.failures = 0
-        self.memory_bytes = 0
-        self.pid = 0
-        self.note = ""
 
 
 def _port(port: Port) -> tuple[str, int, tuple[int, ...]]:
@@ -157,46 +73,12 @@ def constant_frame(constants: dict[str, ConstantFile]) -> list[Described]:
     ]
 
 
-class Run:
-    """One call on its way: whoever settles it first decides what its caller gets."""
-
-    __slots__ = ("_waiter", "granted", "instance", "number", "result", "sent")
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.number = 0
-        self.sent: Link | None = None
-        """Where the executor has the call."""
-        self.granted = False
-        self.result: Done | Failed | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def wait(self) -> None:
-        """Wait until somebody lets the run go on, or settles it."""
-        if self.result is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-
-    def go_on(self) -> bool:
-        """Let the run go on to its next stage; False when it does not wait."""
-        if self._waiter is None or self._waiter.done():
-            return False
-        self._waiter.set_result(None)
-        return True
-
-    def settle(self, result: Done | Failed) -> bool:
-        """Decide the result; False when it has been decided."""
-        if self.result is not None:
-            return False
-        self.result = result
-        self.go_on()
-        return True
-
-
 class RemoteExecutor:
     """What executors in processes of their own have in common."""
 
     kind: ClassVar[ExecutorKind]
+    stop_grace_s: ClassVar[float]
+    """How long a call may go on after `stop` before its process is killed."""
 
     def __init__(self, blobs: Path, on_exit: OnExit = no_exit) -> None:
         self._blobs = blobs
@@ -292,7 +174,7 @@ class RemoteExecutor:
         instance = self._instances.get(task)
         if instance is None:
             return _not_here(task)
-        described = describe_inputs(instance.manifest, instance.constants, inputs)
+        described = instance.contract.describe(inputs)
         if isinstance(described, Failed):
             return described
         run = Run(instance)
@@ -325,7 +207,7 @@ class RemoteExecutor:
         if run.result is not None or instance.link is None:
             instance.slots.release()
             return
-        header = {"op": "invoke", "task": instance.task, "in": described}
+        header = {"op": "invoke", "key": instance.key, "in": described}
         run.sent = instance.link
         run.number = run.sent.request(header, inline, partial(self._answered, run))
         await run.wait()
@@ -375,7 +257,7 @@ class RemoteExecutor:
             run.settle(lost)
             return
         instance.memory_bytes = max(instance.memory_bytes, reply.mem)
-        run.settle(read_reply(instance.manifest, reply, body))
+        run.settle(instance.contract.read(reply, body))
 
     def _expire(self, run: Run, budget_ms: int) -> None:
         self._overrun(run, _late(run.instance, budget_ms))
@@ -390,7 +272,7 @@ class RemoteExecutor:
             return
         self._interrupt(run)
         loop = asyncio.get_running_loop()
-        self._kills[run] = loop.call_later(STOP_GRACE_S, self._force, run)
+        self._kills[run] = loop.call_later(self.stop_grace_s, self._force, run)
 
     def _force(self, run: Run) -> None:
         self._kills.pop(run, None)

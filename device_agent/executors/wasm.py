@@ -49,6 +49,8 @@ class WasmExecutor(RemoteExecutor):
     """Runs Wasm tasks; `door.Executor` is the contract."""
 
     kind = ExecutorKind.WASM
+    # Long, for it hits the neighbours: large outputs may be on their way to the disk.
+    stop_grace_s = 2.0
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class WasmExecutor(RemoteExecutor):
         self._interpreter = interpreter
         self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
         self._slots = Slots(self._threads)
+        self._loading = asyncio.Lock()
+        self._keys = 0
         self._host: Process | None = None
         self._compiling: dict[str, asyncio.Task[None]] = {}
         _make_private(cache)
@@ -85,7 +89,19 @@ class WasmExecutor(RemoteExecutor):
 
     async def deploy(self, artifact: Path, manifest: Manifest) -> None:
         """Check and compile a module into the cache; idempotent. Raises ExecutorFailure."""
-        digest = _hex(manifest)
+        self._running_host()
+        try:
+            await self._compiled(artifact, _hex(manifest))
+        finally:
+            self._settle_down()
+
+    async def _compiled(self, artifact: Path, digest: str) -> None:
+        # A whole pair was vetted when it was made; the host holds it against its seal.
+        if all((self._cache / f"{digest}{one}").exists() for one in (".cwasm", ".seal")):
+            return
+        await self._compile_once(artifact, digest)
+
+    async def _compile_once(self, artifact: Path, digest: str) -> None:
         task = self._compiling.get(digest)
         if task is None:
             task = asyncio.create_task(self._compile(artifact, digest))
@@ -116,15 +132,17 @@ class WasmExecutor(RemoteExecutor):
 
     async def _launch(self, instance: Instance) -> None:
         host = self._running_host()
+        self._keys += 1
+        instance.key = self._keys
         frame = load_frame(instance.manifest, self._blobs) | {
-            "task": instance.task,
+            "key": instance.key,
             "constants": constant_frame(instance.constants),
             "folder": str(self._cache),
             "digest": _hex(instance.manifest),
         }
         reply = await self._load(host.link, dict(frame))
         if reply is not None and reply.fail is not None and reply.fail[2] == UNCOMPILED:
-            await self.deploy(instance.artifact, instance.manifest)
+            await self._compile_once(instance.artifact, _hex(instance.manifest))
             reply = await self._load(host.link, dict(frame))
         loaded = check_failure(reply, f"loading task {instance.task!r}")
         if host.link.open:
@@ -132,14 +150,18 @@ class WasmExecutor(RemoteExecutor):
             instance.pid = loaded.pid
 
     async def _load(self, link: Link, frame: dict[str, object]) -> Reply | None:
-        try:
-            return await asyncio.wait_for(link.ask(frame), START_TIMEOUT_S)
-        except TimeoutError:
-            # A start function that does not end; the host cannot be asked for anything then.
-            if self._host is not None and self._host.link is link:
+        # One at a time: the host has one thread for it beside those of the calls.
+        async with self._loading:
+            number, answer = link.post(frame)
+            await asyncio.wait({answer}, timeout=START_TIMEOUT_S)
+            if answer.done():
+                return answer.result()
+            link.tell({"op": "stop", "id": number})
+            await asyncio.wait({answer}, timeout=self.stop_grace_s)
+            if not answer.done() and self._host is not None and self._host.link is link:
                 self._drop_host()
-            text = f"the module did not start within {START_TIMEOUT_S:.0f} s"
-            raise failed(FailureCode.LIMIT, Blame.USER, text) from None
+        text = f"the module's start function did not end within {START_TIMEOUT_S:.0f} s"
+        raise failed(FailureCode.LIMIT, Blame.USER, text)
 
     def _running_host(self) -> Process:
         self._stay()
@@ -184,7 +206,7 @@ class WasmExecutor(RemoteExecutor):
         if instance is None:
             return
         if instance.link is not None and instance.link.open:
-            instance.link.tell({"op": "unload", "id": 0, "task": task})
+            instance.link.tell({"op": "unload", "id": 0, "key": instance.key})
         self._settle_down()
 
     def _retire(self) -> None:

@@ -63,10 +63,10 @@ class LinkMonitor:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             self._socket.bind((0, GROUPS))
             self._dump()
-        except OSError:
+            self.read()
+        except (OSError, EnvironmentFailure):
             self._socket.close()
             raise
-        self.read()
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
@@ -82,21 +82,18 @@ class LinkMonitor:
         return self._socket.fileno()
 
     def read(self) -> tuple[Change, ...]:
-        """Take in what the kernel has said and return what has changed by it. Never blocks."""
+        """Take in what the kernel has said and return what has changed by it. Never blocks.
+
+        Raises EnvironmentFailure when the socket is of no use any more.
+        """
         before = dict(self._table.interfaces)
-        for _ in range(MAX_DATAGRAMS):
-            try:
-                datagram, sender = self._socket.recvfrom(DATAGRAM_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise EnvironmentFailure(f"netlink: {os.strerror(error.errno or 0)}") from error
-                self.dropped["overrun"] += 1
-                self._dumps = 0
-                self._restart()
-                continue
-            self._take(datagram, sender[0])
+        try:
+            for _ in range(MAX_DATAGRAMS):
+                self._receive()
+        except BlockingIOError:
+            pass  # all read
+        except OSError as error:
+            raise EnvironmentFailure(f"netlink: {os.strerror(error.errno or 0)}") from error
         after = self._table.interfaces
         return tuple(
             Change(before.get(index), after.get(index))
@@ -107,6 +104,18 @@ class LinkMonitor:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def _receive(self) -> None:
+        try:
+            datagram, sender = self._socket.recvfrom(DATAGRAM_BYTES)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.dropped["overrun"] += 1
+            self._dumps = 0
+            self._restart()
+            return
+        self._take(datagram, sender[0])
 
     def _take(self, datagram: bytes, sender: int) -> None:
         if sender != 0:
@@ -126,9 +135,11 @@ class LinkMonitor:
                 if sequence == self._sequence:
                     self._again = self._again or interrupted
                     self._next_stage()
-            case Refused(_, code):
-                if code:
-                    self.dropped["refused"] += 1
+            case Refused(sequence, code) if code and sequence == self._sequence:
+                self.dropped["refused"] += 1
+                if self._dumps >= MAX_DUMPS:
+                    raise EnvironmentFailure(f"netlink names no links: {os.strerror(code)}")
+                self._dump()
             case _:
                 self._table.apply(event)
 

@@ -9,7 +9,12 @@ import numpy as np
 import wasmtime
 
 PORT: Final = struct.Struct("<12I")
-DTYPES: Final = {1: np.dtype("<f4"), 2: np.dtype("u1"), 6: np.dtype("<i4"), 7: np.dtype("<i8")}
+DTYPES: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("<f4"),
+    2: np.dtype("u1"),
+    6: np.dtype("<i4"),
+    7: np.dtype("<i8"),
+}
 NUMBERS: Final = {dtype: number for number, dtype in DTYPES.items()}
 MAX_RANK: Final = 8
 ALIGN_BYTES: Final = 16

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-
-from chain import Chain, load  # isort: skip - a sibling file, not an installed package
+from chain import Chain, load
 from guest import Array, Guest, GuestError
 
 from protocols.manifest import ExecutorKind
@@ -21,7 +20,7 @@ from protocols.messages.hierarchy import TaskSpec
 
 # The runtime reports usage over the network unless told not to, before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 REQUEST: Final = "request"
 
@@ -93,7 +92,8 @@ class Runner:
 
 def lines(outputs: dict[str, Array]) -> list[str]:
     """Return the lines of text in reading order."""
-    return outputs["text"].tobytes().decode().split("\n")
+    text = outputs["text"].tobytes().decode()
+    return text.split("\n") if text else []
 
 
 def main(paths: list[str]) -> int:
@@ -105,12 +105,15 @@ def main(paths: list[str]) -> int:
     failed = False
     for name in paths:
         try:
-            text = " ".join(lines(runner.read(Path(name).read_bytes())))
+            outputs = runner.read(Path(name).read_bytes())
         except (GuestError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
         else:
-            print(f"{name}\t{text}", flush=True)
+            print(f"{name}\t{' '.join(lines(outputs))}", flush=True)
+            found, kept = int(outputs["found"][0]), len(outputs["boxes"])
+            if found > kept:
+                print(f"{name}: only the first {kept} of {found} lines fit", file=sys.stderr)
     return int(failed)
 
 

@@ -17,11 +17,15 @@ from protocols.manifest import MAX_PORTS, Dtype
 
 INLINE_MAX_BYTES: Final = 64 * 1024
 """A larger tensor goes by reference over a connection of its own."""
+CORRELATION_MAX_BYTES: Final = 2048
 MAX_STEPS: Final = 64
 REQUEST: Final = "request"
 """The step name that stands for the client's inputs."""
 
 Budget = Annotated[int, Meta(ge=0, le=3_600_000)]
+
+Correlation = Annotated[bytes, Meta(max_length=CORRELATION_MAX_BYTES)]
+"""MQTT 5 correlation data of a client; nobody but the client takes it apart."""
 
 
 class Tensor(Message, tag="tensor", frozen=True):
@@ -95,7 +99,7 @@ class Invoke(Message, tag="invoke", frozen=True):
     """Topic of the answer; empty: the MQTT 5 response topic."""
     attempt: Count = 1
     plan: Plan | None = None
-    correlation: bytes = b""
+    correlation: Correlation = b""
     """MQTT 5 correlation data of the client, returned with the answer."""
 
 
@@ -111,7 +115,7 @@ class Deliver(Message, tag="deliver", frozen=True):
     reply_to: str
     plan: Plan
     timings: tuple[Timing, ...] = ()
-    correlation: bytes = b""
+    correlation: Correlation = b""
 
 
 class Cancel(Message, tag="cancel", frozen=True):

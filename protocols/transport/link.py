@@ -1,11 +1,13 @@
 """One MQTT connection, from CONNECT to its end, driven by the event loop's callbacks alone.
 
-CONNECT -> CONNACK -> SUBSCRIBE -> SUBACK -> ready -> ended. No task and no coroutine stands
-between the socket and the session: a packet is handled in the callback that read it, and what its
-handling writes (acknowledgements, answers) leaves together, in one system call.
+connecting -> subscribing -> ready -> closing -> ended: forward only, from everywhere to the end.
+No task and no coroutine stands between the socket and the session: a packet is handled in the
+callback that read it, and what its handling writes (acknowledgements, answers) leaves together,
+in one system call.
 """
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, Protocol, cast
@@ -25,6 +27,7 @@ class Stage(StrEnum):
     CONNECTING = "connecting"
     SUBSCRIBING = "subscribing"
     READY = "ready"
+    CLOSING = "closing"
     ENDED = "ended"
 
 
@@ -92,7 +95,7 @@ class Link(asyncio.BufferedProtocol):
         """Subscribe again with the whole list, now or as soon as the last one is answered."""
         if self._filters or self.stage is not Stage.READY:
             self._resubscribe = filters
-        else:
+        elif filters:
             self._subscribe(filters)
 
     def drained(self) -> asyncio.Future[bool]:
@@ -106,16 +109,18 @@ class Link(asyncio.BufferedProtocol):
 
     def close(self, reason: str) -> None:
         """End in good order: the broker keeps the will to itself."""
-        if self._transport is not None and self.stage is not Stage.ENDED:
-            self._reason = self._reason or reason
+        if self._transport is not None and self.stage not in {Stage.CLOSING, Stage.ENDED}:
+            self._reason = reason
+            self.stage = Stage.CLOSING
             self._write(packets.disconnect())
             self._flush()
             self._transport.close()
 
     def abort(self, reason: str) -> None:
         """End at once, what is buffered is lost; the broker will publish the will."""
-        self._reason = self._reason or reason
-        if self._transport is not None:
+        if self._transport is not None and self.stage is not Stage.ENDED:
+            self._reason = self._reason or reason
+            self.stage = Stage.CLOSING
             self._transport.abort()
 
     # What the event loop reports.
@@ -157,6 +162,12 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle everything that waits, and say why it is over."""
+        end: Exception | str = self._reason or exc or "the broker closed the connection"
+        if self.stage is Stage.CONNECTING and not isinstance(exc, ssl.SSLError):
+            # A server that refuses a certificate may do no more than that: with TLS 1.3 its alert
+            # races with our CONNECT and can be lost to a reset.
+            hint = ": does it accept our certificate?" if self._settings.tls else ""
+            end = f"the broker closed the connection without an answer to CONNECT{hint}"
         self.stage = Stage.ENDED
         if self._timer is not None:
             self._timer.cancel()
@@ -164,7 +175,7 @@ class Link(asyncio.BufferedProtocol):
             if not waiter.done():
                 waiter.set_result(False)
         if not self.ended.done():
-            self.ended.set_result(self._reason or exc or "the broker closed the connection")
+            self.ended.set_result(end)
 
     # One packet.
 
@@ -198,6 +209,8 @@ class Link(asyncio.BufferedProtocol):
         self._move()
 
     def _connected(self, body: bytes) -> None:
+        if self.stage is not Stage.CONNECTING:
+            raise packets.MalformedPacket("the broker sent a second CONNACK")
         answer = packets.connack(body, PACKET_MAX_BYTES)
         if isinstance(answer, str):
             self.abort(answer)

@@ -12,6 +12,7 @@ _FOREIGN: Final = (
 )
 _WRONG_NAME: Final = "the broker's certificate is not for {host}"
 _CERTIFICATE: Final[dict[int, str]] = {
+    7: _FOREIGN,
     # A board without a battery clock starts in 1970. Verification is not relaxed for it: the
     # session tries on, and the first attempt after the clock is set succeeds.
     9: "the broker's certificate is not valid yet, this machine's date is {today}: set the clock "

@@ -219,10 +219,10 @@ class Session:
         Returns whether everything was acknowledged; takes `timeout_ms` twice at most.
         """
         said = farewell is None or self.send(*farewell, cause="farewell")
-        done = said and await self.drained(timeout_ms)
+        done = said and (self._link is None or await self.drained(timeout_ms))
         self._closing = True
         self._wake.set()
-        if self._attempt is not None:
+        if self._attempt is not None and not self._attempt.expired():
             self._attempt.reschedule(0)
         if self._link is not None:
             self._link.close("closed by us")
@@ -248,6 +248,9 @@ class Session:
             self._attempt = None
         reason = "cancelled"
         try:
+            self._number = 0
+            self.incarnation = self._next_incarnation()
+            self._link.begin(self._hello(), self._filters())
             reason = self._explain(await self._link.ended)
         finally:
             up_ms = self._settle(reason)
@@ -265,9 +268,6 @@ class Session:
             server_hostname=settings.host if tls else None,
             ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
         )
-        self._number = 0
-        self.incarnation = self._next_incarnation()
-        link.begin(self._hello(), self._filters())
         return link
 
     def _hello(self) -> bytes:

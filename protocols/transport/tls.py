@@ -5,10 +5,12 @@ switch turns any of it off. Validity is held against this machine's clock: a boa
 1970 is refused with a sentence that says so, and the session goes on once the clock is set.
 """
 
+# The device agent reads its bundle: pathlib, which nothing else here needs, would cost it 0.6 MB.
+# ruff: noqa: PTH105, PTH123
+
 import os
 import ssl
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -46,32 +48,29 @@ class Bundle(Struct, frozen=True, kw_only=True):
     crl_pem: str = ""
 
 
-def save(bundle: Bundle, path: Path) -> None:
+def save(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     """Write the bundle as one JSON file that its owner alone can read; all of it or nothing.
 
     Raises EnvironmentFailure.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = f"{os.fspath(path)}.{os.getpid()}.new"
     data = msgspec.json.format(msgspec.json.encode(bundle))
     try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-            draft.replace(path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, FILE_MODE)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        os.replace(draft, path)
     except OSError as error:
         raise EnvironmentFailure(f"{path}: cannot write the bundle: {error.strerror}") from None
 
 
-def load(path: Path) -> Bundle:
+def load(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle. Raises UserError: absent, readable by others, or no bundle."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(BUNDLE_MAX_BYTES + 1)
     except OSError as error:

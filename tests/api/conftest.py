@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -82,5 +83,9 @@ async def cell(tmp_path: Path) -> AsyncIterator[Cell]:
 @pytest.fixture
 async def http(cell: Cell) -> AsyncIterator[httpx.AsyncClient]:
     base = f"http://127.0.0.1:{cell.address[1]}"
-    async with httpx.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
+    # An empty context: reading the authorities of the web would cost more than the test.
+    verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    async with httpx.AsyncClient(
+        base_url=base, timeout=30, trust_env=False, verify=verify
+    ) as client:
         yield client

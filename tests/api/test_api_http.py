@@ -67,6 +67,14 @@ def work(cell: Any) -> Any:
     return cell
 
 
+async def test_a_long_listing_is_whole(cell: Any, http: httpx.AsyncClient) -> None:
+    for number in range(1000):
+        cell.see_node(f"n{number:04}")
+    fleet = await ask(http, "fleet.status")
+    assert fleet == cell.registry.model.list("fleet")
+    assert len(fleet) == 1000
+
+
 async def ask(http: httpx.AsyncClient, name: str, /, **arguments: Any) -> Any:
     request = client.call(name, **arguments)
     headers = {} if request.body is None else {"content-type": "application/json"}

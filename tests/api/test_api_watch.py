@@ -5,37 +5,31 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
-from controller.api.client import Event, events
-from controller.api.named import from_json
-from controller.records import NodeView
+from controller.api.client import Change, Event, EventReader, change
+from protocols.errors import PeerError
 
 
 class Follower:
-    """Reads the events of one watch."""
+    """Reads the events of one watch of the fleet."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._lines = response.aiter_lines()
+        self._reader = EventReader()
 
     async def next(self) -> Event:
-        lines: list[str] = []
         async with asyncio.timeout(30):
             async for line in self._lines:
-                lines.append(line)
-                if not line:
-                    found = list(events(lines))
-                    if found:
-                        return found[0]
-                    lines.clear()
+                event = self._reader.feed(line)
+                if event is not None:
+                    return event
         raise EOFError
 
-    async def change(self) -> tuple[str, Any]:
+    async def change(self) -> Change:
         event = await self.next()
         assert event.event == "change"
-        data = msgspec.json.decode(event.data)
-        return data["key"], data["value"]
+        return change("fleet", event)
 
 
 @asynccontextmanager
@@ -52,21 +46,23 @@ async def test_a_watch_continues_exactly_where_it_left(cell: Any, http: httpx.As
         begin = await follower.next()
         assert begin.event == "resync"
         cell.see_node("b")
-        assert (await follower.change())[0] == "b"
+        assert (await follower.change()).key == "b"
         cell.lose_node("a")
         event = await follower.next()
-        assert msgspec.json.decode(event.data) == {"key": "a", "value": None}
+        assert change("fleet", event) == Change("a", None)
     cell.see_node("c")
     cell.see_node("d", silent_ms=9)
-    async with watch(http, f"fleet?from={event.id}") as follower:
-        assert (await follower.change())[0] == "c"
-        key, value = await follower.change()
-        assert from_json(msgspec.json.encode(value), NodeView).silent_ms == 9
-    async with watch(http, f"fleet?from={begin.id}", headers={"last-event-id": event.id}) as again:
-        assert (await again.change())[0] == "c"
-    async with watch(http, f"fleet?from={begin.id}") as again:
-        assert [(await again.change())[0] for _ in range(4)] == ["b", "a", "c", "d"]
-    assert key == "d"
+    async with watch(http, f"fleet?from={event.token}") as follower:
+        assert (await follower.change()).key == "c"
+        last = await follower.change()
+        assert last == Change("d", cell.registry.model.get("fleet", "d"))
+        assert last.value.silent_ms == 9
+    async with watch(
+        http, f"fleet?from={begin.token}", headers={"last-event-id": event.token}
+    ) as again:
+        assert (await again.change()).key == "c"
+    async with watch(http, f"fleet?from={begin.token}") as again:
+        assert [(await again.change()).key for _ in range(4)] == ["b", "a", "c", "d"]
 
 
 async def test_a_listing_and_its_token_miss_nothing(cell: Any, http: httpx.AsyncClient) -> None:
@@ -74,7 +70,7 @@ async def test_a_listing_and_its_token_miss_nothing(cell: Any, http: httpx.Async
     token = (await http.get("/v1/fleet")).headers["tona-token"]
     cell.see_node("b")
     async with watch(http, f"fleet?from={token}") as follower:
-        assert (await follower.change())[0] == "b"
+        assert (await follower.change()).key == "b"
 
 
 async def test_another_epoch_or_a_past_log_is_a_resync(cell: Any, http: httpx.AsyncClient) -> None:
@@ -85,9 +81,9 @@ async def test_another_epoch_or_a_past_log_is_a_resync(cell: Any, http: httpx.As
             event = await follower.next()
             assert event.event == "resync"
             assert reason in event.data.decode()
-            assert event.id == cell.registry.model.token
+            assert event.token == cell.registry.model.token
             cell.see_node("new")
-            assert (await follower.change())[0] == "new"
+            assert (await follower.change()).key == "new"
 
 
 async def test_a_prefix_hides_other_keys(cell: Any, http: httpx.AsyncClient) -> None:
@@ -95,7 +91,7 @@ async def test_a_prefix_hides_other_keys(cell: Any, http: httpx.AsyncClient) -> 
         await follower.next()
         for name in ("a", "b1", "c", "b2"):
             cell.see_node(name)
-        assert [(await follower.change())[0] for _ in range(2)] == ["b1", "b2"]
+        assert [(await follower.change()).key for _ in range(2)] == ["b1", "b2"]
 
 
 async def test_watchers_are_bounded_and_give_their_place_back(
@@ -114,11 +110,11 @@ async def test_watchers_are_bounded_and_give_their_place_back(
 
 async def test_a_slow_watcher_is_let_go_with_a_reason(cell: Any) -> None:
     narrow = socket.socket()
-    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     narrow.setblocking(False)
     await asyncio.get_running_loop().sock_connect(narrow, cell.address)
-    reader, writer = await asyncio.open_connection(sock=narrow, limit=4096)
-    writer.write(b"GET /v1/watch/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    reader, writer = await asyncio.open_connection(sock=narrow, limit=1 << 16)
+    writer.write(b"GET /v1/watch/fleet HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(60):
         await reader.readuntil(b"resync")
         # We read nothing more: sockets fill up, then the log passes the watcher by.
@@ -180,3 +176,21 @@ async def test_a_wrong_watch_is_one_sentence(
     response = await http.get(f"/v1/watch/{path}")
     assert response.status_code == status
     assert response.json()["error"]["text"].startswith(sentence)
+
+
+def test_events_are_read_line_by_line_and_foreign_ones_are_refused() -> None:
+    reader = EventReader()
+    lines = [
+        ": ping",
+        "",
+        "event: change",
+        "id: e.1",
+        'data: {"key":"a","value":null}',
+        "",
+        "id: x",
+    ]
+    found = [event for line in lines if (event := reader.feed(line)) is not None]
+    assert found == [Event("change", b'{"key":"a","value":null}', "e.1")]
+    for data in (b"", b"{}", b'{"key":"a","value":{"node":5}}'):
+        with pytest.raises(PeerError, match="the change of a fleet is not of this version"):
+            change("fleet", Event("change", data))

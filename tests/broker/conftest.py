@@ -1,6 +1,8 @@
 """Real clients (paho) around real brokers."""
 
 import asyncio
+import ctypes
+import os
 import queue
 import secrets
 import shutil
@@ -165,9 +167,6 @@ def answering() -> Callable[..., object]:
 
 def accepted_nodelay(pid: int, peer_address: tuple[str, int]) -> bool | None:
     """TCP_NODELAY of the socket of `pid` that serves `peer_address`; None: not allowed to look."""
-    import ctypes
-    import os
-
     pidfd_getfd = 438
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(pid)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ async def test_a_stranger_is_kept_out(
             | {"ca_pem": known.ca_pem, "crl_pem": ""}
         )
         assert not await peer(address, posing).join()
-        assert not await peer(address, stranger).join()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.open_connection(address.host, address.port, ssl=client_context(stranger))
         assert not await peer(address).join()
         assert await peer(address, known).join()
 

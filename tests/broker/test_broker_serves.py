@@ -23,7 +23,7 @@ from controller.broker.spec import make_broker
 from protocols import topics
 from protocols.errors import UserError
 from protocols.topics import Channel, Party, Speaker
-from protocols.transport.tls import Bundle, client_context
+from protocols.transport.tls import Bundle
 
 REQUEST = str(topics.build("cell-1", Party.NODE, "n1", Channel.INVOKE))
 REPLY = str(topics.build("cell-1", Party.CLIENT, "c1", Channel.REPLY))
@@ -62,8 +62,9 @@ async def test_serves_requests_and_replies_up_to_the_largest(
         await round_trip(peer(address), peer(address), payload)
 
 
+@pytest.mark.usefixtures("mosquitto")
 async def test_serves_with_certificates(
-    mosquitto: str, tmp_path: Path, trust: ServerTrust, issue: Callable[..., Bundle], peer: Any
+    tmp_path: Path, trust: ServerTrust, issue: Callable[..., Bundle], peer: Any
 ) -> None:
     node, client = issue("n1", Speaker.NODE), issue("c1", Speaker.CLIENT)
     async with make_broker("mosquitto", folder=tmp_path / "m", trust=trust) as address:
@@ -200,15 +201,11 @@ async def test_an_external_broker_is_left_alone(tmp_path: Any, peer: Any) -> Non
         assert await peer(Address(*served)).join()
 
 
+@pytest.mark.usefixtures("mosquitto")
 async def test_a_name_that_the_certificate_lacks_is_said_at_the_start(
-    mosquitto: str, tmp_path: Path, trust: ServerTrust
+    tmp_path: Path, trust: ServerTrust
 ) -> None:
     broker = make_broker("mosquitto", folder=tmp_path / "m", host="127.0.0.2", trust=trust)
     with pytest.raises(UserError, match=r"does not fit 127\.0\.0\.2"):
         await broker.start()
     await broker.stop()
-
-
-def test_contexts_verify(trust: ServerTrust) -> None:
-    context = client_context(trust.identity)
-    assert context.check_hostname

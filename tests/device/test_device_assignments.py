@@ -259,7 +259,7 @@ def test_a_draining_node_takes_no_new_task_but_lets_the_old_ones_finish() -> Non
     assert last(node).epoch == 2, "what it holds can still be fenced"
 
 
-def test_a_full_disk_is_told_and_what_serves_goes_on():
+def test_a_full_disk_is_told_and_what_serves_goes_on() -> None:
     node = joined()
     node.helpful = False
     node.hear(assign("t"))
@@ -268,7 +268,7 @@ def test_a_full_disk_is_told_and_what_serves_goes_on():
     assert "disk is full" in last(node).reason
     assert not node.core.assignments.held
     node.helpful = True
-    node.journal.clear()
+    node.tell(events.ArtifactReady(digest("m1")))
     node.hear(assign("t", 2))
     node.hear(assign("t", 3))
     node.tell(events.JournalFailed("t", 3, "disk is full"))

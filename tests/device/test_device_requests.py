@@ -201,6 +201,17 @@ def test_the_response_topic_of_the_message_is_used_and_correlation_goes_along(
     assert (reply.tenant, reply.cause) == ("acme", "op-9")
 
 
+def test_correlation_that_came_in_the_body_goes_back_and_on(node: SimNode) -> None:
+    body = msgspec.structs.replace(invoke(), correlation=b"\x02")
+    node.call(body)
+    (reply,) = node.answer()
+    assert reply.correlation == b"\x02"
+    there = chain(("t", NODE, 1), ("b", "node-b", 1))
+    node.call(msgspec.structs.replace(body, request="r2", plan=there))
+    (deliver,) = of(Deliver, node.answer())
+    assert deliver.correlation == b"\x02"
+
+
 def test_workers_and_queue_are_bounded_and_first_come_is_first_served(node: SimNode) -> None:
     node.hear(assign("t", 2, replicas=2))
     plan = chain(("t", NODE, 2))

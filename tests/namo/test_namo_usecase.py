@@ -48,7 +48,7 @@ inputs.rgb = "decode.rgb"
 outputs.lines = {{ dtype = "uint8", shape = [-1] }}
 constants.table = {{ artifact = "{DIGEST}", artifact_bytes = 5, dtype = "float32", shape = [4] }}
 providers = ["CPUExecutionProvider"]
-demand = {{ memory_bytes = 1000000, cpu_percent = 50, accelerator = "gpu" }}
+demand = {{ cpu_percent = 50, accelerator = "gpu" }}
 policy = {{ lost_after_ms = 500, replace = true, reconcile = "keep-replacement" }}
 nodes = ["pi-1"]
 """

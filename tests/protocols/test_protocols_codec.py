@@ -118,7 +118,7 @@ def _strategy(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - the
             return st.sampled_from(list(cls))
         case inspect.StrType(pattern=pattern, max_length=longest):
             if pattern:
-                return st.from_regex(pattern.replace("$", r"\Z"), fullmatch=False)
+                return st.from_regex(pattern.replace("$(?!\n)", r"\Z"), fullmatch=False)
             return st.text(max_size=min(longest or 40, 40))
         case inspect.IntType(ge=least, le=most):
             return st.integers(
@@ -173,6 +173,7 @@ def test_another_version_is_told_apart_from_garbage() -> None:
         [1, "pi-1", 3, 5, "default", "c", ["load", 1, 101.0]],
         [1, "pi-1", -3, 5, "default", "c", ["probe", 1]],
         [1, "../etc", 3, 5, "default", "c", ["probe", 1]],
+        [1, "pi-1\n", 3, 5, "default", "c", ["probe", 1]],
         [1, "pi-1", 3, 5, "default", "c" * 129, ["probe", 1]],
         {"version": 1},
         "text",

@@ -1,19 +1,22 @@
 """The guest `crop`: boxes, their order, and the strips cut out of the image."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from guest import GuestError
+from guest import Array, Guest, GuestError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+Guests = Callable[[str], Guest]
 SIDE = 736
 """Image and map of this side lie on each other pixel by pixel."""
 BLANK = np.zeros((SIDE, SIDE, 3), np.uint8)
 
 
-def crop(guest, image, surface, size=None):
+def crop(guest: Guests, image: Array, surface: Array, size: Any = None) -> tuple[Array, Array, int]:
     height_width = np.array(image.shape[:2] if size is None else size, np.int32)
     strips, boxes, count, found = guest("crop")(
         [image, np.asarray(surface, np.float32)[None, None], height_width], 4
@@ -23,26 +26,26 @@ def crop(guest, image, surface, size=None):
     return strips, boxes, int(found[0])
 
 
-def axes(centre, degrees, shape=(SIDE, SIDE)):
+def axes(centre: tuple[float, float], degrees: float) -> tuple[Array, Array]:
     """Coordinates along and across a turned line through the centre, for every pixel."""
-    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
     turn = math.radians(degrees)
     dx, dy = x - centre[0], y - centre[1]
     return dx * math.cos(turn) + dy * math.sin(turn), dy * math.cos(turn) - dx * math.sin(turn)
 
 
-def line(centre, length, height, degrees=0.0, probability=0.9, shape=(SIDE, SIDE)):
-    along, across = axes(centre, degrees, shape)
+def line(centre: tuple[float, float], length: int, height: int, degrees: float = 0.0) -> Array:
+    along, across = axes(centre, degrees)
     inside = (abs(along) <= length / 2) & (abs(across) <= height / 2)
-    return np.where(inside, np.float32(probability), np.float32(0))
+    return np.where(inside, np.float32(0.9), np.float32(0))
 
 
-def grown(length, height):
+def grown(length: int, height: int) -> float:
     """What DB's unclipping by 1.6 adds on each side."""
     return length * height * 1.6 / (2 * (length + height))
 
 
-def corners(centre, length, height, degrees):
+def corners(centre: tuple[float, float], length: int, height: int, degrees: float) -> Array:
     turn, pad = math.radians(degrees), grown(length, height)
     a, b = length / 2 + pad, height / 2 + pad
     along, across = np.array([-a, a, a, -a]), np.array([-b, -b, b, b])
@@ -51,7 +54,7 @@ def corners(centre, length, height, degrees):
     return np.stack([x, y], -1)
 
 
-def test_no_text_gives_one_blank_strip_and_no_box(guest):
+def test_no_text_gives_one_blank_strip_and_no_box(guest: Guests) -> None:
     strips, boxes, found = crop(guest, BLANK + 200, np.zeros((SIDE, SIDE)))
     assert strips.shape == (1, 3, 48, 320)
     assert not strips.any()
@@ -65,7 +68,9 @@ def test_no_text_gives_one_blank_strip_and_no_box(guest):
 @given(
     length=st.integers(80, 260), height=st.integers(12, 44), degrees=st.floats(-42, 42).map(float)
 )
-def test_a_turned_line_gets_the_grown_rectangle_around_it(guest, length, height, degrees):
+def test_a_turned_line_gets_the_grown_rectangle_around_it(
+    guest: Guests, length: int, height: int, degrees: float
+) -> None:
     centre = (360, 350)
     _, boxes, _ = crop(guest, BLANK, line(centre, length, height, degrees))
     assert len(boxes) == 1
@@ -74,7 +79,7 @@ def test_a_turned_line_gets_the_grown_rectangle_around_it(guest, length, height,
 
 
 @pytest.mark.parametrize("degrees", [0, 17, -30])
-def test_the_strip_is_straight_and_upright(guest, degrees):
+def test_the_strip_is_straight_and_upright(guest: Guests, degrees: float) -> None:
     centre, length, height = (360, 350), 240, 32
     along, across = axes(centre, degrees)
     image = np.stack([128 + along * 0.5, 128 + across * 2, np.full_like(along, 60)], -1)
@@ -94,7 +99,7 @@ def test_the_strip_is_straight_and_upright(guest, degrees):
     assert not strips[0, :, :, width:].any()
 
 
-def test_an_unturned_strip_equals_the_pixels(guest):
+def test_an_unturned_strip_equals_the_pixels(guest: Guests) -> None:
     image = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     surface = np.zeros((SIDE, SIDE))
     # 17 x 200 pixels after the mask grew by one; the box is searched for the height 48
@@ -114,7 +119,7 @@ def test_an_unturned_strip_equals_the_pixels(guest):
     assert np.abs((strips[0, ::-1, :, column].T / 2 + 0.5) * 255 - wanted).max() <= 1.5
 
 
-def test_a_column_of_text_is_turned_to_the_left(guest):
+def test_a_column_of_text_is_turned_to_the_left(guest: Guests) -> None:
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     image = np.stack([y // 3, x // 3, np.zeros_like(x)], -1).astype(np.uint8)
     strips, boxes, _ = crop(guest, image, line((300, 350), 30, 240))
@@ -125,7 +130,7 @@ def test_a_column_of_text_is_turned_to_the_left(guest):
     assert (np.diff(green.mean(axis=1)) <= 0).all()
 
 
-def test_boxes_stand_in_reading_order(guest):
+def test_boxes_stand_in_reading_order(guest: Guests) -> None:
     surface = np.maximum.reduce(
         [
             line((500, 97), 150, 20),
@@ -138,7 +143,7 @@ def test_boxes_stand_in_reading_order(guest):
     assert [round(float(box[:, 0].mean()), -1) for box in boxes] == [200, 500, 350, 120]
 
 
-def test_what_is_faint_or_tiny_is_no_text(guest):
+def test_what_is_faint_or_tiny_is_no_text(guest: Guests) -> None:
     surface = np.zeros((SIDE, SIDE))
     surface[100:120, 100:300] = 0.29
     surface[200:220, 100:300] = 0.45
@@ -148,7 +153,7 @@ def test_what_is_faint_or_tiny_is_no_text(guest):
     assert found == len(boxes) == 0
 
 
-def test_more_lines_than_fit_are_counted(guest):
+def test_more_lines_than_fit_are_counted(guest: Guests) -> None:
     surface = np.zeros((SIDE, SIDE))
     for row in range(20):
         for column in range(15):
@@ -159,14 +164,14 @@ def test_more_lines_than_fit_are_counted(guest):
     assert strips.shape == (204, 3, 48, 320)
 
 
-def test_boxes_are_told_in_pixels_of_the_file(guest):
+def test_boxes_are_told_in_pixels_of_the_file(guest: Guests) -> None:
     surface = line((360, 350), 200, 20)
     _, boxes, _ = crop(guest, BLANK, surface)
     _, scaled, _ = crop(guest, BLANK, surface, size=(SIDE * 2, SIDE * 3))
     assert np.allclose(scaled, boxes * (3, 2))
 
 
-def test_the_bars_of_a_long_strip_are_taken_off_again(guest):
+def test_the_bars_of_a_long_strip_are_taken_off_again(guest: Guests) -> None:
     # canvas 200 x 800, its map 736 x 2944, the image in rows 80 to 120
     surface = np.zeros((736, 2944))
     surface[340:400, 400:1200] = 0.9
@@ -177,7 +182,7 @@ def test_the_bars_of_a_long_strip_are_taken_off_again(guest):
     assert np.abs(boxes[0][2] - (1200 * scale + pad, min(400 * scale - 80 + pad, 40))).max() <= 2
 
 
-def test_a_map_of_nothing_but_text_is_one_box(guest):
+def test_a_map_of_nothing_but_text_is_one_box(guest: Guests) -> None:
     _, boxes, _ = crop(guest, BLANK, np.ones((SIDE, SIDE)))
     assert boxes.tolist() == [[[0, 0], [735, 0], [735, 735], [0, 735]]]
 
@@ -191,7 +196,9 @@ def test_a_map_of_nothing_but_text_is_one_box(guest):
     seed=st.integers(0, 2**32 - 1),
     density=st.floats(0, 1),
 )
-def test_any_map_gives_boxes_inside_the_image_never_a_trap(guest, height, width, seed, density):
+def test_any_map_gives_boxes_inside_the_image_never_a_trap(
+    guest: Guests, height: int, width: int, seed: int, density: float
+) -> None:
     random = np.random.default_rng(seed)
     surface = (random.random((height, width)) < density) * random.random((height, width)) * 2
     surface[random.random((height, width)) < 0.02] = random.choice([np.nan, np.inf, -np.inf])
@@ -211,6 +218,8 @@ def test_any_map_gives_boxes_inside_the_image_never_a_trap(guest, height, width,
         (BLANK, np.zeros((1, 1, 0, 32)), [8, 8], "a side may have 1 to 16384"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(guest, image, surface, size, sentence):
+def test_inputs_that_do_not_fit_are_refused(
+    guest: Guests, image: Array, surface: Array, size: Any, sentence: str
+) -> None:
     with pytest.raises(GuestError, match=sentence):
         guest("crop")([image, surface.astype(np.float32), np.array(size, np.int32)], 4)

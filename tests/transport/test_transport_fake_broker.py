@@ -259,7 +259,6 @@ async def test_retry_now_ends_the_wait(peer: Make) -> None:
         one = node(peer, broker, backoff=patient)
         for count in (1, 2, 3):
             await one.reaches(lambda count=count: one.session.counters.connect_failures == count)
-            await one.reaches(lambda: "127.0.0.1" in one.session.last_failure)
             one.session.retry_now()
         await one.reaches(lambda: one.session.counters.connect_failures >= 4)
         await one.stop()

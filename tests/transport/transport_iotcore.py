@@ -9,17 +9,18 @@ import stat
 import sys
 import threading
 import time
+from pathlib import Path
 
 from iotcore.iotcore import IotCoreBroker
 
 
 def listening() -> list[socket.socket]:
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            if not stat.S_ISSOCK(entry.stat().st_mode):
                 continue
-            one = socket.socket(fileno=os.dup(int(name)))
+            one = socket.socket(fileno=os.dup(int(entry.name)))
         except OSError:
             continue
         try:

@@ -71,7 +71,7 @@ class Peer:
     async def reaches(self, condition: Callable[[], bool]) -> None:
         """Wait for what no callback tells, such as a counter."""
         async with asyncio.timeout(WAIT_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what no callback tells
                 await asyncio.sleep(0.005)
 
     async def stop(self) -> None:

@@ -121,8 +121,6 @@ def blame(error: Exception, what: str) -> Refusal:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
         return Refusal("limit", "user", f"{what}: the task's memory limit is too small")
-    if "terminate" in text.lower():
-        return Refusal("deadline", "user", f"{what}: stopped")
     return Refusal("executor", "user", f"{what}: {text}")
 
 
@@ -203,6 +201,8 @@ class Model:
         try:
             found = self.session.run(self.outputs, feeds, options)
         except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
+            if options.terminate:
+                raise Refusal("deadline", "user", "the call was stopped") from None
             raise blame(error, "the model failed") from None
         values: list[Value] = []
         for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905
@@ -217,8 +217,8 @@ class Child:
     def __init__(self, sock: socket.socket, stops: socket.socket) -> None:
         self._stream = Stream(sock)
         self._stops = Stream(stops)
-        self._number = 0
-        self._options: Any = None
+        self._current: tuple[int, Any] = (0, None)
+        """Number and options of the call under way, changed together."""
         self._model: Model | None = None
 
     def serve(self) -> None:
@@ -231,9 +231,7 @@ class Child:
                 return
             began = time.perf_counter_ns()
             header, body = frame
-            # The number last: whoever sees it finds the options that belong to it.
-            self._options = onnxruntime.RunOptions()
-            self._number = header["id"]
+            self._current = header["id"], onnxruntime.RunOptions()
             try:
                 answer, buffers = self._answer(header, body)
                 answer["us"] = (time.perf_counter_ns() - began) // 1000
@@ -254,7 +252,7 @@ class Child:
         if header["op"] == "bind":
             self._model.bind(header["constants"])
             return {}, []
-        described, inline = self._model.run(header, body, self._options)
+        described, inline = self._model.run(header, body, self._current[1])
         return {"out": described}, inline
 
     def _watch(self) -> None:
@@ -262,5 +260,6 @@ class Child:
             frame = self._stops.receive()
             if frame is None:
                 return
-            if frame[0]["id"] == self._number:
-                self._options.terminate = True
+            number, options = self._current
+            if frame[0]["id"] == number:
+                options.terminate = True

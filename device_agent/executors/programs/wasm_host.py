@@ -3,8 +3,8 @@
     wasm_host.py SOCKET_FD PARENT_PID THREADS      serve frames until the daemon hangs up
     wasm_host.py --probe                           print the version as JSON
 
-Whichever thread is free reads the next frame and runs it, so a call changes no thread; one more
-thread than calls at once means that somebody always listens for `stop`. Time is the daemon's
+Whichever thread is free reads the next frame and runs it, so a call changes no thread. Two more
+threads than calls at once, one of them for a `load`, mean that somebody always listens for `stop`. Time is the daemon's
 business: it says `stop`, an epoch passes, and the store of that call ends.
 """
 
@@ -147,7 +147,7 @@ class Host:
         self._writing = threading.Lock()
         self._engine = wasm_engine.engine()
         self._linker = wasmtime.Linker(self._engine)
-        self._instances: dict[str, Instance] = {}
+        self._instances: dict[int, Instance] = {}
         self._stopped: dict[int, bool] = {}
         """The calls under way, and whether each is to stop."""
         self._stopper = wasm_engine.new_stopper(self._stopped)
@@ -176,7 +176,7 @@ class Host:
                         self._engine.increment_epoch()
                     continue
                 if header["op"] == "unload":
-                    self._instances.pop(header["task"], None)
+                    self._instances.pop(header["key"], None)
                     continue
                 self._stopped[number] = False
             answer, buffers = self._answer(header, body)
@@ -211,7 +211,7 @@ class Host:
         # One instance on trial, so that a module too large for its limit fails here.
         with self._store(instance, request["id"]) as store:
             wasm_engine.Guest(store, instance.pre)
-        self._instances[request["task"]] = instance
+        self._instances[request["key"]] = instance
 
     def _store(self, instance: Instance, number: int) -> wasmtime.Store:
         store = wasmtime.Store(self._engine)
@@ -226,7 +226,7 @@ class Host:
     def _invoke(self, header: Header, body: memoryview) -> tuple[Header, list[memoryview]]:
         began = time.perf_counter_ns()
         number: int = header["id"]
-        instance = self._instances.get(header["task"])
+        instance = self._instances.get(header["key"])
         if instance is None:
             raise Refusal("not-ready", "environment", "the instance is not loaded", retryable=True)
         given = {value[0]: value for value in read_values(header["in"], body, instance.blobs)}
@@ -263,7 +263,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent(int(arguments[2]))
     threading.stack_size(THREAD_STACK_BYTES)
     host = Host(socket.socket(fileno=int(arguments[1])))
-    for _ in range(int(arguments[3])):
+    for _ in range(int(arguments[3]) + 1):
         threading.Thread(target=host.serve, daemon=True).start()
     host.serve()
     return 0

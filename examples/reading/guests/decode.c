@@ -122,8 +122,15 @@ static int check_file(const Port *file, int *width, int *height, int *channels) 
     return OK;
 }
 
-static int say_why(void) {
-    if (memory_refused) return fail_memory();
+static int too_heavy(int width, int height) {
+    return fail(NO_MEMORY,
+                "the image of # x # pixels takes more memory than this task may use: "
+                "make it smaller",
+                (uint32_t)width, (uint32_t)height);
+}
+
+static int say_why(int width, int height) {
+    if (memory_refused) return too_heavy(width, height);
     const char *reason = stbi_failure_reason();
     fail(BAD_INPUT, "the image cannot be decoded: ", 0, 0);
     size_t used = strlen(error_text);
@@ -138,21 +145,22 @@ EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32
     int code = check_file(in, &width, &height, &channels);
     if (code) return code;
     int *size = take(2 * sizeof(int));
-    if (!size) return fail_memory();
+    if (!size) return too_heavy(width, height);
     int wanted = channels == 2 || channels == 4 ? 4 : 3;
+    int kept_width = width, kept_height = height; /* a failure may leave them undefined */
     uint8_t *pixels = stbi_load_from_memory(tensor(in), (int)in->size_bytes, &width, &height,
                                             &channels, wanted);
-    if (!pixels) return say_why();
+    if (!pixels) return say_why(kept_width, kept_height);
     if (wanted == 4) lay_on_white(pixels, (size_t)width * (size_t)height);
     Image image = {pixels, width, height}, bounded = image;
     bound_size(&bounded.width, &bounded.height);
     if (bounded.width != width || bounded.height != height) {
         bounded.rgb = take((uint64_t)3 * bounded.width * bounded.height);
-        if (!bounded.rgb || !resize(image, bounded)) return fail_memory();
+        if (!bounded.rgb || !resize(image, bounded)) return too_heavy(width, height);
     }
     int orientation = jpeg_orientation(tensor(in), in->size_bytes), turned = orientation >= 5;
     bounded = set_upright(bounded, orientation);
-    if (!bounded.rgb) return fail_memory();
+    if (!bounded.rgb) return too_heavy(width, height);
     size[0] = turned ? width : height, size[1] = turned ? height : width;
     out[0].dims[0] = (uint32_t)bounded.height;
     out[0].dims[1] = (uint32_t)bounded.width;

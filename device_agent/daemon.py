@@ -1,0 +1,279 @@
+"""The daemon: the core's shell, where session, journal, senses and workshop meet.
+
+Everything that happens is told to the core as an event, and what the core answers is done here, in
+order. `Keep` and `Forget` of one turn of the loop are written together, and what follows them waits
+for that. A fault of ours anywhere ends the daemon (`run` raises it).
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+from device_agent.core import commands, events
+from device_agent.core.core import Core
+from device_agent.journal import Journal
+from device_agent.senses import Senses
+from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
+from device_agent.workshop import Workshop
+from protocols import topics
+from protocols.errors import EnvironmentFailure, TonaBug
+from protocols.messages import Body, Death, Probe
+from protocols.topics import Channel, Party, Topic
+from protocols.transport.session import Inbound, Session
+from protocols.transport.settings import Settings
+
+LOOK_AFTER_S: Final = 30.0
+TOPICS_MAX: Final = 256
+"""Topics of clients and other nodes that are kept taken apart."""
+WILL: Final = Death("the connection was lost")
+SPOKEN: Final = (Channel.PRESENCE, Channel.LOAD, Channel.LINK, Channel.STATUS, Channel.PROBE)
+HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE)
+
+log = logging.getLogger("tona.node")
+
+
+class Daemon:
+    """One node's daemon; made and run inside the event loop."""
+
+    def __init__(self, core: Core, journal: Journal, settings: Settings, notify: Notifier) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._core = core
+        self._journal = journal
+        self._notify = notify
+        self._cell = settings.cell
+        node, cell = settings.identity, settings.cell
+        self._own = {one: topics.build(cell, Party.NODE, node, one) for one in (*SPOKEN, *HEARD)}
+        self._parse: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(topics.parse)
+        self._inbox: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(self._invoke_topic)
+        self.session = Session(
+            settings,
+            subscriptions=[str(self._own[one]) for one in HEARD],
+            on_message=self._heard,
+            on_connected=self._connected,
+            on_disconnected=lambda reason: self.tell(events.Disconnected(reason)),
+            next_incarnation=journal.next_incarnation,
+            will=lambda _: (self._own[Channel.PRESENCE], WILL),
+        )
+        self._senses: Senses | None = None
+        self._workshop: Workshop | None = None
+        self._queue: deque[events.Event] = deque()
+        self._telling = False
+        self._stopping = False
+        self._unwritten: list[commands.Command] = []
+        self._over: asyncio.Future[str] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_ms: float | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.broker_address = ""
+        """Numeric, of the last connection."""
+        self._doors: dict[type, Callable[[Any], Any]] = {
+            commands.Say: self._say,
+            commands.Forward: self._forward,
+            commands.Reply: self._reply,
+            commands.SetPace: self._set_pace,
+            commands.Exit: self._exit,
+        }
+
+    def attach(self, senses: Senses, workshop: Workshop) -> None:
+        """Give the daemon its senses and its hands."""
+        self._senses, self._workshop = senses, workshop
+        self._doors.update(workshop.doors)
+
+    async def run(self) -> str:
+        """Run until told to end; return why. Raises what was a fault of ours."""
+        if self._senses is None or self._workshop is None:
+            raise TonaBug("the daemon runs before it is attached")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled, number)
+        self.tell(self._journal.restored())
+        self._senses.start()
+        self._spawn(self.session.run())
+        self._spawn(self._look_after(self._workshop))
+        self._alive()
+        self._notify.say(READY)
+        # What stands now stays: later collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        try:
+            return await self._over
+        finally:
+            await self._close(self._senses, self._workshop)
+
+    def tell(self, event: events.Event) -> None:
+        """Hand the core an event and do what it answers; never raises."""
+        self._queue.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._queue:
+                now_ms = self._loop.time() * 1000
+                for command in self._core.handle(self._queue.popleft(), now_ms):
+                    self._do(command)
+        except Exception as error:  # noqa: BLE001 - the process's edge: any fault here is ours
+            self.crash(error)
+        finally:
+            self._telling = False
+        self._rearm()
+
+    def crash(self, error: BaseException) -> None:
+        """End the daemon with a fault of ours."""
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    # Commands.
+
+    def _do(self, command: commands.Command) -> None:
+        if self._unwritten or isinstance(command, commands.Keep | commands.Forget):
+            if not self._unwritten:
+                self._loop.call_soon(self._write)
+            self._unwritten.append(command)
+        else:
+            self._doors[type(command)](command)
+
+    def _write(self) -> None:
+        """Make the changes of this turn durable, then do what waited for that."""
+        waited, self._unwritten = self._unwritten, []
+        changes = [one for one in waited if isinstance(one, commands.Keep | commands.Forget)]
+        try:
+            try:
+                self._journal.write(changes)
+            except EnvironmentFailure as error:
+                log.error("%s", error)  # noqa: TRY400 - the environment's failure has no traceback
+                for one in changes:
+                    kept = one.assign if isinstance(one, commands.Keep) else one
+                    self.tell(events.JournalFailed(kept.task, kept.epoch, str(error)))
+            for command in waited:
+                if not isinstance(command, commands.Keep | commands.Forget):
+                    self._doors[type(command)](command)
+        except Exception as error:  # noqa: BLE001 - the process's edge: any fault here is ours
+            self.crash(error)
+
+    def _say(self, command: commands.Say) -> None:
+        self._send(self._own[command.channel], command.body, command.cause, command.tenant)
+
+    def _forward(self, command: commands.Forward) -> None:
+        self._send(self._inbox(command.node), command.body, command.cause, command.tenant)
+
+    def _reply(self, command: commands.Reply) -> None:
+        topic = self._parse(command.topic)
+        self._send(topic, command.body, command.cause, command.tenant, command.correlation)
+
+    def _send(
+        self, topic: Topic, body: Body, cause: str, tenant: str, correlation: bytes = b""
+    ) -> None:
+        """Send; what the session does not take is repeated by the core or asked for again."""
+        self.session.send(topic, body, cause=cause, tenant=tenant, correlation=correlation)
+
+    def _set_pace(self, command: commands.SetPace) -> None:
+        if self._senses is not None:
+            self._senses.pace(command.sample_ms, command.probe_ms)
+
+    def _exit(self, command: commands.Exit) -> None:
+        if not self._over.done():
+            self._over.set_result(command.reason)
+
+    # The session.
+
+    def _connected(self, incarnation: int) -> None:
+        if self._senses is not None and self.broker_address:
+            self._senses.attach(self.broker_address)
+        jitter = int.from_bytes(os.urandom(4)) / 2**32
+        self.tell(events.Connected(incarnation, jitter))
+
+    def _heard(self, inbound: Inbound) -> None:
+        channel, frame = inbound.topic.channel, inbound.frame
+        if channel is Channel.PROBE:
+            if isinstance(frame.body, Probe) and self._senses is not None:
+                self._senses.probed(frame.body.number)
+            return
+        self.tell(
+            events.Received(
+                channel,
+                frame.sender,
+                frame.incarnation,
+                frame.number,
+                frame.tenant,
+                frame.cause,
+                frame.body,
+                inbound.response_topic,
+                inbound.correlation,
+            )
+        )
+
+    def probe(self, number: int) -> bool:
+        """Send a probe to ourselves; return whether it has left."""
+        return self.session.send(self._own[Channel.PROBE], Probe(number), cause="probe")
+
+    def link_is_back(self) -> None:
+        """Try the broker at once: the link has a carrier again."""
+        if not self.session.connected:
+            self.session.retry_now()
+
+    def _invoke_topic(self, node: str) -> Topic:
+        return topics.build(self._cell, Party.NODE, node, Channel.INVOKE)
+
+    # Time and the end.
+
+    def _rearm(self) -> None:
+        due_ms = self._core.next_due_ms
+        if due_ms == self._due_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due_ms = due_ms
+        if due_ms is not None:
+            self._timer = self._loop.call_at(due_ms / 1000, self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._due_ms = None, None
+        self.tell(events.Tick())
+
+    def _alive(self) -> None:
+        if self._notify.interval_s is not None:
+            self._notify.say(ALIVE)
+            self._loop.call_later(self._notify.interval_s, self._alive)
+
+    async def _look_after(self, workshop: Workshop) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AFTER_S)
+            await workshop.look_after()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        reason = f"stopped by {number.name}"
+        self._notify.say(STOPPING)
+        if self._stopping:
+            log.warning("%s again: ending at once", reason)
+            self._exit(commands.Exit(reason))
+            return
+        log.info("%s: finishing what runs", reason)
+        self._stopping = True
+        self.tell(events.ShutDown(reason))
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.crash(error)
+
+    async def _close(self, senses: Senses, workshop: Workshop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        senses.close()
+        await self.session.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await workshop.close()
+        self._journal.close()

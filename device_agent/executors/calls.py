@@ -1,0 +1,129 @@
+"""Calls on their way through an instance: a slot, a wait, one result."""
+
+import asyncio
+from collections import deque
+from pathlib import Path
+
+from device_agent.executors.contract import ConstantFile, Contract
+from device_agent.executors.door import Done, Failed
+from device_agent.executors.link import Link
+from protocols.manifest import Manifest
+
+
+class Slots:
+    """How many calls may run at once; the others wait in order."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: deque[Run] = deque()
+
+    def take(self) -> bool:
+        """Take a slot if one is free."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def wait(self, run: "Run") -> bool:
+        """Wait for a slot, or until the run is over; whether the run has the slot."""
+        self._waiting.append(run)
+        try:
+            await run.wait()
+        except asyncio.CancelledError:
+            if run.granted:
+                self.release()
+            raise
+        return run.granted
+
+    def release(self) -> None:
+        """Give a slot back, or on to the next that still waits."""
+        while self._waiting:
+            run = self._waiting.popleft()
+            if run.go_on():
+                run.granted = True
+                return
+        self._free += 1
+
+
+class Instance:
+    """A task of this executor: what it runs and where it runs now."""
+
+    __slots__ = (
+        "artifact",
+        "calls",
+        "constants",
+        "contract",
+        "failures",
+        "key",
+        "link",
+        "manifest",
+        "memory_bytes",
+        "pid",
+        "runs",
+        "slots",
+        "starting",
+        "task",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        task: str,
+        artifact: Path,
+        manifest: Manifest,
+        constants: dict[str, ConstantFile],
+        slots: Slots,
+    ) -> None:
+        self.task = task
+        self.artifact = artifact
+        self.manifest = manifest
+        self.constants = constants
+        self.contract = Contract(manifest, constants)
+        self.slots = slots
+        self.link: Link | None = None
+        """None: it is not loaded, its next call does that."""
+        self.starting: asyncio.Task[None] | None = None
+        self.runs: dict[str, Run] = {}
+        self.waiting = 0
+        self.calls = 0
+        self.failures = 0
+        self.memory_bytes = 0
+        self.pid = 0
+        self.key = 0
+        """Its name in the executor process: a new one for every load, so that none is mistaken."""
+
+
+class Run:
+    """One call on its way: whoever settles it first decides what its caller gets."""
+
+    __slots__ = ("_waiter", "granted", "instance", "number", "result", "sent")
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.number = 0
+        self.sent: Link | None = None
+        """Where the executor has the call."""
+        self.granted = False
+        self.result: Done | Failed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Wait until somebody lets the run go on, or settles it."""
+        if self.result is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def go_on(self) -> bool:
+        """Let the run go on to its next stage; False when it does not wait."""
+        if self._waiter is None or self._waiter.done():
+            return False
+        self._waiter.set_result(None)
+        return True
+
+    def settle(self, result: Done | Failed) -> bool:
+        """Decide the result; False when it has been decided."""
+        if self.result is not None:
+            return False
+        self.result = result
+        self.go_on()
+        return True

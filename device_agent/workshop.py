@@ -1,0 +1,300 @@
+"""The hands of the core: instances, calls and transfers, each told back as an event.
+
+Every command is answered, whatever happens; one asyncio task for each that takes time, and the core
+bounds how many there are.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from device_agent.artifacts.blobs import BlobFolder
+from device_agent.artifacts.cache import ArtifactCache
+from device_agent.artifacts.fetch import Fetcher
+from device_agent.core import commands, events
+from device_agent.executors.door import (
+    Bytes,
+    Done,
+    Executor,
+    ExecutorFailure,
+    File,
+    Value,
+)
+from protocols.errors import Blame
+from protocols.manifest import ArtifactRef, ExecutorKind, Manifest
+from protocols.messages import invocation
+
+INLINE_TOTAL_BYTES: Final = 128 * 1024
+"""Inline outputs of one call together; the largest beyond it go to the blob folder."""
+TRIM_EVERY_S: Final = 2.0
+CLOSE_TIMEOUT_S: Final = 5.0
+
+Tell = Callable[[events.Event], None]
+
+
+class Workshop:
+    """Carries out what the core wants of executors, cache and blob folder."""
+
+    def __init__(
+        self,
+        executors: Mapping[ExecutorKind, Executor],
+        cache: ArtifactCache,
+        blobs: BlobFolder,
+        fetcher: Fetcher,
+        tell: Tell,
+        crash: Callable[[BaseException], None],
+    ) -> None:
+        self._executors = executors
+        self._cache = cache
+        self._blobs = blobs
+        self._fetcher = fetcher
+        self._tell = tell
+        self._crash = crash
+        self._kinds: dict[str, Executor] = {}
+        self._pins: dict[str, list[str]] = {}
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trimmed_s = 0.0
+        self.doors: dict[type, Callable[[Any], object]] = {
+            commands.Execute: self._execute,
+            commands.CancelCall: self._cancel_call,
+            commands.StartInstance: self._start,
+            commands.StopInstance: self._stop,
+            commands.FetchArtifact: lambda command: self._spawn(self._fetch_artifact(command)),
+            commands.FetchBlob: self._fetch_blob,
+            commands.PushBlob: lambda command: self._spawn(self._push_blob(command)),
+        }
+
+    def exited(self, instance: str, reason: str) -> None:
+        """Take note that an instance died by itself (the executors' `on_exit`)."""
+        if instance in self._kinds:
+            self._tell(events.InstanceExited(instance, reason))
+
+    async def look_after(self) -> None:
+        """Tell what instances take, and keep the blob folder within its bounds."""
+        for instance, executor in list(self._kinds.items()):
+            stats = await executor.stats(instance)
+            if stats is not None:
+                self._tell(events.InstanceStats(instance, stats.memory_bytes))
+        self._trim()
+
+    async def close(self) -> None:
+        """End transfers and executors, within a bound each."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for closing in (self._fetcher.close(), *(one.close() for one in self._executors.values())):
+            try:
+                await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                continue
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash(error)
+
+    # Calls.
+
+    def _execute(self, command: commands.Execute) -> None:
+        self._spawn(self._call(command))
+
+    async def _call(self, command: commands.Execute) -> None:
+        executor = self._kinds.get(command.instance)
+        if executor is None:
+            self._tell(_gone(command))
+            return
+        inputs, files = to_executor(command.inputs)
+        for digest in files:
+            self._blobs.pin(digest)
+        try:
+            result = await executor.invoke(
+                command.instance, command.call, inputs, command.budget_ms
+            )
+        finally:
+            for digest in files:
+                self._blobs.unpin(digest)
+        if isinstance(result, Done):
+            outputs = self._to_wire(result.outputs)
+            self._tell(events.ExecutorDone(command.call, outputs, result.run_us))
+        else:
+            self._tell(
+                events.ExecutorFailed(
+                    command.call, result.code, result.blame, result.text, result.retryable
+                )
+            )
+
+    def _cancel_call(self, command: commands.CancelCall) -> None:
+        executor = self._kinds.get(command.instance)
+        if executor is not None:
+            self._spawn(executor.cancel(command.instance, command.call))
+
+    def _to_wire(self, outputs: dict[str, Value]) -> dict[str, invocation.Value]:
+        """Return outputs as messages carry them; what is too much together becomes files."""
+        large = spill(outputs)
+        wire: dict[str, invocation.Value] = {}
+        files = False
+        for name, value in outputs.items():
+            if isinstance(value, File):
+                files = True
+                wire[name] = invocation.Blob(
+                    value.dtype, value.shape, value.digest, value.size_bytes
+                )
+            elif name in large:
+                files = True
+                digest = self._store(value.data)
+                wire[name] = invocation.Blob(value.dtype, value.shape, digest, len(value.data))
+            else:
+                wire[name] = invocation.Tensor(value.dtype, value.shape, value.data)
+        if files:
+            self._trim()
+        return wire
+
+    def _store(self, data: bytes) -> str:
+        from hashlib import sha256  # noqa: PLC0415 - rare: outputs are small, or files already
+
+        digest = f"sha256:{sha256(data).hexdigest()}"
+        part = self._blobs.part(digest)
+        part.write_bytes(data)
+        part.replace(self._blobs.path(digest))
+        return digest
+
+    def _trim(self) -> None:
+        now_s = time.time()
+        if not 0 <= now_s - self._trimmed_s < TRIM_EVERY_S:
+            self._trimmed_s = now_s
+            self._blobs.trim(now_s)
+
+    # Instances.
+
+    def _start(self, command: commands.StartInstance) -> None:
+        executor = self._executors.get(command.manifest.kind)
+        if executor is None:
+            text = f"this node has no {command.manifest.kind.value} executor"
+            failed = events.InstanceFailed(
+                command.instance, text, Blame.ENVIRONMENT, retryable=False
+            )
+            self._tell(failed)
+            return
+        self._kinds[command.instance] = executor
+        manifest = command.manifest
+        digests = [manifest.artifact.digest, *(one.artifact.digest for one in manifest.constants)]
+        self._pins[command.instance] = digests
+        for digest in digests:
+            self._cache.pin(digest)
+        self._starts[command.instance] = self._spawn(
+            self._deploy(executor, command.instance, manifest)
+        )
+
+    async def _deploy(self, executor: Executor, instance: str, manifest: Manifest) -> None:
+        artifact = self._cache.path(manifest.artifact.digest)
+        constants = {one.port: self._cache.path(one.artifact.digest) for one in manifest.constants}
+        try:
+            await executor.deploy(artifact, manifest)
+            await executor.start(instance, artifact, manifest, constants)
+        except ExecutorFailure as error:
+            failed = error.failed
+            self._tell(events.InstanceFailed(instance, failed.text, failed.blame, failed.retryable))
+            return
+        finally:
+            self._starts.pop(instance, None)
+        self._tell(events.InstanceReady(instance))
+        stats = await executor.stats(instance)
+        if stats is not None:
+            self._tell(events.InstanceStats(instance, stats.memory_bytes))
+
+    def _stop(self, command: commands.StopInstance) -> None:
+        self._spawn(self._end(command.instance))
+
+    async def _end(self, instance: str) -> None:
+        executor = self._kinds.pop(instance, None)
+        start = self._starts.pop(instance, None)
+        if start is not None:
+            start.cancel()
+            await asyncio.wait([start])
+        if executor is not None:
+            await executor.stop(instance)
+        for digest in self._pins.pop(instance, ()):
+            self._cache.unpin(digest)
+        self._tell(events.InstanceStopped(instance))
+
+    # Transfers.
+
+    async def _fetch_artifact(self, command: commands.FetchArtifact) -> None:
+        ref = ArtifactRef(command.digest, command.size_bytes)
+        try:
+            await self._fetcher.fetch_artifact(ref, list(command.urls))
+        except ExecutorFailure as error:
+            failed = error.failed
+            self._tell(
+                events.ArtifactFailed(command.digest, failed.text, failed.blame, failed.retryable)
+            )
+        else:
+            self._tell(events.ArtifactReady(command.digest))
+
+    def _fetch_blob(self, command: commands.FetchBlob) -> None:
+        if self._blobs.has(command.digest, command.size_bytes):
+            self._have(command.digest)
+        else:
+            self._spawn(self._get_blob(command))
+
+    async def _get_blob(self, command: commands.FetchBlob) -> None:
+        try:
+            await self._fetcher.fetch_blob(command.digest, command.size_bytes, list(command.urls))
+        except ExecutorFailure as error:
+            self._tell(events.BlobFailed(command.digest, error.failed.text))
+        else:
+            self._have(command.digest)
+
+    def _have(self, digest: str) -> None:
+        # A pin renews the time of last use, so that `trim` leaves the file to the call that waits.
+        self._blobs.pin(digest)
+        self._blobs.unpin(digest)
+        self._tell(events.BlobReady(digest))
+
+    async def _push_blob(self, command: commands.PushBlob) -> None:
+        try:
+            await self._fetcher.push_blob(command.digest, list(command.urls))
+        except ExecutorFailure as error:
+            self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
+        else:
+            self._tell(events.BlobPushed(command.digest))
+
+
+def to_executor(values: Mapping[str, invocation.Value]) -> tuple[dict[str, Value], list[str]]:
+    """Return the values as executors take them, and the digests of those that are files."""
+    inputs: dict[str, Value] = {}
+    files: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, invocation.Tensor):
+            inputs[name] = Bytes(value.dtype, value.shape, value.data)
+        else:
+            inputs[name] = File(value.dtype, value.shape, value.digest, value.size_bytes)
+            files.append(value.digest)
+    return inputs, files
+
+
+def spill(outputs: Mapping[str, Value]) -> frozenset[str]:
+    """Choose the inline outputs that have to become files: too large, or too much together."""
+    sizes = {name: len(one.data) for name, one in outputs.items() if isinstance(one, Bytes)}
+    total = sum(sizes.values())
+    chosen = set()
+    for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+        if size <= invocation.INLINE_MAX_BYTES and total <= INLINE_TOTAL_BYTES:
+            break
+        chosen.add(name)
+        total -= size
+    return frozenset(chosen)
+
+
+def _gone(command: commands.Execute) -> events.ExecutorFailed:
+    text = f"instance {command.instance} is gone"
+    code = invocation.FailureCode.NOT_READY
+    return events.ExecutorFailed(command.call, code, Blame.ENVIRONMENT, text, retryable=True)

@@ -1,0 +1,280 @@
+"""Transfers over real HTTP by the real transfer process."""
+
+import asyncio
+import datetime
+import hashlib
+import ipaddress
+import os
+import resource
+import signal
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from device_agent.artifacts.cache import ArtifactCache
+from device_agent.artifacts.fetch import Fetcher, TlsFiles
+from device_agent.executors.door import ExecutorFailure
+from protocols.errors import Blame
+from protocols.manifest import ArtifactRef
+from protocols.messages.invocation import FailureCode
+
+DATA = os.urandom(700_000)
+
+
+def offer(store, data=DATA, kind="artifacts"):
+    name = hashlib.sha256(data).hexdigest()
+    store.content[f"/v1/{kind}/{name}"] = data
+    return ArtifactRef(f"sha256:{name}", len(data))
+
+
+async def test_an_artifact_is_fetched_once(fetcher, store, cache):
+    ref = offer(store)
+    paths = await asyncio.gather(*(fetcher.fetch_artifact(ref, [store.url]) for _ in range(3)))
+    assert {path.read_bytes() for path in paths} == {DATA}
+    assert await fetcher.fetch_artifact(ref, []) == cache.path(ref.digest)
+    assert len(store.asked) == 1
+
+
+async def test_a_cut_transfer_goes_on_where_it_ended(fetcher, store):
+    ref = offer(store)
+    store.faults = ["cut", "503"]
+    path = await fetcher.fetch_artifact(ref, [store.url])
+    assert path.read_bytes() == DATA
+    assert [asked[2] for asked in store.asked] == ["", "bytes=350000-", "bytes=350000-"]
+
+
+async def test_a_store_without_ranges_starts_over(fetcher, store):
+    ref = offer(store)
+    store.faults = ["cut", "whole"]
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fault", ["wrong", "longer", "416", "500"])
+async def test_a_bad_answer_is_tried_again(fetcher, store, fault):
+    ref = offer(store)
+    other = f"http://localhost:{store.server_port}"
+    store.faults = [fault]
+    assert (await fetcher.fetch_artifact(ref, [store.url, other])).read_bytes() == DATA
+    assert len(store.asked) == 2
+
+
+async def test_a_wrong_range_is_no_content(fetcher, store, cache):
+    ref = offer(store)
+    store.faults = ["cut", "shifted"]
+    with pytest.raises(ExecutorFailure, match="another range"):
+        await fetcher.fetch_artifact(ref, [store.url])
+    assert not cache.has(ref.digest, ref.size_bytes)
+
+
+async def test_content_that_is_never_right_never_gets_its_name(fetcher, store, cache):
+    ref = offer(store)
+    store.faults = ["wrong"] * 10
+    with pytest.raises(ExecutorFailure, match="not what its digest says") as caught:
+        await fetcher.fetch_artifact(ref, [store.url])
+    failed = caught.value.failed
+    assert (failed.code, failed.blame, failed.retryable) == (
+        FailureCode.FETCH,
+        Blame.ENVIRONMENT,
+        True,
+    )
+    assert not cache.path(ref.digest).exists()
+    assert len(store.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("urls", "said"),
+    [
+        ([], "no address"),
+        (["http://127.0.0.1:9"], "refused"),
+        (["ftp://127.0.0.1"], "no way to fetch"),
+        (["http://[broken"], "IPv6"),
+        (["http://127.0.0.1:port"], "port"),
+        (["http://127.0.0.1/\u00e4 b"], "127"),
+    ],
+)
+async def test_an_address_that_does_not_serve_is_named(fetcher, store, urls, said):
+    with pytest.raises(ExecutorFailure, match=said):
+        await fetcher.fetch_artifact(offer(store), urls)
+
+
+async def test_the_next_address_serves(fetcher, store):
+    ref = offer(store)
+    urls = ["http://127.0.0.1:9", store.url]
+    assert (await fetcher.fetch_artifact(ref, urls)).read_bytes() == DATA
+
+
+async def test_nobody_has_it(fetcher, store):
+    ref = ArtifactRef("sha256:" + "0" * 64, 5)
+    with pytest.raises(ExecutorFailure, match="404"):
+        await fetcher.fetch_artifact(ref, [store.url])
+    assert len(store.asked) == 1
+
+
+async def test_a_file_that_rotted_is_fetched_again(fetcher, store, cache):
+    ref = offer(store)
+    cache.path(ref.digest).write_bytes(bytes(len(DATA)))
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+
+
+async def test_a_whole_file_of_an_earlier_life_is_not_fetched(fetcher, store, cache):
+    ref = offer(store)
+    cache.path(ref.digest).write_bytes(DATA)
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+    assert store.asked == []
+
+
+async def test_a_partial_file_of_an_earlier_life_is_resumed(fetcher, store, cache):
+    ref = offer(store)
+    cache.part(ref.digest).write_bytes(DATA[:123])
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+    assert store.asked[0][2] == "bytes=123-"
+
+
+async def test_room_is_made_but_not_from_what_is_in_use(tmp_path, blobs, store):
+    cache = ArtifactCache(tmp_path / "small", 1_000_000, now_s=0)
+    fetcher = Fetcher(cache, blobs)
+    try:
+        first = offer(store)
+        await fetcher.fetch_artifact(first, [store.url])
+        cache.pin(first.digest)
+        second = offer(store, os.urandom(600_000))
+        with pytest.raises(ExecutorFailure, match="do not fit") as caught:
+            await fetcher.fetch_artifact(second, [store.url])
+        assert caught.value.failed.blame is Blame.ENVIRONMENT
+        assert cache.has(first.digest, first.size_bytes)
+        cache.unpin(first.digest)
+        await fetcher.fetch_artifact(second, [store.url])
+        assert not cache.has(first.digest, first.size_bytes)
+    finally:
+        await fetcher.close()
+
+
+async def test_a_full_disk_is_said_and_leaves_the_old_intact(fetcher, store, cache):
+    old = offer(store, b"old")
+    await fetcher.fetch_artifact(old, [store.url])
+    ref = offer(store)
+    # A bound on the size of a file fails a write just as a full disk does.
+    process = fetcher._process.pid
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    with pytest.raises(ExecutorFailure, match="cannot store .* File too large") as caught:
+        await fetcher.fetch_artifact(ref, [store.url])
+    assert caught.value.failed.blame is Blame.ENVIRONMENT
+    assert cache.path(old.digest).read_bytes() == b"old"
+    assert not cache.part(ref.digest).exists()
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, unlimited)
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+
+
+async def test_a_blob_goes_there_and_back(fetcher, store, blobs):
+    data = os.urandom(100_000)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    blobs.path(digest).write_bytes(data)
+    store.faults = ["503"]
+    await fetcher.push_blob(digest, [store.url])
+    assert store.content[f"/v1/blobs/{digest[7:]}"] == data
+    blobs.drop(digest)
+    path = await fetcher.fetch_blob(digest, len(data), [store.url])
+    assert path.read_bytes() == data
+    with pytest.raises(ExecutorFailure, match="cannot send"):
+        await fetcher.push_blob("sha256:" + "1" * 64, [store.url])
+
+
+async def test_a_killed_process_fails_the_transfer_and_the_next_one_works(fetcher, store):
+    ref = offer(store)
+    await fetcher.fetch_artifact(offer(store, b"warm"), [store.url])
+    pid = fetcher._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    fetch = asyncio.create_task(fetcher.fetch_artifact(ref, [store.url]))
+    await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ExecutorFailure, match="process ended") as caught:
+        await fetch
+    assert caught.value.failed.retryable
+    assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
+
+
+async def test_the_process_leaves_when_idle(fetcher, store, monkeypatch):
+    monkeypatch.setattr("device_agent.artifacts.fetch.IDLE_EXIT_S", 0.01)
+    await fetcher.fetch_artifact(offer(store), [store.url])
+    process = fetcher._process
+    if process is not None:
+        await asyncio.wait_for(process.exited(), 30)
+    assert fetcher._process is None
+    assert (await fetcher.fetch_artifact(offer(store, b"more"), [store.url])).exists()
+
+
+def authority(folder: Path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key, certificate("authority", key, "authority", key, folder, ca=True)
+
+
+def certificate(name, key, issuer, issuer_key, folder, *, ca=False):
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, issuer)]
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(names[0])
+        .issuer_name(names[1])
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+
+async def test_both_sides_of_https_are_verified(tmp_path, store, cache, blobs):
+    key, _ = authority(tmp_path)
+    for name in ("store", "node"):
+        own = ec.generate_private_key(ec.SECP256R1())
+        certificate(name, own, "authority", key, tmp_path)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    authority(strange)
+    context = ssl.create_default_context(
+        ssl.Purpose.CLIENT_AUTH, cafile=str(tmp_path / "authority.pem")
+    )
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(tmp_path / "store.pem", tmp_path / "store.key")
+    store.socket = context.wrap_socket(
+        store.socket, server_side=True, do_handshake_on_connect=False
+    )
+    url = store.url.replace("http:", "https:")
+    ref = offer(store)
+
+    def files(trust: Path, who: Path, name: str):
+        return TlsFiles(trust / "authority.pem", who / f"{name}.pem", who / f"{name}.key")
+
+    for tls, works in (
+        (files(tmp_path, tmp_path, "node"), True),
+        (files(strange, tmp_path, "node"), False),
+        (files(tmp_path, strange, "authority"), False),
+        (None, False),
+    ):
+        cache.drop(ref.digest)
+        fetcher = Fetcher(cache, blobs, tls=tls)
+        try:
+            if works:
+                assert (await fetcher.fetch_artifact(ref, [url])).read_bytes() == DATA
+            else:
+                with pytest.raises(ExecutorFailure, match=r"(?i)certificate|ssl|reset|broken"):
+                    await fetcher.fetch_artifact(ref, [url])
+        finally:
+            await fetcher.close()

@@ -1,0 +1,144 @@
+"""What stays on the node and what goes."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_agent.artifacts.blobs import FRESH_S, BlobFolder, blob_path
+from device_agent.artifacts.cache import PART_MAX_AGE_S, ArtifactCache
+from device_agent.artifacts.shelf import Entry, Shelf, hex_of, to_evict
+from protocols.errors import EnvironmentFailure
+
+A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
+
+
+def put(shelf, digest, size, used_s):
+    path = shelf.path(digest)
+    path.write_bytes(bytes(size))
+    os.utime(path, (used_s, used_s))
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return Shelf(tmp_path / "shelf", 100)
+
+
+def test_the_least_lately_used_goes_first(shelf):
+    for digest, used_s in ((A, 30), (B, 10), (C, 20)):
+        put(shelf, digest, 30, used_s)
+    shelf.make_room(40)
+    assert [shelf.has(digest, 30) for digest in (A, B, C)] == [True, False, True]
+
+
+def test_what_is_in_use_stays_until_its_last_pin_goes(shelf):
+    put(shelf, A, 60, 10)
+    put(shelf, B, 30, 20)
+    shelf.pin(A)
+    shelf.pin(A)
+    shelf.unpin(A)
+    shelf.make_room(40)
+    assert (shelf.has(A, 60), shelf.has(B, 30)) == (True, False)
+    with pytest.raises(EnvironmentFailure, match="60 of its 100 bytes are in use"):
+        shelf.make_room(50)
+    shelf.unpin(A)
+    shelf.unpin(A)
+    shelf.make_room(50)
+    assert not shelf.has(A, 60)
+
+
+def test_a_use_makes_content_young(shelf):
+    put(shelf, A, 50, 10)
+    put(shelf, B, 50, 20)
+    shelf.pin(A)
+    shelf.unpin(A)
+    shelf.make_room(10)
+    assert (shelf.has(A, 50), shelf.has(B, 50)) == (True, False)
+
+
+def test_strange_files_are_left_alone(shelf):
+    (shelf.folder / "notes.txt").write_bytes(bytes(500))
+    shelf.make_room(100)
+    assert (shelf.folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../x", "md5:" + "a" * 64, "a" * 64])
+def test_what_is_no_digest_names_no_file(digest):
+    with pytest.raises(EnvironmentFailure, match="no SHA-256"):
+        hex_of(digest)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.floats(0, 100)), max_size=12),
+    st.sets(st.integers(0, 11)),
+    st.integers(-10, 300),
+)
+def test_eviction_frees_enough_or_everything_it_may(files, pins, excess):
+    entries = [Entry(str(index), size, used) for index, (size, used) in enumerate(files)]
+    pinned = frozenset(str(index) for index in pins)
+    chosen = to_evict(entries, pinned, excess)
+    freed = sum(one.size_bytes for one in chosen)
+    free = [one for one in entries if one.name not in pinned]
+    assert not {one.name for one in chosen} & pinned
+    assert freed >= excess or len(chosen) == len(free)
+    # Nothing was given up that was not needed, and nothing younger than what stayed.
+    if chosen:
+        assert freed - chosen[-1].size_bytes < excess
+        kept = [one.used_s for one in free if one not in chosen]
+        assert max(one.used_s for one in chosen) <= min(kept, default=100)
+
+
+def test_the_cache_outlives_a_restart_and_trusts_only_what_it_verified(tmp_path):
+    first = ArtifactCache(tmp_path, 100, now_s=0)
+    put(first, A, 10, 5)
+    first.mark_verified(A)
+    assert first.verified(A, 10)
+    second = ArtifactCache(tmp_path, 100, now_s=0)
+    assert second.has(A, 10)
+    assert not second.verified(A, 10)
+    assert not second.has(A, 11)
+
+
+def test_unfinished_downloads_are_kept_to_resume_and_go_when_old(tmp_path):
+    cache = ArtifactCache(tmp_path, 100, now_s=0)
+    for digest, used_s in ((A, 1000.0), (B, 1000.0 + PART_MAX_AGE_S)):
+        cache.part(digest).write_bytes(b"half")
+        os.utime(cache.part(digest), (used_s, used_s))
+    ArtifactCache(tmp_path, 100, now_s=1001.0 + PART_MAX_AGE_S)
+    assert (cache.part(A).exists(), cache.part(B).exists()) == (False, True)
+
+
+def test_blobs_go_by_age_then_by_size_but_never_fresh_or_pinned(tmp_path):
+    blobs = BlobFolder(tmp_path, 100, max_age_s=60)
+    now_s = 1000.0
+    put(blobs, A, 10, now_s - 61)
+    put(blobs, B, 80, now_s - 30)
+    put(blobs, C, 80, now_s - FRESH_S / 2)
+    assert blobs.trim(now_s) == 90
+    assert [blobs.has(one, size) for one, size in ((A, 10), (B, 80), (C, 80))] == [
+        False,
+        False,
+        True,
+    ]
+    blobs.pin(C)
+    assert blobs.trim(now_s + 10_000_000_000) == 0
+    blobs.unpin(C)
+    assert blobs.trim(now_s + 10_000_000_000) == 80
+
+
+def test_the_blob_folder_begins_empty(tmp_path):
+    put(BlobFolder(tmp_path, 100, 60), A, 10, 5)
+    (tmp_path / ".part-77-abc-1").write_bytes(b"torn")
+    assert BlobFolder(tmp_path, 100, 60).entries() == []
+
+
+def test_shared_memory_is_used_only_when_it_is_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
+    mine = tmp_path / f"tona-{os.geteuid()}"
+    fallback = tmp_path / "disk"
+    assert blob_path("n1", fallback) == mine / "n1"
+    mine.chmod(0o777)
+    assert blob_path("n1", fallback) == fallback
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path / "absent")
+    assert blob_path("n1", fallback) == fallback

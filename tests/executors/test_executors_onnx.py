@@ -1,0 +1,424 @@
+"""The ONNX executor with models made by hand, in real children of a real zygote."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_agent.executors.door import Bytes, Done, ExecutorFailure, File
+from device_agent.executors.onnx import OnnxExecutor
+from protocols.errors import Blame, EnvironmentFailure
+from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Port
+from protocols.messages.invocation import FailureCode
+
+BUDGET_MS = 60_000
+FLOAT, INT64, BOOL = 1, 7, 9
+X = (Port("x", Dtype.FLOAT32, (-1,)),)
+Y = (Port("y", Dtype.FLOAT32, (-1,)),)
+
+
+@pytest.fixture
+def double(model, shelf):
+    """Return a task whose y is x + x."""
+
+    def make(**parts):
+        graph = model.graph(
+            [model.node("Add", ["x", "x"], ["y"])],
+            [model.value("x", FLOAT, "n")],
+            [model.value("y", FLOAT, "n")],
+        )
+        parts = {"inputs": X, "outputs": Y} | parts
+        return shelf.task(ExecutorKind.ONNX, model.whole(graph), **parts)
+
+    return make
+
+
+@pytest.fixture
+def zeros(model, shelf):
+    """Return a task whose y is as many zeros as n says."""
+
+    def make(**parts):
+        graph = model.graph(
+            [model.node("ConstantOfShape", ["n"], ["y"])],
+            [model.value("n", INT64, 1)],
+            [model.value("y", FLOAT, "n")],
+        )
+        inputs = (Port("n", Dtype.INT64, (1,)),)
+        return shelf.task(ExecutorKind.ONNX, model.whole(graph), inputs, Y, **parts)
+
+    return make
+
+
+@pytest.fixture
+def endless(model, shelf):
+    """Return a task that loops for as long as its input `go` is true."""
+
+    def make(**parts):
+        body = model.graph(
+            [
+                model.node("Identity", ["again"], ["more"]),
+                model.node("Add", ["v", "v"], ["w"]),
+            ],
+            [model.value("i", INT64), model.value("again", BOOL), model.value("v", FLOAT, 1)],
+            [model.value("more", BOOL), model.value("w", FLOAT, 1)],
+        )
+        loop = model.node("Loop", ["", "go", "x"], ["y"], model.subgraph("body", body))
+        graph = model.graph(
+            [loop],
+            [model.value("go", BOOL), model.value("x", FLOAT, 1)],
+            [model.value("y", FLOAT, 1)],
+        )
+        inputs = (Port("go", Dtype.BOOL, ()), Port("x", Dtype.FLOAT32, (1,)))
+        return shelf.task(ExecutorKind.ONNX, model.whole(graph), inputs, Y, **parts)
+
+    return make
+
+
+def go(on):
+    return {"go": Bytes(Dtype.BOOL, (), bytes([on])), "x": Bytes(Dtype.FLOAT32, (1,), bytes(4))}
+
+
+def count(number):
+    return {"n": Bytes(Dtype.INT64, (1,), struct.pack("<q", number))}
+
+
+async def ready(onnx, artifact, manifest, task="t"):
+    await onnx.deploy(artifact, manifest)
+    await onnx.start(task, artifact, manifest, {})
+
+
+async def test_a_model_runs(onnx, double, make_floats):
+    await ready(onnx, *double())
+    result = await onnx.invoke("t", "c", {"x": make_floats(1.5, -2)}, BUDGET_MS)
+    assert result.outputs == {"y": make_floats(3, -4)}
+    assert onnx.provider("t") == ("CPUExecutionProvider", "")
+    stats = await onnx.stats("t")
+    assert stats.calls == 1
+    assert stats.memory_bytes > 1 << 20
+
+
+async def test_the_probe_names_version_and_providers(onnx):
+    info = await onnx.probe()
+    assert (info.kind, info.providers) == ("onnx", ("CPUExecutionProvider",))
+    assert info.version.startswith("1.")
+
+
+async def test_an_interpreter_without_onnxruntime_is_no_executor(tmp_path, blobs, double):
+    bare = tmp_path / "bare-python"
+    # -S: no site-packages, as with an interpreter that lacks the runtime.
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="ascii")
+    bare.chmod(0o755)
+    executor = OnnxExecutor(blobs=blobs, empty=tmp_path / "e", interpreter=str(bare))
+    try:
+        assert await executor.probe() is None
+        with pytest.raises(ExecutorFailure, match="bare-python") as caught:
+            await executor.deploy(*double())
+        assert caught.value.failed.blame is Blame.ENVIRONMENT
+    finally:
+        await executor.close()
+
+
+async def test_the_working_folder_must_be_empty(tmp_path, blobs):
+    (blobs / "weights.bin").touch()
+    with pytest.raises(EnvironmentFailure, match=r"weights\.bin"):
+        OnnxExecutor(blobs=tmp_path, empty=blobs)
+
+
+async def test_a_start_takes_the_child_that_vetted(onnx, double):
+    artifact, manifest = double()
+    await onnx.deploy(artifact, manifest)
+    await onnx.deploy(artifact, manifest)
+    pid = onnx._spare[1].loaded.pid
+    await onnx.start("t", artifact, manifest, {})
+    await onnx.start("u", artifact, manifest, {})
+    assert onnx._instances["t"].pid == pid != onnx._instances["u"].pid
+
+
+async def test_a_constant_fills_the_port_it_names(onnx, model, shelf, make_floats):
+    path, ref = shelf.put(struct.pack("<2f", 10, 20))
+    graph = model.graph(
+        [model.node("Add", ["x", "c"], ["y"])],
+        [model.value("x", FLOAT, "n"), model.value("c", FLOAT, "n")],
+        [model.value("y", FLOAT, "n")],
+    )
+    artifact, manifest = shelf.task(
+        ExecutorKind.ONNX,
+        model.whole(graph),
+        (*X, Port("c", Dtype.FLOAT32, (-1,))),
+        Y,
+        constants=(Constant("c", ref),),
+    )
+    with pytest.raises(ExecutorFailure, match="not on this node"):
+        await onnx.start("t", artifact, manifest, {})
+    await onnx.start("t", artifact, manifest, {"c": path})
+    result = await onnx.invoke("t", "c", {"x": make_floats(1, 2)}, BUDGET_MS)
+    assert result.outputs == {"y": make_floats(11, 22)}
+
+
+async def test_large_values_go_as_files_both_ways(onnx, double, shelf, blobs):
+    await ready(onnx, *double())
+    path, ref = shelf.put(struct.pack("<f", 1.0) * 100_000)
+    path.rename(blobs / path.name)
+    value = File(Dtype.FLOAT32, (100_000,), ref.digest, 400_000)
+    result = await onnx.invoke("t", "c", {"x": value}, BUDGET_MS)
+    output = result.outputs["y"]
+    assert isinstance(output, File)
+    data = (blobs / output.digest.removeprefix("sha256:")).read_bytes()
+    assert data == struct.pack("<f", 2.0) * 100_000
+    assert shelf.put(data)[1].digest == output.digest
+    assert len(list(blobs.iterdir())) == 2
+
+
+async def test_values_without_elements_and_without_axes_pass(onnx, zeros, endless):
+    await ready(onnx, *zeros())
+    empty = await onnx.invoke("t", "c", count(0), BUDGET_MS)
+    assert empty.outputs == {"y": Bytes(Dtype.FLOAT32, (0,), b"")}
+    await ready(onnx, *endless(), task="loop")
+    assert isinstance(await onnx.invoke("loop", "c", go(on=False), BUDGET_MS), Done)
+
+
+async def test_an_endless_loop_stops_at_its_deadline_in_the_same_child(onnx, endless, exits):
+    await ready(onnx, *endless(limits=Limits(deadline_ms=100)))
+    pid = onnx._instances["t"].pid
+    late = await onnx.invoke("t", "c", go(on=True), BUDGET_MS)
+    assert (late.code, late.blame) == (FailureCode.DEADLINE, Blame.USER)
+    assert isinstance(await onnx.invoke("t", "d", go(on=False), BUDGET_MS), Done)
+    assert onnx._instances["t"].pid == pid
+    assert exits == []
+
+
+async def test_a_run_that_cannot_stop_is_killed_and_forked_again(onnx, endless, gone, exits):
+    await ready(onnx, *endless(limits=Limits(deadline_ms=100)))
+    pid = onnx._instances["t"].pid
+    os.kill(pid, signal.SIGSTOP)
+    late = await onnx.invoke("t", "c", go(on=False), BUDGET_MS)
+    assert late.code is FailureCode.DEADLINE
+    await gone(pid)
+    artifact, manifest = endless()
+    await onnx.start("u", artifact, manifest, {})
+    again = await onnx.invoke("t", "d", go(on=False), BUDGET_MS)
+    # A start may take longer than this task's deadline on a busy machine; it must not fail else.
+    assert isinstance(again, Done) or again.code is FailureCode.DEADLINE
+    assert exits == []
+
+
+async def test_a_cancelled_call_and_those_behind_it_end(onnx, endless):
+    await ready(onnx, *endless(limits=Limits(queue=2)))
+    calls = [
+        asyncio.create_task(onnx.invoke("t", str(one), go(on=True), BUDGET_MS)) for one in range(4)
+    ]
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    assert [one.result().code for one in done] == [FailureCode.BUSY]
+    for one in range(4):
+        await onnx.cancel("t", str(one))
+    codes = [one.code for one in await asyncio.gather(*calls)]
+    assert sorted(codes) == [FailureCode.BUSY] + 3 * [FailureCode.CANCELLED]
+    assert isinstance(await onnx.invoke("t", "z", go(on=False), BUDGET_MS), Done)
+
+
+async def test_memory_ends_at_its_limit(onnx, zeros):
+    await ready(onnx, *zeros(limits=Limits(memory_bytes=64 << 20, output_bytes=1 << 30)))
+    result = await onnx.invoke("t", "c", count(64 << 20), BUDGET_MS)
+    assert (result.code, result.blame, result.retryable) == (FailureCode.LIMIT, Blame.USER, False)
+    assert isinstance(await onnx.invoke("t", "d", count(4), BUDGET_MS), Done)
+
+
+async def test_outputs_beyond_their_limit_are_refused(onnx, zeros, blobs):
+    await ready(onnx, *zeros(limits=Limits(output_bytes=100_000)))
+    result = await onnx.invoke("t", "c", count(30_000), BUDGET_MS)
+    assert (result.code, result.blame) == (FailureCode.LIMIT, Blame.USER)
+    assert list(blobs.iterdir()) == []
+
+
+async def test_a_killed_child_fails_its_call_and_comes_back(onnx, endless, exits):
+    await ready(onnx, *endless())
+    call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
+    await asyncio.sleep(0)
+    os.kill(onnx._instances["t"].pid, signal.SIGKILL)
+    result = await call
+    assert (result.code, result.blame, result.retryable) == (
+        FailureCode.EXECUTOR,
+        Blame.ENVIRONMENT,
+        True,
+    )
+    assert await exits.first() == ("t", "its process killed by signal 9")
+    assert isinstance(await onnx.invoke("t", "d", go(on=False), BUDGET_MS), Done)
+
+
+async def test_a_killed_zygote_takes_its_children_and_comes_back(onnx, endless, exits, gone):
+    await ready(onnx, *endless(), task="t")
+    await ready(onnx, *endless(), task="u")
+    pids = [onnx._instances[task].pid for task in "tu"]
+    call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
+    await asyncio.sleep(0)
+    os.kill(onnx._zygote.pid, signal.SIGKILL)
+    result = await call
+    assert (result.code, result.retryable) == (FailureCode.EXECUTOR, True)
+    _, reason = await exits.first()
+    assert "zygote" in reason
+    for pid in pids:
+        await gone(pid)
+    for task in "tu":
+        assert isinstance(await onnx.invoke(task, "d", go(on=False), BUDGET_MS), Done)
+    assert {task for task, _ in exits} == {"t", "u"}
+
+
+async def test_stop_and_close_leave_nothing(onnx, endless, gone):
+    await ready(onnx, *endless(), task="t")
+    await ready(onnx, *endless(), task="u")
+    await onnx.deploy(*endless(limits=Limits(deadline_ms=5)))
+    pids = [onnx._zygote.pid, onnx._spare[1].loaded.pid]
+    pids += [onnx._instances[task].pid for task in "tu"]
+    call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
+    await asyncio.sleep(0)
+    await onnx.stop("t")
+    assert (await call).code is FailureCode.NOT_READY
+    await gone(pids[2])
+    await onnx.close()
+    for pid in pids:
+        await gone(pid)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph"])
+async def test_weights_in_other_files_are_refused(onnx, model, shelf, tmp_path, where):
+    (tmp_path / "empty" / "weights.bin").write_bytes(bytes(8))
+    weights = model.external("w", (1,), "weights.bin")
+    nodes = [model.node("Add", ["x", "w"], ["y"])]
+    initializers = (weights,)
+    if where == "attribute":
+        nodes.insert(0, model.node("Constant", [], ["w"], _tensor_attribute(weights)))
+        initializers = ()
+    elif where == "subgraph":
+        inner = model.graph(
+            [model.node("Identity", ["w"], ["w2"])], [], [model.value("w2", FLOAT, 1)], (weights,)
+        )
+        nodes = [
+            model.node(
+                "If",
+                ["go"],
+                ["y"],
+                model.subgraph("then_branch", inner),
+                model.subgraph("else_branch", inner),
+            )
+        ]
+        initializers = ()
+    inputs = [model.value("x", FLOAT, 1), model.value("go", BOOL)]
+    graph = model.graph(nodes, inputs, [model.value("y", FLOAT, 1)], initializers)
+    artifact, manifest = shelf.task(ExecutorKind.ONNX, model.whole(graph), X, Y)
+    try:
+        with pytest.raises(ExecutorFailure, match="weights in other files") as caught:
+            await onnx.deploy(artifact, manifest)
+        assert caught.value.failed.blame is Blame.USER
+    finally:
+        (tmp_path / "empty" / "weights.bin").unlink()
+
+
+def _tensor_attribute(tensor):
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    return field(1, b"value") + field(5, tensor) + bytes([0xA0, 1, 4])
+
+
+async def test_a_tensor_named_location_is_no_other_file(onnx, model, shelf, make_floats):
+    graph = model.graph(
+        [model.node("Add", ["x", "location"], ["y"])],
+        [model.value("x", FLOAT, 1)],
+        [model.value("y", FLOAT, 1)],
+        (model.tensor("location", FLOAT, (1,), struct.pack("<f", 5)),),
+    )
+    port = (Port("x", Dtype.FLOAT32, (1,)),)
+    await ready(onnx, *shelf.task(ExecutorKind.ONNX, model.whole(graph), port, Y))
+    result = await onnx.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    assert result.outputs == {"y": make_floats(6)}
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\x3a\xff\xff\xff\xff\x0flocation", bytes(99)])
+async def test_garbage_is_refused_at_deploy(onnx, shelf, data):
+    artifact, manifest = shelf.task(ExecutorKind.ONNX, data, X, Y)
+    with pytest.raises(ExecutorFailure) as caught:
+        await onnx.deploy(artifact, manifest)
+    assert (caught.value.failed.blame, caught.value.failed.retryable) == (Blame.USER, False)
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ({"inputs": (Port("z", Dtype.FLOAT32, (-1,)),)}, "no input 'z', it has x"),
+        ({"inputs": (Port("x", Dtype.INT64, (-1,)),)}, "the manifest says tensor"),
+        ({"inputs": (Port("x", Dtype.FLOAT32, (-1, 2)),)}, "has 1 axes, the manifest 2"),
+        ({"inputs": ()}, "names no input x"),
+        ({"outputs": (Port("q", Dtype.FLOAT32, (-1,)),)}, "no output 'q'"),
+    ],
+)
+async def test_a_manifest_that_is_not_the_models_is_refused(onnx, double, ports, said):
+    with pytest.raises(ExecutorFailure, match=said) as caught:
+        await onnx.deploy(*double(**ports))
+    assert caught.value.failed.blame is Blame.USER
+
+
+async def test_a_fixed_axis_must_be_the_manifests(onnx, zeros, shelf):
+    artifact, manifest = zeros()
+    loose = (Port("n", Dtype.INT64, (-1,)),)
+    artifact, manifest = shelf.task(ExecutorKind.ONNX, artifact.read_bytes(), loose, Y)
+    with pytest.raises(ExecutorFailure, match="length 1 at axis 0, the manifest -1"):
+        await onnx.deploy(artifact, manifest)
+
+
+async def test_an_output_that_breaks_the_manifest_is_a_failure(onnx, zeros, shelf):
+    artifact, manifest = zeros()
+    three = (Port("y", Dtype.FLOAT32, (3,)),)
+    artifact, manifest = shelf.task(
+        ExecutorKind.ONNX, artifact.read_bytes(), manifest.inputs, three
+    )
+    await ready(onnx, artifact, manifest)
+    result = await onnx.invoke("t", "c", count(4), BUDGET_MS)
+    assert (result.code, result.blame) == (FailureCode.EXECUTOR, Blame.USER)
+    assert "[4]" in result.text
+    assert isinstance(await onnx.invoke("t", "d", count(3), BUDGET_MS), Done)
+
+
+async def test_a_provider_that_is_absent_falls_back_and_says_so(onnx, double, make_floats):
+    await ready(onnx, *double(providers=("TensorrtExecutionProvider",)))
+    provider, note = onnx.provider("t")
+    assert provider == "CPUExecutionProvider"
+    assert "TensorrtExecutionProvider" in note
+    result = await onnx.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    assert isinstance(result, Done)
+
+
+async def test_the_zygote_has_one_thread(onnx, double):
+    await ready(onnx, *double())
+    assert len(list(Path(f"/proc/{onnx._zygote.pid}/task").iterdir())) == 1
+
+
+async def test_silero_vad_hears_silence(onnx, shelf):
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None:
+        pytest.skip("the package silero_vad is not installed")
+    model = Path(spec.origin).parent / "data" / "silero_vad.onnx"
+    artifact, manifest = shelf.task(
+        ExecutorKind.ONNX,
+        model.read_bytes(),
+        (
+            Port("input", Dtype.FLOAT32, (1, -1)),
+            Port("state", Dtype.FLOAT32, (2, -1, 128)),
+            Port("sr", Dtype.INT64, ()),
+        ),
+        (Port("output", Dtype.FLOAT32, (-1, 1)), Port("stateN", Dtype.FLOAT32, (-1, -1, -1))),
+    )
+    await ready(onnx, artifact, manifest)
+    inputs = {
+        "input": Bytes(Dtype.FLOAT32, (1, 576), bytes(576 * 4)),
+        "state": Bytes(Dtype.FLOAT32, (2, 1, 128), bytes(1024)),
+        "sr": Bytes(Dtype.INT64, (), struct.pack("<q", 16_000)),
+    }
+    result = await onnx.invoke("t", "c", inputs, BUDGET_MS)
+    assert struct.unpack("<f", result.outputs["output"].data)[0] < 0.1
+    assert result.outputs["stateN"].shape == (2, 1, 128)

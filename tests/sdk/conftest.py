@@ -1,0 +1,37 @@
+"""Fixtures: a broker of each kind, and a cell on it made of the protocol alone."""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "transport"))
+
+from sdk_cell import Cell
+from transport_brokers import KINDS, MOSQUITTO, Broker
+
+
+@pytest.fixture(params=KINDS)
+async def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    if request.param == "mosquitto" and MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    one = Broker(request.param, tmp_path)
+    await one.start()
+    yield one
+    await one.kill()
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    one = Broker("iotcore", tmp_path)
+    await one.start()
+    yield one
+    await one.kill()
+
+
+@pytest.fixture
+async def cell(broker: Broker) -> AsyncIterator[Cell]:
+    async with Cell(broker.port) as one:
+        yield one

@@ -1,0 +1,134 @@
+"""The client for code without an event loop: the same calls, each waits for its answer."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from protocols.transport.session import DEFAULT_TENANT
+from tona.client import CONNECT_TIMEOUT_S, DEADLINE_S, IN_FLIGHT, AsyncClient, connect
+from tona.errors import ClientClosed, InvocationError
+from tona.values import Result
+
+_T = TypeVar("_T")
+
+
+def connect_blocking(
+    where: str | Path, *, tenant: str = DEFAULT_TENANT, timeout_s: float = CONNECT_TIMEOUT_S
+) -> "Client":
+    """Connect to the cell whose controller is at `where` (`http://...`), or that a bundle names.
+
+    Raises CannotConnect when there is no connection within the time, and UserError.
+    """
+    return Client(connect(where, tenant=tenant, timeout_s=timeout_s))
+
+
+class Client:
+    """Invokes the services of one cell from any thread; made by `connect_blocking`.
+
+    A thread of its own runs the event loop. To be closed, or used in a `with` statement.
+    """
+
+    def __init__(self, connecting: AbstractAsyncContextManager[AsyncClient]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="tona-client", daemon=True)
+        self._thread.start()
+        self._connecting = connecting
+        try:
+            self._client = self._call(connecting.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+
+    def invoke(
+        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+    ) -> Result:
+        """Run a service once and return its answer; see `AsyncClient.invoke`."""
+        return self._call(self._client.invoke(service, inputs, deadline_s=deadline_s))
+
+    def stream(
+        self,
+        service: str,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        in_flight: int = IN_FLIGHT,
+        ordered: bool = True,
+        deadline_s: float = DEADLINE_S,
+    ) -> Iterator[Result | InvocationError]:
+        """Run a service for each input, `in_flight` at a time; see `AsyncClient.stream`."""
+        running: deque[tuple[int, Future[Result]]] = deque()
+        try:
+            for index, item in enumerate(inputs):
+                call = self._client.invoke(service, item, deadline_s=deadline_s)
+                running.append((index, self._begin(call)))
+                if len(running) >= max(1, in_flight):
+                    yield _next(running, ordered)
+            while running:
+                yield _next(running, ordered)
+        finally:
+            for _, future in running:
+                future.cancel()
+
+    def close(self) -> None:
+        """End every open request with ClientClosed, and the connection; idempotent."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._call(self._connecting.__aexit__(None, None, None))
+        finally:
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _begin(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        if self._loop.is_closed():
+            work.close()
+            raise ClientClosed("the client is closed: connect anew")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        future = self._begin(work)
+        try:
+            return future.result()
+        except BaseException:
+            # As when Ctrl-C ends the wait: nobody is left to take the answer.
+            future.cancel()
+            raise
+
+    def _stop(self) -> None:
+        self._call(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _next(running: deque[tuple[int, Future[Result]]], ordered: bool) -> Result | InvocationError:
+    if not ordered:
+        done, _ = wait([future for _, future in running], return_when=FIRST_COMPLETED)
+        while running[0][1] not in done:
+            running.rotate(-1)
+    index, future = running.popleft()
+    try:
+        return msgspec.structs.replace(future.result(), index=index)
+    except InvocationError as error:
+        return error

@@ -1,0 +1,1 @@
+"""The command line: a thin shell over the table of operations, the SDK and the parts themselves."""

@@ -1,0 +1,195 @@
+"""The controller's operations over HTTP, typed; the one place where httpx stands."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from controller.api import client
+from controller.records import ArtifactRecord
+from protocols.errors import EnvironmentFailure, PeerError, UserError
+from protocols.transport import tls
+from tona.bundle import File
+from tona.cli.errors import RefusedByController
+from tona.cli.settings import DEFAULT, Settings
+
+CONNECT_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 40.0
+"""Above the time that the controller gives its roles."""
+CHUNK_BYTES: Final = 256 * 1024
+TOKEN: Final = "tona-token"  # noqa: S105 - the name of a header
+KINDS: Final = {".wasm": "wasm", ".onnx": "onnx"}
+WATCH_TRIES: Final = 7
+"""Failures in a row after which a watch gives up."""
+WATCH_PAUSE_S: Final = 0.2
+"""After the first failure; doubled with each."""
+
+
+class Target(Struct, frozen=True):
+    """Where the API is, and as whom."""
+
+    url: str
+    tls: ssl.SSLContext | None = None
+
+
+def target(settings: Settings) -> Target:
+    """Return where the settings point. Raises UserError."""
+    url, context = settings.api.value.rstrip("/"), None
+    if settings.bundle.value:
+        bundle = tls.load(Path(settings.bundle.value).expanduser())
+        context = tls.client_context(bundle)
+        if settings.api.source == DEFAULT and bundle.api_url:
+            url = bundle.api_url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{settings.api.source}: {url!r} is no URL: write http://HOST:PORT")
+    if url.startswith("https://") and context is None:
+        raise UserError(
+            f"{url} asks for a certificate: name this client's with --bundle "
+            "(`tona ca issue NAME --kind client` makes one)"
+        )
+    return Target(url, context)
+
+
+class Api:
+    """One controller; `async with` opens and closes the connections."""
+
+    def __init__(self, where: Target) -> None:
+        self.url = where.url
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=where.url,
+                # Without a bundle the scheme is plain http; this context trusts nobody.
+                verify=where.tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                # A proxy of the environment has nothing to do with a controller.
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise UserError(f"{where.url!r} is no URL ({error}): write http://HOST:PORT") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def call(self, operation: str, /, **arguments: Any) -> Any:
+        """Perform an operation and return its typed result.
+
+        Raises UserError (a wrong argument), RefusedByController, EnvironmentFailure.
+        """
+        status, body, _ = await self._perform(operation, arguments)
+        return _answer(operation, status, body)
+
+    async def raw(self, operation: str, /, **arguments: Any) -> bytes:
+        """Perform an operation and return the JSON of its result; raises as `call`."""
+        status, body, _ = await self._perform(operation, arguments)
+        _answer(operation, status, body)
+        return body
+
+    async def listing(self, operation: str, /, **arguments: Any) -> tuple[Any, str]:
+        """Return a result and the token from which a watch goes on; raises as `call`."""
+        status, body, token = await self._perform(operation, arguments)
+        return _answer(operation, status, body), token
+
+    async def watch(self, kind: str, token: str) -> AsyncIterator[client.Change | None]:
+        """Yield what changes in a kind after a token; None: list again, history is gone.
+
+        Reconnects by itself. Raises EnvironmentFailure when that fails WATCH_TRIES times in a row.
+        """
+        failures = 0
+        while True:
+            try:
+                async for event in self._events(kind, token):
+                    failures = 0
+                    token = event.token or token
+                    if event.event == "change":
+                        yield client.change(kind, event)
+                    elif event.event == "resync":
+                        yield None
+            except EnvironmentFailure:
+                failures += 1
+                if failures >= WATCH_TRIES:
+                    raise
+                await asyncio.sleep(WATCH_PAUSE_S * 2 ** (failures - 1))
+
+    async def push(self, file: File, sent: Callable[[int], None]) -> ArtifactRecord:
+        """Store an artifact; `sent` hears the bytes of each piece. Raises as `call`."""
+        hex_ = file.digest.removeprefix("sha256:")
+        parameters = {"name": file.name, "media": KINDS.get(file.path.suffix, "data")}
+
+        async def pieces() -> AsyncIterator[bytes]:
+            with file.path.open("rb") as content:
+                while piece := content.read(CHUNK_BYTES):
+                    yield piece
+                    sent(len(piece))
+
+        try:
+            response = await self._http.put(
+                f"/v1/artifacts/{hex_}",
+                params=parameters,
+                content=pieces(),
+                headers={"content-length": str(file.size_bytes)},
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        record: ArtifactRecord = _answer("artifact.put", response.status_code, response.content)
+        return record
+
+    async def _perform(self, operation: str, arguments: dict[str, Any]) -> tuple[int, bytes, str]:
+        request = client.call(operation, **arguments)
+        headers = {"content-type": "application/json"} if request.body is not None else {}
+        try:
+            response = await self._http.request(
+                request.method, request.path, content=request.body, headers=headers
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        return response.status_code, response.content, response.headers.get(TOKEN, "")
+
+    async def _events(self, kind: str, token: str) -> AsyncIterator[client.Event]:
+        request = client.call("watch", kind=kind, **{"from": token})
+        reader = client.EventReader()
+        try:
+            async with self._http.stream(request.method, request.path) as response:
+                if response.status_code >= client.OK_BELOW:
+                    _answer("watch", response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    event = reader.feed(line)
+                    if event is not None:
+                        yield event
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: httpx.HTTPError) -> EnvironmentFailure:
+        why = str(error) or type(error).__name__
+        return EnvironmentFailure(
+            f"no controller answers at {self.url} ({why}): start one with `tona up`, "
+            "or name another with --api or TONA_API"
+        )
+
+
+def _answer(operation: str, status: int, body: bytes) -> Any:
+    try:
+        return client.answer(operation, status, body)
+    except UserError as error:
+        raise RefusedByController(str(error)) from None
+
+
+def pretty(body: bytes) -> str:
+    """Return JSON for a person's eyes. Raises PeerError."""
+    try:
+        return msgspec.json.format(body, indent=2).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PeerError(f"the controller's answer is no JSON: {error}") from None

@@ -1,0 +1,111 @@
+"""What every command shares: settings of this call, consoles, the way to the controller."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from msgspec import Struct
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from tona.cli.settings import Settings, client_settings
+
+_T = TypeVar("_T")
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON, and nothing else, on the standard output.")
+]
+
+
+class Flags(Struct):
+    """The global options of this call."""
+
+    api: str | None = None
+    bundle: str | None = None
+    config: Path | None = None
+
+
+flags = Flags()
+"""Set once by the callback of the app, before any command runs."""
+
+
+def settings() -> Settings:
+    """Return how the controller is reached. Raises UserError."""
+    return client_settings(flags.config, flags.api, flags.bundle)
+
+
+def with_api(work: Callable[[Any], Awaitable[_T]]) -> _T:
+    """Run what needs the controller's API. Raises what `Api` does."""
+    # Slow to import, and half of the commands do without.
+    from tona.cli.api import Api, target  # noqa: PLC0415
+
+    async def run() -> _T:
+        async with Api(target(settings())) as api:
+            return await work(api)
+
+    return asyncio.run(run())
+
+
+def console() -> Console:
+    """Return the console on the standard output; plain where that is no terminal."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return Console(highlight=False)
+    # What reads a pipe wants whole rows, not rows folded to a width that nobody has.
+    return Console(highlight=False, width=200)
+
+
+def error_console() -> Console:
+    """Return the console on the standard error output."""
+    return Console(stderr=True, highlight=False)
+
+
+def show(*what: RenderableType) -> None:
+    """Print on the standard output."""
+    console().print(*what)
+
+
+def show_json(body: bytes) -> None:
+    """Print a JSON document: indented for a person, on one line for a program."""
+    if sys.stdout.isatty():
+        from tona.cli.api import pretty  # noqa: PLC0415 - as above
+
+        text = pretty(body)
+    else:
+        text = body.decode()
+    sys.stdout.write(text + "\n")
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table of the house's look; a column that begins with `>` goes right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        made.add_column(
+            name.removeprefix(">"), justify="right" if right else "left", no_wrap=True, min_width=1
+        )
+    return made
+
+
+def or_dash(value: object, text: str = "{}") -> str:
+    """Return a value as text; what is absent is a dash, never a 0."""
+    return "-" if value is None or value == "" else text.format(value)
+
+
+def listing(operation: str, as_json: bool, draw: Callable[[Any], None], **arguments: Any) -> None:
+    """Perform a reading operation and print it as JSON or as `draw` does."""
+
+    async def json(api: Any) -> bytes:
+        body: bytes = await api.raw(operation, **arguments)
+        return body
+
+    async def typed(api: Any) -> Any:
+        return await api.call(operation, **arguments)
+
+    if as_json:
+        show_json(with_api(json))
+    else:
+        draw(with_api(typed))

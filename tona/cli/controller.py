@@ -1,0 +1,103 @@
+"""`tona controller`: the gateway of one cell in the foreground."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from typer import Option
+
+from controller.config import Config, read
+from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
+from tona.cli import errors
+from tona.cli.context import AsJson
+from tona.local.cell import Running
+
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def controller(
+    config: Annotated[Path | None, Option(help="TOML file with these options.")] = None,
+    cell: Annotated[str | None, Option(help="Name of the cell.")] = None,
+    name: Annotated[str | None, Option(help="Identity of this controller on the broker.")] = None,
+    data: Annotated[str | None, Option(help="Folder of store and artifacts.")] = None,
+    api_host: Annotated[str | None, Option(help="Address that the API listens on.")] = None,
+    api_port: Annotated[int | None, Option(help="Its port; 0: any free one.")] = None,
+    advertise: Annotated[
+        str | None, Option(help="Host name under which nodes and clients reach the API.")
+    ] = None,
+    broker: Annotated[
+        str | None, Option(help="embedded, mosquitto, or mqtt[s]://HOST:PORT.")
+    ] = None,
+    broker_host: Annotated[str | None, Option(help="Address that our broker listens on.")] = None,
+    broker_port: Annotated[int | None, Option(help="Its port; 0: any free one.")] = None,
+    authority: Annotated[str | None, Option(help="Folder made by `tona ca init`.")] = None,
+    bundle: Annotated[str | None, Option(help="This controller's bundle.")] = None,
+    heartbeat_ms: Annotated[int | None, Option(help="Pace of the nodes' heartbeats.")] = None,
+    sample_ms: Annotated[int | None, Option(help="Pace of the nodes' sampling.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the controller of a cell until it is told to end (Ctrl-C or SIGTERM)."""
+    given = dict(locals())
+    told = {field: given[field] for field in Config.__struct_fields__}
+    asked = read(config, os.environ, told)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    ended = asyncio.run(_run(asked, as_json))
+    if ended is signal.SIGINT:
+        raise typer.Exit(errors.INTERRUPTED)
+
+
+async def _run(config: Config, as_json: bool) -> signal.Signals:
+    """Run until a signal comes, and return it. Raises UserError, EnvironmentFailure."""
+    from controller.gateway import Gateway  # noqa: PLC0415 - needs what [controller] installs
+
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[signal.Signals] = loop.create_future()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda one=number: told.done() or told.set_result(one))
+    notifier = Notifier(os.environ)
+    gateway = Gateway(config)
+    try:
+        await _until(told, gateway.start(), lambda running: _announce(config, running, as_json))
+        if not told.done():
+            notifier.say(READY)
+            _alive(notifier)
+            await _until(told, gateway.wait(), lambda _: None)
+        return told.result()
+    finally:
+        notifier.say(STOPPING)
+        await gateway.stop()
+
+
+async def _until(told: asyncio.Future[Any], work: Any, then: Any) -> None:
+    """Do some work unless a signal comes first, which cancels it."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        then(task.result())
+        return
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _alive(notifier: Notifier) -> None:
+    if notifier.interval_s is not None:
+        notifier.say(ALIVE)
+        asyncio.get_running_loop().call_later(notifier.interval_s, _alive, notifier)
+
+
+def _announce(config: Config, running: Any, as_json: bool) -> None:
+    said = Running(config.cell, running.api_url, running.broker.url)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(said).decode() + "\n")
+    else:
+        sys.stdout.write(
+            f"cell {said.cell}: API at {said.api_url}, broker at {said.broker}, "
+            f"data in {config.folder()}\n"
+        )
+    sys.stdout.flush()

@@ -1,0 +1,40 @@
+"""Exit codes: who has to act, as a number that scripts can read."""
+
+from typing import Final
+
+from protocols.errors import Blame, PeerError, TonaError, UserError
+
+OK: Final = 0
+USAGE: Final = 2
+"""A wrong argument, file or configuration here."""
+UNAVAILABLE: Final = 3
+"""The environment: no controller, no answer in time, something is not installed."""
+REFUSED: Final = 4
+"""The controller or a node refused the request; the same request will be refused again."""
+BUG: Final = 70
+INTERRUPTED: Final = 130
+
+ISSUES: Final = "report it with the line above and the output of `tona doctor --json`"
+
+
+class RefusedByController(TonaError):
+    """The controller refused what was asked of it."""
+
+    blame = Blame.USER
+
+
+def exit_code(error: TonaError) -> int:
+    """Return the exit code of a failure."""
+    if isinstance(error, RefusedByController):
+        return REFUSED
+    if isinstance(error, UserError):
+        return USAGE
+    if isinstance(error, PeerError):
+        return REFUSED
+    match error.blame:
+        case Blame.USER | Blame.PEER:
+            return REFUSED
+        case Blame.ENVIRONMENT:
+            return UNAVAILABLE
+        case Blame.OURS:
+            return BUG

@@ -1,0 +1,91 @@
+"""Runs a command and turns whatever ends it into one sentence and an exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import typer
+from typer.main import get_command
+
+from protocols.errors import TonaBug, TonaError
+from tona.cli import errors
+
+GLOBAL: Final = ("--api", "--bundle")
+"""Options of the whole program that may also stand after the command."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code. No traceback reaches the user."""
+    try:
+        code = _invoke(hoisted(arguments))
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        return _say(error.format_message().rstrip("."), errors.USAGE, "see `tona --help`")
+    except TonaBug as error:
+        return _say(f"a fault of tona: {error}", errors.BUG, errors.ISSUES)
+    except TonaError as error:
+        return _say(str(error), errors.exit_code(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return errors.INTERRUPTED
+    except BrokenPipeError:
+        _silence()
+        return errors.OK
+    except Exception as error:  # noqa: BLE001 - the process's outermost edge: a person sees this
+        if os.environ.get("TONA_TRACEBACK"):
+            raise
+        told = f"a fault of tona: {type(error).__name__}: {error} ({_where(error)})"
+        return _say(told, errors.BUG, errors.ISSUES)
+    return code
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """Move the global options before the command, wherever they were written. Pure."""
+    first: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        one = waiting.pop(0)
+        if one == "--":
+            rest += [one, *waiting]
+            break
+        if one in GLOBAL and waiting:
+            first += [one, waiting.pop(0)]
+        elif one.startswith(tuple(f"{name}=" for name in GLOBAL)):
+            first.append(one)
+        else:
+            rest.append(one)
+    return first + rest
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    from tona.cli.app import app  # noqa: PLC0415 - an error while it loads is told in one line too
+
+    result = get_command(app).main(args=arguments, prog_name="tona", standalone_mode=False)
+    return result if isinstance(result, int) else errors.OK
+
+
+def _say(text: str, code: int, hint: str = "") -> int:
+    try:
+        print(f"tona: {text}" + (f"; {hint}" if hint else ""), file=sys.stderr)  # noqa: T201
+    except BrokenPipeError:
+        _silence()
+    return code
+
+
+def _where(error: BaseException) -> str:
+    """Return the innermost line of the trace."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "no trace"
+    path = trace.tb_frame.f_code.co_filename
+    return f"{'/'.join(path.split('/')[-2:])}:{trace.tb_lineno}"
+
+
+def _silence() -> None:
+    """Let the interpreter end quietly: whoever read our output is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

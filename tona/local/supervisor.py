@@ -1,0 +1,110 @@
+"""Keeps named processes alive: what dies is started again, after a growing and bounded pause."""
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from controller.broker import restarts
+from protocols.errors import EnvironmentFailure, TonaBug
+from tona.local.child import Child
+
+Command = Callable[[], Sequence[str]]
+Told = Callable[[str, str], None]
+"""Hears what happens to a process: its name, and a sentence."""
+
+
+class _Kept:
+    """One process and what brings it back."""
+
+    def __init__(self, command: Command, log: Path, child: Child) -> None:
+        self.command = command
+        self.log = log
+        self.child = child
+        self.left_down = False
+        self.keeper: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """Starts, keeps and stops the processes of one cell; lives on one event loop."""
+
+    def __init__(self, logs: Path, told: Told) -> None:
+        self._logs = logs
+        self._told = told
+        self._kept: dict[str, _Kept] = {}
+        self._failed: asyncio.Future[EnvironmentFailure] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    async def start(self, name: str, command: Command, *, announces: bool = False) -> bytes:
+        """Start a process and keep it; returns its first line where it announces itself.
+
+        Raises EnvironmentFailure when the first start fails.
+        """
+        log = self._logs / f"{name}.log"
+        child = await Child.spawn(command(), log)
+        kept = self._kept[name] = _Kept(command, log, child)
+        line = b""
+        if announces:
+            try:
+                line = await child.announced()
+            except EnvironmentFailure as error:
+                raise EnvironmentFailure(f"{name} did not start: {error} (log: {log})") from None
+        kept.keeper = asyncio.create_task(self._keep(name, kept), name=f"keep {name}")
+        return line
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a process that was started."""
+        return self._kept[name].child.pid
+
+    def kill(self, name: str) -> int:
+        """Kill a process at once and leave it down; returns its id."""
+        kept = self._kept[name]
+        kept.left_down = True
+        kept.child.send(signal.SIGKILL)
+        return kept.child.pid
+
+    async def failed(self) -> EnvironmentFailure:
+        """Wait until a process is beyond mending by restarts, and return why; may never return."""
+        return await asyncio.shield(self._failed)
+
+    async def stop(self, *names: str) -> None:
+        """Stop these processes side by side; those that were never started are no error."""
+        kept = [self._kept.pop(name) for name in names if name in self._kept]
+        for one in kept:
+            if one.keeper is not None:
+                one.keeper.cancel()
+        keepers = [one.keeper for one in kept if one.keeper is not None]
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(one.child.stop() for one in kept))
+
+    async def _keep(self, name: str, kept: _Kept) -> None:
+        loop = asyncio.get_running_loop()
+        failures, since_s = 0, loop.time()
+        while True:
+            code = await kept.child.wait()
+            if kept.left_down:
+                return
+            failures = restarts.failures_after(failures, loop.time() - since_s)
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            words = f" ({kept.child.last_words})" if code > 0 else ""
+            if restarts.given_up(failures):
+                self._give_up(name, f"{how}{words}, {failures} times in a row")
+                return
+            self._told(name, f"{how}{words}: starting it again")
+            # Chance only spreads restarts in time.
+            await asyncio.sleep(restarts.delay_s(failures, random.random()))  # noqa: S311
+            try:
+                kept.child = await Child.spawn(kept.command(), kept.log)
+            except EnvironmentFailure as error:
+                self._give_up(name, str(error))
+                return
+            since_s = loop.time()
+
+    def _give_up(self, name: str, why: str) -> None:
+        if name not in self._kept:
+            raise TonaBug(f"{name} is kept by nobody")
+        if not self._failed.done():
+            log = self._kept[name].log
+            self._failed.set_result(EnvironmentFailure(f"{name} {why} (log: {log})"))
