@@ -13,11 +13,11 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from device_agent.core import commands, events
 from device_agent.core.core import Core
-from device_agent.journal import Journal
+from device_agent.prepared import Prepared
 from device_agent.senses import Senses
 from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
 from device_agent.workshop import Workshop
@@ -27,6 +27,9 @@ from protocols.messages import Body, Death, Probe
 from protocols.topics import Channel, Party, Topic
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
+
+if TYPE_CHECKING:
+    from device_agent.journal import Journal
 
 LOOK_AFTER_S: Final = 30.0
 TOPICS_MAX: Final = 256
@@ -41,10 +44,20 @@ log = logging.getLogger("tona.node")
 class Daemon:
     """One node's daemon; made and run inside the event loop."""
 
-    def __init__(self, core: Core, journal: Journal, settings: Settings, notify: Notifier) -> None:
+    def __init__(
+        self,
+        core: Core,
+        prepared: Prepared,
+        settings: Settings,
+        notify: Notifier,
+        open_journal: Callable[[], "Journal"],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
-        self._journal = journal
+        self._restored = prepared.restored
+        self._incarnation, self._reserved = prepared.incarnation, prepared.reserved
+        self._open_journal = open_journal
+        self._journal: Journal | None = None
         self._notify = notify
         self._cell = settings.cell
         node, cell = settings.identity, settings.cell
@@ -57,7 +70,7 @@ class Daemon:
             on_message=self._heard,
             on_connected=self._connected,
             on_disconnected=lambda reason: self.tell(events.Disconnected(reason)),
-            next_incarnation=journal.next_incarnation,
+            next_incarnation=self._next_incarnation,
             will=lambda _: (self._own[Channel.PRESENCE], WILL),
         )
         self._senses: Senses | None = None
@@ -89,9 +102,10 @@ class Daemon:
         """Run until told to end; return why. Raises what was a fault of ours."""
         if self._senses is None or self._workshop is None:
             raise TonaBug("the daemon runs before it is attached")
+        self._loop.set_exception_handler(self._callback_failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
-        self.tell(self._journal.restored())
+        self.tell(self._restored)
         self._senses.start()
         self._spawn(self.session.run())
         self._spawn(self._look_after(self._workshop))
@@ -127,6 +141,14 @@ class Daemon:
         if not self._over.done():
             self._over.set_exception(error)
 
+    def _callback_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Answer for a callback that raised, unless it is the operating system's failure."""
+        error = context.get("exception")
+        if error is None or isinstance(error, OSError):
+            log.warning("%s: %s", context["message"], error)
+        else:
+            self.crash(error)
+
     # Commands.
 
     def _do(self, command: commands.Command) -> None:
@@ -143,7 +165,7 @@ class Daemon:
         changes = [one for one in waited if isinstance(one, commands.Keep | commands.Forget)]
         try:
             try:
-                self._journal.write(changes)
+                self._opened().write(changes)
             except EnvironmentFailure as error:
                 log.error("%s", error)  # noqa: TRY400 - the environment's failure has no traceback
                 for one in changes:
@@ -179,7 +201,18 @@ class Daemon:
         if not self._over.done():
             self._over.set_result(command.reason)
 
+    def _opened(self) -> "Journal":
+        if self._journal is None:
+            self._journal = self._open_journal()
+        return self._journal
+
     # The session.
+
+    def _next_incarnation(self) -> int:
+        if self._incarnation >= self._reserved:
+            self._incarnation, self._reserved = self._opened().reserve()
+        self._incarnation += 1
+        return self._incarnation
 
     def _connected(self, incarnation: int) -> None:
         if self._senses is not None and self.broker_address:
@@ -223,14 +256,13 @@ class Daemon:
 
     def _rearm(self) -> None:
         due_ms = self._core.next_due_ms
-        if due_ms == self._due_ms:
+        # A timer that comes too early does no harm; to move it for every request would.
+        if due_ms is None or (self._due_ms is not None and self._due_ms <= due_ms):
             return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         self._due_ms = due_ms
-        if due_ms is not None:
-            self._timer = self._loop.call_at(due_ms / 1000, self._tick)
+        self._timer = self._loop.call_at(due_ms / 1000, self._tick)
 
     def _tick(self) -> None:
         self._timer, self._due_ms = None, None
@@ -276,4 +308,5 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await workshop.close()
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()

@@ -19,23 +19,23 @@ class DataFolder:
         try:
             path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock = os.open(path / "lock", flags, 0o600)
+            self.lock = os.open(path / "lock", flags, 0o600)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{path}: cannot be used as data folder: {error.strerror}; name another with --data"
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._lock)
+            holder = os.pread(self.lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self.lock)
             raise UserError(
                 f"{path}: another device agent (process {holder}) uses this data folder; "
                 "stop it, or give this one a folder of its own with --data"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        os.ftruncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Let another daemon have it."""
-        os.close(self._lock)
+        os.close(self.lock)

@@ -12,7 +12,6 @@ the tasks back.
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -45,11 +44,15 @@ _decoder = msgspec.msgpack.Decoder(Assign)
 class Journal:
     """The journal of one node; the caller has the data folder for itself (`flock`)."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. Raises EnvironmentFailure when the disk does not let us."""
+    def __init__(self, path: Path, unix_ms: int) -> None:
+        """Open or create. Raises EnvironmentFailure when the disk does not let us.
+
+        `unix_ms` is the wall clock, where the incarnations of a new journal begin.
+        """
         self.warning = ""
         """One sentence, when a damaged journal was moved aside."""
         self._path = path
+        self._first = unix_ms
         try:
             path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             try:
@@ -59,7 +62,6 @@ class Journal:
             except sqlite3.DatabaseError as error:
                 self._move_aside(error)
                 self._file = self._open()
-            self._incarnation, self._reserved = self._reserve()
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentFailure(f"{path}: the journal cannot be opened: {error}") from None
 
@@ -75,15 +77,20 @@ class Journal:
         rows = self._file.execute("SELECT task, epoch FROM tombstones ORDER BY number").fetchall()
         return Restored(tuple(assigns), tuple((task, epoch) for task, epoch in rows))
 
-    def next_incarnation(self) -> int:
-        """Return a number above every one ever returned. Raises EnvironmentFailure."""
-        if self._incarnation >= self._reserved:
-            try:
-                self._incarnation, self._reserved = self._reserve()
-            except sqlite3.Error as error:
-                raise self._failure(error) from None
-        self._incarnation += 1
-        return self._incarnation
+    def reserve(self) -> tuple[int, int]:
+        """Reserve a block of incarnations: all above the first and up to the second number.
+
+        Milliseconds of the wall clock grow faster than blocks are used up, so a journal that was
+        lost and made anew begins above every number it has ever given. Raises EnvironmentFailure.
+        """
+        try:
+            row = self._file.execute("SELECT next FROM incarnation").fetchone()
+            first = row[0] if row else self._first
+            last = first + INCARNATION_BLOCK
+            self._file.execute("INSERT OR REPLACE INTO incarnation VALUES (1, ?)", (last,))
+        except sqlite3.Error as error:
+            raise self._failure(error) from None
+        return first, last
 
     def write(self, changes: Iterable[Keep | Forget]) -> None:
         """Make changes durable, all or none, in their order. Raises EnvironmentFailure."""
@@ -138,19 +145,6 @@ class Journal:
             f"{self._path}: the journal is damaged ({error}) and was moved to {aside.name}; "
             "tasks come back when the scheduler assigns them again"
         )
-
-    def _reserve(self) -> tuple[int, int]:
-        """Reserve a block of incarnations; a lost journal begins above what it could have given.
-
-        Milliseconds of the wall clock grow faster than blocks are used up, so the next number is
-        above every older one even when the file that held them is gone.
-        """
-        row = self._file.execute("SELECT next FROM incarnation").fetchone()
-        first = row[0] if row else time.time_ns() // 1_000_000
-        self._file.execute(
-            "INSERT OR REPLACE INTO incarnation VALUES (1, ?)", (first + INCARNATION_BLOCK,)
-        )
-        return first, first + INCARNATION_BLOCK
 
     def _failure(self, error: sqlite3.Error) -> EnvironmentFailure:
         space = os.statvfs(self._path.parent)

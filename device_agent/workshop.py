@@ -7,23 +7,27 @@ bounds how many there are.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
-from device_agent.artifacts.fetch import Fetcher
 from device_agent.core import commands, events
 from device_agent.executors.door import (
     Bytes,
     Done,
     Executor,
     ExecutorFailure,
+    Failed,
     File,
     Value,
 )
-from protocols.errors import Blame
+from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ArtifactRef, ExecutorKind, Manifest
 from protocols.messages import invocation
+
+if TYPE_CHECKING:
+    from device_agent.artifacts.fetch import Fetcher
 
 INLINE_TOTAL_BYTES: Final = 128 * 1024
 """Inline outputs of one call together; the largest beyond it go to the blob folder."""
@@ -31,6 +35,14 @@ TRIM_EVERY_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 5.0
 
 Tell = Callable[[events.Event], None]
+OnExit = Callable[[str, str], None]
+
+
+class Makers(NamedTuple):
+    """How to make what is loaded only when it is first needed."""
+
+    executors: Mapping[ExecutorKind, Callable[[OnExit], Executor]]
+    fetcher: Callable[[], "Fetcher"]
 
 
 class Workshop:
@@ -38,17 +50,17 @@ class Workshop:
 
     def __init__(
         self,
-        executors: Mapping[ExecutorKind, Executor],
+        makers: Makers,
         cache: ArtifactCache,
         blobs: BlobFolder,
-        fetcher: Fetcher,
         tell: Tell,
         crash: Callable[[BaseException], None],
     ) -> None:
-        self._executors = executors
+        self._makers = makers
+        self._executors: dict[ExecutorKind, Executor] = {}
+        self._transfers: Fetcher | None = None
         self._cache = cache
         self._blobs = blobs
-        self._fetcher = fetcher
         self._tell = tell
         self._crash = crash
         self._kinds: dict[str, Executor] = {}
@@ -84,7 +96,10 @@ class Workshop:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for closing in (self._fetcher.close(), *(one.close() for one in self._executors.values())):
+        open_ones: list[Any] = list(self._executors.values())
+        if self._transfers is not None:
+            open_ones.append(self._transfers)
+        for closing in (one.close() for one in open_ones):
             try:
                 await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
             except TimeoutError:
@@ -104,14 +119,24 @@ class Workshop:
     # Calls.
 
     def _execute(self, command: commands.Execute) -> None:
-        self._spawn(self._call(command))
-
-    async def _call(self, command: commands.Execute) -> None:
         executor = self._kinds.get(command.instance)
         if executor is None:
             self._tell(_gone(command))
             return
         inputs, files = to_executor(command.inputs)
+        on_result = partial(self._answered, command.call)
+        if files or not executor.invoke_now(
+            command.instance, command.call, inputs, command.budget_ms, on_result
+        ):
+            self._spawn(self._call(executor, command, inputs, files))
+
+    async def _call(
+        self,
+        executor: Executor,
+        command: commands.Execute,
+        inputs: dict[str, Value],
+        files: list[str],
+    ) -> None:
         for digest in files:
             self._blobs.pin(digest)
         try:
@@ -121,15 +146,21 @@ class Workshop:
         finally:
             for digest in files:
                 self._blobs.unpin(digest)
-        if isinstance(result, Done):
-            outputs = self._to_wire(result.outputs)
-            self._tell(events.ExecutorDone(command.call, outputs, result.run_us))
-        else:
-            self._tell(
-                events.ExecutorFailed(
-                    command.call, result.code, result.blame, result.text, result.retryable
-                )
+        self._answered(command.call, result)
+
+    def _answered(self, call: str, result: Done | Failed) -> None:
+        if isinstance(result, Failed):
+            failed = events.ExecutorFailed(
+                call, result.code, result.blame, result.text, result.retryable
             )
+            self._tell(failed)
+            return
+        try:
+            outputs = self._to_wire(result.outputs)
+        except OSError as error:
+            self._crash(error)
+            return
+        self._tell(events.ExecutorDone(call, outputs, result.run_us))
 
     def _cancel_call(self, command: commands.CancelCall) -> None:
         executor = self._kinds.get(command.instance)
@@ -175,13 +206,10 @@ class Workshop:
     # Instances.
 
     def _start(self, command: commands.StartInstance) -> None:
-        executor = self._executors.get(command.manifest.kind)
-        if executor is None:
-            text = f"this node has no {command.manifest.kind.value} executor"
-            failed = events.InstanceFailed(
-                command.instance, text, Blame.ENVIRONMENT, retryable=False
-            )
-            self._tell(failed)
+        try:
+            executor = self._executor(command.manifest.kind)
+        except EnvironmentFailure as error:
+            self._tell(events.InstanceFailed(command.instance, str(error), error.blame, True))
             return
         self._kinds[command.instance] = executor
         manifest = command.manifest
@@ -192,6 +220,16 @@ class Workshop:
         self._starts[command.instance] = self._spawn(
             self._deploy(executor, command.instance, manifest)
         )
+
+    def _executor(self, kind: ExecutorKind) -> Executor:
+        """Return the executor of a kind, made now if need be. Raises EnvironmentFailure."""
+        executor = self._executors.get(kind)
+        if executor is None:
+            maker = self._makers.executors.get(kind)
+            if maker is None:
+                raise EnvironmentFailure(f"this node has no {kind.value} executor")
+            executor = self._executors[kind] = maker(self.exited)
+        return executor
 
     async def _deploy(self, executor: Executor, instance: str, manifest: Manifest) -> None:
         artifact = self._cache.path(manifest.artifact.digest)
@@ -227,10 +265,15 @@ class Workshop:
 
     # Transfers.
 
+    def _fetcher(self) -> "Fetcher":
+        if self._transfers is None:
+            self._transfers = self._makers.fetcher()
+        return self._transfers
+
     async def _fetch_artifact(self, command: commands.FetchArtifact) -> None:
         ref = ArtifactRef(command.digest, command.size_bytes)
         try:
-            await self._fetcher.fetch_artifact(ref, list(command.urls))
+            await self._fetcher().fetch_artifact(ref, list(command.urls))
         except ExecutorFailure as error:
             failed = error.failed
             self._tell(
@@ -247,7 +290,7 @@ class Workshop:
 
     async def _get_blob(self, command: commands.FetchBlob) -> None:
         try:
-            await self._fetcher.fetch_blob(command.digest, command.size_bytes, list(command.urls))
+            await self._fetcher().fetch_blob(command.digest, command.size_bytes, list(command.urls))
         except ExecutorFailure as error:
             self._tell(events.BlobFailed(command.digest, error.failed.text))
         else:
@@ -261,7 +304,7 @@ class Workshop:
 
     async def _push_blob(self, command: commands.PushBlob) -> None:
         try:
-            await self._fetcher.push_blob(command.digest, list(command.urls))
+            await self._fetcher().push_blob(command.digest, list(command.urls))
         except ExecutorFailure as error:
             self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
         else:

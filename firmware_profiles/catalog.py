@@ -1,7 +1,6 @@
 """The profiles there are: those that come with the package, and a user's own files."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,4 +74,6 @@ def document(name: str) -> dict[str, Any]:
     """Return a profile of the package as TOML gives it. Raises UserError for an unknown name."""
     if name not in names():
         raise UserError(f"There is no profile {name!r}. There are: {', '.join(names())}.")
+    import tomllib  # noqa: PLC0415 - the daemon holds profiles, not their parser
+
     return tomllib.loads((BOARDS / f"{name}{SUFFIX}").read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ class Frame(Part, frozen=True):
     """What stands around every message."""
 
     version: int
+    """Of the protocol; a frame of another one is dropped."""
     sender: Name
     """Identity of who speaks; where the topic names one, the two must be equal."""
     incarnation: Count
@@ -27,9 +28,11 @@ class Frame(Part, frozen=True):
     number: Count
     """Counts the sender's frames of this incarnation, from 0; a gap is a loss."""
     tenant: Name
+    """On whose behalf; `default` where there are no others."""
     cause: Id
     """What set this off: an operation, a request, an event; it is passed on unchanged."""
     body: Body
+    """The message, its tag first."""
 
 
 class _Head(Part, frozen=True):

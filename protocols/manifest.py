@@ -69,6 +69,7 @@ class Port(Part, frozen=True):
     """A named tensor that a task takes or gives; -1 in the shape is any length."""
 
     name: Name
+    """How plans and the task's program call it."""
     dtype: Dtype
     shape: Shape
 
@@ -77,6 +78,7 @@ class ArtifactRef(Part, frozen=True):
     """An artifact by its content; where it lies is the cell's business."""
 
     digest: Digest
+    """SHA-256 of its bytes."""
     size_bytes: Count
 
 
@@ -84,15 +86,20 @@ class Constant(Part, frozen=True):
     """An input that is the same for every invocation: a table, a dictionary, weights."""
 
     port: Name
+    """The input that it fills."""
     artifact: ArtifactRef
+    """Its bytes are the value, dense and little-endian."""
 
 
 class Limits(Part, frozen=True):
     """What one invocation may take; more is refused or killed."""
 
     memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    """Of a Wasm guest, or of the process that runs a model."""
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000
+    """Of one run."""
     output_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 64 << 20
+    """Of all outputs together."""
     queue: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Invocations that may wait; one more is refused as busy."""
 
@@ -101,11 +108,16 @@ class Manifest(Part, frozen=True):
     """What a task executor needs to know to run a task."""
 
     kind: ExecutorKind
+    """Which executor runs it."""
     artifact: ArtifactRef
+    """The program or model."""
     inputs: Annotated[tuple[Port, ...], Meta(max_length=MAX_PORTS)]
+    """Constants among them."""
     outputs: Annotated[tuple[Port, ...], Meta(min_length=1, max_length=MAX_PORTS)]
     limits: Limits = Limits()
+    """Of one run."""
     constants: Annotated[tuple[Constant, ...], Meta(max_length=MAX_CONSTANTS)] = ()
+    """Inputs that no edge of a plan feeds."""
     providers: tuple[str, ...] = ()
     """ONNX execution providers the author insists on, best first; empty: the node's choice."""
 

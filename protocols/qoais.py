@@ -138,9 +138,13 @@ class Bound(Part, frozen=True):
     """What one indicator must keep: a largest or smallest number, or the lowest level."""
 
     indicator: IndicatorName
+    """Its name in the catalogue."""
     at_most: float | None = None
+    """The largest good number."""
     at_least: float | None = None
+    """The smallest good number."""
     level: str | None = None
+    """The lowest good level."""
 
 
 class Zone(Part, frozen=True):
@@ -153,7 +157,9 @@ class Sla(Part, frozen=True):
     """What was agreed: a zone for each user, and the share of users it must hold for (USR)."""
 
     zone: Zone = Zone()
+    """What satisfies one user."""
     satisfaction_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """The share of users for whom it must hold."""
 
 
 def check(bound: Bound) -> None:

@@ -160,6 +160,18 @@ def wildcard(cell: str, party: Party, channel: Channel) -> str:
     return f"{ROOT}/{cell}/{party.value}/+/{channel.value}"
 
 
+def filter_qos(wanted: str) -> int:
+    """Return the QoS to subscribe a filter with: its family's, or 1 when it names no family.
+
+    Brokers are to lower a message to the subscription's QoS, but some raise it to that.
+    """
+    levels = wanted.split("/")
+    try:
+        return TABLE[Party(levels[3]), Channel(levels[5])].qos
+    except (IndexError, KeyError, ValueError):
+        return 1
+
+
 class AclLine(NamedTuple):
     """One permission of an identity: `access` is `read` or `write`; `%u` is its own name."""
 

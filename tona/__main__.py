@@ -2,19 +2,24 @@
 
 import os
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
 AGENT: Final = "agent"
 USAGE: Final = 2
 CLI_PACKAGES: Final = ("httpx", "rich", "typer")
 
 
+def become_agent(arguments: Sequence[str]) -> NoReturn:
+    """Become the device agent: its memory counts, so nothing of the command line stays in it."""
+    command = [sys.executable, "-P", "-m", "device_agent", *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
+
+
 def main() -> int:
     """Run the command line; return its exit code."""
     if sys.argv[1:2] == [AGENT]:
-        # The daemon's memory counts: it starts as a process without any of the command line.
-        command = [sys.executable, "-P", "-m", "device_agent", *sys.argv[2:]]
-        os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
+        become_agent(sys.argv[2:])
     try:
         from tona.cli.run import run  # noqa: PLC0415 - only where the packages are installed
     except ModuleNotFoundError as error:

@@ -20,9 +20,6 @@ from protocols.manifest import ITEM_BYTES, Dtype
 from protocols.messages import Body, hierarchy, invocation, presence, sense, task
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
-SECTION: Final = re.compile(
-    r"(?<=<!-- generated: (?P<name>[a-z]{4}) -->\n).*?(?=<!-- end -->)", re.DOTALL
-)
 MODULES: Final = (presence, sense, task, invocation, hierarchy, manifest, qoais)
 UNITS: Final = {
     "_mbit_per_s": "Mbit/s",
@@ -37,6 +34,31 @@ UNITS: Final = {
     "_w": "watts",
 }
 """By the end of a field's name, the longer ends first."""
+COMMON: Final = {
+    "accelerators": "One for each of the machine.",
+    "attempt": "As in Invoke.",
+    "bounds": "All of them hold.",
+    "dtype": "Type of the items.",
+    "epoch": "Of the assignment.",
+    "generation": "Version of the specification.",
+    "inputs": "What it takes.",
+    "kind": "Which sort.",
+    "manifest": "What runs, and within which limits.",
+    "node": "Name of the node.",
+    "outputs": "What it gives.",
+    "plan": "As in Invoke.",
+    "reason": "Why, for people.",
+    "replicas": "Workers of the task on its node that may run side by side.",
+    "request": "As in Invoke.",
+    "scheduler": "Name of the TS.",
+    "scheduler_epoch": "Grows with every start of that TS.",
+    "service": "Name of the service.",
+    "shape": "Length of each axis, the slowest first; -1 is any length.",
+    "state": "Where it stands.",
+    "step": "Name of the step within its service.",
+    "task": "Name of the task, unique in the cell.",
+}
+"""What a field of this name means wherever its own struct says nothing else."""
 _HEAD: Final = "| # | field | type | default | meaning |\n|---|---|---|---|---|\n"
 
 
@@ -156,7 +178,8 @@ def _docstrings(kind: type) -> Iterator[tuple[str, str]]:
 
 def _meaning(name: str, told: str) -> str:
     unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
-    return " ".join(one for one in (told, f"In {unit}." if unit else "") if one)
+    said = told or COMMON.get(name, "")
+    return " ".join(one for one in (said, f"In {unit}." if unit else "") if one)
 
 
 def _default(one: Field) -> str:
@@ -177,9 +200,9 @@ def _type(info: Any) -> str:  # noqa: C901, PLR0911, PLR0912 - one arm for each 
                 return "any message"
             return " or ".join(_type(one) for one in types)
         case msgspec.inspect.VarTupleType(item_type=item):
-            return f"list of {_type(item)}{_length(info)}"
+            return f"list{_length(info)} of {_type(item)}"
         case msgspec.inspect.DictType(key_type=key, value_type=value):
-            return f"map from {_type(key)} to {_type(value)}{_length(info)}"
+            return f"map{_length(info)} from {_type(key)} to {_type(value)}"
         case msgspec.inspect.StrType(pattern=base.NAME_PATTERN):
             return "name"
         case msgspec.inspect.StrType(pattern=str()):

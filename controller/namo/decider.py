@@ -72,7 +72,7 @@ class Namo:
 
     role = Role.NAMO
 
-    def __init__(self, name: str = "main", anchor: str = "ta-main") -> None:
+    def __init__(self, name: str = "namo-main", anchor: str = "ta-main") -> None:
         self.name = name
         self._anchor = anchor
         self._use_cases: dict[str, UseCaseRecord] = {}

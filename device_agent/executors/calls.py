@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from device_agent.executors.contract import ConstantFile, Contract
@@ -92,14 +93,23 @@ class Instance:
         self.key = 0
         """Its name in the executor process: a new one for every load, so that none is mistaken."""
 
+    def count(self, result: Done | Failed) -> None:
+        """Note that a call has its result."""
+        self.calls += 1
+        if isinstance(result, Failed):
+            self.failures += 1
+
 
 class Run:
     """One call on its way: whoever settles it first decides what its caller gets."""
 
-    __slots__ = ("_waiter", "granted", "instance", "number", "result", "sent")
+    __slots__ = ("_on_result", "_waiter", "granted", "instance", "number", "result", "sent")
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(
+        self, instance: Instance, on_result: Callable[[Done | Failed], None] | None = None
+    ) -> None:
         self.instance = instance
+        self._on_result = on_result
         self.number = 0
         self.sent: Link | None = None
         """Where the executor has the call."""
@@ -125,5 +135,8 @@ class Run:
         if self.result is not None:
             return False
         self.result = result
-        self.go_on()
+        if self._on_result is None:
+            self.go_on()
+        else:
+            self._on_result(result)
         return True

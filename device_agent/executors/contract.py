@@ -53,30 +53,15 @@ class Contract:
             value = inputs.get(name)
             if value is None:
                 return _bad(f"input {name!r} is missing")
-            shape = value.shape
-            if value.dtype != port.dtype or not (
-                shape == port.shape or accepts(port, value.dtype, shape)
-            ):
-                return _bad(
-                    f"input {name!r} is {value.dtype}{list(shape)}, "
-                    f"the task takes {port.dtype}{list(port.shape)}"
-                )
+            misfit = _misfit(port, item_bytes, value)
+            if misfit:
+                return _bad(f"input {name!r} {misfit}")
             if isinstance(value, Bytes):
-                digest, size = "", len(value.data)
+                described.append((name, number, value.shape, len(value.data), ""))
                 inline.append(value.data)
             else:
-                digest, size = value.digest, value.size_bytes
-            if size != item_bytes * prod(shape):
-                return _bad(f"input {name!r} has {size} bytes, which is no {list(shape)}")
-            if digest:
-                if _DIGEST.fullmatch(digest) is None:
-                    return _bad(f"input {name!r} has no valid digest: {digest[:80]!r}")
-                digest = digest[len(DIGEST_PREFIX) :]
-            elif size > INLINE_MAX_BYTES:
-                return _bad(
-                    f"input {name!r} has {size} bytes: more than {INLINE_MAX_BYTES} go as a file"
-                )
-            described.append((name, number, shape, size, digest))
+                digest = value.digest[len(DIGEST_PREFIX) :]
+                described.append((name, number, value.shape, value.size_bytes, digest))
         if len(described) != len(inputs):
             return self._extra(inputs)
         return described, inline
@@ -117,6 +102,21 @@ class Contract:
             else:
                 return f"output {name!r} under no digest"
         return outputs if at == len(body) else f"{len(body)} bytes of outputs, not {at}"
+
+
+def _misfit(port: Port, item_bytes: int, value: Value) -> str:
+    shape = value.shape
+    if value.dtype != port.dtype or not (shape == port.shape or accepts(port, value.dtype, shape)):
+        return f"is {value.dtype}{list(shape)}, the task takes {port.dtype}{list(port.shape)}"
+    size = len(value.data) if isinstance(value, Bytes) else value.size_bytes
+    if size != item_bytes * prod(shape):
+        return f"has {size} bytes, which is no {value.dtype}{list(shape)}"
+    if isinstance(value, Bytes):
+        if size > INLINE_MAX_BYTES:
+            return f"has {size} bytes: more than {INLINE_MAX_BYTES} go as a file"
+    elif _DIGEST.fullmatch(value.digest) is None:
+        return f"has no valid digest: {value.digest[:80]!r}"
+    return ""
 
 
 def _plan(port: Port) -> tuple[Port, str, int, int]:

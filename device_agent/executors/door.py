@@ -4,6 +4,7 @@ The daemon imports neither numpy nor onnxruntime nor wasmtime: executors are pro
 behind a socket pair, and values of any size stay outside the daemon's memory when they are blobs.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -53,6 +54,9 @@ class Failed(Struct, frozen=True):
     retryable: bool
 
 
+OnResult = Callable[[Done | Failed], None]
+
+
 class Stats(Struct, frozen=True):
     """What an instance takes and has done."""
 
@@ -92,6 +96,21 @@ class Executor(Protocol):
         self, task: str, call: str, inputs: dict[str, Value], budget_ms: int
     ) -> Done | Failed:
         """Run one call; never raises. Past its budget the call is stopped, by force if need be."""
+        ...
+
+    def invoke_now(
+        self,
+        task: str,
+        call: str,
+        inputs: dict[str, Value],
+        budget_ms: int,
+        on_result: OnResult,
+    ) -> bool:
+        """Begin a call that nothing stands in the way of; False, and nothing done, for others.
+
+        `on_result` is called once, later; no task of the loop lies on the way. For the others
+        there is `invoke`.
+        """
         ...
 
     async def cancel(self, task: str, call: str) -> None:

@@ -20,7 +20,14 @@ from device_agent.executors.contract import (
     fit_constant,
     read_failure,
 )
-from device_agent.executors.door import Done, ExecutorFailure, Failed, Stats, Value
+from device_agent.executors.door import (
+    Done,
+    ExecutorFailure,
+    Failed,
+    OnResult,
+    Stats,
+    Value,
+)
 from device_agent.executors.link import Reply
 from protocols.errors import Blame
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
@@ -192,10 +199,40 @@ class RemoteExecutor:
             timer.cancel()
             del instance.runs[call]
         result = run.result or _not_here(task)
-        instance.calls += 1
-        if isinstance(result, Failed):
-            instance.failures += 1
+        instance.count(result)
         return result
+
+    def invoke_now(
+        self,
+        task: str,
+        call: str,
+        inputs: dict[str, Value],
+        budget_ms: int,
+        on_result: OnResult,
+    ) -> bool:
+        """Send a call if nothing is in its way; False, and nothing done, when `invoke` has to.
+
+        A warm call takes this path: no task of the loop, and no turn of it, stands between the
+        request and the executor, nor between its answer and `on_result`.
+        """
+        instance = self._instances.get(task)
+        if instance is None or instance.link is None or call in instance.runs:
+            return False
+        described = instance.contract.describe(inputs)
+        if isinstance(described, Failed) or not instance.slots.take():
+            return False
+
+        def settled(result: Done | Failed) -> None:
+            timer.cancel()
+            del instance.runs[call]
+            instance.count(result)
+            on_result(result)
+
+        run = instance.runs[call] = Run(instance, settled)
+        limit_ms = min(budget_ms, instance.manifest.limits.deadline_ms)
+        timer = asyncio.get_running_loop().call_later(limit_ms / 1000, self._expire, run, budget_ms)
+        self._send(run, instance.link, *described)
+        return True
 
     async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
         """Bring a run to its result, or leave it without when its instance went."""
@@ -207,10 +244,15 @@ class RemoteExecutor:
         if run.result is not None or instance.link is None:
             instance.slots.release()
             return
-        header = {"op": "invoke", "key": instance.key, "in": described}
-        run.sent = instance.link
-        run.number = run.sent.request(header, inline, partial(self._answered, run))
+        self._send(run, instance.link, described, inline)
         await run.wait()
+
+    def _send(
+        self, run: Run, link: Link, described: list[Described], inline: list[bytes]
+    ) -> None:
+        header = {"op": "invoke", "key": run.instance.key, "in": described}
+        run.sent = link
+        run.number = link.request(header, inline, partial(self._answered, run))
 
     async def _queue(self, run: Run) -> bool:
         """Wait for a slot in the task's queue; whether the run has it."""

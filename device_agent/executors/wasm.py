@@ -14,17 +14,15 @@ from typing import Final
 
 import msgspec
 
+from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import DIGEST_PREFIX
 from device_agent.executors.door import ExecutorFailure
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import PROGRAMS, OnEnd, Process, no_end, probe
 from device_agent.executors.remote import (
     START_TIMEOUT_S,
-    Instance,
     OnExit,
     RemoteExecutor,
-    Run,
-    Slots,
     check_failure,
     constant_frame,
     failed,

@@ -45,8 +45,11 @@ class TaskSpec(Part, frozen=True):
     inputs: tuple[Edge, ...] = ()
     """Sources are steps of the same service, or `request`."""
     qos: TaskQos = TaskQos()
+    """Its share of the service's quality."""
     demand: Demand = Demand()
+    """What it asks of its node."""
     policy: LostPolicy = LostPolicy()
+    """What happens when its node is lost."""
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     nodes: tuple[Name, ...] = ()
     """Only these nodes, if any are named."""
@@ -57,12 +60,18 @@ class ServiceOrder(Message, tag="service-order", frozen=True):
 
     service: Name
     use_case: Name
+    """To which the service belongs."""
     kind: ServiceKind
+    """What the service does."""
     generation: Count
     tasks: Annotated[tuple[TaskSpec, ...], Meta(min_length=1, max_length=MAX_STEPS)]
+    """In topological order."""
     outputs: tuple[Edge, ...]
+    """Where the answers come from."""
     sla: Sla = Sla()
+    """What was agreed with the user."""
     spares: Annotated[int, Meta(ge=0, le=64)] = 1
+    """Nodes to hold ready beside the first."""
 
 
 class ServiceDelete(Message, tag="service-delete", frozen=True):
@@ -102,8 +111,10 @@ class AnchorWelcome(Message, tag="anchor-welcome", frozen=True):
     """TA to TS: the answer to a hello, after the grants."""
 
     anchor: Name
+    """Name of the TA."""
     scheduler_epoch: Count
     grants: Count
+    """How many it gave."""
 
 
 class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
@@ -112,17 +123,21 @@ class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
     service: Name
     generation: Count
     spec: TaskSpec
+    """The task."""
     nodes: Annotated[tuple[Name, ...], Meta(min_length=1)]
     """Best first: the first is where the TA wants it, the others are spares."""
     epoch_from: Count
+    """The first of the block."""
     epoch_to: Count
     """The block of epochs leased to the TS for this task, both included."""
     plan_tasks: tuple[Name, ...] = ()
     """All tasks of the service in topological order, to build routes."""
     outputs: tuple[Edge, ...] = ()
+    """Where the answers of the service come from."""
     current_node: str = ""
     """Where the task last ran, as the TA knows: a scheduler without memory waits for that node."""
     current_epoch: Count = 0
+    """Under which it ran there."""
 
 
 class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
@@ -143,7 +158,9 @@ class TaskReport(Message, tag="task-report", frozen=True):
     state: InstanceState
     reason: Text = ""
     blame: Blame | None = None
+    """Whose fault it is, where it is one."""
     restarts: Count = 0
+    """As in Status."""
 
 
 class NodeState(StrEnum):
@@ -160,8 +177,11 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
 
     node: Name
     state: NodeState
+    """What the TS believes of the node."""
     incarnation: Count
+    """Of its last birth."""
     inventory: Inventory
+    """As in its birth."""
     cpu_percent: Percent = 0.0
     memory_available_bytes: Count = 0
     round_trip_ms: float | None = None
@@ -172,23 +192,30 @@ class Attempt(Part, frozen=True):
     """One thing that a layer tried before it escalated."""
 
     action: Text
+    """What was done."""
     outcome: Text
+    """What came of it."""
 
 
 class Escalation(Message, tag="escalation", frozen=True):
     """A layer cannot keep a task's quality with what it was given."""
 
     number: Id
+    """Named by the answer."""
     task: Name
     generation: Count
     problem: Text
+    """In one sentence."""
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=64)] = ()
+    """What the layer below has tried."""
 
 
 class EscalationAnswer(Message, tag="escalation-answer", frozen=True):
     """The layer above answers: a new configuration follows, or a refusal a person can read."""
 
     number: Id
+    """Of the escalation."""
     task: Name
     granted: bool
+    """Whether a new configuration follows."""
     reason: Text

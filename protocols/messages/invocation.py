@@ -33,7 +33,9 @@ class Tensor(Message, tag="tensor", frozen=True):
 
     dtype: Dtype
     shape: Shape
+    """Without -1 in a value."""
     data: Annotated[bytes, Meta(max_length=INLINE_MAX_BYTES)]
+    """Dense, row by row, little-endian; as long as type and shape say."""
 
 
 class Blob(Message, tag="blob", frozen=True):
@@ -41,7 +43,9 @@ class Blob(Message, tag="blob", frozen=True):
 
     dtype: Dtype
     shape: Shape
+    """Without -1 in a value."""
     digest: Digest
+    """Of the same bytes that a tensor would carry."""
     size_bytes: Count
 
 
@@ -53,18 +57,25 @@ class Edge(Part, frozen=True):
     """The input `port` of a step comes from `source_port` of `source` (a step or `request`)."""
 
     port: Name
+    """The input that is fed."""
     source: Name
+    """Which task gives it; `request`: the client."""
     source_port: Name
+    """Which of its outputs, or of the client's inputs."""
 
 
 class Step(Part, frozen=True):
     """One task of the plan, where it runs and what feeds it."""
 
     task: Name
+    """Also the name of the step in edges."""
     node: Name
     epoch: Count
+    """The epoch under which the node holds the task; another one there is stale."""
     inputs: Annotated[tuple[Edge, ...], Meta(max_length=MAX_PORTS)] = ()
+    """One edge for each input."""
     outputs: Annotated[tuple[Name, ...], Meta(max_length=MAX_PORTS)] = ()
+    """The names that the task gives."""
 
 
 class Plan(Part, frozen=True):
@@ -72,7 +83,9 @@ class Plan(Part, frozen=True):
 
     service: Name
     generation: Count
+    """Of the service's specification."""
     steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=MAX_STEPS)]
+    """Each after those that feed it."""
     outputs: Annotated[tuple[Edge, ...], Meta(min_length=1, max_length=MAX_PORTS)]
     """`port` is the name in the answer."""
 
@@ -83,22 +96,29 @@ class Timing(Part, frozen=True):
     task: Name
     node: Name
     queue_us: Count
+    """From all inputs being there to the executor taking the call."""
     run_us: Count
     """From the executor taking the call to its outputs."""
     fetch_us: Count = 0
+    """Waiting for large inputs."""
 
 
 class Invoke(Message, tag="invoke", frozen=True):
     """Run a service: sent to a node with the plan, or to the service without (the TS adds it)."""
 
     request: Id
+    """Chosen by the client, never used twice, such as a UUID."""
     service: Name
     budget_ms: Budget
+    """How long the client still waits."""
     inputs: Values
+    """By the names that the service takes."""
     reply_to: str = ""
     """Topic of the answer; empty: the MQTT 5 response topic."""
     attempt: Count = 1
+    """From 1; one more each time the client repeats the request."""
     plan: Plan | None = None
+    """From the route. Null only on a service's topic."""
     correlation: Correlation = b""
     """MQTT 5 correlation data of the client, returned with the answer."""
 
@@ -107,15 +127,21 @@ class Deliver(Message, tag="deliver", frozen=True):
     """Outputs of one step for the steps of this node that wait for them."""
 
     request: Id
+    """As in Invoke, like attempt, reply_to, plan and correlation."""
     attempt: Count
     source: Name
     """The step that gave them, or `request`."""
     budget_ms: Budget
+    """What is left of the client's time."""
     values: Values
+    """By the names of the step's outputs."""
     reply_to: str
+    """Never empty here."""
     plan: Plan
     timings: tuple[Timing, ...] = ()
+    """Of the steps so far."""
     correlation: Correlation = b""
+    """As in Invoke."""
 
 
 class Cancel(Message, tag="cancel", frozen=True):
@@ -129,7 +155,9 @@ class Accepted(Message, tag="accepted", frozen=True):
 
     request: Id
     attempt: Count
+    """The highest that the node has seen."""
     node: Name
+    """Who has it."""
 
 
 class FailureCode(StrEnum):
@@ -152,11 +180,17 @@ class Failure(Part, frozen=True):
     """Why a request failed, by whose blame, and whether another try may help."""
 
     code: FailureCode
+    """What went wrong."""
     blame: Blame
+    """Who has to act."""
     text: Text
+    """One sentence for a person."""
     retryable: bool
+    """Whether the same request may succeed with another attempt."""
     task: str = ""
+    """Where it failed, if in a task."""
     node: str = ""
+    """Who says so; empty: the scheduler."""
 
 
 class Result(Message, tag="result", frozen=True):
@@ -164,10 +198,15 @@ class Result(Message, tag="result", frozen=True):
 
     request: Id
     attempt: Count
+    """The attempt that is answered."""
     outputs: Values = field(default_factory=dict)
+    """By the names that the service gives."""
     failure: Failure | None = None
+    """Null: it succeeded."""
     timings: tuple[Timing, ...] = ()
+    """Of the steps on the way to these outputs."""
     part: Count = 0
+    """Which one, from 0."""
     parts: Count = 1
     """Outputs of several end steps arrive as parts; the answer is whole when all are there."""
 
@@ -176,8 +215,10 @@ class RouteRequest(Message, tag="route-request", frozen=True):
     """A client asks where a service is served."""
 
     request: Id
+    """Any text; the answer does not name it."""
     service: Name
     reply_to: str = ""
+    """As in Invoke."""
 
 
 class Route(Message, tag="route", frozen=True):
@@ -195,4 +236,6 @@ class Route(Message, tag="route", frozen=True):
     blob_urls: tuple[str, ...] = ()
     """Base URLs of the cell's store for large values."""
     reason: Text = ""
+    """Why there is no plan, for people."""
     inputs: tuple[str, ...] = ()
+    """The names that the service takes."""

@@ -17,6 +17,7 @@ class Accelerator(Part, frozen=True):
     kind: str
     """`gpu` or `npu`."""
     name: str
+    """Of the model, for people."""
     memory_bytes: Count | None = None
     providers: tuple[str, ...] = ()
     """ONNX execution providers that reach it, best first."""
@@ -28,25 +29,34 @@ class ExecutorInfo(Part, frozen=True):
     kind: Name
     """`wasm` or `onnx`."""
     version: str
+    """Of its runtime."""
     providers: tuple[str, ...] = ()
+    """ONNX execution providers, best first."""
 
 
 class Inventory(Part, frozen=True):
     """What a node is; changes only when the machine does."""
 
     profile: Name
+    """Name of the board profile that fits this machine."""
     arch: str
+    """As `uname -m` says, such as `aarch64`."""
     os: str
+    """Such as `linux`."""
     cpu_count: Annotated[int, Meta(ge=1, le=4096)]
+    """Cores that programs may use."""
     memory_bytes: Count
     disk_bytes: Count
+    """Of the disk that holds artifacts and large values."""
     accelerators: tuple[Accelerator, ...] = ()
     executors: tuple[ExecutorInfo, ...] = ()
+    """Without any the node is sensed, and no task is placed on it."""
     absent: tuple[str, ...] = ()
     """Sensors and kernel features that this machine does not have, by name."""
     task_memory_bytes: Count = 0
     """How much memory tasks may take together."""
     max_instances: Count = 16
+    """How many tasks the node takes."""
 
 
 class Holding(Part, frozen=True):
@@ -54,7 +64,9 @@ class Holding(Part, frozen=True):
 
     task: Name
     epoch: Count
+    """The highest that the node has seen for the task."""
     state: str
+    """A value of InstanceState."""
     generation: Count = 0
     """The generation of the specification that runs."""
 
@@ -63,29 +75,39 @@ class Birth(Message, tag="birth", frozen=True):
     """A node has connected: who it is and what it holds. Sent again when asked."""
 
     agent_version: str
+    """Of the program that speaks, for people."""
     boot_id: Id
+    """Another one after each boot of the machine."""
     inventory: Inventory
+    """What the machine is and can."""
     holdings: Annotated[tuple[Holding, ...], Meta(max_length=1024)] = ()
+    """Every task that the node holds, all of them each time."""
     warnings: Annotated[tuple[Text, ...], Meta(max_length=16)] = ()
+    """What is amiss on this machine, for people."""
 
 
 class Death(Message, tag="death", frozen=True):
     """A connection has ended: as will (a hint, confirmed by silence) or said in farewell."""
 
     reason: Text
+    """Why it ends, for people."""
     orderly: bool = False
+    """True: a farewell, it ends at once. False: a will, which is only a hint."""
 
 
 class Welcome(Message, tag="welcome", frozen=True):
     """The scheduler has taken the node in; sets the pace of its reports."""
 
     scheduler: Name
+    """Who answers."""
     scheduler_epoch: Count
     """A new value means a scheduler without memory: the node is to send its birth again."""
     incarnation: Count
     """Which birth this answers."""
     heartbeat_ms: Annotated[int, Meta(ge=50, le=3_600_000)] = 1000
+    """The longest silence: then a report goes out although nothing has changed."""
     sample_ms: Annotated[int, Meta(ge=20, le=3_600_000)] = 1000
+    """How often to look at the sensors."""
     store_urls: tuple[str, ...] = ()
     """Base URLs of the cell's store of artifacts and large values, best first."""
 
@@ -94,7 +116,9 @@ class RebirthRequest(Message, tag="rebirth", frozen=True):
     """The scheduler does not know this node, or has missed messages of it."""
 
     scheduler: Name
+    """Who asks."""
     scheduler_epoch: Count
+    """As in Welcome."""
     reason: Text = ""
 
 

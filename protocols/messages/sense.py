@@ -14,6 +14,7 @@ class AcceleratorLoad(Part, frozen=True):
     """Load of one GPU or NPU; the index counts within the inventory's accelerators."""
 
     index: Count
+    """Position in the inventory's list, from 0."""
     load_percent: Percent | None = None
     memory_used_bytes: Count | None = None
     temperature_c: float | None = None
@@ -36,17 +37,22 @@ class LoadReport(Message, tag="load", frozen=True):
     cpu_percent: Percent
     """Mean over all cores since the sample before."""
     cores_percent: Annotated[tuple[Percent, ...], Meta(max_length=4096)] = ()
+    """One for each core."""
     memory_used_bytes: Count = 0
     memory_available_bytes: Count = 0
     swap_used_bytes: Count | None = None
     disk_free_bytes: Count | None = None
     pressure: Pressure | None = None
+    """How long programs waited for the machine."""
     temperature_c: float | None = None
     throttled: bool | None = None
+    """Whether heat or power holds the clock down."""
     power_w: float | None = None
     battery_percent: Percent | None = None
     accelerators: tuple[AcceleratorLoad, ...] = ()
+    """Those that have figures."""
     instances: Count = 0
+    """Tasks that the node has, in any state."""
     queue: Count = 0
     """Invocations accepted and not yet answered."""
     cause: str = "heartbeat"
@@ -57,11 +63,15 @@ class LinkReport(Message, tag="link", frozen=True):
     """How a node is connected to its cell."""
 
     sampled_ms: Count
+    """The node's monotonic clock at the sample."""
     interface: Annotated[str, Meta(max_length=32)]
+    """The one that leads to the broker."""
     kind: str
     """`loopback`, `wired`, `wifi`, `cellular` or `other`."""
     carrier: bool
+    """Whether the line is up."""
     addresses: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
+    """IP addresses of the interface."""
     speed_mbit_per_s: float | None = None
     signal_dbm: float | None = None
     rx_bytes_per_s: float | None = None
@@ -73,24 +83,31 @@ class LinkReport(Message, tag="link", frozen=True):
     loss_percent: Percent | None = None
     """Probes that did not come back within their time, of the recent ones."""
     cause: str = "heartbeat"
+    """`heartbeat`, or the name of the field whose change was reported."""
 
 
 class Probe(Message, tag="probe", frozen=True):
     """A node's message to itself through the broker."""
 
     number: Count
+    """Tells the probes apart."""
 
 
 class SetSensing(Message, tag="set-sensing", frozen=True):
     """Change the pace and the thresholds of a node's reports."""
 
     heartbeat_ms: Annotated[int, Meta(ge=50, le=3_600_000)] = 1000
+    """As in Welcome."""
     sample_ms: Annotated[int, Meta(ge=20, le=3_600_000)] = 1000
+    """As in Welcome."""
     cpu_step_percent: Annotated[float, Meta(gt=0, le=100)] = 10.0
     """A change of this much since the last report is reported at once."""
     memory_step_percent: Annotated[float, Meta(gt=0, le=100)] = 5.0
+    """Of used and available memory together."""
     accelerator_step_percent: Annotated[float, Meta(gt=0, le=100)] = 10.0
     temperature_step_c: Annotated[float, Meta(gt=0, le=100)] = 3.0
     round_trip_step_percent: Annotated[float, Meta(gt=0, le=1000)] = 50.0
+    """Of the round trip reported last; below 1 ms nothing is reported."""
     signal_step_db: Annotated[float, Meta(gt=0, le=100)] = 4.0
     probe_ms: Annotated[int, Meta(ge=20, le=3_600_000)] = 1000
+    """How often to probe the path."""

@@ -21,8 +21,11 @@ class LostPolicy(Part, frozen=True):
     """What happens to a task while the link to its node is down."""
 
     lost_after_ms: Annotated[int, Meta(ge=100, le=86_400_000)] = 3000
+    """Silence of the node after which the task counts as lost."""
     replace: bool = True
+    """Whether a spare takes over then."""
     reconcile: Reconcile = Reconcile.KEEP_REPLACEMENT
+    """Who stays when the node comes back after it was replaced."""
 
 
 class InstanceState(StrEnum):
@@ -41,9 +44,12 @@ class Assign(Message, tag="assign", frozen=True):
     """Hold this task under this epoch. A lower epoch than the one held is refused as stale."""
 
     task: Name
+    """Unique in the cell."""
     service: Name
     epoch: Count
+    """Grows with every decision where the task runs; the node keeps the highest."""
     generation: Count
+    """Of the specification; a higher one replaces what runs."""
     manifest: Manifest
 
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -56,21 +62,28 @@ class Release(Message, tag="release", frozen=True):
     task: Name
     epoch: Count
     reason: Text = ""
+    """For people."""
 
 
 class Status(Message, tag="status", frozen=True):
     """What became of an assignment; repeated until acknowledged by its number."""
 
     number: Count
+    """Counts the statuses of this process; the acknowledgement names it."""
     task: Name
     epoch: Count
+    """The highest that the node has seen for the task."""
     state: InstanceState
     reason: Text = ""
+    """For people: why it failed or restarts."""
     blame: Blame | None = None
+    """Whose fault it is, where it is one."""
     restarts: Count = 0
+    """Troubles that were mended by trying again."""
     memory_bytes: Count | None = None
     """Proportional set size of the task's process, where it is known."""
     generation: Count = 0
+    """The generation that the state speaks of."""
 
 
 class Acknowledge(Message, tag="ack", frozen=True):
@@ -80,5 +93,8 @@ class Acknowledge(Message, tag="ack", frozen=True):
     """
 
     number: Count
+    """`Status.number`."""
     incarnation: Count
+    """Of the frame that brought it."""
     of: Id = "status"
+    """What is acknowledged."""

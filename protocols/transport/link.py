@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, Protocol, cast
 
+from protocols.topics import filter_qos
 from protocols.transport import packets
 from protocols.transport.outbox import PACKET_IDS, REFUSED, Outbox, Parcel
 from protocols.transport.settings import PACKET_MAX_BYTES, Settings
@@ -227,7 +228,8 @@ class Link(asyncio.BufferedProtocol):
 
     def _subscribe(self, filters: Sequence[str]) -> None:
         self._filters = filters
-        self._write(packets.subscribe(filters, SUBSCRIBE_ID))
+        wanted = [(one, filter_qos(one)) for one in filters]
+        self._write(packets.subscribe(wanted, SUBSCRIBE_ID))
 
     def _subscribed(self, body: bytes) -> None:
         _, codes = packets.suback(body)

@@ -188,9 +188,9 @@ def connect(
     return bytes(packet)
 
 
-def subscribe(filters: Sequence[str], packet_id: int) -> bytes:
-    """Build SUBSCRIBE, all filters at QoS 1: the publisher's table decides what it becomes."""
-    wanted = [Subscription(one, qos=1) for one in filters]
+def subscribe(filters: Sequence[tuple[str, int]], packet_id: int) -> bytes:
+    """Build SUBSCRIBE of filters, each with its QoS."""
+    wanted = [Subscription(one, qos=qos) for one, qos in filters]
     _, packet = SubscribePacket.build_package(wanted, _Dialect(packet_id))
     return bytes(packet)
 

@@ -1,7 +1,7 @@
 """Transfers over real HTTP by the real transfer process."""
 
 import asyncio
-import datetime
+import datetime as dt
 import hashlib
 import ipaddress
 import os
@@ -11,11 +11,13 @@ import ssl
 from pathlib import Path
 
 import pytest
+from artifact_store import Store
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.fetch import Fetcher, TlsFiles
 from device_agent.executors.door import ExecutorFailure
@@ -23,16 +25,19 @@ from protocols.errors import Blame
 from protocols.manifest import ArtifactRef
 from protocols.messages.invocation import FailureCode
 
+Key = ec.EllipticCurvePrivateKey
 DATA = os.urandom(700_000)
 
 
-def offer(store, data=DATA, kind="artifacts"):
+def offer(store: Store, data: bytes = DATA, kind: str = "artifacts") -> ArtifactRef:
     name = hashlib.sha256(data).hexdigest()
     store.content[f"/v1/{kind}/{name}"] = data
     return ArtifactRef(f"sha256:{name}", len(data))
 
 
-async def test_an_artifact_is_fetched_once(fetcher, store, cache):
+async def test_an_artifact_is_fetched_once(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     paths = await asyncio.gather(*(fetcher.fetch_artifact(ref, [store.url]) for _ in range(3)))
     assert {path.read_bytes() for path in paths} == {DATA}
@@ -40,7 +45,7 @@ async def test_an_artifact_is_fetched_once(fetcher, store, cache):
     assert len(store.asked) == 1
 
 
-async def test_a_cut_transfer_goes_on_where_it_ended(fetcher, store):
+async def test_a_cut_transfer_goes_on_where_it_ended(fetcher: Fetcher, store: Store) -> None:
     ref = offer(store)
     store.faults = ["cut", "503"]
     path = await fetcher.fetch_artifact(ref, [store.url])
@@ -48,14 +53,14 @@ async def test_a_cut_transfer_goes_on_where_it_ended(fetcher, store):
     assert [asked[2] for asked in store.asked] == ["", "bytes=350000-", "bytes=350000-"]
 
 
-async def test_a_store_without_ranges_starts_over(fetcher, store):
+async def test_a_store_without_ranges_starts_over(fetcher: Fetcher, store: Store) -> None:
     ref = offer(store)
     store.faults = ["cut", "whole"]
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("fault", ["wrong", "longer", "416", "500"])
-async def test_a_bad_answer_is_tried_again(fetcher, store, fault):
+async def test_a_bad_answer_is_tried_again(fetcher: Fetcher, store: Store, fault: str) -> None:
     ref = offer(store)
     other = f"http://localhost:{store.server_port}"
     store.faults = [fault]
@@ -63,7 +68,9 @@ async def test_a_bad_answer_is_tried_again(fetcher, store, fault):
     assert len(store.asked) == 2
 
 
-async def test_a_wrong_range_is_no_content(fetcher, store, cache):
+async def test_a_wrong_range_is_no_content(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     store.faults = ["cut", "shifted"]
     with pytest.raises(ExecutorFailure, match="another range"):
@@ -71,7 +78,9 @@ async def test_a_wrong_range_is_no_content(fetcher, store, cache):
     assert not cache.has(ref.digest, ref.size_bytes)
 
 
-async def test_content_that_is_never_right_never_gets_its_name(fetcher, store, cache):
+async def test_content_that_is_never_right_never_gets_its_name(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     store.faults = ["wrong"] * 10
     with pytest.raises(ExecutorFailure, match="not what its digest says") as caught:
@@ -97,45 +106,55 @@ async def test_content_that_is_never_right_never_gets_its_name(fetcher, store, c
         (["http://127.0.0.1/\u00e4 b"], "127"),
     ],
 )
-async def test_an_address_that_does_not_serve_is_named(fetcher, store, urls, said):
+async def test_an_address_that_does_not_serve_is_named(
+    fetcher: Fetcher, store: Store, urls: list[str], said: str
+) -> None:
     with pytest.raises(ExecutorFailure, match=said):
         await fetcher.fetch_artifact(offer(store), urls)
 
 
-async def test_the_next_address_serves(fetcher, store):
+async def test_the_next_address_serves(fetcher: Fetcher, store: Store) -> None:
     ref = offer(store)
     urls = ["http://127.0.0.1:9", store.url]
     assert (await fetcher.fetch_artifact(ref, urls)).read_bytes() == DATA
 
 
-async def test_nobody_has_it(fetcher, store):
+async def test_nobody_has_it(fetcher: Fetcher, store: Store) -> None:
     ref = ArtifactRef("sha256:" + "0" * 64, 5)
     with pytest.raises(ExecutorFailure, match="404"):
         await fetcher.fetch_artifact(ref, [store.url])
     assert len(store.asked) == 1
 
 
-async def test_a_file_that_rotted_is_fetched_again(fetcher, store, cache):
+async def test_a_file_that_rotted_is_fetched_again(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     cache.path(ref.digest).write_bytes(bytes(len(DATA)))
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
 
 
-async def test_a_whole_file_of_an_earlier_life_is_not_fetched(fetcher, store, cache):
+async def test_a_whole_file_of_an_earlier_life_is_not_fetched(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     cache.path(ref.digest).write_bytes(DATA)
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
     assert store.asked == []
 
 
-async def test_a_partial_file_of_an_earlier_life_is_resumed(fetcher, store, cache):
+async def test_a_partial_file_of_an_earlier_life_is_resumed(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     ref = offer(store)
     cache.part(ref.digest).write_bytes(DATA[:123])
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
     assert store.asked[0][2] == "bytes=123-"
 
 
-async def test_room_is_made_but_not_from_what_is_in_use(tmp_path, blobs, store):
+async def test_room_is_made_but_not_from_what_is_in_use(
+    tmp_path: Path, blobs: BlobFolder, store: Store
+) -> None:
     cache = ArtifactCache(tmp_path / "small", 1_000_000, now_s=0)
     fetcher = Fetcher(cache, blobs)
     try:
@@ -154,14 +173,16 @@ async def test_room_is_made_but_not_from_what_is_in_use(tmp_path, blobs, store):
         await fetcher.close()
 
 
-async def test_a_full_disk_is_said_and_leaves_the_old_intact(fetcher, store, cache):
+async def test_a_full_disk_is_said_and_leaves_the_old_intact(
+    fetcher: Fetcher, store: Store, cache: ArtifactCache
+) -> None:
     old = offer(store, b"old")
     await fetcher.fetch_artifact(old, [store.url])
     ref = offer(store)
     # A bound on the size of a file fails a write just as a full disk does.
     process = fetcher._process.pid
     resource.prlimit(process, resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
-    with pytest.raises(ExecutorFailure, match="cannot store .* File too large") as caught:
+    with pytest.raises(ExecutorFailure, match=r"cannot store .*File too large") as caught:
         await fetcher.fetch_artifact(ref, [store.url])
     assert caught.value.failed.blame is Blame.ENVIRONMENT
     assert cache.path(old.digest).read_bytes() == b"old"
@@ -171,7 +192,9 @@ async def test_a_full_disk_is_said_and_leaves_the_old_intact(fetcher, store, cac
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
 
 
-async def test_a_blob_goes_there_and_back(fetcher, store, blobs):
+async def test_a_blob_goes_there_and_back(
+    fetcher: Fetcher, store: Store, blobs: BlobFolder
+) -> None:
     data = os.urandom(100_000)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     blobs.path(digest).write_bytes(data)
@@ -185,7 +208,9 @@ async def test_a_blob_goes_there_and_back(fetcher, store, blobs):
         await fetcher.push_blob("sha256:" + "1" * 64, [store.url])
 
 
-async def test_a_killed_process_fails_the_transfer_and_the_next_one_works(fetcher, store):
+async def test_a_killed_process_fails_the_transfer_and_the_next_one_works(
+    fetcher: Fetcher, store: Store
+) -> None:
     ref = offer(store)
     await fetcher.fetch_artifact(offer(store, b"warm"), [store.url])
     pid = fetcher._process.pid
@@ -199,7 +224,9 @@ async def test_a_killed_process_fails_the_transfer_and_the_next_one_works(fetche
     assert (await fetcher.fetch_artifact(ref, [store.url])).read_bytes() == DATA
 
 
-async def test_the_process_leaves_when_idle(fetcher, store, monkeypatch):
+async def test_the_process_leaves_when_idle(
+    fetcher: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("device_agent.artifacts.fetch.IDLE_EXIT_S", 0.01)
     await fetcher.fetch_artifact(offer(store), [store.url])
     process = fetcher._process
@@ -209,13 +236,16 @@ async def test_the_process_leaves_when_idle(fetcher, store, monkeypatch):
     assert (await fetcher.fetch_artifact(offer(store, b"more"), [store.url])).exists()
 
 
-def authority(folder: Path):
+def authority(folder: Path) -> Key:
     key = ec.generate_private_key(ec.SECP256R1())
-    return key, certificate("authority", key, "authority", key, folder, ca=True)
+    certificate("authority", key, "authority", key, folder, ca=True)
+    return key
 
 
-def certificate(name, key, issuer, issuer_key, folder, *, ca=False):
-    now = datetime.datetime.now(datetime.UTC)
+def certificate(
+    name: str, key: Key, issuer: str, issuer_key: Key, folder: Path, *, ca: bool = False
+) -> None:
+    now = dt.datetime.now(dt.UTC)
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, issuer)]
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     made = (
@@ -224,8 +254,8 @@ def certificate(name, key, issuer, issuer_key, folder, *, ca=False):
         .issuer_name(names[1])
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .sign(issuer_key, hashes.SHA256())
@@ -240,8 +270,10 @@ def certificate(name, key, issuer, issuer_key, folder, *, ca=False):
     )
 
 
-async def test_both_sides_of_https_are_verified(tmp_path, store, cache, blobs):
-    key, _ = authority(tmp_path)
+async def test_both_sides_of_https_are_verified(
+    tmp_path: Path, store: Store, cache: ArtifactCache, blobs: BlobFolder
+) -> None:
+    key = authority(tmp_path)
     for name in ("store", "node"):
         own = ec.generate_private_key(ec.SECP256R1())
         certificate(name, own, "authority", key, tmp_path)
@@ -259,7 +291,7 @@ async def test_both_sides_of_https_are_verified(tmp_path, store, cache, blobs):
     url = store.url.replace("http:", "https:")
     ref = offer(store)
 
-    def files(trust: Path, who: Path, name: str):
+    def files(trust: Path, who: Path, name: str) -> TlsFiles:
         return TlsFiles(trust / "authority.pem", who / f"{name}.pem", who / f"{name}.key")
 
     for tls, works in (

@@ -1,6 +1,7 @@
 """What stays on the node and what goes."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,25 +15,25 @@ from protocols.errors import EnvironmentFailure
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
 
 
-def put(shelf, digest, size, used_s):
+def put(shelf: Shelf, digest: str, size: int, used_s: float) -> None:
     path = shelf.path(digest)
     path.write_bytes(bytes(size))
     os.utime(path, (used_s, used_s))
 
 
 @pytest.fixture
-def shelf(tmp_path):
+def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path / "shelf", 100)
 
 
-def test_the_least_lately_used_goes_first(shelf):
+def test_the_least_lately_used_goes_first(shelf: Shelf) -> None:
     for digest, used_s in ((A, 30), (B, 10), (C, 20)):
         put(shelf, digest, 30, used_s)
     shelf.make_room(40)
     assert [shelf.has(digest, 30) for digest in (A, B, C)] == [True, False, True]
 
 
-def test_what_is_in_use_stays_until_its_last_pin_goes(shelf):
+def test_what_is_in_use_stays_until_its_last_pin_goes(shelf: Shelf) -> None:
     put(shelf, A, 60, 10)
     put(shelf, B, 30, 20)
     shelf.pin(A)
@@ -48,7 +49,7 @@ def test_what_is_in_use_stays_until_its_last_pin_goes(shelf):
     assert not shelf.has(A, 60)
 
 
-def test_a_use_makes_content_young(shelf):
+def test_a_use_makes_content_young(shelf: Shelf) -> None:
     put(shelf, A, 50, 10)
     put(shelf, B, 50, 20)
     shelf.pin(A)
@@ -57,14 +58,14 @@ def test_a_use_makes_content_young(shelf):
     assert (shelf.has(A, 50), shelf.has(B, 50)) == (True, False)
 
 
-def test_strange_files_are_left_alone(shelf):
+def test_strange_files_are_left_alone(shelf: Shelf) -> None:
     (shelf.folder / "notes.txt").write_bytes(bytes(500))
     shelf.make_room(100)
     assert (shelf.folder / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../x", "md5:" + "a" * 64, "a" * 64])
-def test_what_is_no_digest_names_no_file(digest):
+def test_what_is_no_digest_names_no_file(digest: str) -> None:
     with pytest.raises(EnvironmentFailure, match="no SHA-256"):
         hex_of(digest)
 
@@ -74,7 +75,9 @@ def test_what_is_no_digest_names_no_file(digest):
     st.sets(st.integers(0, 11)),
     st.integers(-10, 300),
 )
-def test_eviction_frees_enough_or_everything_it_may(files, pins, excess):
+def test_eviction_frees_enough_or_everything_it_may(
+    files: list[tuple[int, float]], pins: set[int], excess: int
+) -> None:
     entries = [Entry(str(index), size, used) for index, (size, used) in enumerate(files)]
     pinned = frozenset(str(index) for index in pins)
     chosen = to_evict(entries, pinned, excess)
@@ -89,7 +92,7 @@ def test_eviction_frees_enough_or_everything_it_may(files, pins, excess):
         assert max(one.used_s for one in chosen) <= min(kept, default=100)
 
 
-def test_the_cache_outlives_a_restart_and_trusts_only_what_it_verified(tmp_path):
+def test_the_cache_outlives_a_restart_and_trusts_only_what_it_verified(tmp_path: Path) -> None:
     first = ArtifactCache(tmp_path, 100, now_s=0)
     put(first, A, 10, 5)
     first.mark_verified(A)
@@ -100,7 +103,7 @@ def test_the_cache_outlives_a_restart_and_trusts_only_what_it_verified(tmp_path)
     assert not second.has(A, 11)
 
 
-def test_unfinished_downloads_are_kept_to_resume_and_go_when_old(tmp_path):
+def test_unfinished_downloads_are_kept_to_resume_and_go_when_old(tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path, 100, now_s=0)
     for digest, used_s in ((A, 1000.0), (B, 1000.0 + PART_MAX_AGE_S)):
         cache.part(digest).write_bytes(b"half")
@@ -109,7 +112,7 @@ def test_unfinished_downloads_are_kept_to_resume_and_go_when_old(tmp_path):
     assert (cache.part(A).exists(), cache.part(B).exists()) == (False, True)
 
 
-def test_blobs_go_by_age_then_by_size_but_never_fresh_or_pinned(tmp_path):
+def test_blobs_go_by_age_then_by_size_but_never_fresh_or_pinned(tmp_path: Path) -> None:
     blobs = BlobFolder(tmp_path, 100, max_age_s=60)
     now_s = 1000.0
     put(blobs, A, 10, now_s - 61)
@@ -127,13 +130,15 @@ def test_blobs_go_by_age_then_by_size_but_never_fresh_or_pinned(tmp_path):
     assert blobs.trim(now_s + 10_000_000_000) == 80
 
 
-def test_the_blob_folder_begins_empty(tmp_path):
+def test_the_blob_folder_begins_empty(tmp_path: Path) -> None:
     put(BlobFolder(tmp_path, 100, 60), A, 10, 5)
     (tmp_path / ".part-77-abc-1").write_bytes(b"torn")
     assert BlobFolder(tmp_path, 100, 60).entries() == []
 
 
-def test_shared_memory_is_used_only_when_it_is_ours_alone(tmp_path, monkeypatch):
+def test_shared_memory_is_used_only_when_it_is_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
     mine = tmp_path / f"tona-{os.geteuid()}"
     fallback = tmp_path / "disk"

@@ -269,20 +269,23 @@ async def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 
 
 FAULTY = """
-import sys
-from device_agent import __main__ as program
+import os, sys
+from device_agent import __main__ as program, run
 from device_agent.core.core import Core
-def broken(self, event, now_ms):
+from device_agent.senses import Senses
+def broken(*_):
     raise RuntimeError("this cannot happen")
-Core.handle = broken
+{}
+os.execv = lambda _, arguments: sys.exit(run.main(int(arguments[-1])))
 sys.exit(program.main())
 """
 
 
-async def test_a_fault_of_ours_is_one_line_and_code_70(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["Core.handle = broken", "Senses._sample = broken"])
+async def test_a_fault_of_ours_is_one_line_and_code_70(tmp_path: Path, fault: str) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", FAULTY, "--data", str(tmp_path), "--node", NODE),
+        *("-c", FAULTY.format(fault), "--data", str(tmp_path), "--node", NODE),
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )

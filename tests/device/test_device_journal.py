@@ -22,11 +22,11 @@ def keep(task: str, epoch: int = 1) -> Keep:
 
 
 def test_what_was_written_is_restored(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db")
+    journal = Journal(tmp_path / "j.db", 1)
     assert journal.restored().assigns == ()
     journal.write([keep("a"), keep("b"), keep("a", 2), Forget("c", 7, "test")])
     journal.close()
-    again = Journal(tmp_path / "j.db")
+    again = Journal(tmp_path / "j.db", 1)
     restored = again.restored()
     assert {one.task: one.epoch for one in restored.assigns} == {"a": 2, "b": 1}
     assert restored.assigns[0] == assign("a", 2)
@@ -36,7 +36,7 @@ def test_what_was_written_is_restored(tmp_path: Path) -> None:
 
 
 def test_release_and_return_within_one_turn_keep_their_order(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db")
+    journal = Journal(tmp_path / "j.db", 1)
     journal.write([keep("a"), Forget("a", 1, "test"), keep("a", 2)])
     restored = journal.restored()
     assert [one.epoch for one in restored.assigns] == [2]
@@ -45,7 +45,7 @@ def test_release_and_return_within_one_turn_keep_their_order(tmp_path: Path) -> 
 
 
 def test_tombstones_are_bounded_and_the_newest_stay(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db")
+    journal = Journal(tmp_path / "j.db", 1)
     journal.write([Forget(f"t{number}", number, "test") for number in range(TOMBSTONES_MAX + 50)])
     tombstones = journal.restored().tombstones
     assert len(tombstones) == TOMBSTONES_MAX
@@ -54,16 +54,17 @@ def test_tombstones_are_bounded_and_the_newest_stay(tmp_path: Path) -> None:
 
 
 def test_incarnations_grow_over_restarts_and_a_lost_journal(tmp_path: Path) -> None:
-    seen = [0]
-    for _ in range(3):
-        journal = Journal(tmp_path / "j.db")
-        seen += [journal.next_incarnation() for _ in range(INCARNATION_BLOCK + 10)]
+    last = 0
+    for clock_ms in (5_000_000, 5_001_000, 1_000, 6_000_000):
+        journal = Journal(tmp_path / "j.db", clock_ms)
+        first, end = journal.reserve()
+        assert first >= max(last, 5_000_000)
+        assert end - first == INCARNATION_BLOCK
+        last = journal.reserve()[1]
         journal.close()
     (tmp_path / "j.db").unlink()
-    assert seen == sorted(set(seen))
-    # Here 6 blocks went in no time; on a node the clock runs ahead of one block a second.
-    journal = Journal(tmp_path / "j.db")
-    assert journal.next_incarnation() > seen[1]
+    journal = Journal(tmp_path / "j.db", 6_000_000 + 8 * INCARNATION_BLOCK)
+    assert journal.reserve()[0] >= last, "the clock is ahead of every block used up"
     journal.close()
 
 
@@ -73,7 +74,7 @@ def test_incarnations_grow_over_restarts_and_a_lost_journal(tmp_path: Path) -> N
 def test_a_damaged_journal_is_moved_aside_with_a_warning(tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "j.db"
     path.write_bytes(junk)
-    journal = Journal(path)
+    journal = Journal(path, 1)
     assert "damaged" in journal.warning
     assert journal.restored().assigns == ()
     assert (tmp_path / "j.db.damaged").read_bytes() == junk
@@ -83,19 +84,19 @@ def test_a_damaged_journal_is_moved_aside_with_a_warning(tmp_path: Path, junk: b
 
 def test_a_page_torn_in_the_middle_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
-    journal = Journal(path)
+    journal = Journal(path, 1)
     journal.write([keep(f"task-{number}") for number in range(200)])
     journal.close()
     with path.open("r+b") as file:
         file.seek(8192)
         file.write(os.urandom(4096))
-    journal = Journal(path)
+    journal = Journal(path, 1)
     assert "damaged" in journal.warning
     journal.close()
 
 
 def test_an_assignment_that_cannot_be_read_is_dropped_with_a_warning(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db")
+    journal = Journal(tmp_path / "j.db", 1)
     journal.write([keep("a"), keep("b")])
     journal._file.execute("UPDATE assignments SET body = x'c1' WHERE task = 'a'")
     assert [one.task for one in journal.restored().assigns] == ["b"]
@@ -104,7 +105,7 @@ def test_an_assignment_that_cannot_be_read_is_dropped_with_a_warning(tmp_path: P
 
 
 def test_a_full_disk_is_an_environment_failure_and_nothing_is_half_written(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db")
+    journal = Journal(tmp_path / "j.db", 1)
     journal.write([keep("a")])
     journal._file.execute("PRAGMA max_page_count = 6")
     with pytest.raises(EnvironmentFailure, match=r"full; .* MiB are free"):
@@ -122,7 +123,7 @@ from device_harness import assign
 from device_agent.core.commands import Keep
 from device_agent.journal import Journal
 from pathlib import Path
-journal = Journal(Path(sys.argv[1]))
+journal = Journal(Path(sys.argv[1]), 1)
 number = 0
 while True:
     journal.write([Keep(assign("t", number), "c")])
@@ -144,7 +145,7 @@ def test_kill_9_keeps_what_was_acknowledged(tmp_path: Path) -> None:
             line = writer.stdout.readline()
         writer.send_signal(signal.SIGKILL)
         acknowledged = [int(one) for one in (line + writer.stdout.read()).split()]
-    journal = Journal(path)
+    journal = Journal(path, 1)
     (kept,) = journal.restored().assigns
     assert kept.epoch >= acknowledged[-1]
     assert not journal.warning
@@ -152,7 +153,7 @@ def test_kill_9_keeps_what_was_acknowledged(tmp_path: Path) -> None:
 
 
 def test_the_file_is_ours_alone(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "deep" / "j.db")
+    journal = Journal(tmp_path / "deep" / "j.db", 1)
     assert (tmp_path / "deep" / "j.db").stat().st_mode & 0o077 == 0
     assert (tmp_path / "deep").stat().st_mode & 0o077 == 0
     journal.close()

@@ -6,16 +6,23 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from executor_exits import Exits
+from executor_guests import Shelf, floats
+from executor_models import Model
 
-from device_agent.executors.door import Bytes, Done, ExecutorFailure, File
+from device_agent.executors.door import Bytes, Done, ExecutorFailure, File, Value
 from device_agent.executors.onnx import OnnxExecutor
 from protocols.errors import Blame, EnvironmentFailure
-from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Port
+from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Manifest, Port
 from protocols.messages.invocation import FailureCode
 
+Make = Callable[..., tuple[Path, Manifest]]
+Gone = Callable[[int], Awaitable[None]]
 BUDGET_MS = 60_000
 FLOAT, INT64, BOOL = 1, 7, 9
 X = (Port("x", Dtype.FLOAT32, (-1,)),)
@@ -23,92 +30,94 @@ Y = (Port("y", Dtype.FLOAT32, (-1,)),)
 
 
 @pytest.fixture
-def double(model, shelf):
+def double(shelf: Shelf) -> Make:
     """Return a task whose y is x + x."""
 
-    def make(**parts):
-        graph = model.graph(
-            [model.node("Add", ["x", "x"], ["y"])],
-            [model.value("x", FLOAT, "n")],
-            [model.value("y", FLOAT, "n")],
+    def make(**parts: Any) -> tuple[Path, Manifest]:
+        graph = Model.graph(
+            [Model.node("Add", ["x", "x"], ["y"])],
+            [Model.value("x", FLOAT, "n")],
+            [Model.value("y", FLOAT, "n")],
         )
         parts = {"inputs": X, "outputs": Y} | parts
-        return shelf.task(ExecutorKind.ONNX, model.whole(graph), **parts)
+        return shelf.task(ExecutorKind.ONNX, Model.whole(graph), **parts)
 
     return make
 
 
 @pytest.fixture
-def zeros(model, shelf):
+def zeros(shelf: Shelf) -> Make:
     """Return a task whose y is as many zeros as n says."""
 
-    def make(**parts):
-        graph = model.graph(
-            [model.node("ConstantOfShape", ["n"], ["y"])],
-            [model.value("n", INT64, 1)],
-            [model.value("y", FLOAT, "n")],
+    def make(**parts: Any) -> tuple[Path, Manifest]:
+        graph = Model.graph(
+            [Model.node("ConstantOfShape", ["n"], ["y"])],
+            [Model.value("n", INT64, 1)],
+            [Model.value("y", FLOAT, "n")],
         )
         inputs = (Port("n", Dtype.INT64, (1,)),)
-        return shelf.task(ExecutorKind.ONNX, model.whole(graph), inputs, Y, **parts)
+        return shelf.task(ExecutorKind.ONNX, Model.whole(graph), inputs, Y, **parts)
 
     return make
 
 
 @pytest.fixture
-def endless(model, shelf):
+def endless(shelf: Shelf) -> Make:
     """Return a task that loops for as long as its input `go` is true."""
 
-    def make(**parts):
-        body = model.graph(
+    def make(**parts: Any) -> tuple[Path, Manifest]:
+        body = Model.graph(
             [
-                model.node("Identity", ["again"], ["more"]),
-                model.node("Add", ["v", "v"], ["w"]),
+                Model.node("Identity", ["again"], ["more"]),
+                Model.node("Add", ["v", "v"], ["w"]),
             ],
-            [model.value("i", INT64), model.value("again", BOOL), model.value("v", FLOAT, 1)],
-            [model.value("more", BOOL), model.value("w", FLOAT, 1)],
+            [Model.value("i", INT64), Model.value("again", BOOL), Model.value("v", FLOAT, 1)],
+            [Model.value("more", BOOL), Model.value("w", FLOAT, 1)],
         )
-        loop = model.node("Loop", ["", "go", "x"], ["y"], model.subgraph("body", body))
-        graph = model.graph(
+        loop = Model.node("Loop", ["", "go", "x"], ["y"], Model.subgraph("body", body))
+        graph = Model.graph(
             [loop],
-            [model.value("go", BOOL), model.value("x", FLOAT, 1)],
-            [model.value("y", FLOAT, 1)],
+            [Model.value("go", BOOL), Model.value("x", FLOAT, 1)],
+            [Model.value("y", FLOAT, 1)],
         )
         inputs = (Port("go", Dtype.BOOL, ()), Port("x", Dtype.FLOAT32, (1,)))
-        return shelf.task(ExecutorKind.ONNX, model.whole(graph), inputs, Y, **parts)
+        return shelf.task(ExecutorKind.ONNX, Model.whole(graph), inputs, Y, **parts)
 
     return make
 
 
-def go(on):
+def go(on: bool) -> dict[str, Value]:
     return {"go": Bytes(Dtype.BOOL, (), bytes([on])), "x": Bytes(Dtype.FLOAT32, (1,), bytes(4))}
 
 
-def count(number):
+def count(number: int) -> dict[str, Value]:
     return {"n": Bytes(Dtype.INT64, (1,), struct.pack("<q", number))}
 
 
-async def ready(onnx, artifact, manifest, task="t"):
+async def ready(onnx: OnnxExecutor, artifact: Path, manifest: Manifest, task: str = "t") -> None:
     await onnx.deploy(artifact, manifest)
     await onnx.start(task, artifact, manifest, {})
 
 
-async def test_a_model_runs(onnx, double, make_floats):
+async def test_a_model_runs(onnx: OnnxExecutor, double: Make) -> None:
     await ready(onnx, *double())
-    result = await onnx.invoke("t", "c", {"x": make_floats(1.5, -2)}, BUDGET_MS)
-    assert result.outputs == {"y": make_floats(3, -4)}
+    result = await onnx.invoke("t", "c", {"x": floats(1.5, -2)}, BUDGET_MS)
+    assert result.outputs == {"y": floats(3, -4)}
     assert onnx.provider("t") == ("CPUExecutionProvider", "")
     stats = await onnx.stats("t")
     assert stats.calls == 1
     assert stats.memory_bytes > 1 << 20
 
 
-async def test_the_probe_names_version_and_providers(onnx):
+async def test_the_probe_names_version_and_providers(onnx: OnnxExecutor) -> None:
     info = await onnx.probe()
     assert (info.kind, info.providers) == ("onnx", ("CPUExecutionProvider",))
     assert info.version.startswith("1.")
 
 
-async def test_an_interpreter_without_onnxruntime_is_no_executor(tmp_path, blobs, double):
+async def test_an_interpreter_without_onnxruntime_is_no_executor(
+    tmp_path: Path, blobs: Path, double: Make
+) -> None:
     bare = tmp_path / "bare-python"
     # -S: no site-packages, as with an interpreter that lacks the runtime.
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="ascii")
@@ -123,13 +132,13 @@ async def test_an_interpreter_without_onnxruntime_is_no_executor(tmp_path, blobs
         await executor.close()
 
 
-async def test_the_working_folder_must_be_empty(tmp_path, blobs):
+async def test_the_working_folder_must_be_empty(tmp_path: Path, blobs: Path) -> None:
     (blobs / "weights.bin").touch()
     with pytest.raises(EnvironmentFailure, match=r"weights\.bin"):
         OnnxExecutor(blobs=tmp_path, empty=blobs)
 
 
-async def test_a_start_takes_the_child_that_vetted(onnx, double):
+async def test_a_start_takes_the_child_that_vetted(onnx: OnnxExecutor, double: Make) -> None:
     artifact, manifest = double()
     await onnx.deploy(artifact, manifest)
     await onnx.deploy(artifact, manifest)
@@ -139,16 +148,16 @@ async def test_a_start_takes_the_child_that_vetted(onnx, double):
     assert onnx._instances["t"].pid == pid != onnx._instances["u"].pid
 
 
-async def test_a_constant_fills_the_port_it_names(onnx, model, shelf, make_floats):
+async def test_a_constant_fills_the_port_it_names(onnx: OnnxExecutor, shelf: Shelf) -> None:
     path, ref = shelf.put(struct.pack("<2f", 10, 20))
-    graph = model.graph(
-        [model.node("Add", ["x", "c"], ["y"])],
-        [model.value("x", FLOAT, "n"), model.value("c", FLOAT, "n")],
-        [model.value("y", FLOAT, "n")],
+    graph = Model.graph(
+        [Model.node("Add", ["x", "c"], ["y"])],
+        [Model.value("x", FLOAT, "n"), Model.value("c", FLOAT, "n")],
+        [Model.value("y", FLOAT, "n")],
     )
     artifact, manifest = shelf.task(
         ExecutorKind.ONNX,
-        model.whole(graph),
+        Model.whole(graph),
         (*X, Port("c", Dtype.FLOAT32, (-1,))),
         Y,
         constants=(Constant("c", ref),),
@@ -156,11 +165,13 @@ async def test_a_constant_fills_the_port_it_names(onnx, model, shelf, make_float
     with pytest.raises(ExecutorFailure, match="not on this node"):
         await onnx.start("t", artifact, manifest, {})
     await onnx.start("t", artifact, manifest, {"c": path})
-    result = await onnx.invoke("t", "c", {"x": make_floats(1, 2)}, BUDGET_MS)
-    assert result.outputs == {"y": make_floats(11, 22)}
+    result = await onnx.invoke("t", "c", {"x": floats(1, 2)}, BUDGET_MS)
+    assert result.outputs == {"y": floats(11, 22)}
 
 
-async def test_large_values_go_as_files_both_ways(onnx, double, shelf, blobs):
+async def test_large_values_go_as_files_both_ways(
+    onnx: OnnxExecutor, double: Make, shelf: Shelf, blobs: Path
+) -> None:
     await ready(onnx, *double())
     path, ref = shelf.put(struct.pack("<f", 1.0) * 100_000)
     path.rename(blobs / path.name)
@@ -174,7 +185,9 @@ async def test_large_values_go_as_files_both_ways(onnx, double, shelf, blobs):
     assert len(list(blobs.iterdir())) == 2
 
 
-async def test_values_without_elements_and_without_axes_pass(onnx, zeros, endless):
+async def test_values_without_elements_and_without_axes_pass(
+    onnx: OnnxExecutor, zeros: Make, endless: Make
+) -> None:
     await ready(onnx, *zeros())
     empty = await onnx.invoke("t", "c", count(0), BUDGET_MS)
     assert empty.outputs == {"y": Bytes(Dtype.FLOAT32, (0,), b"")}
@@ -182,7 +195,9 @@ async def test_values_without_elements_and_without_axes_pass(onnx, zeros, endles
     assert isinstance(await onnx.invoke("loop", "c", go(on=False), BUDGET_MS), Done)
 
 
-async def test_an_endless_loop_stops_at_its_deadline_in_the_same_child(onnx, endless, exits):
+async def test_an_endless_loop_stops_at_its_deadline_in_the_same_child(
+    onnx: OnnxExecutor, endless: Make, exits: Exits
+) -> None:
     await ready(onnx, *endless(limits=Limits(deadline_ms=100)))
     pid = onnx._instances["t"].pid
     late = await onnx.invoke("t", "c", go(on=True), BUDGET_MS)
@@ -192,7 +207,9 @@ async def test_an_endless_loop_stops_at_its_deadline_in_the_same_child(onnx, end
     assert exits == []
 
 
-async def test_a_run_that_cannot_stop_is_killed_and_forked_again(onnx, endless, gone, exits):
+async def test_a_run_that_cannot_stop_is_killed_and_forked_again(
+    onnx: OnnxExecutor, endless: Make, gone: Gone, exits: Exits
+) -> None:
     await ready(onnx, *endless(limits=Limits(deadline_ms=100)))
     pid = onnx._instances["t"].pid
     os.kill(pid, signal.SIGSTOP)
@@ -207,7 +224,7 @@ async def test_a_run_that_cannot_stop_is_killed_and_forked_again(onnx, endless, 
     assert exits == []
 
 
-async def test_a_cancelled_call_and_those_behind_it_end(onnx, endless):
+async def test_a_cancelled_call_and_those_behind_it_end(onnx: OnnxExecutor, endless: Make) -> None:
     await ready(onnx, *endless(limits=Limits(queue=2)))
     calls = [
         asyncio.create_task(onnx.invoke("t", str(one), go(on=True), BUDGET_MS)) for one in range(4)
@@ -221,21 +238,25 @@ async def test_a_cancelled_call_and_those_behind_it_end(onnx, endless):
     assert isinstance(await onnx.invoke("t", "z", go(on=False), BUDGET_MS), Done)
 
 
-async def test_memory_ends_at_its_limit(onnx, zeros):
+async def test_memory_ends_at_its_limit(onnx: OnnxExecutor, zeros: Make) -> None:
     await ready(onnx, *zeros(limits=Limits(memory_bytes=64 << 20, output_bytes=1 << 30)))
     result = await onnx.invoke("t", "c", count(64 << 20), BUDGET_MS)
     assert (result.code, result.blame, result.retryable) == (FailureCode.LIMIT, Blame.USER, False)
     assert isinstance(await onnx.invoke("t", "d", count(4), BUDGET_MS), Done)
 
 
-async def test_outputs_beyond_their_limit_are_refused(onnx, zeros, blobs):
+async def test_outputs_beyond_their_limit_are_refused(
+    onnx: OnnxExecutor, zeros: Make, blobs: Path
+) -> None:
     await ready(onnx, *zeros(limits=Limits(output_bytes=100_000)))
     result = await onnx.invoke("t", "c", count(30_000), BUDGET_MS)
     assert (result.code, result.blame) == (FailureCode.LIMIT, Blame.USER)
     assert list(blobs.iterdir()) == []
 
 
-async def test_a_killed_child_fails_its_call_and_comes_back(onnx, endless, exits):
+async def test_a_killed_child_fails_its_call_and_comes_back(
+    onnx: OnnxExecutor, endless: Make, exits: Exits
+) -> None:
     await ready(onnx, *endless())
     call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
     await asyncio.sleep(0)
@@ -250,7 +271,9 @@ async def test_a_killed_child_fails_its_call_and_comes_back(onnx, endless, exits
     assert isinstance(await onnx.invoke("t", "d", go(on=False), BUDGET_MS), Done)
 
 
-async def test_a_killed_zygote_takes_its_children_and_comes_back(onnx, endless, exits, gone):
+async def test_a_killed_zygote_takes_its_children_and_comes_back(
+    onnx: OnnxExecutor, endless: Make, exits: Exits, gone: Gone
+) -> None:
     await ready(onnx, *endless(), task="t")
     await ready(onnx, *endless(), task="u")
     pids = [onnx._instances[task].pid for task in "tu"]
@@ -268,7 +291,7 @@ async def test_a_killed_zygote_takes_its_children_and_comes_back(onnx, endless, 
     assert {task for task, _ in exits} == {"t", "u"}
 
 
-async def test_stop_and_close_leave_nothing(onnx, endless, gone):
+async def test_stop_and_close_leave_nothing(onnx: OnnxExecutor, endless: Make, gone: Gone) -> None:
     await ready(onnx, *endless(), task="t")
     await ready(onnx, *endless(), task="u")
     await onnx.deploy(*endless(limits=Limits(deadline_ms=5)))
@@ -286,31 +309,33 @@ async def test_stop_and_close_leave_nothing(onnx, endless, gone):
 
 
 @pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph"])
-async def test_weights_in_other_files_are_refused(onnx, model, shelf, tmp_path, where):
+async def test_weights_in_other_files_are_refused(
+    onnx: OnnxExecutor, shelf: Shelf, tmp_path: Path, where: str
+) -> None:
     (tmp_path / "empty" / "weights.bin").write_bytes(bytes(8))
-    weights = model.external("w", (1,), "weights.bin")
-    nodes = [model.node("Add", ["x", "w"], ["y"])]
+    weights = Model.external("w", (1,), "weights.bin")
+    nodes = [Model.node("Add", ["x", "w"], ["y"])]
     initializers = (weights,)
     if where == "attribute":
-        nodes.insert(0, model.node("Constant", [], ["w"], _tensor_attribute(weights)))
+        nodes.insert(0, Model.node("Constant", [], ["w"], _tensor_attribute(weights)))
         initializers = ()
     elif where == "subgraph":
-        inner = model.graph(
-            [model.node("Identity", ["w"], ["w2"])], [], [model.value("w2", FLOAT, 1)], (weights,)
+        inner = Model.graph(
+            [Model.node("Identity", ["w"], ["w2"])], [], [Model.value("w2", FLOAT, 1)], (weights,)
         )
         nodes = [
-            model.node(
+            Model.node(
                 "If",
                 ["go"],
                 ["y"],
-                model.subgraph("then_branch", inner),
-                model.subgraph("else_branch", inner),
+                Model.subgraph("then_branch", inner),
+                Model.subgraph("else_branch", inner),
             )
         ]
         initializers = ()
-    inputs = [model.value("x", FLOAT, 1), model.value("go", BOOL)]
-    graph = model.graph(nodes, inputs, [model.value("y", FLOAT, 1)], initializers)
-    artifact, manifest = shelf.task(ExecutorKind.ONNX, model.whole(graph), X, Y)
+    inputs = [Model.value("x", FLOAT, 1), Model.value("go", BOOL)]
+    graph = Model.graph(nodes, inputs, [Model.value("y", FLOAT, 1)], initializers)
+    artifact, manifest = shelf.task(ExecutorKind.ONNX, Model.whole(graph), X, Y)
     try:
         with pytest.raises(ExecutorFailure, match="weights in other files") as caught:
             await onnx.deploy(artifact, manifest)
@@ -319,28 +344,28 @@ async def test_weights_in_other_files_are_refused(onnx, model, shelf, tmp_path, 
         (tmp_path / "empty" / "weights.bin").unlink()
 
 
-def _tensor_attribute(tensor):
-    def field(number, data):
+def _tensor_attribute(tensor: bytes) -> bytes:
+    def field(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2, len(data)]) + data
 
     return field(1, b"value") + field(5, tensor) + bytes([0xA0, 1, 4])
 
 
-async def test_a_tensor_named_location_is_no_other_file(onnx, model, shelf, make_floats):
-    graph = model.graph(
-        [model.node("Add", ["x", "location"], ["y"])],
-        [model.value("x", FLOAT, 1)],
-        [model.value("y", FLOAT, 1)],
-        (model.tensor("location", FLOAT, (1,), struct.pack("<f", 5)),),
+async def test_a_tensor_named_location_is_no_other_file(onnx: OnnxExecutor, shelf: Shelf) -> None:
+    graph = Model.graph(
+        [Model.node("Add", ["x", "location"], ["y"])],
+        [Model.value("x", FLOAT, 1)],
+        [Model.value("y", FLOAT, 1)],
+        (Model.tensor("location", FLOAT, (1,), struct.pack("<f", 5)),),
     )
     port = (Port("x", Dtype.FLOAT32, (1,)),)
-    await ready(onnx, *shelf.task(ExecutorKind.ONNX, model.whole(graph), port, Y))
-    result = await onnx.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
-    assert result.outputs == {"y": make_floats(6)}
+    await ready(onnx, *shelf.task(ExecutorKind.ONNX, Model.whole(graph), port, Y))
+    result = await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
+    assert result.outputs == {"y": floats(6)}
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x3a\xff\xff\xff\xff\x0flocation", bytes(99)])
-async def test_garbage_is_refused_at_deploy(onnx, shelf, data):
+async def test_garbage_is_refused_at_deploy(onnx: OnnxExecutor, shelf: Shelf, data: bytes) -> None:
     artifact, manifest = shelf.task(ExecutorKind.ONNX, data, X, Y)
     with pytest.raises(ExecutorFailure) as caught:
         await onnx.deploy(artifact, manifest)
@@ -357,13 +382,17 @@ async def test_garbage_is_refused_at_deploy(onnx, shelf, data):
         ({"outputs": (Port("q", Dtype.FLOAT32, (-1,)),)}, "no output 'q'"),
     ],
 )
-async def test_a_manifest_that_is_not_the_models_is_refused(onnx, double, ports, said):
+async def test_a_manifest_that_is_not_the_models_is_refused(
+    onnx: OnnxExecutor, double: Make, ports: dict[str, tuple[Port, ...]], said: str
+) -> None:
     with pytest.raises(ExecutorFailure, match=said) as caught:
         await onnx.deploy(*double(**ports))
     assert caught.value.failed.blame is Blame.USER
 
 
-async def test_a_fixed_axis_must_be_the_manifests(onnx, zeros, shelf):
+async def test_a_fixed_axis_must_be_the_manifests(
+    onnx: OnnxExecutor, zeros: Make, shelf: Shelf
+) -> None:
     artifact, manifest = zeros()
     loose = (Port("n", Dtype.INT64, (-1,)),)
     artifact, manifest = shelf.task(ExecutorKind.ONNX, artifact.read_bytes(), loose, Y)
@@ -371,7 +400,9 @@ async def test_a_fixed_axis_must_be_the_manifests(onnx, zeros, shelf):
         await onnx.deploy(artifact, manifest)
 
 
-async def test_an_output_that_breaks_the_manifest_is_a_failure(onnx, zeros, shelf):
+async def test_an_output_that_breaks_the_manifest_is_a_failure(
+    onnx: OnnxExecutor, zeros: Make, shelf: Shelf
+) -> None:
     artifact, manifest = zeros()
     three = (Port("y", Dtype.FLOAT32, (3,)),)
     artifact, manifest = shelf.task(
@@ -384,21 +415,23 @@ async def test_an_output_that_breaks_the_manifest_is_a_failure(onnx, zeros, shel
     assert isinstance(await onnx.invoke("t", "d", count(3), BUDGET_MS), Done)
 
 
-async def test_a_provider_that_is_absent_falls_back_and_says_so(onnx, double, make_floats):
+async def test_a_provider_that_is_absent_falls_back_and_says_so(
+    onnx: OnnxExecutor, double: Make
+) -> None:
     await ready(onnx, *double(providers=("TensorrtExecutionProvider",)))
     provider, note = onnx.provider("t")
     assert provider == "CPUExecutionProvider"
     assert "TensorrtExecutionProvider" in note
-    result = await onnx.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    result = await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
     assert isinstance(result, Done)
 
 
-async def test_the_zygote_has_one_thread(onnx, double):
+async def test_the_zygote_has_one_thread(onnx: OnnxExecutor, double: Make) -> None:
     await ready(onnx, *double())
     assert len(list(Path(f"/proc/{onnx._zygote.pid}/task").iterdir())) == 1
 
 
-async def test_silero_vad_hears_silence(onnx, shelf):
+async def test_silero_vad_hears_silence(onnx: OnnxExecutor, shelf: Shelf) -> None:
     spec = importlib.util.find_spec("silero_vad")
     if spec is None:
         pytest.skip("the package silero_vad is not installed")

@@ -4,39 +4,45 @@ import asyncio
 import os
 import signal
 import struct
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from executor_exits import Exits
+from executor_guests import Shelf, floats, module
 
-from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File
+from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File, Value
 from device_agent.executors.wasm import WasmExecutor
 from protocols.errors import Blame
-from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Port
+from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Manifest, Port
 from protocols.messages.invocation import FailureCode
 
+Gone = Callable[[int], Awaitable[None]]
 BUDGET_MS = 30_000
 
 
-async def ready(wasm, artifact, manifest, task="t"):
+async def ready(wasm: WasmExecutor, artifact: Path, manifest: Manifest, task: str = "t") -> None:
     await wasm.deploy(artifact, manifest)
     await wasm.start(task, artifact, manifest, {})
 
 
-async def test_an_echo_comes_back(wasm, shelf, make_floats):
+async def test_an_echo_comes_back(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("echo"))
-    value = make_floats(1.5, 2.5)
+    value = floats(1.5, 2.5)
     result = await wasm.invoke("t", "c", {"x": value}, BUDGET_MS)
     assert isinstance(result, Done)
     assert result.outputs == {"y": value}
 
 
-async def test_the_probe_names_the_version(wasm):
+async def test_the_probe_names_the_version(wasm: WasmExecutor) -> None:
     info = await wasm.probe()
     assert info.kind == "wasm"
     assert int(info.version.split(".")[0]) >= 49
 
 
-async def test_an_interpreter_that_is_absent_is_no_executor(tmp_path, blobs, shelf):
+async def test_an_interpreter_that_is_absent_is_no_executor(
+    tmp_path: Path, blobs: Path, shelf: Shelf
+) -> None:
     executor = WasmExecutor(blobs=blobs, cache=tmp_path / "c", interpreter="/nowhere/python")
     assert await executor.probe() is None
     with pytest.raises(ExecutorFailure, match="/nowhere/python") as caught:
@@ -45,11 +51,11 @@ async def test_an_interpreter_that_is_absent_is_no_executor(tmp_path, blobs, she
     await executor.close()
 
 
-async def test_a_constant_fills_the_port_it_names(wasm, shelf):
+async def test_a_constant_fills_the_port_it_names(wasm: WasmExecutor, shelf: Shelf) -> None:
     path, ref = shelf.put(struct.pack("<f", 40.0))
     artifact, manifest = shelf.task(
         ExecutorKind.WASM,
-        shelf.module("add"),
+        module("add"),
         (Port("x", Dtype.FLOAT32, (1,)), Port("c", Dtype.FLOAT32, (1,))),
         (Port("y", Dtype.FLOAT32, (1,)),),
         constants=(Constant("c", ref),),
@@ -63,7 +69,7 @@ async def test_a_constant_fills_the_port_it_names(wasm, shelf):
     assert again.outputs == result.outputs
 
 
-async def test_large_values_go_as_files(wasm, shelf, blobs):
+async def test_large_values_go_as_files(wasm: WasmExecutor, shelf: Shelf, blobs: Path) -> None:
     await ready(wasm, *shelf.guest("echo"))
     data = os.urandom(4 * 250_000)
     path, ref = shelf.put(data)
@@ -74,10 +80,12 @@ async def test_large_values_go_as_files(wasm, shelf, blobs):
     assert sorted(one.name for one in blobs.iterdir()) == [path.name]
 
 
-async def test_a_large_output_is_written_under_its_digest(wasm, shelf, blobs):
+async def test_a_large_output_is_written_under_its_digest(
+    wasm: WasmExecutor, shelf: Shelf, blobs: Path
+) -> None:
     artifact, manifest = shelf.task(
         ExecutorKind.WASM,
-        shelf.module(
+        module(
             "(i32.store (local.get $out) (i32.const 0))"
             "(i32.store offset=4 (local.get $out) (i32.const 100000)) (i32.const 0)"
         ),
@@ -93,71 +101,73 @@ async def test_a_large_output_is_written_under_its_digest(wasm, shelf, blobs):
     assert written.stat().st_size == output.size_bytes == 100_000
 
 
-async def test_a_file_that_is_not_there_is_fetched_again(wasm, shelf):
+async def test_a_file_that_is_not_there_is_fetched_again(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("echo"))
     value = File(Dtype.FLOAT32, (1,), "sha256:" + "0" * 64, 4)
     result = await wasm.invoke("t", "c", {"x": value}, BUDGET_MS)
     assert (result.code, result.retryable) == (FailureCode.FETCH, True)
 
 
-async def test_an_endless_loop_ends_at_its_deadline_and_the_host_stays(wasm, shelf, make_floats):
+async def test_an_endless_loop_ends_at_its_deadline_and_the_host_stays(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
     await ready(wasm, *shelf.guest("echo"), task="good")
     await ready(wasm, *shelf.guest("spin", limits=Limits(deadline_ms=50)), task="bad")
     host = wasm._host.pid
-    late = await wasm.invoke("bad", "c", {"x": make_floats(1)}, BUDGET_MS)
+    late = await wasm.invoke("bad", "c", {"x": floats(1)}, BUDGET_MS)
     assert (late.code, late.blame) == (FailureCode.DEADLINE, Blame.USER)
     assert "50 ms" in late.text
-    short = await wasm.invoke("bad", "c", {"x": make_floats(1)}, 20)
+    short = await wasm.invoke("bad", "c", {"x": floats(1)}, 20)
     assert (short.code, short.blame) == (FailureCode.DEADLINE, Blame.ENVIRONMENT)
     for _ in range(3):
-        assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+        assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
     assert wasm._host.pid == host
 
 
-async def test_a_cancelled_call_frees_its_slot(wasm, shelf, make_floats):
+async def test_a_cancelled_call_frees_its_slot(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("spin"), task="bad")
     await ready(wasm, *shelf.guest("echo"), task="good")
     calls = [
-        asyncio.create_task(wasm.invoke("bad", str(one), {"x": make_floats(1)}, BUDGET_MS))
+        asyncio.create_task(wasm.invoke("bad", str(one), {"x": floats(1)}, BUDGET_MS))
         for one in range(5)
     ]
     await asyncio.sleep(0)
     for one in range(5):
         await wasm.cancel("bad", str(one))
     assert {one.code for one in await asyncio.gather(*calls)} == {FailureCode.CANCELLED}
-    assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+    assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
 
 
-async def test_a_caller_that_goes_away_stops_its_call(wasm, shelf, make_floats):
+async def test_a_caller_that_goes_away_stops_its_call(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("spin"), task="bad")
     for number in range(3):
-        call = asyncio.create_task(
-            wasm.invoke("bad", str(number), {"x": make_floats(1)}, BUDGET_MS)
-        )
+        call = asyncio.create_task(wasm.invoke("bad", str(number), {"x": floats(1)}, BUDGET_MS))
         await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
     await ready(wasm, *shelf.guest("echo"), task="good")
-    assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+    assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
 
 
-async def test_memory_ends_at_its_limit(wasm, shelf, make_floats):
+async def test_memory_ends_at_its_limit(wasm: WasmExecutor, shelf: Shelf) -> None:
     artifact, manifest = shelf.task(
         ExecutorKind.WASM,
-        shelf.module("grow"),
+        module("grow"),
         (Port("x", Dtype.FLOAT32, (-1,)),),
         (Port("pages", Dtype.INT32, (1,)),),
         limits=Limits(memory_bytes=1 << 20),
     )
     await ready(wasm, artifact, manifest)
-    result = await wasm.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    result = await wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
     assert struct.unpack("<i", result.outputs["pages"].data)[0] <= 16
     large = Bytes(Dtype.FLOAT32, (16_000,), bytes(64_000))
     assert isinstance(await wasm.invoke("t", "c", {"x": large}, BUDGET_MS), Done)
 
 
-async def test_a_module_larger_than_its_limit_does_not_start(wasm, shelf):
+async def test_a_module_larger_than_its_limit_does_not_start(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
     artifact, manifest = shelf.guest("echo", limits=Limits(memory_bytes=1 << 20), pages="64")
     with pytest.raises(ExecutorFailure) as caught:
         await ready(wasm, artifact, manifest)
@@ -165,7 +175,9 @@ async def test_a_module_larger_than_its_limit_does_not_start(wasm, shelf):
     assert await wasm.stats("t") is None
 
 
-async def test_inputs_beyond_the_memory_are_refused(wasm, shelf, blobs):
+async def test_inputs_beyond_the_memory_are_refused(
+    wasm: WasmExecutor, shelf: Shelf, blobs: Path
+) -> None:
     artifact, manifest = shelf.guest("echo", limits=Limits(memory_bytes=1 << 20))
     await ready(wasm, artifact, manifest)
     path, ref = shelf.put(bytes(2 << 20))
@@ -175,7 +187,7 @@ async def test_inputs_beyond_the_memory_are_refused(wasm, shelf, blobs):
     assert (result.code, result.blame) == (FailureCode.LIMIT, Blame.USER)
 
 
-async def test_outputs_beyond_their_limit_are_refused(wasm, shelf):
+async def test_outputs_beyond_their_limit_are_refused(wasm: WasmExecutor, shelf: Shelf) -> None:
     artifact, manifest = shelf.guest("echo", limits=Limits(output_bytes=8))
     await ready(wasm, artifact, manifest)
     value = Bytes(Dtype.FLOAT32, (3,), bytes(12))
@@ -195,9 +207,11 @@ async def test_outputs_beyond_their_limit_are_refused(wasm, shelf):
         ("fail", "error 3"),
     ],
 )
-async def test_a_guest_that_breaks_the_abi_is_told_so(wasm, shelf, make_floats, body, said):
+async def test_a_guest_that_breaks_the_abi_is_told_so(
+    wasm: WasmExecutor, shelf: Shelf, body: str, said: str
+) -> None:
     await ready(wasm, *shelf.guest(body))
-    result = await wasm.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    result = await wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
     assert isinstance(result, Failed)
     assert (result.code, result.blame, result.retryable) == (
         FailureCode.EXECUTOR,
@@ -207,39 +221,41 @@ async def test_a_guest_that_breaks_the_abi_is_told_so(wasm, shelf, make_floats, 
     assert said in result.text
 
 
-async def test_the_guests_own_words_reach_the_user(wasm, shelf, make_floats):
+async def test_the_guests_own_words_reach_the_user(wasm: WasmExecutor, shelf: Shelf) -> None:
     extra = '(func (export "tona_error") (result i32) (i32.const 64))'
     await ready(wasm, *shelf.guest("fail", extra=extra))
-    result = await wasm.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    result = await wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
     assert "error 3: the sum is wrong" in result.text
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (None, "no function 'tona_run'"),
+        (module("echo").replace(b"tona_run", b"tona_ran"), "no function 'tona_run'"),
         (b"garbage", "no Wasm module"),
         (b"\0asm\1\0\0\0garbage", "does not compile"),
         (b"", "no Wasm module"),
     ],
 )
-async def test_what_is_no_guest_is_refused_at_deploy(wasm, shelf, data, said):
-    if data is None:
-        data = shelf.module("echo").replace(b"tona_run", b"tona_ran")
+async def test_what_is_no_guest_is_refused_at_deploy(
+    wasm: WasmExecutor, shelf: Shelf, data: bytes, said: str
+) -> None:
     artifact, manifest = shelf.task(ExecutorKind.WASM, data, (), (Port("y", Dtype.FLOAT32, (1,)),))
     with pytest.raises(ExecutorFailure, match=said) as caught:
         await wasm.deploy(artifact, manifest)
     assert caught.value.failed.blame is Blame.USER
 
 
-async def test_imports_are_refused_by_name(wasm, shelf):
+async def test_imports_are_refused_by_name(wasm: WasmExecutor, shelf: Shelf) -> None:
     imports = '(import "wasi_snapshot_preview1" "fd_write" (func (param i32) (result i32)))'
     artifact, manifest = shelf.guest("echo", imports=imports)
     with pytest.raises(ExecutorFailure, match=r"wasi_snapshot_preview1\.fd_write"):
         await wasm.deploy(artifact, manifest)
 
 
-async def test_an_artifact_that_is_not_its_digest_is_refused(wasm, shelf):
+async def test_an_artifact_that_is_not_its_digest_is_refused(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
     artifact, manifest = shelf.guest("echo")
     artifact.write_bytes(artifact.read_bytes() + b"\0\1\0")
     with pytest.raises(ExecutorFailure, match="not what its digest says"):
@@ -261,17 +277,19 @@ async def test_an_artifact_that_is_not_its_digest_is_refused(wasm, shelf):
         ),
     ],
 )
-async def test_inputs_that_do_not_fit_are_refused_before_the_executor(wasm, shelf, inputs, said):
+async def test_inputs_that_do_not_fit_are_refused_before_the_executor(
+    wasm: WasmExecutor, shelf: Shelf, inputs: dict[str, Value], said: str
+) -> None:
     await ready(wasm, *shelf.guest("echo"))
     result = await wasm.invoke("t", "c", inputs, BUDGET_MS)
     assert (result.code, result.blame) == (FailureCode.BAD_INPUT, Blame.USER)
     assert said in result.text
 
 
-async def test_a_full_queue_is_busy(wasm, shelf, make_floats):
+async def test_a_full_queue_is_busy(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("spin", limits=Limits(queue=1)))
     calls = [
-        asyncio.create_task(wasm.invoke("t", str(one), {"x": make_floats(1)}, BUDGET_MS))
+        asyncio.create_task(wasm.invoke("t", str(one), {"x": floats(1)}, BUDGET_MS))
         for one in range(4)
     ]
     done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=30)
@@ -282,11 +300,11 @@ async def test_a_full_queue_is_busy(wasm, shelf, make_floats):
 
 
 async def test_a_killed_host_fails_its_calls_as_retryable_and_comes_back(
-    wasm, shelf, make_floats, exits
-):
+    wasm: WasmExecutor, shelf: Shelf, exits: Exits
+) -> None:
     await ready(wasm, *shelf.guest("spin"), task="bad")
     await ready(wasm, *shelf.guest("echo"), task="good")
-    call = asyncio.create_task(wasm.invoke("bad", "c", {"x": make_floats(1)}, BUDGET_MS))
+    call = asyncio.create_task(wasm.invoke("bad", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
     os.kill(wasm._host.pid, signal.SIGKILL)
     result = await call
@@ -298,32 +316,32 @@ async def test_a_killed_host_fails_its_calls_as_retryable_and_comes_back(
     task, reason = await exits.first()
     assert task in {"good", "bad"}
     assert "SIGKILL" in reason
-    assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+    assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
     assert {task for task, _ in exits} == {"good", "bad"}
 
 
 async def test_a_host_that_does_not_stop_is_killed_and_its_neighbours_retry(
-    wasm, shelf, make_floats, exits, gone
-):
+    wasm: WasmExecutor, shelf: Shelf, exits: Exits, gone: Gone
+) -> None:
     await ready(wasm, *shelf.guest("spin", limits=Limits(deadline_ms=50)), task="bad")
     await ready(wasm, *shelf.guest("spin"), task="neighbour")
     await ready(wasm, *shelf.guest("echo"), task="good")
     host = wasm._host.pid
-    neighbour = asyncio.create_task(wasm.invoke("neighbour", "c", {"x": make_floats(1)}, BUDGET_MS))
+    neighbour = asyncio.create_task(wasm.invoke("neighbour", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
     os.kill(host, signal.SIGSTOP)
-    late = await wasm.invoke("bad", "c", {"x": make_floats(1)}, BUDGET_MS)
+    late = await wasm.invoke("bad", "c", {"x": floats(1)}, BUDGET_MS)
     assert late.code is FailureCode.DEADLINE
     lost = await neighbour
     assert (lost.code, lost.retryable) == (FailureCode.EXECUTOR, True)
     await gone(host)
-    assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+    assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
     assert exits == []
 
 
 async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_not(
-    wasm, shelf, make_floats, tmp_path, blobs
-):
+    wasm: WasmExecutor, shelf: Shelf, tmp_path: Path, blobs: Path
+) -> None:
     artifact, manifest = shelf.guest("echo")
     await ready(wasm, artifact, manifest)
     cache = tmp_path / "cache"
@@ -348,15 +366,15 @@ async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_no
             await third.start("t", artifact_elsewhere, manifest, {})
         await third.start("t", artifact, manifest, {})
         assert compiled.read_bytes() == whole
-        result = await third.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+        result = await third.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
         assert isinstance(result, Done)
     finally:
         await third.close()
 
 
-async def test_stop_and_close_leave_nothing(wasm, shelf, make_floats, gone):
+async def test_stop_and_close_leave_nothing(wasm: WasmExecutor, shelf: Shelf, gone: Gone) -> None:
     await ready(wasm, *shelf.guest("spin"))
-    call = asyncio.create_task(wasm.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS))
+    call = asyncio.create_task(wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
     host = wasm._host.pid
     await wasm.stop("t")
@@ -368,18 +386,20 @@ async def test_stop_and_close_leave_nothing(wasm, shelf, make_floats, gone):
     assert not Path(f"/proc/{host}").exists()
 
 
-async def test_a_start_function_cannot_hang_the_host(wasm, shelf, make_floats, monkeypatch):
+async def test_a_start_function_cannot_hang_the_host(
+    wasm: WasmExecutor, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("device_agent.executors.wasm.START_TIMEOUT_S", 1.0)
     extra = "(func $s (loop $again (br $again))) (start $s)"
     with pytest.raises(ExecutorFailure, match="start function did not end"):
         await ready(wasm, *shelf.guest("echo", extra=extra), task="bad")
     await ready(wasm, *shelf.guest("echo"), task="good")
-    assert isinstance(await wasm.invoke("good", "c", {"x": make_floats(1)}, BUDGET_MS), Done)
+    assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
 
 
-async def test_stats_count_calls(wasm, shelf, make_floats):
+async def test_stats_count_calls(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("trap"))
-    await wasm.invoke("t", "c", {"x": make_floats(1)}, BUDGET_MS)
+    await wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
     stats = await wasm.stats("t")
     assert (stats.calls, stats.failures) == (1, 1)
     assert await wasm.stats("nobody") is None

@@ -387,7 +387,7 @@ def test_what_is_not_for_this_layer_is_left_alone() -> None:
     assert host.take(host.namo.handle([Fired("order/nobody")], 5)) == Output()
     (answer,) = host.call("node.drain", Delete("n")).answers
     assert answer == Answer("c1", error="'node.drain' is no operation of namo", blame=Blame.OURS)
-    assert (host.namo.role, host.namo.name) == (Role.NAMO, "main")
+    assert (host.namo.role, host.namo.name) == (Role.NAMO, "namo-main")
 
 
 def test_tombstones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,28 @@ def test_after_a_break_of_the_line_everything_is_asked_again(warm: Desk) -> None
     assert sorted(sent(out)) == [("n1", "a", 2), ("n1", "b", 1)]
 
 
+def test_a_route_from_before_a_break_is_used_and_asked_for_again(warm: Desk) -> None:
+    warm.do(Online(connected=False))
+    assert warm.do(Online(connected=True)) == []
+    out = warm.submit()
+    assert sent(out) == [("n1", "r", 1)]
+    assert AskRoute("s") in out
+
+
+def test_an_answer_to_an_attempt_that_was_never_made_is_dropped(warm: Desk) -> None:
+    warm.submit()
+    assert warm.hear(Result("r", 2, {"y": ONE})) == []
+    assert warm.core.counters.late == 1
+
+
+def test_each_attempt_has_its_own_time_to_be_accepted(warm: Desk) -> None:
+    warm.submit(deadline_ms=20_000)
+    warm.sleep(ACCEPT_MS / 2)
+    assert sent(warm.hear(route(step("t", "n2", 2, "x"), epoch=2))) == [("n2", "r", 2)]
+    assert sent(warm.sleep(2 * ACCEPT_MS - 1)) == []
+    assert sent(warm.sleep(1)) == [("n2", "r", 3)]
+
+
 def test_without_a_line_the_deadline_says_so(warm: Desk) -> None:
     warm.do(Online(connected=False))
     warm.submit()

@@ -22,7 +22,7 @@ def issue(authority: Authority, name: str, speaker: Speaker, port: int, path: Pa
         CELL,
         broker_host="127.0.0.1",
         broker_port=port,
-        addresses=["127.0.0.1"],
+        addresses=["127.0.0.1"] if speaker is Speaker.CONTROLLER else [],
     )
     tls.save(bundle, path)
     return path

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -103,7 +103,7 @@ class Api:
         status, body, token = await self._perform(operation, arguments)
         return _answer(operation, status, body), token
 
-    async def watch(self, kind: str, token: str) -> AsyncIterator[client.Change | None]:
+    async def watch(self, kind: str, token: str) -> AsyncGenerator[client.Change | None, None]:
         """Yield what changes in a kind after a token; None: list again, history is gone.
 
         Reconnects by itself. Raises EnvironmentFailure when that fails WATCH_TRIES times in a row.

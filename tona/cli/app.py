@@ -6,14 +6,20 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from tona.cli import configure, fleet, profiles, tasks, trust, usecases
 from tona.cli.context import flags
 from tona.cli.controller import controller
+from tona.cli.demo import demo
+from tona.cli.doctor import doctor
+from tona.cli.invoke import invoke
+from tona.cli.operations import call
+from tona.cli.up import up
 
 app = typer.Typer(
     name="tona",
     help="AI tasks on a fleet of edge devices, with a quality of service that holds.",
-    epilog="Exit codes: 0 done, 2 wrong use, 3 not reachable, 4 refused, 70 a fault of tona, "
-    "130 interrupted. More in docs/cli.md.",
+    epilog="Exit codes: 0 done, 2 wrong use, 3 not reachable or not there, 4 refused, 70 a fault "
+    "of tona, 130 interrupted. More in docs/cli.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,4 +53,31 @@ def main(
     flags.api, flags.bundle, flags.config = api, bundle, config
 
 
-app.command()(controller)
+def agent(context: typer.Context) -> None:
+    """Run the device agent of this machine; `tona agent --help` says its options."""
+    from tona.__main__ import become_agent  # noqa: PLC0415 - it imports what we are
+
+    become_agent(context.args)
+
+
+_MACHINE, _WORK = "On this machine", "Work and fleet"
+app.command(rich_help_panel=_MACHINE)(up)
+app.command(rich_help_panel=_MACHINE)(demo)
+app.command(rich_help_panel=_MACHINE)(controller)
+app.command(
+    rich_help_panel=_MACHINE,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(agent)
+app.command(rich_help_panel=_MACHINE)(doctor)
+app.add_typer(profiles.app, name="profile", rich_help_panel=_MACHINE)
+app.add_typer(configure.app, name="config", rich_help_panel=_MACHINE)
+app.add_typer(trust.app, name="ca", rich_help_panel=_MACHINE)
+app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
+app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
+app.add_typer(usecases.app, name="usecase", rich_help_panel=_WORK)
+app.add_typer(usecases.service_app, name="service", rich_help_panel=_WORK)
+app.add_typer(tasks.app, name="task", rich_help_panel=_WORK)
+app.add_typer(tasks.artifact_app, name="artifact", rich_help_panel=_WORK)
+app.command(rich_help_panel=_WORK)(invoke)
+app.command(rich_help_panel=_WORK)(call)

@@ -3,16 +3,20 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from msgspec import Struct
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tona.cli.settings import Settings, client_settings
+
+PIPE_WIDTH: Final = 240
+"""Columns where the output is no terminal."""
 
 _T = TypeVar("_T")
 
@@ -53,14 +57,14 @@ def with_api(work: Callable[[Any], Awaitable[_T]]) -> _T:
 def console() -> Console:
     """Return the console on the standard output; plain where that is no terminal."""
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return Console(highlight=False)
+        return Console(highlight=False, markup=False)
     # What reads a pipe wants whole rows, not rows folded to a width that nobody has.
-    return Console(highlight=False, width=200)
+    return Console(highlight=False, markup=False, width=PIPE_WIDTH)
 
 
 def error_console() -> Console:
     """Return the console on the standard error output."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def show(*what: RenderableType) -> None:
@@ -87,6 +91,16 @@ def table(*columns: str) -> Table:
         made.add_column(
             name.removeprefix(">"), justify="right" if right else "left", no_wrap=True, min_width=1
         )
+    return made
+
+
+def details(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Return names and values, a line each."""
+    made = table("", "")
+    made.show_header = False
+    made.columns[1].no_wrap = False
+    for name, value in rows:
+        made.add_row(Text(name, style="dim"), value)
     return made
 
 

@@ -16,12 +16,13 @@ from controller.config import Config, read
 from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
 from tona.cli import errors
 from tona.cli.context import AsJson
+from tona.cli.signals import told_to_end, unless
 from tona.local.cell import Running
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
-def controller(
+def controller(  # noqa: PLR0917 - each parameter is an option of its own name
     config: Annotated[Path | None, Option(help="TOML file with these options.")] = None,
     cell: Annotated[str | None, Option(help="Name of the cell.")] = None,
     name: Annotated[str | None, Option(help="Identity of this controller on the broker.")] = None,
@@ -32,7 +33,7 @@ def controller(
         str | None, Option(help="Host name under which nodes and clients reach the API.")
     ] = None,
     broker: Annotated[
-        str | None, Option(help="embedded, mosquitto, or mqtt[s]://HOST:PORT.")
+        str | None, Option(help="embedded, mosquitto, or mqtt:// or mqtts://HOST:PORT.")
     ] = None,
     broker_host: Annotated[str | None, Option(help="Address that our broker listens on.")] = None,
     broker_port: Annotated[int | None, Option(help="Its port; 0: any free one.")] = None,
@@ -56,33 +57,20 @@ async def _run(config: Config, as_json: bool) -> signal.Signals:
     """Run until a signal comes, and return it. Raises UserError, EnvironmentFailure."""
     from controller.gateway import Gateway  # noqa: PLC0415 - needs what [controller] installs
 
-    loop = asyncio.get_running_loop()
-    told: asyncio.Future[signal.Signals] = loop.create_future()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda one=number: told.done() or told.set_result(one))
+    told = told_to_end()
     notifier = Notifier(os.environ)
     gateway = Gateway(config)
     try:
-        await _until(told, gateway.start(), lambda running: _announce(config, running, as_json))
-        if not told.done():
+        running = await unless(told, gateway.start())
+        if running is not None:
+            _announce(config, running, as_json)
             notifier.say(READY)
             _alive(notifier)
-            await _until(told, gateway.wait(), lambda _: None)
+            await unless(told, gateway.wait())
         return told.result()
     finally:
         notifier.say(STOPPING)
         await gateway.stop()
-
-
-async def _until(told: asyncio.Future[Any], work: Any, then: Any) -> None:
-    """Do some work unless a signal comes first, which cancels it."""
-    task = asyncio.ensure_future(work)
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        then(task.result())
-        return
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _alive(notifier: Notifier) -> None:

@@ -8,11 +8,15 @@ from typing import Final
 import typer
 from typer.main import get_command
 
-from protocols.errors import TonaBug, TonaError
+from protocols.errors import TonaError
 from tona.cli import errors
 
+TRACEBACK: Final = "TONA_TRACEBACK"
+"""Set, it lets a trace through: for whoever reports a fault."""
 GLOBAL: Final = ("--api", "--bundle")
 """Options of the whole program that may also stand after the command."""
+OWN: Final = ("controller", "agent")
+"""Commands with an option of their own by such a name."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -20,27 +24,36 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _invoke(hoisted(arguments))
         sys.stdout.flush()
-    except typer.TyperException as error:
-        return _say(error.format_message().rstrip("."), errors.USAGE, "see `tona --help`")
-    except TonaBug as error:
-        return _say(f"a fault of tona: {error}", errors.BUG, errors.ISSUES)
-    except TonaError as error:
-        return _say(str(error), errors.exit_code(error))
-    except (KeyboardInterrupt, typer.Abort):
-        return errors.INTERRUPTED
     except BrokenPipeError:
         _silence()
         return errors.OK
-    except Exception as error:  # noqa: BLE001 - the process's outermost edge: a person sees this
-        if os.environ.get("TONA_TRACEBACK"):
+    except (KeyboardInterrupt, typer.Abort):
+        return errors.INTERRUPTED
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
             raise
-        told = f"a fault of tona: {type(error).__name__}: {error} ({_where(error)})"
-        return _say(told, errors.BUG, errors.ISSUES)
+        return _say(*_verdict(error))
     return code
+
+
+def _verdict(error: Exception) -> tuple[str, int, str]:
+    """Return the sentence, the exit code and the hint of a failure."""
+    if isinstance(error, typer.TyperException):
+        return error.format_message().rstrip("."), errors.USAGE, "see `tona --help`"
+    if isinstance(error, TonaError):
+        code = errors.exit_code(error)
+        if code != errors.BUG:
+            return str(error), code, ""
+        return f"a fault of tona: {error}", code, errors.ISSUES
+    told = f"a fault of tona: {type(error).__name__}: {error} ({_where(error)})"
+    return told, errors.BUG, errors.ISSUES
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
     """Move the global options before the command, wherever they were written. Pure."""
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    if command in OWN:
+        return list(arguments)
     first: list[str] = []
     rest: list[str] = []
     waiting = list(arguments)
@@ -66,8 +79,9 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 
 def _say(text: str, code: int, hint: str = "") -> int:
+    link = " " if text.endswith("?") else "; "
     try:
-        print(f"tona: {text}" + (f"; {hint}" if hint else ""), file=sys.stderr)  # noqa: T201
+        print(f"tona: {text}{link}{hint}" if hint else f"tona: {text}", file=sys.stderr)  # noqa: T201
     except BrokenPipeError:
         _silence()
     return code

@@ -4,12 +4,13 @@
     wasm_host.py --probe                           print the version as JSON
 
 Whichever thread is free reads the next frame and runs it, so a call changes no thread. Two more
-threads than calls at once, one of them for a `load`, mean that somebody always listens for `stop`. Time is the daemon's
-business: it says `stop`, an epoch passes, and the store of that call ends.
+threads than calls at once, one of them for a `load`, mean that somebody always listens for `stop`.
+Time is the daemon's business: it says `stop`, an epoch passes, and the store of that call ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -179,18 +180,21 @@ class Host:
                     self._instances.pop(header["key"], None)
                     continue
                 self._stopped[number] = False
-            answer, buffers = self._answer(header, body)
-            del self._stopped[number]
-            with self._writing:
-                self._stream.send(answer, buffers)
+            with contextlib.ExitStack() as after:
+                answer, buffers = self._answer(header, body, after)
+                del self._stopped[number]
+                with self._writing:
+                    self._stream.send(answer, buffers)
 
-    def _answer(self, header: Header, body: memoryview) -> tuple[Header, list[memoryview]]:
+    def _answer(
+        self, header: Header, body: memoryview, after: contextlib.ExitStack
+    ) -> tuple[Header, list[memoryview]]:
         number: int = header["id"]
         try:
             if header["op"] == "load":
                 self._load(header)
                 return {"id": number, "pid": os.getpid()}, []
-            return self._invoke(header, body)
+            return self._invoke(header, body, after)
         except Refusal as refusal:
             return {"id": number, "fail": refusal.answer}, []
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -223,7 +227,10 @@ class Host:
             raise Refusal("deadline", "user", "the call was stopped")
         return store
 
-    def _invoke(self, header: Header, body: memoryview) -> tuple[Header, list[memoryview]]:
+    def _invoke(
+        self, header: Header, body: memoryview, after: contextlib.ExitStack
+    ) -> tuple[Header, list[memoryview]]:
+        """Run one call; the store lives until its answer is sent, for that reads its memory."""
         began = time.perf_counter_ns()
         number: int = header["id"]
         instance = self._instances.get(header["key"])
@@ -232,20 +239,16 @@ class Host:
         given = {value[0]: value for value in read_values(header["in"], body, instance.blobs)}
         given.update(instance.constants)
         values = [given[name] for name in instance.inputs]
-        with self._store(instance, number) as store:
-            guest = wasm_engine.Guest(store, instance.pre)
-            inputs, outputs = place(guest, values, instance)
-            code = guest.call(abi.RUN, inputs, len(values), outputs, len(instance.outputs))
-            if code:
-                raise complaint(guest, code)
-            memory = guest.memory()
-            found = take(memory, outputs, instance)
-            described, inline = write_values(found, instance.blobs, instance.output_bytes)
-            # Copied before the store goes, and the guest's memory with it.
-            buffers = [memoryview(bytes(view)) for view in inline]
-            used = memory.nbytes
+        guest = wasm_engine.Guest(after.enter_context(self._store(instance, number)), instance.pre)
+        inputs, outputs = place(guest, values, instance)
+        code = guest.call(abi.RUN, inputs, len(values), outputs, len(instance.outputs))
+        if code:
+            raise complaint(guest, code)
+        memory = guest.memory()
+        found = take(memory, outputs, instance)
+        described, inline = write_values(found, instance.blobs, instance.output_bytes)
         spent_us = (time.perf_counter_ns() - began) // 1000
-        return {"id": number, "us": spent_us, "out": described, "mem": used}, buffers
+        return {"id": number, "us": spent_us, "out": described, "mem": memory.nbytes}, inline
 
 
 def probe() -> int:

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench NAME=footprint|invocation|reaction|ingest`; see README.md."""

@@ -1,0 +1,1 @@
+"""What every benchmark shares: reports, processes, what the kernel says of them, a cell."""

@@ -1,0 +1,194 @@
+"""A cell under test: `tona controller`, its broker, device agents, as a person would start them."""
+
+import asyncio
+import hashlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from benchmarks.harness.processes import Process, module, running, running_notified
+from controller.api import client as api
+from controller.broker.lease import PortLease
+from controller.trust.authority import Authority
+from protocols.topics import Speaker
+from protocols.transport import tls
+from protocols.transport.settings import Settings
+
+NAME: Final = "cell"
+UNTIL_TIMEOUT_S: Final = 90.0
+POLL_S: Final = 0.05
+T = TypeVar("T")
+
+
+class Trust:
+    """A local authority and the bundles it has issued, as files."""
+
+    def __init__(self, folder: Path, host: str, broker_port: int, api_port: int) -> None:
+        self.folder = folder / "authority"
+        self._bundles = folder
+        self._host = host
+        self._port = broker_port
+        self._url = f"https://{host}:{api_port}"
+        self._authority = Authority.init(self.folder, "bench")
+
+    def issue(self, name: str, speaker: Speaker) -> Path:
+        """Issue an identity and return its bundle."""
+        addresses = [self._host] if speaker is Speaker.CONTROLLER else []
+        bundle = self._authority.issue(
+            name,
+            speaker,
+            NAME,
+            broker_host=self._host,
+            broker_port=self._port,
+            api_url=self._url,
+            addresses=addresses,
+        )
+        path = self._bundles / f"{name}.bundle"
+        tls.save(bundle, path)
+        return path
+
+
+class Cell:
+    """A running controller; agents are added to it."""
+
+    def __init__(self, folder: Path, controller: Process, said: Any, trust: Trust | None) -> None:
+        self.folder = folder
+        self.controller = controller
+        self.trust = trust
+        self.api_url: str = said["api_url"]
+        broker = urlsplit(said["broker"])
+        assert broker.hostname is not None
+        assert broker.port is not None
+        self.host, self.port = broker.hostname, broker.port
+        self.tls: ssl.SSLContext | None = None
+        self._http = httpx.AsyncClient(timeout=UNTIL_TIMEOUT_S)
+        if trust is not None:
+            self.tls = tls.client_context(tls.load(trust.issue("bench", Speaker.CONTROLLER)))
+            self._http = httpx.AsyncClient(timeout=UNTIL_TIMEOUT_S, verify=self.tls)
+
+    async def close(self) -> None:
+        """Close the connection to the API."""
+        await self._http.aclose()
+
+    async def call(self, operation: str, **arguments: Any) -> Any:
+        """Call an operation of the controller."""
+        request = api.call(operation, **arguments)
+        kind = {} if request.body is None else {"Content-Type": "application/json"}
+        url = self.api_url + request.path
+        answer = await self._http.request(request.method, url, content=request.body, headers=kind)
+        return api.answer(operation, answer.status_code, answer.content)
+
+    async def put(self, content: bytes, name: str) -> str:
+        """Push an artifact and return its digest."""
+        digest = hashlib.sha256(content).hexdigest()
+        url = f"{self.api_url}/v1/artifacts/{digest}"
+        answer = await self._http.put(url, params={"name": name}, content=content)
+        answer.raise_for_status()
+        return f"sha256:{digest}"
+
+    async def until(self, what: str, ready: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the answer is a true one. Raises RuntimeError after UNTIL_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(UNTIL_TIMEOUT_S):
+                while not (found := await ready()):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            words = self.controller.last_words()
+            raise RuntimeError(f"still not so: {what}; the controller says: {words}") from None
+        return found
+
+    async def online(self, *nodes: str) -> None:
+        """Wait until these nodes are online."""
+
+        async def ready() -> bool:
+            views = await self.call("fleet.status")
+            return set(nodes) <= {one.node for one in views if one.state == "online"}
+
+        await self.until(f"{', '.join(nodes)} online", ready)
+
+    async def serving(self, count: int) -> None:
+        """Wait until so many services run."""
+
+        async def ready() -> bool:
+            return len(await self.call("service.list", state="running")) >= count
+
+        await self.until(f"{count} services running", ready)
+
+    @asynccontextmanager
+    async def agent(
+        self, node: str, program: str = "device_agent", flags: tuple[str, ...] = ()
+    ) -> AsyncIterator[Process]:
+        """Run a device agent as long as the context, and yield it when it is online."""
+        command = module(program, f"--data={self.folder / node}", *self.way(node), *flags)
+        async with running_notified(command, self.folder, node) as one:
+            await self.online(node)
+            yield one
+
+    def way(self, node: str) -> tuple[str, ...]:
+        """Return the flags with which a node finds this cell."""
+        if self.trust is not None:
+            return (f"--bundle={self.trust.issue(node, Speaker.NODE)}",)
+        return f"--node={node}", f"--broker={self.host}:{self.port}"
+
+    def settings(self, identity: str, speaker: Speaker) -> Settings:
+        """Return how a session of our own reaches this cell."""
+        context = self.tls
+        if self.trust is not None and identity != "bench":
+            context = tls.client_context(tls.load(self.trust.issue(identity, speaker)))
+        return Settings(
+            host=self.host,
+            port=self.port,
+            identity=identity,
+            speaker=speaker,
+            cell=NAME,
+            tls=context,
+        )
+
+
+@asynccontextmanager
+async def cell(
+    folder: Path,
+    *,
+    broker: str = "embedded",
+    trusted_host: str = "",
+    **settings: int,
+) -> AsyncIterator[Cell]:
+    """Run a controller with its broker; with `trusted_host`, Mosquitto and TLS on that address.
+
+    `settings` are further options of the controller, such as `heartbeat_ms`.
+    """
+    said: dict[str, str | int] = {"data": str(folder / "controller"), "cell": NAME, **settings}
+    trust = None
+    if trusted_host:
+        broker_port, api_port = _free_ports(trusted_host)
+        trust = Trust(folder, trusted_host, broker_port, api_port)
+        said |= {"broker_host": trusted_host, "broker_port": broker_port, "broker": "mosquitto"}
+        said |= {"api_host": trusted_host, "api_port": api_port}
+        said |= {"authority": str(trust.folder)}
+        said |= {"bundle": str(trust.issue("controller", Speaker.CONTROLLER))}
+    else:
+        said |= {"broker": broker, "broker_port": 0, "api_port": 0}
+    config = folder / "controller.toml"
+    # A string of JSON is one of TOML.
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in said.items()]
+    config.write_text("".join(lines), encoding="utf-8")
+    command = module("tona", "controller", "--json", f"--config={config}")
+    async with running(command, folder / "controller.log") as process:
+        one = Cell(folder, process, await process.line(), trust)
+        try:
+            yield one
+        finally:
+            await one.close()
+
+
+def _free_ports(host: str) -> tuple[int, int]:
+    leases = PortLease(host, 0), PortLease(host, 0)
+    for one in leases:
+        one.close()
+    return leases[0].port, leases[1].port

@@ -1,0 +1,69 @@
+"""What the kernel says of a process: memory, processor time, children."""
+
+import os
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_KIB: Final = 1024
+_MB: Final = float(1 << 20)
+_MAPPING: Final = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)$")
+_EVERYWHERE: Final = re.compile(r"/(libc\.so|libc-|ld-linux|ld-musl)")
+"""The C library and the loader: mapped by nearly every process of every machine."""
+
+
+class Memory(NamedTuple):
+    """Of one process or a sum of several, in MB of 1024 x 1024 bytes, as `ps` counts."""
+
+    lone: float
+    """Proportional set size were it the only one of its kind: see `lone_pss`."""
+    pss: float
+    """As the kernel counts it now, among the other processes of the benchmark."""
+    uss: float
+    """What the process alone has: the least that its end would give back."""
+    rss: float
+
+
+def memory(pid: int) -> Memory:
+    """Return the memory of a process."""
+    text = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace")
+    whole, lone = _sums(text)
+    uss = whole["Private_Clean"] + whole["Private_Dirty"]
+    return Memory(*(one * _KIB / _MB for one in (lone, whole["Pss"], uss, whole["Rss"])))
+
+
+def _sums(smaps: str) -> tuple[dict[str, int], int]:
+    """Add a process's mappings up, in KiB: by field, and as if it were alone; pure.
+
+    Alone, every page is its own but those of the C library, which it shares as it does now.
+    """
+    whole = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty"), 0)
+    lone, everywhere = 0, False
+    for line in smaps.splitlines():
+        mapping = _MAPPING.match(line)
+        if mapping:
+            everywhere = _EVERYWHERE.search(mapping[1]) is not None
+            continue
+        name, _, rest = line.partition(":")
+        if name in whole:
+            size = int(rest.split()[0])
+            whole[name] += size
+            if name == ("Pss" if everywhere else "Rss"):
+                lone += size
+    return whole, lone
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and everything below it."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds: utime + stime."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,59 @@
+"""What the first stage of the daemon's process hands to the second.
+
+The first stage reads the configuration, recognises the board, probes the executors and reads the
+journal, with everything that takes; then it becomes the daemon (same process id) by `execve`, which
+begins with memory that none of this has ever touched. The lock on the data folder goes along.
+"""
+
+import os
+import sys
+from typing import NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from device_agent.core.events import Restored
+from firmware_profiles.profile import Profile
+from protocols.messages.presence import ExecutorInfo
+
+
+class Prepared(Struct, frozen=True):
+    """Everything the daemon needs to know at its start."""
+
+    node: str
+    cell: str
+    host: str
+    port: int
+    bundle: str
+    """Path; empty on loopback."""
+    data: str
+    lock: int
+    """Descriptor that holds the data folder."""
+    profile: Profile
+    why: str
+    """Why it is that profile."""
+    warnings: tuple[str, ...]
+    executors: tuple[ExecutorInfo, ...]
+    restored: Restored
+    incarnation: int
+    """The last one that was used."""
+    reserved: int
+    """The last one that is ours to use."""
+
+
+def become_daemon(prepared: Prepared) -> NoReturn:
+    """Replace this process by the daemon. Raises OSError."""
+    handle = os.memfd_create("prepared", 0)
+    os.write(handle, msgspec.msgpack.encode(prepared))
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.set_inheritable(prepared.lock, True)
+    os.set_inheritable(handle, True)
+    os.execv(sys.executable, [sys.executable, "-m", "device_agent.run", str(handle)])  # noqa: S606
+
+
+def take_over(handle: int) -> Prepared:
+    """Read what the first stage has left."""
+    with os.fdopen(handle, "rb") as file:
+        prepared = msgspec.msgpack.decode(file.read(), type=Prepared)
+    os.set_inheritable(prepared.lock, False)
+    return prepared

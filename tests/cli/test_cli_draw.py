@@ -1,0 +1,116 @@
+"""Rows and bars: what is absent is a dash, never a 0."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from controller.records import NodeView
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.presence import Accelerator, Inventory
+from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport
+from tona.cli import draw
+
+BARE = Inventory(
+    profile="generic-x86-64",
+    arch="x86_64",
+    os="Linux",
+    cpu_count=4,
+    memory_bytes=1000,
+    disk_bytes=1,
+)
+GPU = Inventory(
+    profile="jetson-orin", arch="aarch64", os="Linux", cpu_count=8, memory_bytes=1000, disk_bytes=1,
+    accelerators=(Accelerator("gpu", "Orin"), Accelerator("npu", "DLA")),
+)  # fmt: skip
+LOAD = LoadReport(sampled_ms=0, cpu_percent=50.0, memory_used_bytes=250)
+
+
+def text(what: Any, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(what)
+    return out.getvalue()
+
+
+def link(**more: Any) -> LinkReport:
+    return LinkReport(0, "wlan0", "wifi", **{"carrier": True, **more})
+
+
+def view(inventory: Inventory = BARE, state: NodeState = NodeState.ONLINE, **more: Any) -> NodeView:
+    return NodeView(node="n1", state=state, scheduler="ts", inventory=inventory, **more)
+
+
+def test_a_node_that_has_reported_nothing_shows_dashes() -> None:
+    row = text(draw.fleet([view()])).split("\n")[1].split()
+    assert row == ["n1", "online", "generic-x86-64", *["-"] * 8, "0"]
+
+
+def test_what_a_lost_node_said_last_is_not_shown_as_so() -> None:
+    row = text(draw.fleet([view(state=NodeState.LOST, load=LOAD, link=link())])).split("\n")[1]
+    assert row.split()[:5] == ["n1", "lost", "generic-x86-64", "-", "-"]
+
+
+def test_load_accelerators_and_link_are_bars() -> None:
+    load = LoadReport(
+        sampled_ms=0,
+        cpu_percent=50.0,
+        memory_used_bytes=250,
+        accelerators=(AcceleratorLoad(0, load_percent=100.0),),
+    )
+    report = link(signal_dbm=-61.0, round_trip_ms=3.21, jitter_ms=0.5, loss_percent=2.0)
+    row = text(draw.fleet([view(GPU, load=load, link=report, tasks=("t1",))])).split("\n")[1]
+    assert "████░░░░  50 %" in row
+    assert "██░░░░░░  25 %" in row
+    assert "gpu ████████ 100 %  npu -" in row
+    assert "wifi -61 dBm  ██████░░  72 %  3.2 ms  0.5 ms   2 %      1" in row
+
+
+def test_a_narrow_terminal_gets_what_fits() -> None:
+    report = link(signal_dbm=-61.0, round_trip_ms=3.21)
+    shown = text(draw.fleet([view(load=LOAD, link=report)], 80), 80)
+    assert "…" not in shown
+    assert "██░░ 50%" in shown
+    assert max(len(line.rstrip()) for line in shown.split("\n")) <= 80
+
+
+@pytest.mark.parametrize(
+    ("report", "quality"),
+    [
+        (None, None),
+        (link(), None),
+        (link(carrier=False, loss_percent=0.0), 0.0),
+        (link(loss_percent=10.0), 90.0),
+        (link(loss_percent=10.0, signal_dbm=-90.0), 0.0),
+        (link(loss_percent=10.0, signal_dbm=-30.0), 90.0),
+    ],
+)
+def test_the_quality_of_a_link_is_its_worse_side(
+    report: LinkReport | None, quality: float | None
+) -> None:
+    assert draw.link_quality(report) == quality
+
+
+def test_a_link_that_is_down_says_so() -> None:
+    assert text(draw.link_name(link(carrier=False))) == "wifi down\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 50, "5120.0 TiB")],
+)
+def test_sizes_are_said_as_people_say_them(count: int | None, said: str) -> None:
+    assert draw.size(count) == said
+
+
+def test_the_details_of_a_node_name_what_is_absent() -> None:
+    inventory = Inventory(
+        profile="p", arch="a", os="o", cpu_count=1, memory_bytes=1000, disk_bytes=1,
+        absent=("battery",),
+    )  # fmt: skip
+    shown = text(draw.node_details(view(inventory, load=LOAD, warnings=("No PSI.",))))
+    rows = dict(line.split(maxsplit=1) for line in shown.splitlines() if line.strip())
+    assert rows["absent"].strip() == "battery"
+    assert rows["battery"].strip() == "-"
+    assert rows["throttled"].strip() == "-"
+    assert rows["warning"].strip() == "No PSI."

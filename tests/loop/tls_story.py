@@ -1,0 +1,165 @@
+"""The story of a cell off loopback, told from inside the gateway's network namespace.
+
+Run by `test_loop_tls.py` as `ip netns exec GATEWAY python tls_story.py FOLDER NODE_NAMESPACE...`.
+Prints one line for each point that held; any other end is a failure.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from loop_cell import Loop, Stream, echo_module
+
+import tona
+from controller.trust.authority import Authority
+from protocols.topics import Speaker
+from protocols.transport.tls import client_context, load, save
+
+GATEWAY = "10.77.0.1"
+API = f"https://{GATEWAY}:8600"
+PATIENCE_S = 60.0
+
+
+class Story:
+    def __init__(self, folder: Path, namespaces: list[str]) -> None:
+        self.folder = folder
+        self.namespaces = namespaces
+        self.authority = Authority.init(folder / "authority", "cell")
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
+
+    def issue(self, name: str, speaker: Speaker) -> Path:
+        path = self.folder / f"{name}.json"
+        addresses = [GATEWAY] if speaker is Speaker.CONTROLLER else []
+        bundle = self.authority.issue(
+            name, speaker, "cell", broker_host=GATEWAY, api_url=API, addresses=addresses
+        )
+        save(bundle, path)
+        return path
+
+    async def start(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = await asyncio.create_subprocess_exec(
+                *command, stdout=log, stderr=log
+            )
+
+    async def node(self, name: str, namespace: str, bundle: Path) -> None:
+        await self.start(
+            name,
+            *("ip", "netns", "exec", namespace, sys.executable, "-m", "device_agent"),
+            *("--bundle", str(bundle), "--data", str(self.folder / f"data-{name}")),
+        )
+
+    async def end(self) -> None:
+        for process in self.processes.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*(one.wait() for one in self.processes.values()))
+
+
+def held(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+async def states(loop: Loop, wanted: dict[str, str]) -> None:
+    await loop.until(
+        "/v1/fleet",
+        lambda fleet: wanted.items() <= {one["node"]: one["state"] for one in fleet}.items(),
+    )
+
+
+async def tell(story: Story) -> None:
+    controller = story.issue("gateway", Speaker.CONTROLLER)
+    operator = story.issue("operator", Speaker.CLIENT)
+    bundles = {name: story.issue(name, Speaker.NODE) for name in ("pi-1", "pi-2")}
+    await story.start(
+        "controller",
+        *(sys.executable, "-m", "tona", "controller", "--broker", "mosquitto"),
+        *("--broker-host", GATEWAY, "--broker-port", "8883", "--api-host", GATEWAY),
+        *("--bundle", str(controller), "--authority", str(story.authority.folder)),
+        *("--data", str(story.folder / "controller-data")),
+    )
+    for (name, bundle), namespace in zip(bundles.items(), story.namespaces, strict=True):
+        await story.node(name, namespace, bundle)
+    context = client_context(load(operator))
+    async with httpx.AsyncClient(base_url=API, verify=context, timeout=10) as http:
+        loop = Loop(None, None, http)  # type: ignore[arg-type]
+        await states(loop, {"pi-1": "online", "pi-2": "online"})
+        held("two nodes joined over TLS")
+        tasks = await loop.submit("echo", 2, lost_after_ms=1500)
+        async with tona.connect(operator) as client:
+            stream = Stream(client, "echo", PATIENCE_S)
+            workers = [asyncio.create_task(stream.work()) for _ in range(2)]
+            await stream.more(20)
+            held("requests are answered over TLS")
+            big = os.urandom(300_000)
+            result = await client.invoke("echo", {"x": big}, deadline_s=PATIENCE_S)
+            assert bytes(result.outputs["y"]) == big
+            held("a large value went through the store over TLS")
+            await unplug(story, loop, stream, str(tasks[0]["node"]))
+            stream.stop()
+            await asyncio.gather(*workers)
+            assert stream.failures == [], stream.failures
+            assert stream.wrong == 0
+            held("no request was lost")
+        await keep_out(story, loop)
+
+
+async def unplug(story: Story, loop: Loop, stream: Stream, serving: str) -> None:
+    namespace = story.namespaces[int(serving[-1]) - 1]
+    link = ["ip", "-n", namespace, "link", "set", "up0"]
+    await run(*link, "down")
+    await states(loop, {serving: "lost"})
+    await stream.more(20)
+    held("the link was unplugged and the tasks went on elsewhere")
+    await run(*link, "up")
+    await states(loop, {serving: "online"})
+    held("the node came back by itself")
+
+
+async def run(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(*command)
+    assert await process.wait() == 0
+
+
+async def keep_out(story: Story, loop: Loop) -> None:
+    """A stranger, a stolen name and a revoked node stay outside."""
+    other = Authority.init(story.folder / "other", "cell")
+    stranger = story.folder / "stranger.json"
+    save(other.issue("pi-9", Speaker.NODE, "cell", broker_host=GATEWAY, api_url=API), stranger)
+    await story.node("pi-9", story.namespaces[0], stranger)
+    log = story.folder / "pi-9.log"
+    await refused(log, "certificate")
+    assert "pi-9" not in {one["node"] for one in await loop.get("/v1/fleet")}
+    held("a stranger's certificate is refused")
+    story.authority.revoke("pi-2")
+    await states(loop, {"pi-2": "lost", "pi-1": "online"})
+    held("a revoked node is put out")
+
+
+async def refused(log: Path, word: str) -> None:
+    end_s = asyncio.get_running_loop().time() + PATIENCE_S
+    while word not in log.read_text(encoding="utf-8"):
+        assert asyncio.get_running_loop().time() < end_s, log.read_text(encoding="utf-8")
+        await asyncio.sleep(0.1)
+
+
+async def main(arguments: list[str]) -> None:
+    story = Story(Path(arguments[0]), arguments[1:])
+    try:
+        await tell(story)
+    finally:
+        await story.end()
+
+
+if __name__ == "__main__":
+    assert echo_module()
+    assert shutil.which("ip")
+    asyncio.run(main(sys.argv[1:]))

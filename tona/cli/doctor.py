@@ -1,0 +1,31 @@
+"""`tona doctor`: what on this machine works, what is missing, and how to get it."""
+
+import msgspec
+import typer
+from rich.text import Text
+
+from tona.cli import errors
+from tona.cli.checks import Finding, State, examine
+from tona.cli.context import AsJson, settings, show, show_json, table
+
+_STYLE = {State.OK: "green", State.ABSENT: "yellow", State.FAILED: "red"}
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: what works, what is missing and how to get it."""
+    findings = examine(settings())
+    if as_json:
+        show_json(msgspec.json.encode(findings))
+    else:
+        _draw(findings)
+    if any(one.state is State.FAILED for one in findings):
+        raise typer.Exit(errors.UNAVAILABLE)
+
+
+def _draw(findings: list[Finding]) -> None:
+    made = table("WHAT", "STATE", "FOUND", "HOW TO GET IT")
+    made.columns[2].no_wrap = made.columns[3].no_wrap = False
+    for one in findings:
+        state = Text(one.state, style=_STYLE[one.state])
+        made.add_row(one.what, state, one.found or "-", one.hint or "-")
+    show(made)

@@ -1,0 +1,139 @@
+"""`tona fleet` and `tona node`: the nodes, their load and their links."""
+
+import asyncio
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from typer import Argument, Option
+
+from protocols.messages.hierarchy import NodeState
+from tona.cli import complete, draw
+from tona.cli.context import AsJson, console, listing, show, with_api
+
+app = typer.Typer(help="The nodes with load and link.", no_args_is_help=True)
+node_app = typer.Typer(help="What can be done to a node.", no_args_is_help=True)
+
+Prefix = Annotated[str, Option(help="Only names that begin so.")]
+NodeName = Annotated[str, Argument(help="Name of the node.", autocompletion=complete.nodes)]
+
+
+@app.command()
+def status(
+    prefix: Prefix = "",
+    state: Annotated[NodeState | None, Option(help="Only nodes in this state.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every node with its load and its link."""
+    listing(
+        "fleet.status",
+        as_json,
+        lambda nodes: show(draw.fleet(nodes, console().width)),
+        prefix=prefix,
+        state=state,
+    )
+
+
+@app.command("show")
+def show_node(node: NodeName, as_json: AsJson = False) -> None:
+    """Show everything about one node."""
+    listing("node.show", as_json, lambda one: show(draw.node_details(one)), name=node)
+
+
+@app.command()
+def watch(
+    as_json: Annotated[
+        bool, Option("--json", help="Print a JSON object for each change instead.")
+    ] = False,
+) -> None:
+    """Follow the fleet live, until q or Ctrl-C."""
+    with_api(_print_changes if as_json else _live)
+
+
+@node_app.command()
+def drain(node: NodeName, as_json: AsJson = False) -> None:
+    """Let a node finish what it has and give it nothing new."""
+    listing(
+        "node.drain",
+        as_json,
+        lambda one: show(f"{one.node} is {one.state}: it finishes what it has, its tasks move"),
+        name=node,
+    )
+
+
+async def _live(api: Any) -> None:
+    from tona.cli.follow import NODES, follow  # noqa: PLC0415 - slow to import
+
+    left = asyncio.Event()
+    with _key("q", left), Live(console=console(), auto_refresh=False) as live:
+
+        async def draw_forever() -> None:
+            async with aclosing(follow(api, NODES)) as states:
+                async for nodes in states:
+                    rows = [nodes[name] for name in sorted(nodes)]
+                    live.update(draw.fleet(rows, live.console.width), refresh=True)
+
+        drawing = asyncio.ensure_future(draw_forever())
+        leaving = asyncio.ensure_future(left.wait())
+        try:
+            await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if drawing.done():
+                drawing.result()
+        finally:
+            drawing.cancel()
+            leaving.cancel()
+            await asyncio.gather(drawing, leaving, return_exceptions=True)
+
+
+async def _print_changes(api: Any) -> None:
+    import msgspec  # noqa: PLC0415 - only here
+
+    from controller.api.named import to_json  # noqa: PLC0415 - the same
+    from controller.records import FLEET, NodeView  # noqa: PLC0415 - the same
+
+    nodes, token = await api.listing("fleet.status")
+    for node in nodes:
+        _line(node.node, to_json(node, NodeView))
+    async with aclosing(api.watch(FLEET, token)) as changes:
+        async for change in changes:
+            if change is not None:
+                gone = change.value is None
+                _line(
+                    change.key,
+                    msgspec.json.encode(None) if gone else to_json(change.value, NodeView),
+                )
+
+
+def _line(key: str, value: bytes) -> None:
+    sys.stdout.write(f'{{"node":"{key}","value":{value.decode()}}}\n')
+    sys.stdout.flush()
+
+
+@contextmanager
+def _key(key: str, pressed: asyncio.Event) -> Iterator[None]:
+    """Set an event when a key is pressed; without a terminal nothing happens."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    loop, handle = asyncio.get_running_loop(), sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+
+    def read() -> None:
+        ready, _, _ = select.select([handle], [], [], 0)
+        if ready and key in os.read(handle, 64).decode(errors="replace").lower():
+            pressed.set()
+
+    tty.setcbreak(handle)
+    loop.add_reader(handle, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(handle)
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)

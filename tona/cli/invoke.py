@@ -1,0 +1,193 @@
+"""`tona invoke`: one request to a service, inputs from files, texts or JSON."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Struct
+from typer import Argument, Option
+
+from protocols.errors import UserError
+from protocols.messages.hierarchy import ServiceOrder
+from protocols.messages.invocation import REQUEST
+from tona.cli import complete
+from tona.cli.context import AsJson, console, error_console, settings, show_json
+from tona.cli.usecases import read_file
+
+FILE: Final = "@"
+JSON: Final = "json:"
+SHOWN: Final = 8
+"""Elements of a tensor that are printed."""
+
+
+def invoke(
+    service: Annotated[str, Argument(help="Its name.", autocompletion=complete.services)],
+    inputs: Annotated[
+        list[str] | None,
+        Option(
+            "--input", "-i", help="NAME=@FILE, NAME=TEXT or NAME=json:[...] (numbers); repeatable."
+        ),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        Option("--output", "-o", help="NAME=FILE: write an output's bytes there; repeatable."),
+    ] = None,
+    deadline: Annotated[float, Option(min=0.001, help="In seconds.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a service once and print what it gives."""
+    given = [_input(one) for one in inputs or ()]
+    files = dict(_split(one, "--output") for one in outputs or ())
+    result = asyncio.run(_invoke(service, given, deadline))
+    unknown = files.keys() - result.outputs.keys()
+    if unknown:
+        raise UserError(
+            f"service {service} has no output {min(unknown)!r}: "
+            f"it gives {', '.join(sorted(result.outputs))}"
+        )
+    for name, path in files.items():
+        _write(Path(path), result.data(name))
+    if as_json:
+        show_json(msgspec.json.encode(_document(result)))
+    else:
+        _print(result, files)
+
+
+class Numbers(Struct, frozen=True):
+    """An input as JSON; which type its numbers have is known to the service."""
+
+    value: Any
+
+
+async def _invoke(service: str, given: list[tuple[str, Any]], deadline_s: float) -> Any:
+    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+    from tona.client import connect  # noqa: PLC0415 - the same
+
+    found = settings()
+    to = target(found)
+    dtypes: dict[str, str] = {}
+    if any(isinstance(value, Numbers) for _, value in given):
+        async with Api(to) as api:
+            dtypes = _dtypes((await api.call("service.show", name=service)).order)
+    inputs = {
+        name: _array(name, value.value, dtypes.get(name)) if isinstance(value, Numbers) else value
+        for name, value in given
+    }
+    async with connect(found.bundle.value or to.url) as client:
+        return await client.invoke(service, inputs, deadline_s=deadline_s)
+
+
+def _dtypes(order: ServiceOrder) -> dict[str, str]:
+    """Return the element type of each input that a client gives."""
+    return {
+        edge.source_port: port.dtype.value
+        for task in order.tasks
+        for edge in task.inputs
+        for port in task.manifest.inputs
+        if edge.source == REQUEST and port.name == edge.port
+    }
+
+
+def _input(text: str) -> tuple[str, Any]:
+    name, value = _split(text, "--input")
+    if value.startswith(FILE):
+        return name, read_file(Path(value.removeprefix(FILE)))
+    if value.startswith(JSON):
+        try:
+            return name, Numbers(msgspec.json.decode(value.removeprefix(JSON)))
+        except msgspec.DecodeError as error:
+            raise UserError(f"--input {name}: no JSON: {error}") from None
+    return name, value
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"{option} {text!r} names nothing: write NAME=VALUE")
+    return name, value
+
+
+def _array(name: str, value: Any, dtype: str | None) -> Any:
+    """Return numbers as an array of the type that the service takes."""
+    try:
+        import numpy as np  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise UserError(f"--input {name}=json: needs numpy: pip install numpy") from None
+    try:
+        array = np.array(value)
+        if array.dtype.kind not in "bif":
+            raise UserError(f"--input {name}: a list of numbers is needed")
+        # An unknown input is refused by its name, whatever its type.
+        made = array if dtype is None else array.astype(dtype)
+    except ValueError as error:
+        raise UserError(f"--input {name}: {error}") from None
+    if array.dtype.kind == "i" and not (made == array).all():
+        raise UserError(f"--input {name}: its numbers do not fit into {dtype}")
+    return made
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
+
+
+def _text(value: Any, data: bytes) -> str | None:
+    """Return an output as text where it is one: bytes that are UTF-8."""
+    if str(value.dtype) != "uint8" or len(value.shape) != 1:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _print(result: Any, files: dict[str, str]) -> None:
+    out = console()
+    several = len(result.outputs) > 1
+    for name, value in result.outputs.items():
+        if name in files:
+            continue
+        text = _text(value, result.data(name))
+        label = f"{name}: " if several else ""
+        if text is not None:
+            sys.stdout.write(f"{name}:\n{text}\n" if several else f"{text}\n")
+        else:
+            out.print(f"{label}{_describe(value)}", soft_wrap=True)
+    nodes = " ".join(dict.fromkeys(one.node for one in result.timings))
+    told = f"{result.elapsed_ms:.1f} ms, {result.attempts} attempt(s), on {nodes or '-'}"
+    error_console().print(told, style="dim", soft_wrap=True)
+
+
+def _describe(value: Any) -> str:
+    shape = "x".join(str(axis) for axis in value.shape) or "scalar"
+    flat = getattr(value, "flat", None)
+    if flat is None:
+        return f"{value.dtype} {shape}"
+    first = ", ".join(f"{one:.6g}" for one in flat[:SHOWN])
+    more = ", ..." if value.size > SHOWN else ""
+    return f"{value.dtype} {shape} [{first}{more}]"
+
+
+def _document(result: Any) -> dict[str, Any]:
+    outputs = {}
+    for name, value in result.outputs.items():
+        data = result.data(name)
+        text = _text(value, data)
+        outputs[name] = {"dtype": str(value.dtype), "shape": list(value.shape)} | (
+            {"data_base64": data} if text is None else {"text": text}
+        )
+    timings = [msgspec.to_builtins(_named(one)) for one in result.timings]
+    return {
+        "outputs": outputs,
+        "elapsed_ms": result.elapsed_ms,
+        "attempts": result.attempts,
+        "timings": timings,
+    }
+
+
+def _named(timing: Any) -> dict[str, Any]:
+    return {name: getattr(timing, name) for name in timing.__struct_fields__}
