@@ -7,6 +7,8 @@ from starlette.types import Scope
 
 from controller.api.errors import Refused
 from controller.api.operations import Operation, Permission
+from controller.api.peers import EXTENSION
+from protocols.topics import Speaker
 
 
 class Identity(Struct, frozen=True):
@@ -17,13 +19,24 @@ class Identity(Struct, frozen=True):
     permissions: frozenset[Permission]
 
 
-LOCAL: Final = Identity("local", "default", frozenset(Permission))
-"""Whoever reaches a listener that lets only the right ones in: loopback, or verified by TLS."""
+_EVERYTHING: Final = frozenset(Permission)
+LOCAL: Final = Identity("local", "default", _EVERYTHING)
+"""Whoever reaches a listener without TLS, which is on loopback."""
+PERMISSIONS: Final = {
+    Speaker.CLIENT.value: _EVERYTHING,
+    Speaker.CONTROLLER.value: _EVERYTHING,
+    # A node that was taken over must not command the fleet: it fetches and stores, no more.
+    Speaker.NODE.value: frozenset((Permission.FETCH, Permission.STORE)),
+}
 
 
-def identify(_scope: Scope) -> Identity:
-    """Return who is at the other end of a connection."""
-    return LOCAL
+def identify(scope: Scope) -> Identity:
+    """Return who is at the other end of a connection, by the certificate that TLS verified."""
+    peer = scope.get("extensions", {}).get(EXTENSION)
+    if peer is None:
+        return LOCAL
+    permissions = PERMISSIONS.get(peer.kind, frozenset())
+    return Identity(peer.name or "a certificate without a name", "default", permissions)
 
 
 def authorise(operation: Operation, identity: Identity) -> None:

@@ -65,7 +65,10 @@ class Permission(StrEnum):
     VIEW = "view"
     SUBMIT = "submit"
     OPERATE = "operate"
+    FETCH = "fetch"
+    """Contents by digest: whoever names one knows it already."""
     STORE = "store"
+    """Large values, which pass."""
 
 
 class Transfer(StrEnum):
@@ -88,7 +91,10 @@ class DocumentFormat(StrEnum):
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
 """The name of one thing; an unknown one is answered with the nearest that there is."""
 Sha256 = Annotated[
-    str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="a SHA-256 of 64 lower-case hexadecimal digits")
+    str,
+    Meta(
+        pattern=r"^[0-9a-f]{64}$(?!\n)", description="a SHA-256 of 64 lower-case hexadecimal digits"
+    ),
 ]
 
 
@@ -412,7 +418,7 @@ TABLE: Final = (
         "Keep an artifact; the body is its content.",
         PutArtifact,
         ArtifactRecord,
-        Permission.STORE,
+        Permission.SUBMIT,
         _DATA,
         "PUT",
         "/v1/artifacts/{hex}",
@@ -424,7 +430,7 @@ TABLE: Final = (
         "Fetch an artifact or a range of it.",
         Content,
         None,
-        _VIEW,
+        Permission.FETCH,
         _DATA,
         "GET",
         "/v1/artifacts/{hex}",
@@ -447,7 +453,7 @@ TABLE: Final = (
         "Fetch a large value or a range of it.",
         Content,
         None,
-        _VIEW,
+        Permission.FETCH,
         _DATA,
         "GET",
         "/v1/blobs/{hex}",

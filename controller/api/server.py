@@ -11,6 +11,7 @@ from typing import Final
 import uvicorn
 
 from controller.api.app import Api, Doors, is_loopback
+from controller.api.peers import PeerProtocol
 from controller.registry import LiveRegistry
 from protocols.errors import EnvironmentFailure, UserError
 
@@ -79,7 +80,7 @@ class ApiServer:
         listener = self._listener()
         config = uvicorn.Config(
             self.api.application,
-            http="h11",
+            http=PeerProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -9,6 +9,7 @@ A new generation is prepared beside the old one, which serves until the new one 
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from device_agent.core.capacity import HELD_MAX, refusal
 from device_agent.core.commands import (
     FetchArtifact,
     Forget,
@@ -31,8 +32,6 @@ from protocols.errors import Blame
 from protocols.messages.presence import Holding, Inventory
 from protocols.messages.task import Assign, InstanceState, Release
 
-HELD_MAX: Final = 256
-"""Tasks of one node, whatever its inventory says: a birth that lists them has to fit its frame."""
 TOMBSTONES_MAX: Final = 1024
 RESTARTS_MAX: Final = 5
 """Troubles within the window that are mended by trying again; one more and the task has failed."""
@@ -332,31 +331,11 @@ class Assignments:
         return message.epoch == have.epoch and message.generation == have.generation
 
     def _refusal(self, message: Assign, held: Held | None) -> str:
-        """Say why a task cannot be held here; empty when it can.
-
-        Memory counts what manifests may take at most. While a new generation stands beside its
-        old one only the new one counts: the old one leaves.
-        """
-        inventory = self._inventory
-        others = [one for one in self.held.values() if one is not held and not one.released]
-        known = held is not None and not held.released
-        if not known and self._turn.draining:
+        """Say why a task cannot be held here; empty when it can."""
+        others = [one.assign for one in self.held.values() if one is not held and not one.released]
+        if self._turn.draining and (held is None or held.released):
             return f"node {self._turn.node} takes no new task: {self._turn.draining}"
-        most = min(inventory.max_instances, HELD_MAX)
-        if len(others) >= most:
-            return f"node {self._turn.node} holds {len(others)} tasks, its limit is {most}"
-        kind = message.manifest.kind.value
-        if kind not in {one.kind for one in inventory.executors}:
-            return f"node {self._turn.node} has no {kind} executor"
-        wanted = message.manifest.limits.memory_bytes
-        taken = sum(one.assign.manifest.limits.memory_bytes for one in others)
-        have = inventory.task_memory_bytes
-        if have and taken + wanted > have:
-            return (
-                f"node {self._turn.node} has {have >> 20} MiB for tasks, {taken >> 20} MiB are "
-                f"taken and {message.task} may need {wanted >> 20} MiB"
-            )
-        return ""
+        return refusal(self._turn.node, self._inventory, others, message)
 
     def _adopt(self, held: Held, message: Assign, cause: str) -> bool:
         """Take over a new epoch for what runs or comes already; return whether it fits."""

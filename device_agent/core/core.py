@@ -140,7 +140,7 @@ class Core:
             events.InstanceExited: assignments.exited,
             events.InstanceStopped: lambda event: assignments.stopped(event.instance),
             events.InstanceStats: lambda e: assignments.stats(e.instance, e.memory_bytes),
-            events.BlobReady: lambda event: requests.blob_ready(event.digest),
+            events.BlobReady: lambda event: requests.workers.blob_ready(event.digest),
             events.BlobPushed: lambda event: requests.blob_pushed(event.digest),
             events.BlobFailed: requests.blob_failed,
             events.ShutDown: self._shut_down,

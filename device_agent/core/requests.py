@@ -13,14 +13,10 @@ request here with one `Result`; one that may be retried is tried afresh by a hig
 """
 
 from collections.abc import Callable
-from itertools import count
 from typing import Final
 
 from device_agent.core.assignments import Assignments
 from device_agent.core.commands import (
-    CancelCall,
-    Execute,
-    FetchBlob,
     PushBlob,
 )
 from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, Received
@@ -37,6 +33,7 @@ from device_agent.core.values import (
     misfit,
     needed_elsewhere,
 )
+from device_agent.core.workers import Workers
 from protocols.errors import Blame
 from protocols.messages.invocation import (
     REQUEST,
@@ -71,15 +68,12 @@ class Requests:
     ) -> None:
         self._turn = turn
         self._assignments = assignments
-        self._idle = idle
+        self.workers = Workers(turn, self._fail, self._settle, idle)
         self._live: dict[str, Request] = {}
         self._live_bytes = 0
         self.finished = Finished()
-        self._calls: dict[str, Job] = {}
-        self._fetches: dict[str, list[Job]] = {}
         self._pushes: dict[str, list[tuple[Request, str]]] = {}
         self._replies = Replies(turn)
-        self._numbers = count(1)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -133,12 +127,9 @@ class Requests:
 
     def done(self, event: ExecutorDone) -> None:
         """Pass the outputs of a call on."""
-        job = self._calls.pop(event.call, None)
+        job = self.workers.take(event.call)
         if job is None:
-            self._turn.counts["late call"] += 1
             return
-        instance = job.instance
-        instance.running -= 1
         if job.phase is not Phase.DEAD:
             request, task = job.request, job.step.task
             timing = Timing(task, self._turn.node, job.queue_us, event.run_us, job.fetch_us)
@@ -147,15 +138,13 @@ class Requests:
             self._hold(request, inline_bytes(event.outputs))
             self._pass_on(request, task, answer)
             self._settle(request)
-        self._next(instance)
+        self.workers.next(job.instance)
 
     def failed(self, event: ExecutorFailed) -> None:
         """End the request of a call that gave no outputs."""
-        job = self._calls.pop(event.call, None)
+        job = self.workers.take(event.call)
         if job is None:
-            self._turn.counts["late call"] += 1
             return
-        job.instance.running -= 1
         if job.phase is not Phase.DEAD:
             job.phase = Phase.DEAD
             failure = Failure(
@@ -168,19 +157,7 @@ class Requests:
             )
             self._fail(job.request, failure)
             self._settle(job.request)
-        self._next(job.instance)
-
-    def blob_ready(self, digest: str) -> None:
-        """Go on with every job that waited for this value last."""
-        for job in self._fetches.pop(digest, ()):
-            if job.phase is Phase.FETCHING:
-                job.wanted.discard(digest)
-                if not job.wanted:
-                    job.instance.fetching -= 1
-                    job.fetch_us = int((self._turn.now_ms - job.since_ms) * 1000)
-                    job.since_ms = self._turn.now_ms
-                    self._enqueue(job)
-                    self._settle(job.request)
+        self.workers.next(job.instance)
 
     def blob_pushed(self, digest: str) -> None:
         """Send every answer that waited for this value last."""
@@ -199,8 +176,7 @@ class Requests:
         if event.pushing:
             waiting = [request for request, _ in self._pushes.pop(event.digest, ())]
         else:
-            jobs = self._fetches.pop(event.digest, ())
-            waiting = [job.request for job in jobs if job.phase is Phase.FETCHING]
+            waiting = self.workers.not_fetched(event.digest)
         for request in waiting:
             if request.failure is None and request.live:
                 text = f"value {event.digest[:19]}: {event.text}"[:1000]
@@ -220,11 +196,7 @@ class Requests:
         for request in hit:
             self._fail(request, failure)
             self._settle(request)
-        self._calls = {
-            call: job for call, job in self._calls.items() if job.instance is not instance
-        }
-        instance.running = 0
-        instance.queue.clear()
+        self.workers.forget(instance)
 
     def on_timer(self, name: str) -> None:
         """Say that a request is accepted, or that its deadline has come."""
@@ -407,7 +379,7 @@ class Requests:
             text = f"the plan gives task {task} no input {', '.join(sorted(missing))}"
             self._bad_input(request, task, text)
             return
-        self._start(
+        self.workers.start(
             Job(request, step, instance, waiting.inputs, waiting.timings, self._turn.now_ms)
         )
 
@@ -432,68 +404,6 @@ class Requests:
         failure = self._failure(code, Blame.ENVIRONMENT, text, task=step.task, retryable=True)
         self._fail(request, failure)
         return None
-
-    def _start(self, job: Job) -> None:
-        job.request.jobs[job.step.task] = job
-        large = blobs(job.inputs)
-        if not large:
-            self._enqueue(job)
-            return
-        job.phase = Phase.FETCHING
-        job.instance.fetching += 1
-        job.wanted = set(large)
-        for digest, size_bytes in large.items():
-            waiters = self._fetches.setdefault(digest, [])
-            waiters.append(job)
-            if len(waiters) == 1:
-                urls, cause = self._turn.store_urls, job.request.cause
-                self._turn.out.append(FetchBlob(digest, size_bytes, urls, cause))
-
-    def _enqueue(self, job: Job) -> None:
-        """Run a job, or let it wait within the bound of its task."""
-        instance = job.instance
-        job.phase = Phase.QUEUED
-        if instance.running < instance.replicas and not instance.queue:
-            self._execute(job)
-        elif len(instance.queue) < instance.manifest.limits.queue:
-            instance.queue.append(job)
-        else:
-            task, bound = job.step.task, instance.manifest.limits.queue
-            text = f"task {task} has {bound} requests waiting, its limit"
-            failure = self._failure(_Code.BUSY, Blame.ENVIRONMENT, text, task=task, retryable=True)
-            job.phase = Phase.DEAD
-            self._fail(job.request, failure)
-
-    def _execute(self, job: Job) -> None:
-        turn, request = self._turn, job.request
-        left_ms = int(request.deadline_ms - turn.now_ms)
-        if left_ms < 1:
-            job.phase = Phase.DEAD
-            text = f"no time was left to run task {job.step.task}"
-            self._fail(request, self._failure(_Code.DEADLINE, Blame.ENVIRONMENT, text))
-            return
-        instance = job.instance
-        instance.running += 1
-        job.phase = Phase.RUNNING
-        job.call = call = str(next(self._numbers))
-        job.queue_us = int((turn.now_ms - job.since_ms) * 1000)
-        request.ran = True
-        self._calls[call] = job
-        budget_ms = min(left_ms, instance.manifest.limits.deadline_ms)
-        turn.out.append(Execute(instance.name, call, job.inputs, budget_ms, request.cause))
-
-    def _next(self, instance: Instance) -> None:
-        """Give free workers of an instance what waits longest."""
-        while instance.running < instance.replicas and instance.queue:
-            job = instance.queue.popleft()
-            self._execute(job)
-            if job.phase is Phase.DEAD:
-                self._settle(job.request)
-        self._check_idle(instance)
-
-    def _check_idle(self, instance: Instance) -> None:
-        if instance.state is InstanceState.DRAINING and instance.idle:
-            self._idle(instance)
 
     # From outputs to the answer.
 
@@ -548,14 +458,7 @@ class Requests:
         """Let go of everything that is under way for a request."""
         request.failure = failure
         for job in request.jobs.values():
-            if job.phase is Phase.RUNNING:
-                self._turn.out.append(CancelCall(job.instance.name, job.call))
-            elif job.phase is Phase.QUEUED and job in job.instance.queue:
-                job.instance.queue.remove(job)
-            elif job.phase is Phase.FETCHING:
-                job.instance.fetching -= 1
-                self._check_idle(job.instance)
-            job.phase = Phase.DEAD
+            self.workers.drop(job)
         request.jobs.clear()
         request.waiting.clear()
         request.pushing.clear()

@@ -28,7 +28,7 @@ from device_agent.executors.door import (
     Stats,
     Value,
 )
-from device_agent.executors.link import Reply
+from device_agent.executors.link import Link, Reply
 from protocols.errors import Blame
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
@@ -247,9 +247,7 @@ class RemoteExecutor:
         self._send(run, instance.link, described, inline)
         await run.wait()
 
-    def _send(
-        self, run: Run, link: Link, described: list[Described], inline: list[bytes]
-    ) -> None:
+    def _send(self, run: Run, link: Link, described: list[Described], inline: list[bytes]) -> None:
         header = {"op": "invoke", "key": run.instance.key, "in": described}
         run.sent = link
         run.number = link.request(header, inline, partial(self._answered, run))

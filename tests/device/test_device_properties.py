@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from device_agent.core import commands, events
-from device_agent.core.assignments import HELD_MAX
+from device_agent.core.capacity import HELD_MAX
 from device_agent.core.finished import FINISHED_MAX
 from device_agent.core.requests import LIVE_MAX
 from protocols import codec
@@ -203,7 +203,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_and_calls_agree(self) -> None:
-        calls = self.node.core.requests._calls.values()
+        calls = self.node.core.requests.workers._calls.values()
         for one in self.node.core.assignments._instances.values():
             assert one.running == sum(job.instance is one for job in calls)
             assert one.fetching == 0
@@ -286,7 +286,7 @@ def sizes(node: SimNode) -> dict[str, int]:
         "tombstones": len(core.assignments._tombstones),
         "live": len(core.requests),
         "finished": len(core.requests.finished),
-        "calls": len(core.requests._calls),
+        "calls": len(core.requests.workers._calls),
         "counts": len(core.counts),
         "kept": len(core.requests._replies._kept),
     }

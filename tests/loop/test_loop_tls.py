@@ -76,6 +76,7 @@ def test_a_cell_off_loopback(tmp_path: Path, network: tuple[str, list[str]]) -> 
         "the link was unplugged and the tasks went on elsewhere",
         "the node came back by itself",
         "no request was lost",
+        "a node's certificate may not command the fleet",
         "a stranger's certificate is refused",
         "a revoked node is put out",
     ]

@@ -130,7 +130,12 @@ async def run(*command: str) -> None:
 
 
 async def keep_out(story: Story, loop: Loop) -> None:
-    """A stranger, a stolen name and a revoked node stay outside."""
+    """A node may not command; a stranger and a revoked node stay outside."""
+    context = client_context(load(story.folder / "pi-1.json"))
+    async with httpx.AsyncClient(base_url=API, verify=context, timeout=10) as http:
+        assert (await http.delete("/v1/usecases/echo")).status_code == 403
+        assert (await http.get("/v1/fleet")).status_code == 403
+    held("a node's certificate may not command the fleet")
     other = Authority.init(story.folder / "other", "cell")
     stranger = story.folder / "stranger.json"
     save(other.issue("pi-9", Speaker.NODE, "cell", broker_host=GATEWAY, api_url=API), stranger)

@@ -24,7 +24,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _invoke(hoisted(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as end:
+        # Typer turns a closed pipe into an exit of its own.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            raise
         _silence()
         return errors.OK
     except (KeyboardInterrupt, typer.Abort):

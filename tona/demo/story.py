@@ -1,6 +1,7 @@
 """The run: a cell starts, a chain is placed, images are read, a node dies, its tasks go on."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -138,7 +139,7 @@ class _Run:
         stage, images = self._stage, self._given.images
         stage.step(f"reading {len(images)} images" if len(images) != 1 else "reading one image")
         cold_ms = [(await self._read_page()).elapsed_ms]
-        readings = [await self._read(image) for image in images]
+        readings = await self._read_all()
         stage.step(f"the same page {WARM_REQUESTS} times, now warm")
         warm_ms = [(await self._read_page()).elapsed_ms for _ in range(WARM_REQUESTS)]
         stage.fleet(await self._api.call("fleet.status"))
@@ -149,15 +150,35 @@ class _Run:
         stage.placed(kill.placed_after)
         return self._sum_up(readings, latency(cold_ms), latency(warm_ms), placed, kill)
 
+    async def _read_all(self) -> list[Reading]:
+        """Read the images in order, IN_FLIGHT of them at a time."""
+        readings: list[Reading] = []
+        under_way: deque[asyncio.Task[Reading]] = deque()
+
+        async def next_done() -> None:
+            reading = await under_way[0]
+            under_way.popleft()
+            self._stage.reading(reading)
+            readings.append(reading)
+
+        try:
+            for image in self._given.images:
+                under_way.append(asyncio.create_task(self._read(image)))
+                if len(under_way) >= IN_FLIGHT:
+                    await next_done()
+            while under_way:
+                await next_done()
+        finally:
+            for task in under_way:
+                task.cancel()
+        return readings
+
     async def _read(self, image: Path) -> Reading:
         try:
             data = material.read(image)
         except OSError as error:
-            reading = Reading(str(image), error=error.strerror or str(error))
-        else:
-            reading = await self._invoke_on(image, data)
-        self._stage.reading(reading)
-        return reading
+            return Reading(str(image), error=error.strerror or str(error))
+        return await self._invoke_on(image, data)
 
     async def _invoke_on(self, image: Path, data: bytes) -> Reading:
         self._sent += 1

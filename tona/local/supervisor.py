@@ -100,6 +100,7 @@ class Supervisor:
             except EnvironmentFailure as error:
                 self._give_up(name, str(error))
                 return
+            self._told(name, f"runs again as process {kept.child.pid}")
             since_s = loop.time()
 
     def _give_up(self, name: str, why: str) -> None:

@@ -1,0 +1,33 @@
+"""Whether one more task fits on this node; pure."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from protocols.messages.presence import Inventory
+from protocols.messages.task import Assign
+
+HELD_MAX: Final = 256
+"""Tasks of one node, whatever its inventory says: a birth that lists them has to fit its frame."""
+
+
+def refusal(node: str, inventory: Inventory, others: Sequence[Assign], wanted: Assign) -> str:
+    """Say why a task cannot be held beside the others; empty when it can.
+
+    Memory counts what manifests may take at most. While a new generation stands beside its old one
+    only the new one counts: the old one leaves.
+    """
+    most = min(inventory.max_instances, HELD_MAX)
+    if len(others) >= most:
+        return f"node {node} holds {len(others)} tasks, its limit is {most}"
+    kind = wanted.manifest.kind.value
+    if kind not in {one.kind for one in inventory.executors}:
+        return f"node {node} has no {kind} executor"
+    asked = wanted.manifest.limits.memory_bytes
+    taken = sum(one.manifest.limits.memory_bytes for one in others)
+    have = inventory.task_memory_bytes
+    if have and taken + asked > have:
+        return (
+            f"node {node} has {have >> 20} MiB for tasks, {taken >> 20} MiB are taken and "
+            f"{wanted.task} may need {asked >> 20} MiB"
+        )
+    return ""
