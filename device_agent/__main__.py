@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_agent import config
-from device_agent.artifacts.blobs import blob_path
 from device_agent.ending import to_the_end
 from device_agent.folder import DataFolder
 from device_agent.journal import Journal
 from device_agent.prepared import Prepared, become_daemon
-from device_agent.run import EXECUTORS, make_executor
+from device_agent.run import EXECUTORS, blobs_folder, make_executor
 from firmware_profiles import Profile, select
 from protocols.errors import UserError
 from protocols.messages.presence import ExecutorInfo
@@ -58,7 +57,7 @@ def _load_bundle(asked: config.Config) -> "Bundle | None":
 
 
 async def _probe(node: str, profile: Profile, data: Path) -> tuple[ExecutorInfo, ...]:
-    blobs = blob_path(node, data / "blobs")
+    blobs = blobs_folder(node, data)
     executors = [make_executor(kind, profile, blobs, data) for kind in EXECUTORS]
     try:
         found = await asyncio.gather(*(one.probe() for one in executors))

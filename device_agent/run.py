@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from binascii import crc32
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -73,6 +74,11 @@ def make_executor(
     )
 
 
+def blobs_folder(node: str, data: Path) -> Path:
+    """Return where large values lie: for this data folder alone, whatever the node is called."""
+    return blob_path(f"{node}-{crc32(os.fsencode(data)):08x}", data / "blobs")
+
+
 class Node:
     """One node, from what was prepared."""
 
@@ -84,7 +90,7 @@ class Node:
     async def run(self) -> str:
         """Wire everything and run; return why it ended."""
         prepared, data = self._prepared, self._data
-        blobs_at = blob_path(prepared.node, data / "blobs")
+        blobs_at = blobs_folder(prepared.node, data)
         blobs = BlobFolder(blobs_at, BLOBS_MAX_BYTES, BLOBS_MAX_AGE_S)
         cache = ArtifactCache(data / "artifacts", ARTIFACTS_MAX_BYTES, time.time())
         now_ms = round(asyncio.get_running_loop().time() * 1000)
@@ -124,7 +130,10 @@ class Node:
         senses = Senses(sampler, link, daemon.tell, daemon.probe, daemon.link_is_back)
         daemon.attach(senses, workshop)
         self._announce(inventory, warnings)
-        return await daemon.run()
+        try:
+            return await daemon.run()
+        finally:
+            _clear(blobs)
 
     def _open_journal(self) -> "Journal":
         from device_agent.journal import Journal  # noqa: PLC0415 - see above
@@ -191,6 +200,16 @@ def _write(path: Path, pem: str) -> Path:
     with os.fdopen(os.open(path, flags, PRIVATE_FILE), "w", encoding="ascii") as file:
         file.write(pem)
     return path
+
+
+def _clear(blobs: BlobFolder) -> None:
+    """Give the memory back that values take: no call outlives the daemon."""
+    try:
+        for entry in blobs.entries():
+            (blobs.folder / entry.name).unlink(missing_ok=True)
+        blobs.folder.rmdir()
+    except OSError as error:
+        log.warning("%s: not emptied: %s", blobs.folder, error.strerror)
 
 
 def _link_sensor() -> tuple[LinkSensor | None, str]:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Broker, Peer, Store, run_agent
 
-from device_agent import VERSION
+from device_agent import VERSION, run
 from protocols import codec, topics
 from protocols.codec import Frame
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
@@ -104,6 +104,12 @@ async def test_a_task_is_assigned_invoked_and_survives_kill_9(
     assert "Traceback" not in said
 
 
+def values_of(agent: Agent) -> list[Path]:
+    """Return the large values of this daemon, in shared memory or in its data folder."""
+    places = (run.blobs_folder(NODE, agent.folder), agent.folder / "blobs")
+    return [one for place in places for one in place.glob("*")]
+
+
 async def test_large_values_go_through_the_store(
     agent: Agent, scheduler: Peer, client: Peer, store: Store
 ) -> None:
@@ -117,11 +123,15 @@ async def test_large_values_go_through_the_store(
     result = await client.expect(Result)
     assert result.failure is None, result.failure
     assert result.outputs == {"y": blob}
+    assert values_of(agent)
     missing = Blob(Dtype.UINT8, (100_000,), f"sha256:{'0' * 64}", 100_000)
     client.command(call("r2", missing), Channel.INVOKE)
     result = await client.expect(Result, lambda one: one.request == "r2")
     assert result.failure is not None
     assert "404" in result.failure.text
+    code, _ = await agent.stop()
+    assert code == 0
+    assert not values_of(agent), "memory is given back"
 
 
 async def test_a_release_and_a_broken_artifact_are_told(
