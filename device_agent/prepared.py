@@ -48,7 +48,10 @@ def become_daemon(prepared: Prepared) -> NoReturn:
     os.lseek(handle, 0, os.SEEK_SET)
     os.set_inheritable(prepared.lock, True)
     os.set_inheritable(handle, True)
-    os.execv(sys.executable, [sys.executable, "-m", "device_agent.run", str(handle)])  # noqa: S606
+    flags = sys.flags
+    options = ["-P"] * flags.safe_path + ["-I"] * flags.isolated + ["-O"] * flags.optimize
+    command = [sys.executable, *options, "-m", "device_agent.run", str(handle)]
+    os.execv(sys.executable, command)  # noqa: S606 - the same program, this very interpreter
 
 
 def take_over(handle: int) -> Prepared:

@@ -9,6 +9,11 @@ from protocols.topics import NAME_PATTERN
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 """A node, client, service, task, tenant or cell: one level of a topic."""
 
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
+"""A name that is only compared, never made a level of a topic: a bound costs less than a pattern,
+and a plan of six steps carries fifty of them.
+"""
+
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 """A SHA-256 content address."""
 

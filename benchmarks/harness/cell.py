@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -122,11 +122,14 @@ class Cell:
 
     @asynccontextmanager
     async def agent(
-        self, node: str, program: str = "device_agent", flags: tuple[str, ...] = ()
+        self, node: str, around: Callable[[list[str]], list[str]] = list, flags: Sequence[str] = ()
     ) -> AsyncIterator[Process]:
-        """Run a device agent as long as the context, and yield it when it is online."""
-        command = module(program, f"--data={self.folder / node}", *self.way(node), *flags)
-        async with running_notified(command, self.folder, node) as one:
+        """Run a device agent as long as the context, and yield it when it is online.
+
+        `around` makes of its command one that runs it elsewhere, such as in a namespace.
+        """
+        command = module("device_agent", f"--data={self.folder / node}", *self.way(node), *flags)
+        async with running_notified(around(command), self.folder, node) as one:
             await self.online(node)
             yield one
 

@@ -19,6 +19,7 @@ import msgspec
 READY_TIMEOUT_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 15.0
+FIRST: Final = asyncio.FIRST_COMPLETED
 ROOT: Final = Path(__file__).parents[2]
 _LINE_MAX_BYTES: Final = 1 << 22
 _NOT_PASSED_ON: Final = ("TONA_", "NOTIFY_SOCKET", "WATCHDOG_", "PYTHONDONTWRITEBYTECODE")
@@ -42,6 +43,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
         self._log = log
+        self.ended = asyncio.create_task(process.wait())
 
     @property
     def pid(self) -> int:
@@ -78,10 +80,10 @@ class Process:
             self._process.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._process.wait()
+                await asyncio.shield(self.ended)
         except TimeoutError:
             self._process.kill()
-            await self._process.wait()
+            await self.ended
 
 
 @asynccontextmanager
@@ -118,11 +120,15 @@ async def running_notified(
         line.setblocking(False)
         line.bind(str(path))
         async with running(command, folder / f"{name}.log", {"NOTIFY_SOCKET": str(path)}) as one:
-            try:
-                async with asyncio.timeout(READY_TIMEOUT_S):
-                    while b"READY=1" not in await asyncio.get_running_loop().sock_recv(line, 4096):
-                        pass
-            except TimeoutError:
-                raise RuntimeError(f"{name} is not ready: {one.last_words()}") from None
+            told = asyncio.create_task(_ready(line))
+            await asyncio.wait({told, one.ended}, timeout=READY_TIMEOUT_S, return_when=FIRST)
+            if not told.done():
+                told.cancel()
+                raise RuntimeError(f"{name} is not ready: {one.last_words()}")
             yield one
     path.unlink(missing_ok=True)
+
+
+async def _ready(line: socket.socket) -> None:
+    while b"READY=1" not in await asyncio.get_running_loop().sock_recv(line, 4096):
+        pass

@@ -1,15 +1,15 @@
 """From what a user writes after `--broker` to a broker."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from controller.broker.address import Address, is_loopback
 from controller.broker.door import Broker
-from controller.broker.embedded import EmbeddedBroker
-from controller.broker.external import ExternalBroker
-from controller.broker.mosquitto import MosquittoBroker, ServerTrust
 from protocols.errors import UserError
+
+if TYPE_CHECKING:
+    from controller.broker.mosquitto import ServerTrust
 
 EMBEDDED: Final = "embedded"
 MOSQUITTO: Final = "mosquitto"
@@ -22,13 +22,18 @@ def make_broker(
     folder: Path,
     host: str = "127.0.0.1",
     port: int = 0,
-    trust: ServerTrust | None = None,
+    trust: "ServerTrust | None" = None,
 ) -> Broker:
     """Return the broker that `spec` asks for: embedded, mosquitto, mqtt://HOST[:PORT], mqtts://...
 
     The first two listen on `host`:`port` (0 picks a free one) and keep their files in `folder`;
     with `trust`, Mosquitto asks everyone for a certificate. Raises UserError.
     """
+    # Clients of the controller take a spec apart without what its brokers need.
+    from controller.broker.embedded import EmbeddedBroker  # noqa: PLC0415
+    from controller.broker.external import ExternalBroker  # noqa: PLC0415
+    from controller.broker.mosquitto import MosquittoBroker  # noqa: PLC0415
+
     if spec == MOSQUITTO:
         return MosquittoBroker(host, port, folder, trust)
     if spec == EMBEDDED:

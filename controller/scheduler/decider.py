@@ -150,6 +150,9 @@ class Scheduler:
         self.mover.settle()
         for service in self.mover.take_changed_services():
             self._renew_route(service)
+        for node in self.mover.take_changed_nodes():
+            if node in self.nodes:
+                self._dirty_nodes.add(self.nodes.slots[node])
         for slot in self._dirty_nodes:
             self._view(slot)
         self._dirty_nodes.clear()

@@ -70,6 +70,7 @@ class Mover:
         self._services: dict[str, tuple[str, ...]] = {}
         self._dirty: dict[str, str] = {}
         self._changed_services: set[str] = set()
+        self._changed_nodes: set[str] = set()
         self._by_node: dict[str, set[str]] = {}
         self._orphans: dict[tuple[str, str], tuple[Stamp, Holding]] = {}
         self._releasing: dict[tuple[str, str], Releasing] = {}
@@ -84,6 +85,11 @@ class Mover:
     def tasks_on(self, node: str) -> tuple[str, ...]:
         """Return the tasks that have a copy on a node."""
         return tuple(sorted(self._by_node.get(node, ())))
+
+    def take_changed_nodes(self) -> set[str]:
+        """Return the nodes that have won or lost a copy, once."""
+        changed, self._changed_nodes = self._changed_nodes, set()
+        return changed
 
     def take_changed_services(self) -> set[str]:
         """Return the services whose route may have changed, once."""
@@ -122,7 +128,7 @@ class Mover:
         self._reported.pop(revoke.task, None)
         for copy in entry.copies():
             self._release(copy.node, entry.task, copy.epoch, revoke.reason, cause)
-            self._by_node.get(copy.node, set()).discard(entry.task)
+            self._leave(copy.node, entry.task)
         service = entry.grant.service
         self._changed_services.add(service)
         if not any(one.grant.service == service for one in self.tasks.values()):
@@ -255,7 +261,7 @@ class Mover:
         )
         entry.next_epoch = max(entry.next_epoch, holding.epoch + 1)
         entry.awaiting_node = False
-        self._by_node.setdefault(node, set()).add(entry.task)
+        self._join(node, entry.task)
         self._mark(entry, cause)
 
     def node_changed(
@@ -431,7 +437,7 @@ class Mover:
             if current is not None:
                 self._drop(entry, current)
             entry.current = copy
-        self._by_node.setdefault(node, set()).add(entry.task)
+        self._join(node, entry.task)
         self._send_assign(entry, copy, cause)
         return True
 
@@ -460,7 +466,15 @@ class Mover:
     def _drop(self, entry: TaskEntry, copy: Copy) -> None:
         others = [one for one in entry.copies() if one is not copy and one.node == copy.node]
         if not others:
-            self._by_node.get(copy.node, set()).discard(entry.task)
+            self._leave(copy.node, entry.task)
+
+    def _join(self, node: str, task: str) -> None:
+        self._by_node.setdefault(node, set()).add(task)
+        self._changed_nodes.add(node)
+
+    def _leave(self, node: str, task: str) -> None:
+        self._by_node.get(node, set()).discard(task)
+        self._changed_nodes.add(node)
 
     def _release(self, node: str, task: str, epoch: int, reason: str, cause: str) -> None:
         if self.nodes.state(node) is NodeState.LOST:

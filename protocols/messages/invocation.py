@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, field
 
-from protocols.base import Count, Digest, Id, Message, Name, Part, Shape, Text
+from protocols.base import Count, Digest, Id, Label, Message, Name, Part, Shape, Text
 from protocols.errors import Blame
 from protocols.manifest import MAX_PORTS, Dtype
 
@@ -50,38 +50,38 @@ class Blob(Message, tag="blob", frozen=True):
 
 
 Value = Tensor | Blob
-Values = Annotated[dict[Name, Value], Meta(max_length=MAX_PORTS)]
+Values = Annotated[dict[Label, Value], Meta(max_length=MAX_PORTS)]
 
 
 class Edge(Part, frozen=True):
     """The input `port` of a step comes from `source_port` of `source` (a step or `request`)."""
 
-    port: Name
+    port: Label
     """The input that is fed."""
-    source: Name
+    source: Label
     """Which task gives it; `request`: the client."""
-    source_port: Name
+    source_port: Label
     """Which of its outputs, or of the client's inputs."""
 
 
 class Step(Part, frozen=True):
     """One task of the plan, where it runs and what feeds it."""
 
-    task: Name
+    task: Label
     """Also the name of the step in edges."""
     node: Name
     epoch: Count
     """The epoch under which the node holds the task; another one there is stale."""
     inputs: Annotated[tuple[Edge, ...], Meta(max_length=MAX_PORTS)] = ()
     """One edge for each input."""
-    outputs: Annotated[tuple[Name, ...], Meta(max_length=MAX_PORTS)] = ()
+    outputs: Annotated[tuple[Label, ...], Meta(max_length=MAX_PORTS)] = ()
     """The names that the task gives."""
 
 
 class Plan(Part, frozen=True):
     """The steps of a service in topological order, and where its answers come from."""
 
-    service: Name
+    service: Label
     generation: Count
     """Of the service's specification."""
     steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=MAX_STEPS)]
@@ -93,8 +93,8 @@ class Plan(Part, frozen=True):
 class Timing(Part, frozen=True):
     """Where the time of one step went, in microseconds on its node."""
 
-    task: Name
-    node: Name
+    task: Label
+    node: Label
     queue_us: Count
     """From all inputs being there to the executor taking the call."""
     run_us: Count
@@ -129,7 +129,7 @@ class Deliver(Message, tag="deliver", frozen=True):
     request: Id
     """As in Invoke, like attempt, reply_to, plan and correlation."""
     attempt: Count
-    source: Name
+    source: Label
     """The step that gave them, or `request`."""
     budget_ms: Budget
     """What is left of the client's time."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -166,6 +167,40 @@ def test_ctrl_c_at_a_running_controller_ends_it_in_order(tmp_path: Any) -> None:
     assert "Traceback" not in told
 
 
+def test_a_service_manager_hears_that_the_controller_is_ready_and_when_it_ends(
+    tmp_path: Any,
+) -> None:
+    command = [sys.executable, "-m", "tona", "controller", "--api-port=0", "--broker-port=0",
+               f"--data={tmp_path / 'data'}"]  # fmt: skip
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(TIMEOUT_S)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+            assert manager.recv(100) == b"READY=1"
+            process.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_port_that_is_taken_is_one_sentence(tmp_path: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, "-m", "tona", "controller", f"--api-port={port}", "--broker-port=0",
+             f"--data={tmp_path}"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+    assert ended.returncode in {errors.USAGE, errors.UNAVAILABLE}
+    told = [line for line in ended.stderr.splitlines() if line.startswith("tona: ")]
+    assert len(told) == 1
+    assert str(port) in told[0]
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -191,6 +226,24 @@ def test_without_its_packages_the_command_line_says_how_to_get_them() -> None:
     assert ended.returncode == errors.USAGE
     assert "pip install 'tona-edge[cli]'" in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("profile list", 0), ("config show", 0), ("doctor", 0), ("ca list", 3), ("controller", 3)],
+)
+def test_only_what_needs_an_extra_asks_for_it(command: str, code: int) -> None:
+    ended = python(
+        "import sys\n"
+        "for name in ('cryptography', 'iotcore', 'numpy', 'starlette', 'uvicorn'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = ['tona', *{command!r}.split()]\n"
+        "from tona.__main__ import main; sys.exit(main())"
+    )
+    assert ended.returncode == code, ended.stderr
+    if code:
+        assert "pip install 'tona-edge[controller]'" in ended.stderr
+        assert ended.stderr.count("\n") == 1
 
 
 def test_the_device_agent_starts_without_the_command_line() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tona.cli.settings import Settings, client_settings
 
-PIPE_WIDTH: Final = 240
+PIPE_WIDTH: Final = 1000
 """Columns where the output is no terminal."""
 
 _T = TypeVar("_T")
@@ -69,7 +69,17 @@ def error_console() -> Console:
 
 def show(*what: RenderableType) -> None:
     """Print on the standard output."""
-    console().print(*what)
+    put(console(), *what)
+
+
+def put(out: Console, *what: RenderableType) -> None:
+    """Print on a console, without the blanks at the end of rows where it is no terminal."""
+    if out.is_terminal:
+        out.print(*what)
+        return
+    with out.capture() as captured:
+        out.print(*what)
+    out.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def show_json(body: bytes) -> None:

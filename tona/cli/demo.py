@@ -20,9 +20,8 @@ from typer import Option
 from controller.records import NodeView
 from tona.bundle import File
 from tona.cli import draw, errors
-from tona.cli.context import AsJson, console, details, error_console, or_dash
+from tona.cli.context import AsJson, console, details, error_console, or_dash, put
 from tona.demo import material
-from tona.demo.story import Given, run
 from tona.demo.summary import Failover, Latency, Placed, Reading, Summary
 from tona.local.cell import Plan
 
@@ -43,6 +42,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Show the whole loop on this machine: a cell, a chain that reads text, a node that dies."""
+    from tona.demo.story import Given, run  # noqa: PLC0415 - slow to import
+
     use_case = material.use_case()
     page, text = material.pictures()
     chosen = (page, text) if images is None else tuple(material.images_in(images))
@@ -121,7 +122,7 @@ class Stage:
     def fleet(self, nodes: Sequence[NodeView]) -> None:
         """Print the table of the fleet."""
         self.close()
-        self._out.print(draw.fleet(nodes, self._out.width))
+        put(self._out, draw.fleet(nodes, self._out.width))
 
     def placed(self, tasks: Sequence[Placed]) -> None:
         """Print a line for each task."""
@@ -158,7 +159,7 @@ class Stage:
             ),
             ("elapsed", f"{summary.elapsed_s:.0f} s since the service ran"),
         )
-        self._out.print(details(rows))
+        put(self._out, details(rows))
         for failure in summary.failures:
             self.said(f"failed: {failure}")
         verdict = ("ok", "green") if summary.ok else ("not ok", "red")

@@ -1,18 +1,24 @@
 """`tona doctor`: what on this machine works, what is missing, and how to get it."""
 
+from typing import TYPE_CHECKING, Final
+
 import msgspec
 import typer
 from rich.text import Text
 
 from tona.cli import errors
-from tona.cli.checks import Finding, State, examine
 from tona.cli.context import AsJson, settings, show, show_json, table
 
-_STYLE = {State.OK: "green", State.ABSENT: "yellow", State.FAILED: "red"}
+if TYPE_CHECKING:
+    from tona.cli.checks import Finding
+
+_STYLE: Final = {"ok": "green", "absent": "yellow", "failed": "red"}
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Look at this machine: what works, what is missing and how to get it."""
+    from tona.cli.checks import State, examine  # noqa: PLC0415 - slow to import
+
     findings = examine(settings())
     if as_json:
         show_json(msgspec.json.encode(findings))
@@ -22,7 +28,7 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(errors.UNAVAILABLE)
 
 
-def _draw(findings: list[Finding]) -> None:
+def _draw(findings: "list[Finding]") -> None:
     made = table("WHAT", "STATE", "FOUND", "HOW TO GET IT")
     made.columns[2].no_wrap = made.columns[3].no_wrap = False
     for one in findings:

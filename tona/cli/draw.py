@@ -84,7 +84,7 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
             bar(link_quality(link), good_when_full=True, cells=cells),
             or_dash(link and link.round_trip_ms, "{:.1f} ms" if wide else "{:.1f}ms"),
             *(path if wide else []),
-            str(len(node.tasks)),
+            "-" if lost else str(len(node.tasks)),
         )
     return made
 

@@ -15,6 +15,8 @@ TRACEBACK: Final = "TONA_TRACEBACK"
 """Set, it lets a trace through: for whoever reports a fault."""
 GLOBAL: Final = ("--api", "--bundle")
 """Options of the whole program that may also stand after the command."""
+EXTRAS: Final = ("cryptography", "iotcore", "numpy", "starlette", "uvicorn")
+"""Packages that the command line itself does without."""
 OWN: Final = ("controller", "agent")
 """Commands with an option of their own by such a name."""
 
@@ -43,6 +45,10 @@ def _verdict(error: Exception) -> tuple[str, int, str]:
     """Return the sentence, the exit code and the hint of a failure."""
     if isinstance(error, typer.TyperException):
         return error.format_message().rstrip("."), errors.USAGE, "see `tona --help`"
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if package in EXTRAS:
+        told = f"this needs the package {package}: pip install 'tona-edge[controller]'"
+        return told, errors.UNAVAILABLE, ""
     if isinstance(error, TonaError):
         code = errors.exit_code(error)
         if code != errors.BUG:

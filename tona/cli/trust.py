@@ -5,17 +5,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
 from typer import Argument, Option
 
 from controller.broker.spec import parse_url
-from protocols.errors import EnvironmentFailure, UserError
+from protocols.errors import UserError
 from protocols.topics import Speaker
 from protocols.transport import tls
 from tona.cli.context import AsJson, or_dash, show, show_json, table
+
+if TYPE_CHECKING:
+    from controller.trust.authority import Authority
+    from controller.trust.index import Entry
 
 DEFAULT_CELL: Final = "cell"
 DEFAULT_DAYS: Final = 825
@@ -120,7 +124,7 @@ def list_identities(authority: Folder = None, as_json: AsJson = False) -> None:
         _draw(entries)
 
 
-def _draw(entries: Sequence[Any]) -> None:
+def _draw(entries: "Sequence[Entry]") -> None:
     made = table("NAME", "KIND", "CELL", "STATE", "ISSUED", "EXPIRES", "ADDRESSES")
     now = datetime.now(UTC)
     for one in entries:
@@ -137,15 +141,9 @@ def _draw(entries: Sequence[Any]) -> None:
     show(made)
 
 
-def _authority() -> Any:
-    try:
-        from controller.trust.authority import Authority  # noqa: PLC0415 - needs [controller]
-    except ModuleNotFoundError as error:
-        if error.name != "cryptography":
-            raise
-        raise EnvironmentFailure(
-            "certificates need the package cryptography: pip install 'tona-edge[controller]'"
-        ) from None
+def _authority() -> "type[Authority]":
+    from controller.trust.authority import Authority  # noqa: PLC0415 - needs [controller]
+
     return Authority
 
 
