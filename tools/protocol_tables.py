@@ -205,6 +205,8 @@ def _type(info: Any) -> str:  # noqa: C901, PLR0911, PLR0912 - one arm for each 
             return f"map{_length(info)} from {_type(key)} to {_type(value)}"
         case msgspec.inspect.StrType(pattern=base.NAME_PATTERN):
             return "name"
+        case msgspec.inspect.StrType(min_length=1, max_length=64):
+            return "label"
         case msgspec.inspect.StrType(pattern=str()):
             return "digest"
         case msgspec.inspect.StrType():

@@ -90,11 +90,11 @@ class Reader:
                 and all(self.fits(inner, one) for one in value)
             )
         if kind.startswith("map"):
-            inner, _, most = bounded(kind, "map", " from name to ")
+            inner, _, most = bounded(kind, "map", " from label to ")
             return (
                 isinstance(value, dict)
                 and len(value) <= most
-                and all(self.fits("name", key) for key in value)
+                and all(self.fits("label", key) for key in value)
                 and all(self.fits(inner, one) for one in value.values())
             )
         if " or " in kind:
@@ -119,7 +119,7 @@ class Reader:
             self._tagged(value, {tag})
         return True
 
-    def _plain(self, kind: str, value: Any) -> bool:  # noqa: PLR0911 - one arm for each type
+    def _plain(self, kind: str, value: Any) -> bool:  # noqa: C901, PLR0911 - one arm for each type
         number = isinstance(value, int | float) and not isinstance(value, bool)
         bounds = [float(one) for one in re.findall(r"(?<![a-z])-?\d+(?:\.\d+)?", kind)]
         match kind.split(maxsplit=1)[0]:
@@ -127,6 +127,8 @@ class Reader:
                 return value is None
             case "name":
                 return isinstance(value, str) and topics.valid_name(value)
+            case "label":
+                return isinstance(value, str) and 1 <= len(value) <= 64
             case "digest":
                 return bool(re.fullmatch("sha256:[0-9a-f]{64}", value))
             case "count":

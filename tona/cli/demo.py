@@ -18,6 +18,7 @@ from rich.text import Text
 from typer import Option
 
 from controller.records import NodeView
+from protocols.errors import TonaError
 from tona.bundle import File
 from tona.cli import draw, errors
 from tona.cli.context import AsJson, console, details, error_console, or_dash, put
@@ -52,6 +53,10 @@ def demo(
         plan = Plan(folder=folder, nodes=nodes, broker=broker)
         try:
             summary = asyncio.run(run(Given(use_case, page, chosen, plan), stage))
+        except TonaError:
+            if not keep:
+                stage.said("run it again with --keep to look at the logs")
+            raise
         finally:
             stage.close()
     if as_json:

@@ -97,8 +97,8 @@ async def run(given: Given, stage: Stage) -> Summary:
             async with connect(running.api_url) as client:
                 return await _Run(given, stage, cell, api, client).run()
     finally:
-        stage.step("stopping every process")
         await cell.stop()
+        stage.said("every process has ended")
 
 
 async def _submit(given: Given, api: Api, stage: Stage) -> None:
