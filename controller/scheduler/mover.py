@@ -8,31 +8,24 @@ epochs from its lease.
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from msgspec import Struct
-
-from controller.decider import Send, ToNode, ToRole
-from controller.scheduler import danger
+from controller.decider import Send, ToNode
+from controller.scheduler import danger, upward
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
 from controller.scheduler.nodes import NodeTable
-from protocols.errors import Blame
+from controller.scheduler.releases import RESEND_MS, Releases
 from protocols.messages import (
     Assign,
     EnvelopeGrant,
     EnvelopeRevoke,
-    Escalation,
     EscalationAnswer,
     LinkReport,
     LoadReport,
-    Release,
     Status,
-    TaskReport,
 )
-from protocols.messages.hierarchy import Attempt, NodeState
+from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState, Reconcile
 
-RESEND_MS: Final = 1000
-"""An assignment or a release that no node has answered is repeated this often."""
 ESCALATE_AGAIN_MS: Final = 3000
 """An escalation that was refused, or not answered, is repeated this often."""
 AWAIT_NODE_MS: Final = 3000
@@ -41,15 +34,6 @@ MAX_ORPHANS: Final = 10_000
 
 _READY_STATES: Final = {InstanceState.READY}
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
-
-
-class Releasing(Struct):
-    """A release that its node has not confirmed."""
-
-    epoch: int
-    reason: str
-    cause: str
-    sent_ms: int
 
 
 class Mover:
@@ -73,7 +57,7 @@ class Mover:
         self._changed_nodes: set[str] = set()
         self._by_node: dict[str, set[str]] = {}
         self._orphans: dict[tuple[str, str], tuple[Stamp, Holding]] = {}
-        self._releasing: dict[tuple[str, str], Releasing] = {}
+        self._releases = Releases()
         self._reported: dict[str, tuple[str, int, str]] = {}
 
     # What others read.
@@ -156,9 +140,8 @@ class Mover:
 
     def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> None:
         """Take in what became of an assignment; a word older than the last one is ignored."""
-        pending = self._releasing.get((node, status.task))
-        if pending and status.epoch == pending.epoch and status.state in _DEAD_STATES:
-            del self._releasing[node, status.task]
+        if status.state in _DEAD_STATES:
+            self._releases.confirm(node, status.task, status.epoch)
         entry = self.tasks.get(status.task)
         copy = next(
             (
@@ -276,8 +259,7 @@ class Mover:
                     copy.orderly = orderly
             self._mark(entry, cause)
         if after is NodeState.LOST:
-            for key in [key for key in self._releasing if key[0] == node]:
-                del self._releasing[key]
+            self._releases.forget(node)
             for key in [key for key in self._orphans if key[0] == node]:
                 del self._orphans[key]
 
@@ -321,11 +303,8 @@ class Mover:
         for entry in self.tasks.values():
             if self._due(entry):
                 self._mark(entry, "sweep")
-        for (node, task), release in self._releasing.items():
-            if self.now_ms - release.sent_ms >= RESEND_MS:
-                release.sent_ms = self.now_ms
-                message = Release(task, release.epoch, release.reason)
-                self._tell(Send(ToNode(node), message, release.cause))
+        for send in self._releases.due(self.now_ms):
+            self._tell(send)
 
     def _due(self, entry: TaskEntry) -> bool:
         current = entry.current
@@ -479,8 +458,7 @@ class Mover:
     def _release(self, node: str, task: str, epoch: int, reason: str, cause: str) -> None:
         if self.nodes.state(node) is NodeState.LOST:
             return
-        self._releasing[node, task] = Releasing(epoch, reason, cause, self.now_ms)
-        self._tell(Send(ToNode(node), Release(task, epoch, reason), cause))
+        self._tell(self._releases.begin(node, task, epoch, reason, cause, self.now_ms))
 
     # Upwards.
 
@@ -488,22 +466,10 @@ class Mover:
         copy = entry.current
         if copy is None:
             return
-        state = _TOLD[copy.state]
-        key = (copy.node, copy.epoch, state.value)
-        if self._reported.get(entry.task) == key:
-            return
-        self._reported[entry.task] = key
-        blame = Blame.ENVIRONMENT if copy.state is CopyState.GONE else None
-        report = TaskReport(
-            entry.task,
-            copy.generation,
-            copy.node,
-            copy.epoch,
-            state,
-            copy.reason,
-            blame,
-        )
-        self._tell(Send(ToRole(entry.anchor), report, copy.cause or cause, entry.tenant))
+        key = (copy.node, copy.epoch, copy.state.value)
+        if self._reported.get(entry.task) != key:
+            self._reported[entry.task] = key
+            self._tell(upward.report(entry, copy, cause))
 
     def _escalate(self, entry: TaskEntry, cause: str) -> None:
         if self.now_ms - entry.refused_ms < ESCALATE_AGAIN_MS:
@@ -511,23 +477,4 @@ class Mover:
         entry.refused_ms = self.now_ms
         entry.escalations += 1
         entry.escalated = f"{self.name}/{entry.task}/{entry.escalations}"
-        if entry.epochs_left() == 0:
-            problem = "the leased epochs are used up"
-        else:
-            problem = "no node of the envelope can run the task"
-        attempts = tuple(
-            Attempt(f"run on {node}", entry.failures.get(node, str(self.nodes.state(node))))
-            for node in entry.grant.nodes
-        )
-        escalation = Escalation(
-            entry.escalated, entry.task, entry.grant.generation, problem, attempts
-        )
-        self._tell(Send(ToRole(entry.anchor), escalation, cause, entry.tenant))
-
-
-_TOLD: Final = {
-    CopyState.ASSIGNED: InstanceState.DEPLOYING,
-    CopyState.READY: InstanceState.READY,
-    CopyState.FAILED: InstanceState.FAILED,
-    CopyState.GONE: InstanceState.STOPPED,
-}
+        self._tell(upward.escalation(entry, self.nodes, cause))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
@@ -22,10 +22,16 @@ from protocols.errors import TonaError
 from tona.bundle import File
 from tona.cli import draw, errors
 from tona.cli.context import AsJson, console, details, error_console, or_dash, put
+from tona.cli.signals import told_to_end, unless
 from tona.demo import material
 from tona.demo.summary import Failover, Latency, Placed, Reading, Summary
 from tona.local.cell import Plan
 
+if TYPE_CHECKING:
+    from tona.demo.story import Given
+
+SIGNALLED: Final = 128
+"""What a shell adds to the number of the signal that ended a process."""
 NODES: Final = 3
 NODES_MIN: Final = 2
 NODES_MAX: Final = 8
@@ -43,7 +49,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Show the whole loop on this machine: a cell, a chain that reads text, a node that dies."""
-    from tona.demo.story import Given, run  # noqa: PLC0415 - slow to import
+    from tona.demo.story import Given  # noqa: PLC0415 - slow to import
 
     use_case = material.use_case()
     page, text = material.pictures()
@@ -52,7 +58,7 @@ def demo(
     with _folder(keep, stage) as folder:
         plan = Plan(folder=folder, nodes=nodes, broker=broker)
         try:
-            summary = asyncio.run(run(Given(use_case, page, chosen, plan), stage))
+            summary = asyncio.run(_shown(Given(use_case, page, chosen, plan), stage))
         except TonaError:
             if not keep:
                 stage.said("run it again with --keep to look at the logs")
@@ -65,6 +71,17 @@ def demo(
         stage.summary(summary)
     if not summary.ok:
         raise typer.Exit(errors.UNAVAILABLE)
+
+
+async def _shown(given: "Given", stage: "Stage") -> Summary:
+    """Run the demonstration unless a signal ends it; every process ends with it."""
+    from tona.demo.story import run  # noqa: PLC0415 - slow to import
+
+    told = told_to_end()
+    summary = await unless(told, run(given, stage))
+    if summary is None:
+        raise typer.Exit(SIGNALLED + told.result())
+    return summary
 
 
 @contextmanager
