@@ -25,14 +25,13 @@ PSS_BOUND_MB: Final = 26.0
 CPU_BOUND_PERCENT: Final = 0.5
 SCRAPE_S: Final = 1.0
 EXPORTER: Final = "prometheus-node-exporter"
-NOTES: Final = (
-    "agent_pss_mb counts every page as the agent's own but those of the C library and the loader: "
-    "the proportional set size of a lone agent. *_pss_shared_mb is what the kernel said during the "
-    "run, among the other Python processes of the benchmark, and is smaller for that.",
-    "Byte code is cached (one start before the measured one): a first start compiles and keeps "
-    "more.",
-    "MB are 1024 x 1024 bytes. Processor time is utime + stime over the window, of one core.",
-)
+NOTES: Final = """
+*_pss_mb count every page as the process's own but those of the C library and the loader: the \
+proportional set size of a lone one. agent_pss_shared_mb is what the kernel said during the run, \
+among the other Python processes of the benchmark, and is smaller for that.
+Byte code is cached (one start before the measured one): a first start compiles, and keeps more.
+MB are 1024 x 1024 bytes. Processor time is utime + stime over the window, of one core.
+"""
 
 
 async def main() -> None:
@@ -43,7 +42,11 @@ async def main() -> None:
         window_s = WINDOW_S
     report = Report("footprint")
     with tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
-        async with cell(Path(name), trusted_host=HOST) as one, AsyncExitStack() as stack:
+        identities = dict.fromkeys(("node-0", "node-1", "bare"), Speaker.NODE)
+        async with (
+            cell(Path(name), trusted_host=HOST, identities=identities) as one,
+            AsyncExitStack() as stack,
+        ):
             progress("a first start, which caches byte code")
             async with one.agent("node-0"):
                 pass
@@ -66,8 +69,8 @@ async def _start(one: Cell, stack: AsyncExitStack) -> dict[str, int]:
     agent = await stack.enter_async_context(one.agent("node-1"))
     subjects = {"agent": agent.pid}
     assert one.trust is not None
-    bundle = one.trust.issue("bare", Speaker.NODE)
-    for what, arguments in {"python": (), "gmqtt": (str(bundle),)}.items():
+    bundle = str(one.trust.bundle("bare"))
+    for what, arguments in {"python": (), "gmqtt": (bundle,)}.items():
         command = module("benchmarks.programs.idle", *arguments)
         log = one.folder / f"{what}.log"
         async with running(command, log) as first:
@@ -149,7 +152,7 @@ def _tell(
     bare = median([moment[0].lone for moment in samples["python"]])
     agent = median([moment[0].lone for moment in samples["agent"]])
     report.figure("pss_over_bare_python_ratio", agent / bare)
-    for note in NOTES:
+    for note in NOTES.strip().splitlines():
         report.note(note)
     if "exporter" not in subjects:
         report.note(f"{EXPORTER} is not installed here, so it was not measured.")

@@ -128,12 +128,12 @@ async def main() -> None:
     report.figure("bare_cpu_percent", limit.cpu_percent)
     report.figure("connections_count", asked.connections)
     report.note(
-        f"Broker: {asked.broker}. Generator, broker and receiver share the machine's cores unpinned: "
-        "the bare figure is the limit of all three together, the ratio is what counts."
+        f"Broker: {asked.broker}. Generator, broker and receiver share the machine's cores, "
+        "unpinned: the bare figure is the limit of all three together, the ratio is what counts."
     )
     report.note(
-        f"A rate counts when every report of {seconds:g} s arrived, at most {TAIL_SHARE:.0%} of that "
-        f"time after it was due; it may fail once. Rates are found to {PRECISION - 1:.0%}."
+        f"A rate counts when every report of {seconds:g} s arrived, at most {TAIL_SHARE:.0%} of "
+        f"that time after it was due; it may fail once. Rates are found to {PRECISION - 1:.0%}."
     )
     report.close()
 
@@ -145,9 +145,7 @@ async def _births(one: Cell, count: int) -> None:
     await one.until(f"{count} nodes born", all_there)
 
 
-async def _search(
-    one: Cell, bare: Process, fleet: Process, seconds: float
-) -> dict[str, Search]:
+async def _search(one: Cell, bare: Process, fleet: Process, seconds: float) -> dict[str, Search]:
     """Search both limits in turns, so that the machine's moods fall on both."""
 
     async def taken() -> int:

@@ -55,12 +55,16 @@ class Requester:
 async def requester(
     cell: Cell, name: str, answer_bytes: int, *, qos: int = 1, answer_qos: int = 1
 ) -> AsyncIterator[Requester]:
-    """Connect a requester and, in a process of its own, a responder to it."""
+    """Connect a requester and, in a process of its own, a responder to it.
+
+    On a cell with trust they are the identities NAME-requester, a client, and NAME-responder, a
+    node.
+    """
     inbox = str(topics.build(NAME, Party.NODE, f"{name}-responder", Channel.INVOKE))
     reply = str(topics.build(NAME, Party.CLIENT, f"{name}-requester", Channel.REPLY))
     bundle: tuple[str, ...] = ()
     if cell.trust is not None:
-        bundle = (str(cell.trust.issue(f"{name}-responder", Speaker.NODE)),)
+        bundle = (str(cell.trust.bundle(f"{name}-responder")),)
     settings = cell.settings(f"{name}-requester", Speaker.CLIENT)
     command = module(
         "benchmarks.programs.responder",
@@ -70,7 +74,7 @@ async def requester(
         await process.line()
         client = Client(f"requester-{os.getpid()}-{name}")
         subscribed = asyncio.get_running_loop().create_future()
-        client.on_subscribe = lambda *_: subscribed.done() or subscribed.set_result(None)
+        client.on_subscribe = lambda *_: subscribed.set_result(None)
         one = Requester(client, inbox, reply, qos)
         await client.connect(cell.host, cell.port, ssl=settings.tls, keepalive=KEEPALIVE_S)
         try:

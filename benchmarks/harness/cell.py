@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,13 +22,19 @@ from protocols.transport import tls
 from protocols.transport.settings import Settings
 
 NAME: Final = "cell"
+BENCH: Final = "bench"
+"""Our own identity, of the controller's kind: it calls the API and hears what nodes say."""
+CONTROLLER: Final = "controller"
 UNTIL_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
 T = TypeVar("T")
 
 
 class Trust:
-    """A local authority and the bundles it has issued, as files."""
+    """A local authority and the bundles it has issued, as files.
+
+    They are issued before the broker starts, which would know of a later one after a second only.
+    """
 
     def __init__(self, folder: Path, host: str, broker_port: int, api_port: int) -> None:
         self.folder = folder / "authority"
@@ -37,8 +44,8 @@ class Trust:
         self._url = f"https://{host}:{api_port}"
         self._authority = Authority.init(self.folder, "bench")
 
-    def issue(self, name: str, speaker: Speaker) -> Path:
-        """Issue an identity and return its bundle."""
+    def issue(self, name: str, speaker: Speaker) -> None:
+        """Issue an identity."""
         addresses = [self._host] if speaker is Speaker.CONTROLLER else []
         bundle = self._authority.issue(
             name,
@@ -49,9 +56,15 @@ class Trust:
             api_url=self._url,
             addresses=addresses,
         )
-        path = self._bundles / f"{name}.bundle"
-        tls.save(bundle, path)
-        return path
+        tls.save(bundle, self.bundle(name))
+
+    def bundle(self, name: str) -> Path:
+        """Return where the bundle of an identity lies."""
+        return self._bundles / f"{name}.bundle"
+
+    def context(self, name: str) -> ssl.SSLContext:
+        """Return the context of a client with this identity."""
+        return tls.client_context(tls.load(self.bundle(name)))
 
 
 class Cell:
@@ -66,11 +79,10 @@ class Cell:
         assert broker.hostname is not None
         assert broker.port is not None
         self.host, self.port = broker.hostname, broker.port
-        self.tls: ssl.SSLContext | None = None
         self._http = httpx.AsyncClient(timeout=UNTIL_TIMEOUT_S)
         if trust is not None:
-            self.tls = tls.client_context(tls.load(trust.issue("bench", Speaker.CONTROLLER)))
-            self._http = httpx.AsyncClient(timeout=UNTIL_TIMEOUT_S, verify=self.tls)
+            context = trust.context(BENCH)
+            self._http = httpx.AsyncClient(timeout=UNTIL_TIMEOUT_S, verify=context)
 
     async def close(self) -> None:
         """Close the connection to the API."""
@@ -96,7 +108,7 @@ class Cell:
         """Ask until the answer is a true one. Raises RuntimeError after UNTIL_TIMEOUT_S."""
         try:
             async with asyncio.timeout(UNTIL_TIMEOUT_S):
-                while not (found := await ready()):
+                while not (found := await ready()):  # noqa: ASYNC110 - another process's event
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             words = self.controller.last_words()
@@ -136,14 +148,12 @@ class Cell:
     def way(self, node: str) -> tuple[str, ...]:
         """Return the flags with which a node finds this cell."""
         if self.trust is not None:
-            return (f"--bundle={self.trust.issue(node, Speaker.NODE)}",)
+            return (f"--bundle={self.trust.bundle(node)}",)
         return f"--node={node}", f"--broker={self.host}:{self.port}"
 
     def settings(self, identity: str, speaker: Speaker) -> Settings:
         """Return how a session of our own reaches this cell."""
-        context = self.tls
-        if self.trust is not None and identity != "bench":
-            context = tls.client_context(tls.load(self.trust.issue(identity, speaker)))
+        context = self.trust.context(identity) if self.trust is not None else None
         return Settings(
             host=self.host,
             port=self.port,
@@ -160,11 +170,13 @@ async def cell(
     *,
     broker: str = "embedded",
     trusted_host: str = "",
+    identities: Mapping[str, Speaker] = MappingProxyType({}),
     **settings: int,
 ) -> AsyncIterator[Cell]:
     """Run a controller with its broker; with `trusted_host`, Mosquitto and TLS on that address.
 
-    `settings` are further options of the controller, such as `heartbeat_ms`.
+    `identities` are who else may join a cell with TLS. `settings` are further options of the
+    controller, such as `heartbeat_ms`.
     """
     said: dict[str, str | int] = {"data": str(folder / "controller"), "cell": NAME, **settings}
     trust = None
@@ -174,7 +186,10 @@ async def cell(
         said |= {"broker_host": trusted_host, "broker_port": broker_port, "broker": "mosquitto"}
         said |= {"api_host": trusted_host, "api_port": api_port}
         said |= {"authority": str(trust.folder)}
-        said |= {"bundle": str(trust.issue("controller", Speaker.CONTROLLER))}
+        own = {CONTROLLER: Speaker.CONTROLLER, BENCH: Speaker.CONTROLLER}
+        for name, speaker in {**own, **identities}.items():
+            trust.issue(name, speaker)
+        said |= {"bundle": str(trust.bundle(CONTROLLER))}
     else:
         said |= {"broker": broker, "broker_port": 0, "api_port": 0}
     config = folder / "controller.toml"

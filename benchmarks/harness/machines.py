@@ -43,7 +43,9 @@ class Load:
 
     def around(self, command: list[str]) -> list[str]:
         """Return the command, run where this is /proc/stat. Needs unshare and the right to it."""
-        inner = f"mount --bind {shlex.quote(str(self._path))} /proc/stat && exec {shlex.join(command)}"
+        inner = (
+            f"mount --bind {shlex.quote(str(self._path))} /proc/stat && exec {shlex.join(command)}"
+        )
         user = [] if os.geteuid() == 0 else ["--map-root-user"]
         return [_tool("unshare"), *user, "--mount", "/bin/sh", "-c", inner]
 
@@ -74,8 +76,8 @@ class Island:
     """A network namespace with two ways to its host: one for TCP, and one that gets cut.
 
     What looks the way to the host up is told `cut0`, which loses its carrier when its other end
-    is taken down. TCP goes over a veth pair by a rule, so that a report of the cut can leave: a node with two
-    ways, of which the one that counts fails.
+    is taken down. TCP goes over another veth pair by a rule, so that a report of the cut can
+    leave: a node with two ways, of which the one that counts fails.
     """
 
     def __init__(self) -> None:

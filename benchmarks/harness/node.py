@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from benchmarks.harness.cell import NAME, Cell
+from benchmarks.harness.cell import BENCH, NAME, Cell
 from protocols import topics
 from protocols.messages import Assign, Birth, Body, LinkReport, LoadReport, Release, Status
 from protocols.messages.presence import ExecutorInfo, Inventory
@@ -90,9 +90,7 @@ class Spare:
 
     def _status(self, task: str, epoch: int, state: InstanceState, generation: int) -> None:
         self._numbers += 1
-        self._say(
-            Channel.STATUS, Status(self._numbers, task, epoch, state, generation=generation)
-        )
+        self._say(Channel.STATUS, Status(self._numbers, task, epoch, state, generation=generation))
 
     async def _beat(self) -> None:
         while True:
@@ -130,7 +128,7 @@ class Observer:
         ]
         # On a cell with trust, only the controller's own kind may hear a node's reports; routes
         # are for clients, and stay unheard there.
-        async with session(cell, "bench", Speaker.CONTROLLER, filters, self._heard):
+        async with session(cell, BENCH, Speaker.CONTROLLER, filters, self._heard):
             yield
 
     def _heard(self, inbound: Inbound) -> None:

@@ -19,7 +19,6 @@ import msgspec
 READY_TIMEOUT_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 15.0
-FIRST: Final = asyncio.FIRST_COMPLETED
 ROOT: Final = Path(__file__).parents[2]
 _LINE_MAX_BYTES: Final = 1 << 22
 _NOT_PASSED_ON: Final = ("TONA_", "NOTIFY_SOCKET", "WATCHDOG_", "PYTHONDONTWRITEBYTECODE")
@@ -121,7 +120,9 @@ async def running_notified(
         line.bind(str(path))
         async with running(command, folder / f"{name}.log", {"NOTIFY_SOCKET": str(path)}) as one:
             told = asyncio.create_task(_ready(line))
-            await asyncio.wait({told, one.ended}, timeout=READY_TIMEOUT_S, return_when=FIRST)
+            await asyncio.wait(
+                {told, one.ended}, timeout=READY_TIMEOUT_S, return_when="FIRST_COMPLETED"
+            )
             if not told.done():
                 told.cancel()
                 raise RuntimeError(f"{name} is not ready: {one.last_words()}")

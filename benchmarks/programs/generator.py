@@ -2,7 +2,7 @@
 
     python -m benchmarks.programs.generator HOST PORT CONNECTIONS
 
-Answers `{"cell", "rate", "seconds"}` with what was sent, once it has been: one report a message, one
+Answers `[cell, rate, seconds]` with what was sent, once it has been: one report a message, one
 message a system call, each from the next connection in turn. The packets of a run are made before
 its first is sent. What the broker says to the fleet is read and thrown away.
 """

@@ -116,10 +116,10 @@ def _strategy(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - the
             return st.none()
         case inspect.EnumType(cls=cls):
             return st.sampled_from(list(cls))
-        case inspect.StrType(pattern=pattern, max_length=longest):
+        case inspect.StrType(pattern=pattern, min_length=least, max_length=longest):
             if pattern:
                 return st.from_regex(pattern.replace("$(?!\n)", r"\Z"), fullmatch=False)
-            return st.text(max_size=min(longest or 40, 40))
+            return st.text(min_size=least or 0, max_size=min(longest or 40, 40))
         case inspect.IntType(ge=least, le=most):
             return st.integers(
                 -(2**63) if least is None else least, 2**63 if most is None else most

@@ -17,6 +17,7 @@ from typer import Argument, Option
 from protocols.messages.hierarchy import NodeState
 from tona.cli import complete, draw
 from tona.cli.context import AsJson, console, listing, show, with_api
+from tona.cli.signals import unless
 
 app = typer.Typer(help="The nodes with load and link.", no_args_is_help=True)
 node_app = typer.Typer(help="What can be done to a node.", no_args_is_help=True)
@@ -80,16 +81,11 @@ async def _live(api: Any) -> None:
                     rows = [nodes[name] for name in sorted(nodes)]
                     live.update(draw.fleet(rows, live.console.width), refresh=True)
 
-        drawing = asyncio.ensure_future(draw_forever())
         leaving = asyncio.ensure_future(left.wait())
         try:
-            await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if drawing.done():
-                drawing.result()
+            await unless(leaving, draw_forever())
         finally:
-            drawing.cancel()
             leaving.cancel()
-            await asyncio.gather(drawing, leaving, return_exceptions=True)
 
 
 async def _print_changes(api: Any) -> None:
