@@ -33,6 +33,7 @@ from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
 from controller.store import SqliteStore
 from controller.trust.authority import Authority
+from controller.trust.revocation import Revocation
 from protocols.errors import EnvironmentFailure, UserError
 from protocols.topics import Speaker
 from protocols.transport.session import Inbound, Session
@@ -93,7 +94,14 @@ class Gateway:
             config.api_host,
             config.api_port,
             self._registry,
-            Doors(self._call, self._record_artifact, self._info, self._metrics, self._health),
+            Doors(
+                self._call,
+                self._record_artifact,
+                self._info,
+                self._metrics,
+                self._health,
+                Revocation(trust.authority) if trust else _nobody,
+            ),
             folder,
             server_context(bundle) if bundle else None,
         )
@@ -246,6 +254,10 @@ class Gateway:
         if self._host is not None and self._host.last_failure:
             return self._host.last_failure
         return ""
+
+
+def _nobody(_serial: str) -> bool:
+    return False
 
 
 def _private(folder: Path) -> Path:

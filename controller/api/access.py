@@ -1,5 +1,6 @@
 """Who asks, and whether they may: the one place where a request meets its permission."""
 
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
@@ -30,11 +31,16 @@ PERMISSIONS: Final = {
 }
 
 
-def identify(scope: Scope) -> Identity:
-    """Return who is at the other end of a connection, by the certificate that TLS verified."""
+def identify(scope: Scope, revoked: Callable[[str], bool]) -> Identity:
+    """Return who is at the other end of a connection, by the certificate that TLS verified.
+
+    `revoked` tells of a serial whether it is out of force. Raises Refused (403).
+    """
     peer = scope.get("extensions", {}).get(EXTENSION)
     if peer is None:
         return LOCAL
+    if revoked(peer.serial):
+        raise Refused(403, f"the certificate of {peer.name!r} was revoked: have another issued")
     permissions = PERMISSIONS.get(peer.kind, frozenset())
     return Identity(peer.name or "a certificate without a name", "default", permissions)
 

@@ -65,6 +65,8 @@ class Doors(Struct, frozen=True):
     metrics: Callable[[], Iterable[Metric]] = tuple
     health: Callable[[], str] = str
     """Empty, or a sentence on why this controller cannot serve."""
+    revoked: Callable[[str], bool] = lambda _: False
+    """Whether a certificate, by its serial, is out of force."""
 
 
 class Api:
@@ -105,7 +107,7 @@ class Api:
         return endpoint
 
     async def _serve(self, operation: Operation, request: Request, cause: str) -> Response:
-        identity = identify(request.scope)
+        identity = identify(request.scope, self._doors.revoked)
         authorise(operation, identity)
         body = b""
         if operation.transfer is Transfer.JSON:

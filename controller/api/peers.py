@@ -15,12 +15,18 @@ class Peer(Struct, frozen=True):
 
     name: str
     kind: str
+    serial: str = "0"
+    """Of the certificate, in hexadecimal."""
 
 
 def peer_of(certificate: dict[str, Any]) -> Peer:
     """Take the subject of a certificate apart, as `ssl.SSLSocket.getpeercert` gives it."""
     subject = {key: value for names in certificate.get("subject", ()) for key, value in names}
-    return Peer(subject.get("commonName", ""), subject.get("organizationalUnitName", ""))
+    return Peer(
+        subject.get("commonName", ""),
+        subject.get("organizationalUnitName", ""),
+        certificate.get("serialNumber", "0"),
+    )
 
 
 class PeerProtocol(H11Protocol):

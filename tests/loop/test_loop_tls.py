@@ -79,4 +79,5 @@ def test_a_cell_off_loopback(tmp_path: Path, network: tuple[str, list[str]]) -> 
         "a node's certificate may not command the fleet",
         "a stranger's certificate is refused",
         "a revoked node is put out",
+        "a revoked client is refused on its open connection",
     ]

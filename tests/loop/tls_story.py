@@ -147,6 +147,15 @@ async def keep_out(story: Story, loop: Loop) -> None:
     story.authority.revoke("pi-2")
     await states(loop, {"pi-2": "lost", "pi-1": "online"})
     held("a revoked node is put out")
+    visitor = client_context(load(story.issue("visitor", Speaker.CLIENT)))
+    async with httpx.AsyncClient(base_url=API, verify=visitor, timeout=10) as http:
+        (await http.get("/v1/fleet")).raise_for_status()
+        story.authority.revoke("visitor")
+        end_s = asyncio.get_running_loop().time() + PATIENCE_S
+        while (await http.get("/v1/fleet")).status_code != 403:
+            assert asyncio.get_running_loop().time() < end_s, "still served"
+            await asyncio.sleep(0.1)
+    held("a revoked client is refused on its open connection")
 
 
 async def refused(log: Path, word: str) -> None:

@@ -1,7 +1,6 @@
 """What every command shares: settings of this call, consoles, the way to the controller."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.text import Text
 from tona.cli.settings import Settings, client_settings
 
 PIPE_WIDTH: Final = 1000
-"""Columns where the output is no terminal."""
+"""Where the output is no terminal: what reads a pipe wants whole rows."""
 
 _T = TypeVar("_T")
 
@@ -54,17 +53,11 @@ def with_api(work: Callable[[Any], Awaitable[_T]]) -> _T:
     return asyncio.run(run())
 
 
-def console() -> Console:
-    """Return the console on the standard output; plain where that is no terminal."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return Console(highlight=False, markup=False)
-    # What reads a pipe wants whole rows, not rows folded to a width that nobody has.
-    return Console(highlight=False, markup=False, width=PIPE_WIDTH)
-
-
-def error_console() -> Console:
-    """Return the console on the standard error output."""
-    return Console(stderr=True, highlight=False, markup=False)
+def console(*, stderr: bool = False) -> Console:
+    """Return the console on an output; plain and as wide as its rows where it is no terminal."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if terminal else PIPE_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, width=width)
 
 
 def show(*what: RenderableType) -> None:
@@ -94,12 +87,15 @@ def show_json(body: bytes) -> None:
 
 
 def table(*columns: str) -> Table:
-    """Return an empty table of the house's look; a column that begins with `>` goes right."""
+    """Return an empty table of the house's look; a column that begins with `>` goes right.
+
+    Where it is narrow the first column, which names the thing, stays whole and the others fold.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
+    for index, name in enumerate(columns):
         right = name.startswith(">")
         made.add_column(
-            name.removeprefix(">"), justify="right" if right else "left", no_wrap=True, min_width=1
+            name.removeprefix(">"), justify="right" if right else "left", no_wrap=index == 0
         )
     return made
 
@@ -108,7 +104,6 @@ def details(rows: Iterable[tuple[str, str | Text]]) -> Table:
     """Return names and values, a line each."""
     made = table("", "")
     made.show_header = False
-    made.columns[1].no_wrap = False
     for name, value in rows:
         made.add_row(Text(name, style="dim"), value)
     return made

@@ -21,7 +21,7 @@ from controller.records import NodeView
 from protocols.errors import TonaError
 from tona.bundle import File
 from tona.cli import draw, errors
-from tona.cli.context import AsJson, console, details, error_console, or_dash, put
+from tona.cli.context import AsJson, console, details, or_dash, put
 from tona.cli.signals import told_to_end, unless
 from tona.demo import material
 from tona.demo.summary import Failover, Latency, Placed, Reading, Summary
@@ -54,7 +54,7 @@ def demo(
     use_case = material.use_case()
     page, text = material.pictures()
     chosen = (page, text) if images is None else tuple(material.images_in(images))
-    stage = Stage(error_console() if as_json else console(), printing=not as_json)
+    stage = Stage(console(stderr=True) if as_json else console(), printing=not as_json)
     with _folder(keep, stage) as folder:
         plan = Plan(folder=folder, nodes=nodes, broker=broker)
         try:

@@ -30,7 +30,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _draw(findings: "list[Finding]") -> None:
     made = table("WHAT", "STATE", "FOUND", "HOW TO GET IT")
-    made.columns[2].no_wrap = made.columns[3].no_wrap = False
     for one in findings:
         state = Text(one.state, style=_STYLE[one.state])
         made.add_row(one.what, state, one.found or "-", one.hint or "-")

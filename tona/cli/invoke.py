@@ -13,7 +13,7 @@ from protocols.errors import UserError
 from protocols.messages.hierarchy import ServiceOrder
 from protocols.messages.invocation import REQUEST
 from tona.cli import complete
-from tona.cli.context import AsJson, console, error_console, settings, show_json
+from tona.cli.context import AsJson, console, settings, show_json
 from tona.cli.usecases import read_file
 
 FILE: Final = "@"
@@ -159,7 +159,7 @@ def _print(result: Any, files: dict[str, str]) -> None:
             out.print(f"{label}{_describe(value)}", soft_wrap=True)
     nodes = " ".join(dict.fromkeys(one.node for one in result.timings))
     told = f"{result.elapsed_ms:.1f} ms, {result.attempts} attempt(s), on {nodes or '-'}"
-    error_console().print(told, style="dim", soft_wrap=True)
+    console(stderr=True).print(told, style="dim", soft_wrap=True)
 
 
 def _describe(value: Any) -> str:

@@ -17,7 +17,6 @@ from tona.cli import complete
 from tona.cli.context import (
     AsJson,
     console,
-    error_console,
     listing,
     or_dash,
     show,
@@ -78,7 +77,7 @@ async def push(api: Any, files: Sequence[Any]) -> list[Any]:
     from rich.progress import Progress  # noqa: PLC0415 - slow to import
 
     quiet = not sys.stderr.isatty()
-    with Progress(console=error_console(), transient=True, disable=quiet) as progress:
+    with Progress(console=console(stderr=True), transient=True, disable=quiet) as progress:
         bars = [progress.add_task(one.name, total=one.size_bytes) for one in files]
         return [
             await api.push(file, lambda count, bar=bar: progress.advance(bar, count))
