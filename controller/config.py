@@ -14,7 +14,8 @@ from protocols.base import Name
 from protocols.errors import UserError
 
 DEFAULT_API_PORT: Final = 8600
-DEFAULT_BROKER_PORT: Final = 1883
+MQTT_PORT: Final = 1883
+MQTTS_PORT: Final = 8883
 PREFIX: Final = "TONA_"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -36,13 +37,20 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     broker: str = EMBEDDED
     """`embedded`, `mosquitto`, or `mqtt[s]://HOST:PORT` of one that runs already."""
     broker_host: str = "127.0.0.1"
-    broker_port: Port = DEFAULT_BROKER_PORT
+    broker_port: Port | None = None
+    """None: the standard one, 8883 with an authority and 1883 without."""
     authority: str = ""
     """Folder made by `tona ca init`; needed as soon as a listener leaves loopback."""
     bundle: str = ""
     """File made by `tona ca issue --kind controller` for this controller."""
     heartbeat_ms: Pace = 1000
     sample_ms: Pace = 1000
+
+    def listening_port(self) -> int:
+        """Return the port that our own broker listens on."""
+        if self.broker_port is not None:
+            return self.broker_port
+        return MQTTS_PORT if self.authority else MQTT_PORT
 
     def folder(self) -> Path:
         """Return the data folder."""

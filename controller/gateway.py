@@ -85,7 +85,7 @@ class Gateway:
             config.broker,
             folder=_private(folder / "broker"),
             host=config.broker_host,
-            port=config.broker_port,
+            port=config.listening_port(),
             trust=trust,
         )
         self._address = await self._broker.start()

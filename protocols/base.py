@@ -1,6 +1,6 @@
 """What every message and its parts share: struct settings and bounded field types."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -25,6 +25,9 @@ Id = Annotated[str, Meta(max_length=128)]
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """A number of things, bytes or milliseconds."""
+
+EPOCH_LIMIT: Final = 2**52
+"""No lease reaches it; a peer that claims a higher epoch is not believed."""
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 

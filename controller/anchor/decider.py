@@ -37,6 +37,7 @@ from controller.records import (
     TaskRecord,
     TaskState,
 )
+from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame, TonaBug
 from protocols.messages import (
     AnchorWelcome,
@@ -59,6 +60,10 @@ EPOCH_BLOCK: Final = 32
 RETRY_MIN_MS: Final = 3000
 RETRY_MAX_MS: Final = 60_000
 """A waiting task is tried again within these bounds, and at once when a node comes."""
+EPOCHS_OF_GENERATION: Final = 1_000_000
+"""Epochs of a task that is ordered anew begin above those of its former life on the nodes."""
+MAX_OVER: Final = 512
+"""Tasks that are over and whose stories are still kept for people."""
 _RETRY: Final = "retry/"
 
 
@@ -86,7 +91,10 @@ class Anchor:
         self._stories: dict[str, int] = {}
         self._last_story: dict[str, str] = {}
         self._failed: dict[str, dict[str, str]] = {}
-        self._retries: dict[str, int] = {}
+        self._retries: dict[str, tuple[int, int]] = {}
+        """Of waiting tasks: how often tried again, and when it is tried next."""
+        self._over: dict[str, None] = {}
+        """Tasks that are over, oldest first."""
         self._reported: dict[str, tuple[int, ServiceState, str]] = {}
         self._short: dict[str, str] = {}
         self._now_ms = 0
@@ -115,6 +123,10 @@ class Anchor:
                 case StoryRecord() as value if record.kind == STORY:
                     following = self._stories.get(value.task, 0)
                     self._stories[value.task] = max(following, value.number + 1)
+        self._over = dict.fromkeys(sorted(self._stories.keys() - self.tasks.keys()))
+        for name, task in self.tasks.items():
+            if task.state is TaskState.WAITING:
+                self._try_later(name)
         return self.output
 
     def handle(self, events: Sequence[Event], now_ms: int) -> Output:
@@ -155,8 +167,14 @@ class Anchor:
             task = self.tasks.get(spec.task)
             if task is None:
                 task = TaskRecord(
-                    spec, order.service, event.tenant, order.generation, TaskState.ACCEPTED
+                    spec,
+                    order.service,
+                    event.tenant,
+                    order.generation,
+                    TaskState.ACCEPTED,
+                    epoch_high=(order.generation - 1) * EPOCHS_OF_GENERATION,
                 )
+                self._over.pop(spec.task, None)
                 self._story(spec.task, "ta", "accepted", f"generation {order.generation}", event)
             else:
                 state = advance(task.state, TaskEvent.ORDER, self._tale(spec.task))
@@ -166,7 +184,11 @@ class Anchor:
         self._place_service(order.service, event.cause, everything=True)
 
     def _on_delete(self, event: Received, delete: ServiceDelete) -> None:
-        held = self.services.pop(delete.service, None)
+        held = self.services.get(delete.service)
+        if held is not None and held.order.generation > delete.generation:
+            self._report_service(delete.service, event.cause, again=True)
+            return
+        self.services.pop(delete.service, None)
         for task in [one for one in self.tasks.values() if one.service == delete.service]:
             self._end_task(task, "the service was deleted", event.cause)
         if held is not None:
@@ -186,6 +208,20 @@ class Anchor:
         self._failed.pop(name, None)
         self._retries.pop(name, None)
         self._record(TASK, name, None, cause)
+        self._over[name] = None
+        if len(self._over) > MAX_OVER:
+            self._forget(next(iter(self._over)), cause)
+        for one in self.tasks.values():
+            if one.state is TaskState.WAITING:
+                # There is room now that there was not before.
+                self._short.setdefault(one.service, cause)
+
+    def _forget(self, name: str, cause: str) -> None:
+        """Drop the story of a task that is long over."""
+        del self._over[name]
+        self._last_story.pop(name, None)
+        for slot in range(min(STORY_LENGTH, self._stories.pop(name, 0))):
+            self._record(STORY, f"{name}/{slot}", None, cause)
 
     # Placement.
 
@@ -195,13 +231,7 @@ class Anchor:
         if held is None:
             return
         requests = [
-            Request(
-                spec,
-                held.order.spares,
-                self._current_node(spec.task),
-                self._failed.get(spec.task, {}),
-            )
-            for spec in held.order.tasks
+            self._request(self.tasks[spec.task], held.order.spares) for spec in held.order.tasks
         ]
         plan = place(requests, self._snapshot())
         for spec in held.order.tasks:
@@ -210,11 +240,11 @@ class Anchor:
                 self._apply(task, placement, cause)
         self._report_service(service, cause)
 
-    def _current_node(self, task: str) -> str:
-        record = self.tasks[task]
-        facts = self.nodes.get(record.node)
-        alive = facts is not None and facts.state is NodeState.ONLINE
-        return record.node if alive and record.state is TaskState.RUNNING else ""
+    def _request(self, task: TaskRecord, spares: int) -> Request:
+        runs = task.state is TaskState.RUNNING and self._online(task.node)
+        current = task.node if runs else ""
+        failed = self._failed.get(task.spec.task, {})
+        return Request(task.spec, spares, current, _reserved_on(task), failed)
 
     def _better(self, task: TaskRecord, placement: Placement) -> bool:
         """Whether a placement gives a task that lacks nodes something it does not have."""
@@ -232,7 +262,7 @@ class Anchor:
         cpu: dict[str, float] = {}
         instances: dict[str, int] = {}
         for task in self.tasks.values():
-            node = task.node or (task.nodes[0] if task.nodes else "")
+            node = _reserved_on(task)
             if node:
                 spec = task.spec
                 memory[node] = memory.get(node, 0) + spec.manifest.limits.memory_bytes
@@ -286,10 +316,7 @@ class Anchor:
         )
         if state is not TaskState.WAITING:
             return
-        retries = self._retries.get(name, 0)
-        self._retries[name] = retries + 1
-        delay_ms = min(RETRY_MAX_MS, RETRY_MIN_MS << min(retries, 10))
-        self.output.timers.append(Timer(_RETRY + name, self._now_ms + delay_ms))
+        self._try_later(name)
         if was is TaskState.WAITING:
             return
         self._tell_story(name, "ta", "waiting", placement.reason, cause)
@@ -300,11 +327,23 @@ class Anchor:
         escalation = Escalation(number, name, task.generation, placement.reason, attempts)
         self._send(self.services[task.service].namo, escalation, cause, task.tenant)
 
+    def _try_later(self, name: str) -> None:
+        """Have a waiting task tried again, ever more rarely; what is due already stays so."""
+        tries, due_ms = self._retries.get(name, (0, self._now_ms))
+        if due_ms <= self._now_ms:
+            due_ms = self._now_ms + min(RETRY_MAX_MS, RETRY_MIN_MS << min(tries, 10))
+            self._retries[name] = tries + 1, due_ms
+            self.output.timers.append(Timer(_RETRY + name, due_ms))
+
     def _on_timer(self, key: str) -> None:
-        task = self.tasks.get(key.removeprefix(_RETRY))
+        name = key.removeprefix(_RETRY)
+        task = self.tasks.get(name)
         if task is not None and task.state is TaskState.WAITING:
-            self._failed.pop(task.spec.task, None)
+            self._failed.pop(name, None)
             self._short[task.service] = "retry"
+            tries, _ = self._retries.get(name, (0, 0))
+            self._retries[name] = tries, self._now_ms
+            self._try_later(name)
 
     # What schedulers say.
 
@@ -376,12 +415,12 @@ class Anchor:
             node = attempt.action.removeprefix("run on ")
             if node in self.nodes and self._online(node):
                 failed[node] = attempt.outcome[:300]
-        order = self.services[task.service].order
-        request = Request(task.spec, order.spares, "", failed)
-        snapshot = self._snapshot()
-        placement = place([request], snapshot)[escalation.task]
+        leases = task.epoch_high <= escalation.epoch_seen < EPOCH_LIMIT
+        if leases:
+            task = structs.replace(task, epoch_high=escalation.epoch_seen)
+        request = self._request(task, self.services[task.service].order.spares)
+        placement = place([request], self._snapshot())[escalation.task]
         fresh = [node for node in placement.chosen if node not in failed]
-        leases = escalation.problem.startswith("the leased epochs")
         granted = bool(fresh) or (leases and bool(placement.chosen))
         if granted:
             self._apply(task, placement, event.cause)
@@ -461,6 +500,11 @@ class Anchor:
 
     def _tale(self, task: str) -> str:
         return f"{self._stories.get(task, 0)} entries, last: {self._last_story.get(task, 'none')}"
+
+
+def _reserved_on(task: TaskRecord) -> str:
+    """Return the node whose room a task takes; empty when it was never placed."""
+    return task.node or (task.nodes[0] if task.nodes else "")
 
 
 _TOLD: Final = {

@@ -57,6 +57,8 @@ class Request(Struct, frozen=True):
     spares: int
     current: str = ""
     """Where it runs now."""
+    reserved_on: str = ""
+    """Where the snapshot has counted it already: it does not stand in its own way there."""
     failed: Mapping[str, str] = {}
     """Nodes that have just failed it, with the reason."""
 
@@ -74,8 +76,8 @@ def infeasible(
 ) -> str | None:
     """Return in one clause why this node cannot run the task; None when it can."""
     reason = _unfit(facts, request.spec)
-    if reason is None and facts.node != request.current:
-        reason = _full(facts, request.spec, snapshot, taken)
+    if reason is None:
+        reason = _full(facts, request, snapshot, taken)
     return reason
 
 
@@ -94,18 +96,19 @@ def _unfit(facts: NodeFacts, spec: TaskSpec) -> str | None:
     return None
 
 
-def _full(facts: NodeFacts, spec: TaskSpec, snapshot: Snapshot, taken: Reserved) -> str | None:
-    """Whether what is reserved leaves room for the task."""
+def _full(facts: NodeFacts, request: Request, snapshot: Snapshot, taken: Reserved) -> str | None:
+    """Whether what is reserved for others leaves room for the task."""
     node, inventory = facts.node, facts.inventory
+    own = node == request.reserved_on
+    wanted_bytes = request.spec.manifest.limits.memory_bytes
     reserved = snapshot.reserved_bytes.get(node, 0) + taken.memory_bytes.get(node, 0)
-    free_bytes = inventory.task_memory_bytes - reserved
-    wanted_bytes = spec.manifest.limits.memory_bytes
+    free_bytes = inventory.task_memory_bytes - reserved + own * wanted_bytes
     if wanted_bytes > free_bytes:
         return (
             f"has {max(0, free_bytes) >> 20} MB of task memory left, "
             f"the task asks for {wanted_bytes >> 20} MB"
         )
-    instances = snapshot.instances.get(node, 0) + taken.instances.get(node, 0)
+    instances = snapshot.instances.get(node, 0) + taken.instances.get(node, 0) - own
     if instances >= inventory.max_instances:
         return f"holds {instances} instances already, its limit"
     return None
@@ -164,7 +167,7 @@ def place(requests: Sequence[Request], snapshot: Snapshot) -> dict[str, Placemen
         if placement.chosen:
             node = placement.chosen[0]
             placed[request.spec.step] = node
-            if node != request.current:
+            if node != request.reserved_on:
                 spec = request.spec
                 wanted_bytes = spec.manifest.limits.memory_bytes
                 cpu_percent = spec.demand.cpu_percent

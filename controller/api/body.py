@@ -1,6 +1,7 @@
 """Reading request bodies within bounds of size and time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -11,8 +12,9 @@ from protocols.errors import Blame
 
 BODY_MAX_BYTES: Final = 1 << 20
 """A JSON body; contents have bounds of their own."""
-IDLE_TIMEOUT_S: Final = 60.0
-"""A client that sends nothing for so long has lost its request."""
+SLOW_TIMEOUT_S: Final = 60.0
+"""How long `SLOW_BYTES` may take, or the rest: a slower client has lost its request."""
+SLOW_BYTES: Final = 64 << 10
 
 
 def declared_bytes(request: Request) -> int | None:
@@ -22,25 +24,33 @@ def declared_bytes(request: Request) -> int | None:
 
 
 async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the body as it comes. Raises Refused: too large (413), silent (408), cut off (400)."""
+    """Yield the body as it comes. Raises Refused: too large (413), too slow (408), cut off (400)."""
     too_large = Refused(413, f"the body is larger than {max_bytes} bytes, the most there may be")
     if (declared_bytes(request) or 0) > max_bytes:
         raise too_large
-    size = 0
+    size = mark = 0
+    left_s = SLOW_TIMEOUT_S
     stream = request.stream()
     try:
         while True:
-            async with asyncio.timeout(IDLE_TIMEOUT_S):
+            since_s = time.monotonic()
+            async with asyncio.timeout(left_s):
                 chunk = await anext(stream, None)
             if chunk is None:
                 return
             size += len(chunk)
+            # What the taker of a chunk does with it is not the client's time.
+            left_s -= time.monotonic() - since_s
+            if size - mark >= SLOW_BYTES:
+                mark, left_s = size, SLOW_TIMEOUT_S
             if size > max_bytes:
                 raise too_large
             yield chunk
     except TimeoutError:
         raise Refused(
-            408, f"nothing came for {IDLE_TIMEOUT_S:.0f} s", blame=Blame.ENVIRONMENT
+            408,
+            f"the body came too slowly: less than {SLOW_BYTES} bytes in {SLOW_TIMEOUT_S:.0f} s",
+            blame=Blame.ENVIRONMENT,
         ) from None
     except ClientDisconnect:
         raise Refused(

@@ -178,9 +178,15 @@ class PutArtifact(_Arguments, frozen=True):
     """An artifact and what people call it."""
 
     hex: Sha256
-    name: Annotated[str, Meta(max_length=200)] = ""
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,200}$(?!\n)",
+            description="at most 200 characters without control characters",
+        ),
+    ] = ""
     media: Annotated[
-        str, Meta(pattern="^(wasm|onnx|data|)$", description="one of wasm, onnx, data")
+        str, Meta(pattern=r"^(wasm|onnx|data|)$(?!\n)", description="one of wasm, onnx, data")
     ] = ""
 
 

@@ -1,4 +1,4 @@
-"""Tells the application whose certificate TLS has verified, which uvicorn alone does not."""
+"""What uvicorn alone does not do: name the peer that TLS verified, and let no silent one stay."""
 
 import asyncio
 from typing import Any, Final
@@ -8,6 +8,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 EXTENSION: Final = "tona.peer"
 """Where the application finds a `Peer`, below the scope's `extensions`."""
+HEAD_TIMEOUT_S: Final = 10.0
+"""How long line and headers of a request may take; a connection without a request is cut off."""
 
 
 class Peer(Struct, frozen=True):
@@ -35,6 +37,8 @@ class PeerProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Learn who has connected; without TLS nobody is named."""
         super().connection_made(transport)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._watch_head()
         if transport.get_extra_info("ssl_object") is None:
             return
         peer = peer_of(transport.get_extra_info("peercert") or {})
@@ -45,3 +49,24 @@ class PeerProtocol(H11Protocol):
             await application(scope, receive, send)
 
         self.app = with_peer
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; many or few, a request's head must be whole in time."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the connection go."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head_came()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -117,7 +117,9 @@ class ApiServer:
         for connection in list(self._server.server_state.connections):
             transport = getattr(connection, "transport", None)
             if transport is not None:
-                transport.abort()
+                # Before 3.11.5 a TLS transport that has closed itself cannot be aborted twice.
+                with suppress(AttributeError):
+                    transport.abort()
         self._server = None
 
     def _listener(self) -> socket.socket:

@@ -31,7 +31,11 @@ from controller.store import Fenced, Store
 from protocols.errors import EnvironmentFailure, TonaBug
 
 MAX_EVENTS: Final = 100_000
-"""Events that may wait for one role; one more is dropped and counted."""
+"""Messages that may wait for one role; one more is dropped and counted. Timers, calls and the
+words of other roles are never dropped: nobody repeats them, and each has a bound of its own.
+"""
+MAX_HELD: Final = 100_000
+"""Outputs that may wait for a commit; a store that refuses for so long ends the host."""
 MAX_CALLS: Final = 1000
 COMMIT_RETRY_S: Final = 0.5
 """Pause before a refused commit is tried again; nothing is promised meanwhile."""
@@ -86,19 +90,23 @@ class Host:
         self._call_number = 0
         self.last_failure = ""
         self._turn_due = False
+        self._restored = False
         self._commit_wake = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
 
     # From outside.
 
     def post(self, role: str, event: Event) -> None:
-        """Queue an event for a role of this host."""
-        queue = self._events[role]
-        if len(queue) >= MAX_EVENTS:
+        """Queue a message from outside for a role of this host."""
+        if len(self._events[role]) >= MAX_EVENTS:
             self.counters["events_dropped"] += 1
-            return
-        queue.append(event)
-        if not self._turn_due:
+        else:
+            self._queue(role, event)
+
+    def _queue(self, role: str, event: Event) -> None:
+        self._events[role].append(event)
+        # What comes before the roles have their memory back waits for it.
+        if self._restored and not self._turn_due:
             self._turn_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
@@ -116,20 +124,25 @@ class Host:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._calls[call] = future
         unix_ms = time.time_ns() // 1_000_000
-        self.post(role, Called(call, operation, arguments, tenant, cause or call, unix_ms))
+        self._queue(role, Called(call, operation, arguments, tenant, cause or call, unix_ms))
         try:
             return await future
         finally:
             del self._calls[call]
 
     async def run(self, records: Sequence[Record]) -> None:
-        """Restore every role and serve until cancelled. Raises Fenced, TonaBug."""
+        """Restore every role and serve until cancelled.
+
+        Raises Fenced, EnvironmentFailure, or whatever bug a role has tripped over.
+        """
         self._failure = asyncio.get_running_loop().create_future()
         self._read_model.apply(records, ())
         committer = asyncio.ensure_future(self._commit_forever())
         try:
             for name, decider in self.deciders.items():
                 self._take(name, decider.restore(records, self._now_ms()))
+            self._restored = True
+            self._turn()
             done, _ = await asyncio.wait(
                 {committer, self._failure}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -156,13 +169,17 @@ class Host:
                     queue.clear()
                     self.counters["events"] += len(batch)
                     self._take(name, self.deciders[name].handle(batch, now_ms))
-        except TonaBug as bug:
+        except Exception as bug:  # noqa: BLE001 - a role cut short is a bug of ours, whatever it raised
             if self._failure is not None and not self._failure.done():
                 self._failure.set_exception(bug)
 
     def _take(self, role: str, output: Output) -> None:
         """Let an output out, or hold it until its records, or those before it, are durable."""
         if output.records or self._holding[role]:
+            if len(self._held) >= MAX_HELD:
+                raise EnvironmentFailure(
+                    f"the store has taken nothing for long: {self.last_failure}"
+                )
             self._holding[role] += 1
             self._held.append((role, output))
             self._commit_wake.set()
@@ -184,7 +201,7 @@ class Host:
     def _send(self, role: str, send: Send) -> None:
         if isinstance(send.to, ToRole) and send.to.role in self._events:
             event = Received(role, 0, 0, send.tenant, send.cause, send.body)
-            self.post(send.to.role, event)
+            self._queue(send.to.role, event)
         elif not self._wire(send, role):
             # Whoever has promised something repeats it; the wire promises nothing.
             self.counters["unsent"] += 1
@@ -201,7 +218,7 @@ class Host:
 
     def _fire(self, role: str, key: str) -> None:
         self._timers.pop((role, key), None)
-        self.post(role, Fired(key))
+        self._queue(role, Fired(key))
 
     # Commits.
 
@@ -231,6 +248,7 @@ class Host:
                 await asyncio.sleep(COMMIT_RETRY_S)
             else:
                 self.counters["commits"] += 1
+                self.last_failure = ""
                 return
 
 

@@ -188,7 +188,9 @@ class Namo:
         record = self._use_cases.get(name)
         if record is None or record.state is UseCaseState.DELETED:
             return
-        services = [self._services[one] for one in record.services]
+        # An ended service may be forgotten, or its name taken by another use case.
+        named = [self._services.get(one) for one in record.services]
+        services = [one for one in named if one is not None and one.order.use_case == name]
         if record.state is UseCaseState.DELETING:
             if all(one.state is ServiceState.DELETED for one in services):
                 self._put_use_case(replace(record, state=UseCaseState.DELETED), cause, out)

@@ -9,13 +9,14 @@ from typing import Final
 
 import msgspec
 
-from controller.namo.checks import LATENCY, source, sources_of
+from controller.namo.checks import LATENCY, MAX_NAME, source, sources_of
 from controller.namo.graph import longest_through, order
 from controller.namo.model import Input, Output, Service, Task, UseCase
+from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
 from protocols.manifest import Constant, ExecutorKind, Manifest, Port
 from protocols.messages.hierarchy import ServiceOrder, TaskQos, TaskSpec
-from protocols.messages.invocation import Edge
+from protocols.messages.invocation import Edge, Plan, Step
 from protocols.qoais import Sla, Zone
 from protocols.topics import CONTROL_MAX_BYTES
 
@@ -23,8 +24,8 @@ EXPECTED_MS: Final = {ExecutorKind.WASM: 5.0, ExecutorKind.ONNX: 50.0}
 """Predicted cost of one run where the document declares none."""
 HOP_MS: Final = 1.0
 """Predicted cost of handing a request to the next task; no budget is smaller than its share."""
-FRAME_BYTES: Final = 1024
-"""Room for what stands around an order in its frame."""
+FRAME_BYTES: Final = 4096
+"""Room for what stands around an order or a plan in its frame."""
 
 
 def decompose(use_case: UseCase, generation: int) -> tuple[ServiceOrder, ...]:
@@ -56,13 +57,34 @@ def _order(service: Service, use_case: str, generation: int) -> ServiceOrder:
         sla=Sla(zone, service.sla.satisfaction_ratio),
         spares=service.spares,
     )
-    size = len(msgspec.msgpack.encode(made))
+    size = max(len(msgspec.msgpack.encode(one)) for one in (made, _widest_plan(made)))
     if size > CONTROL_MAX_BYTES - FRAME_BYTES:
         raise UserError(
             f"service {service.name!r} takes {size} bytes to describe, "
             f"at most {CONTROL_MAX_BYTES - FRAME_BYTES} are possible: split it into two services"
         )
     return made
+
+
+def _widest_plan(made: ServiceOrder) -> Plan:
+    """Return the largest plan that a route of this service may carry."""
+    named = {spec.step: spec.task for spec in made.tasks}
+    steps = tuple(
+        Step(
+            spec.task,
+            "n" * MAX_NAME,
+            EPOCH_LIMIT,
+            tuple(_renamed(edge, named) for edge in spec.inputs),
+            tuple(port.name for port in spec.manifest.outputs),
+        )
+        for spec in made.tasks
+    )
+    outputs = tuple(_renamed(edge, named) for edge in made.outputs)
+    return Plan(made.service, made.generation, steps, outputs)
+
+
+def _renamed(edge: Edge, named: dict[str, str]) -> Edge:
+    return Edge(edge.port, named.get(edge.source, edge.source), edge.source_port)
 
 
 def _spec(service: str, task: Task, tasks: dict[str, Task], qos: TaskQos) -> TaskSpec:

@@ -20,18 +20,26 @@ _TOKEN: Final = re.compile(
     | (?P<bare>[^\s\[\]{}=:,."'\#]+)""",
     re.VERBOSE | re.DOTALL,
 )
+MAX_DEPTH: Final = 64
+"""Tables and lists within each other; a use case needs eight."""
 _ENDS_VALUE: Final = (",", "]", "}", "\n", "")
 
 
 def toml_lines(text: str) -> dict[Path, int]:
-    """Return the line, from 1, of every table, key and element of a valid TOML document."""
+    """Return the line, from 1, of every table, key and element of a valid TOML document.
+
+    Raises RecursionError beyond MAX_DEPTH.
+    """
     scanner = _Scanner(text)
     scanner.toml()
     return scanner.lines
 
 
 def json_lines(text: str) -> dict[Path, int]:
-    """Return the line, from 1, of every field and element of a valid JSON document."""
+    """Return the line, from 1, of every field and element of a valid JSON document.
+
+    Raises RecursionError beyond MAX_DEPTH.
+    """
     scanner = _Scanner(text)
     scanner.skip_newlines()
     scanner.value(())
@@ -77,7 +85,9 @@ class _Scanner:
                 self._next()
 
     def value(self, path: Path) -> None:
-        """Scan one value that stands at `path`."""
+        """Scan one value that stands at `path`. Raises RecursionError beyond MAX_DEPTH."""
+        if len(path) > MAX_DEPTH:
+            raise RecursionError
         first = self._peek()
         if first == "{":
             self._inline(path)

@@ -24,6 +24,11 @@ STEP_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$(?!\n)"
 DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}$(?!\n)"
 MAX_PROBLEMS: Final = 20
 """More are counted, not told."""
+MAX_PLACE: Final = 200
+MAX_TEXT: Final = 600
+"""Characters of a problem's place and text that are told."""
+MAX_QUOTED: Final = 80
+"""Characters of a value or key that are repeated."""
 
 _S = TypeVar("_S", bound=Struct)
 
@@ -54,16 +59,31 @@ class Problems:
     def add(self, path: Path, text: str) -> None:
         """Note one problem of the field at `path`; `text` is a sentence without its place."""
         self.count += 1
-        if len(self._told) < MAX_PROBLEMS:
+        if not self.full:
             line = locate(self._lines, path)
             where = f"line {line}, " if line is not None else ""
-            self._told.append((line or 0, f"{where}{written(path)}: {text}"))
+            place = _printable(written(path)[:MAX_PLACE])
+            self._told.append((line or 0, f"{where}{place}: {_printable(text[:MAX_TEXT])}"))
+
+    @property
+    def full(self) -> bool:
+        """Whether one more problem would only be counted."""
+        return len(self._told) >= MAX_PROBLEMS
 
     def sentences(self) -> tuple[str, ...]:
         """Return a sentence for each problem in the order of lines, and one for the untold."""
         told = tuple(text for _, text in sorted(self._told, key=lambda one: one[0]))
         more = self.count - len(told)
         return (*told, f"and {more} more problems") if more else told
+
+
+def _printable(text: str) -> str:
+    """Write control characters as escapes: a document must not move a reader's cursor."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}...")
 
 
 def is_digest(text: str) -> bool:
@@ -98,7 +118,8 @@ def _struct(kind: type[Struct], value: object, path: Path, problems: Problems) -
     known = {field.encode_name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            problems.add((*path, key), f"there is no field {key!r} here{near(key, known)}")
+            hint = "" if problems.full else near(key, known)
+            problems.add((*path, key), f"there is no field {_quoted(key)} here{hint}")
     given: dict[str, object] = {}
     for key, field in known.items():
         if key in value:
@@ -115,16 +136,18 @@ def _any(annotation: Any, value: object, path: Path, problems: Problems) -> obje
     if isinstance(bare, type) and issubclass(bare, Struct):
         return _struct(bare, value, path, problems)
     if origin is tuple and isinstance(value, list):
+        if not _sized(value, metas, path, problems):
+            return _WRONG
         element = typing.get_args(bare)[0]
         items = [_any(element, item, (*path, at), problems) for at, item in enumerate(value)]
-        right = _sized(value, metas, path, problems) and _WRONG not in items
-        return tuple(items) if right else _WRONG
+        return _WRONG if _WRONG in items else tuple(items)
     if origin is dict and isinstance(value, dict):
+        if not _sized(value, metas, path, problems):
+            return _WRONG
         of_key, of_value = typing.get_args(bare)
         keys = [_leaf(of_key, key, (*path, key), problems) for key in value]
         table = {key: _any(of_value, one, (*path, key), problems) for key, one in value.items()}
-        right = _sized(value, metas, path, problems) and _WRONG not in (*keys, *table.values())
-        return table if right else _WRONG
+        return _WRONG if _WRONG in (*keys, *table.values()) else table
     return _leaf(annotation, value, path, problems)
 
 
@@ -140,10 +163,10 @@ def _leaf(annotation: Any, value: object, path: Path, problems: Problems) -> obj
 def _sentence(bare: Any, metas: tuple[Meta, ...], value: object, error: str) -> str:
     for meta in metas:
         if meta.pattern in _PATTERNS and isinstance(value, str):
-            return f"{value!r} is not {_PATTERNS[meta.pattern]}"
+            return f"{_quoted(value)} is not {_PATTERNS[meta.pattern]}"
     if isinstance(bare, type) and issubclass(bare, Enum) and isinstance(value, str):
         options = [str(one.value) for one in bare]
-        return f"{value!r} is none of {', '.join(options)}{near(value, options)}"
+        return f"{_quoted(value)} is none of {', '.join(options)}{near(value, options)}"
     wanted = error.partition(" - at ")[0].replace("`", "")
     got = "" if ", got " in wanted else f", got {_what(value)}"
     return wanted[:1].lower() + wanted[1:] + got

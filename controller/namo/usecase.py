@@ -6,6 +6,7 @@ Every problem is told with its line and its field.
 """
 
 import json
+import re
 import tomllib
 from typing import Annotated, Any, Final
 
@@ -21,6 +22,10 @@ from protocols.errors import UserError
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
 FORMATS: Final = ("toml", "json")
+_LONG_KEY: Final = re.compile(
+    r"""(?<![\w-])(?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')){16}"""
+)
+"""A dotted key that no use case needs: the time and memory of `tomllib` grow with its square."""
 
 
 class DocumentError(UserError):
@@ -50,7 +55,8 @@ def parse(document: str, notation: str) -> tuple[UseCase, str]:
     head = read(_Head, tree, (), problems)
     services: list[Service] = []
     raw_services = tree.get("services")
-    for at, raw in enumerate(raw_services if isinstance(raw_services, list) else ()):
+    read_ones = raw_services[:MAX_SERVICES] if isinstance(raw_services, list) else ()
+    for at, raw in enumerate(read_ones):
         path = ("services", at)
         service = read(Service, _unfolded(raw, path, problems), path, problems)
         if service is not None:
@@ -70,6 +76,9 @@ def _load(document: str, notation: str) -> tuple[dict[str, Any], dict[Path, int]
         raise DocumentError((f"it is longer than {MAX_DOCUMENT_BYTES} characters",))
     try:
         if notation == "toml":
+            if long := _LONG_KEY.search(document):
+                line = document.count("\n", 0, long.start()) + 1
+                raise DocumentError((f"line {line}: a key of so many parts is no field here",))
             return tomllib.loads(document), toml_lines(document)
         tree = json.loads(document, parse_constant=_no_constant)
         lines = json_lines(document)

@@ -54,6 +54,8 @@ class TaskEntry(Struct):
     anchor: str
     tenant: str
     granted_ms: int
+    first_epoch: int
+    """The first that this scheduler may give; lower ones were given before its start."""
     next_epoch: int
     current: Copy | None = None
     """The copy that routes point to."""
@@ -65,6 +67,8 @@ class TaskEntry(Struct):
     escalated: str = ""
     """Number of the escalation that is not answered yet."""
     escalations: int = 0
+    refusals: int = 0
+    """Escalations since the last assignment or grant."""
     refused_ms: int = -(10**12)
     awaiting_node: bool = False
     """After a restart: the node that ran the task may still come with it."""

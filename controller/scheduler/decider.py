@@ -8,6 +8,7 @@ once; what the envelope cannot hold it escalates, once, with its attempts.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from controller.decider import (
@@ -56,13 +57,18 @@ from protocols.messages import (
     Welcome,
 )
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.invocation import Failure, FailureCode
+from protocols.messages.invocation import Failure, FailureCode, Plan
+from protocols.topics import INVOCATION_MAX_BYTES
 
 SWEEP_MS: Final = 200
 HELLO_MS: Final = 1000
 REBIRTH_QUIET_MS: Final = 1000
 """An unknown node is asked for its birth at most this often."""
 MAX_UNKNOWN: Final = 100_000
+MAX_NODES: Final = 100_000
+"""Names of nodes that were ever seen; beyond it a new one is counted and not taken in."""
+FRAME_BYTES: Final = 1024
+"""Room for what stands around a request in its frame."""
 SUMMARY_STEP_PERCENT: Final = 20.0
 """A change of load of this much is worth telling the TA, who sees coarsely."""
 _SWEEP: Final = "sweep"
@@ -92,7 +98,11 @@ class Scheduler:
         self.nodes = NodeTable()
         self.output = Output()
         self.mover = Mover(settings.name, self.nodes, self._tell)
-        self.counters: dict[str, int] = {"late_incarnation": 0, "unexpected_message": 0}
+        self.counters: dict[str, int] = {
+            "late_incarnation": 0,
+            "too_many_nodes": 0,
+            "unexpected_message": 0,
+        }
         self._asked_ms: dict[str, int] = {}
         self._unwelcome: set[str] = set(settings.anchors)
         self._route_epoch = settings.epoch << 20
@@ -168,6 +178,9 @@ class Scheduler:
         known = self.nodes.slots.get(node)
         if known is not None and event.incarnation < self.nodes.incarnations[known]:
             self.counters["late_incarnation"] += 1
+            return
+        if node not in self._recorded and len(self._recorded) >= MAX_NODES:
+            self.counters["too_many_nodes"] += 1
             return
         heartbeat_ms = self.settings.heartbeat_ms
         slot = self.nodes.born(node, event.incarnation, birth, heartbeat_ms, self._now_ms)
@@ -363,30 +376,48 @@ class Scheduler:
     # What clients and people say.
 
     def _on_invoke(self, event: Received, invoke: Invoke) -> None:
-        reply_to = invoke.reply_to or event.reply_to
-        correlation = invoke.correlation or event.correlation
         route = self._routes.get(invoke.service)
         if route is None or route.plan is None:
             reason = route.reason if route else f"there is no service {invoke.service!r} here"
             code = FailureCode.NOT_READY if route else FailureCode.NO_SERVICE
-            failure = Failure(code, Blame.USER, reason, retryable=route is not None)
-            if reply_to:
-                answer = Result(invoke.request, invoke.attempt, failure=failure)
-                self.output.sends.append(Send(ToTopic(reply_to, correlation), answer, event.cause))
-            return
-        for node, names in routes.entry_inputs(route.plan).items():
-            values = {name: value for name, value in invoke.inputs.items() if name in names}
-            forwarded = Invoke(
-                invoke.request,
-                invoke.service,
-                invoke.budget_ms,
-                values,
-                reply_to,
-                invoke.attempt,
-                route.plan,
-                correlation,
+            self._refuse(
+                event, invoke, Failure(code, Blame.USER, reason, retryable=route is not None)
             )
-            self.output.sends.append(Send(ToInvoke(node), forwarded, event.cause, event.tenant))
+            return
+        forwarded = [
+            (node, self._planned(event, invoke, route.plan, names))
+            for node, names in routes.entry_inputs(route.plan).items()
+        ]
+        if any(_too_large(one) for _, one in forwarded):
+            text = (
+                "the values do not fit into one message beside the plan: send large ones as blobs"
+            )
+            self._refuse(
+                event, invoke, Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
+            )
+            return
+        for node, one in forwarded:
+            self.output.sends.append(Send(ToInvoke(node), one, event.cause, event.tenant))
+
+    def _planned(self, event: Received, invoke: Invoke, plan: Plan, names: set[str]) -> Invoke:
+        """Return the part of a request that one entry node takes, with the plan."""
+        return Invoke(
+            invoke.request,
+            invoke.service,
+            invoke.budget_ms,
+            {name: value for name, value in invoke.inputs.items() if name in names},
+            invoke.reply_to or event.reply_to,
+            invoke.attempt,
+            plan,
+            invoke.correlation or event.correlation,
+        )
+
+    def _refuse(self, event: Received, invoke: Invoke, failure: Failure) -> None:
+        reply_to = invoke.reply_to or event.reply_to
+        if reply_to:
+            to = ToTopic(reply_to, invoke.correlation or event.correlation)
+            answer = Result(invoke.request, invoke.attempt, failure=failure)
+            self.output.sends.append(Send(to, answer, event.cause))
 
     def _on_route_request(self, event: Received, request: RouteRequest) -> None:
         reply_to = request.reply_to or event.reply_to
@@ -455,3 +486,7 @@ class Scheduler:
                 ),
             )
         )
+
+
+def _too_large(invoke: Invoke) -> bool:
+    return len(msgspec.msgpack.encode(invoke)) > INVOCATION_MAX_BYTES - FRAME_BYTES

@@ -13,6 +13,7 @@ from controller.scheduler import danger, upward
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS, Releases
+from protocols.base import EPOCH_LIMIT
 from protocols.messages import (
     Assign,
     EnvelopeGrant,
@@ -27,12 +28,12 @@ from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState, Reconcile
 
 ESCALATE_AGAIN_MS: Final = 3000
-"""An escalation that was refused, or not answered, is repeated this often."""
+ESCALATE_MAX_MS: Final = 60_000
+"""An escalation that was refused, or not answered, is repeated within these bounds."""
 AWAIT_NODE_MS: Final = 3000
 """After a restart: how long the node that ran a task may take to come with it."""
 MAX_ORPHANS: Final = 10_000
 
-_READY_STATES: Final = {InstanceState.READY}
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
 
 
@@ -87,7 +88,8 @@ class Mover:
         task = grant.spec.task
         entry = self.tasks.get(task)
         if entry is None:
-            entry = TaskEntry(grant, anchor, tenant, self.now_ms, grant.epoch_from)
+            first = grant.epoch_from
+            entry = TaskEntry(grant, anchor, tenant, self.now_ms, first, first)
             entry.awaiting_node = bool(grant.current_node)
             self.tasks[task] = entry
             self._adopt_orphans(entry, cause)
@@ -99,7 +101,7 @@ class Mover:
             entry.next_epoch = max(entry.next_epoch, grant.epoch_from)
             # A grant after a failure is the TA's word that the node may be tried again.
             entry.failures = {}
-        entry.escalated = ""
+        entry.escalated, entry.refusals = "", 0
         self._services[grant.service] = grant.plan_tasks
         self._mark(entry, cause)
 
@@ -140,8 +142,8 @@ class Mover:
 
     def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> None:
         """Take in what became of an assignment; a word older than the last one is ignored."""
-        if status.state in _DEAD_STATES:
-            self._releases.confirm(node, status.task, status.epoch)
+        dead = status.state in _DEAD_STATES
+        self._releases.confirm(node, status.task, status.epoch, over=dead)
         entry = self.tasks.get(status.task)
         copy = next(
             (
@@ -151,23 +153,50 @@ class Mover:
             ),
             None,
         )
-        if entry is None or copy is None:
-            if status.state not in _DEAD_STATES and status.state is not InstanceState.DRAINING:
-                holding = Holding(status.task, status.epoch, status.state, status.generation)
-                self._holding(node, stamp, holding, cause)
+        if entry is not None and copy is not None:
+            self._learn(entry, copy, stamp, status.state, cause, status.reason)
             return
+        mine = entry.on_node(node) if entry is not None else None
+        if entry is not None and mine is not None and mine.epoch < status.epoch:
+            self._overtaken(entry, mine, status.epoch, cause)
+        elif not dead and status.state is not InstanceState.DRAINING:
+            holding = Holding(status.task, status.epoch, status.state, status.generation)
+            self._holding(node, stamp, holding, cause)
+
+    def _learn(
+        self,
+        entry: TaskEntry,
+        copy: Copy,
+        stamp: Stamp,
+        state: InstanceState,
+        cause: str,
+        reason: str = "",
+    ) -> None:
+        """Take in the state of a copy; a word older than the last one is ignored."""
         if stamp < copy.heard:
             return
-        copy.heard = stamp
-        copy.reported = status.state
-        copy.reason = status.reason
-        if status.state in _READY_STATES:
+        copy.heard, copy.reported, copy.reason = stamp, state, reason
+        if state is InstanceState.READY:
             copy.state = CopyState.READY
-        elif status.state in _DEAD_STATES:
+        elif state in _DEAD_STATES:
             copy.state = CopyState.FAILED
-            entry.failures[node] = status.reason or f"ended as {status.state}"
-        elif copy.state is CopyState.READY:
+            entry.failures[copy.node] = reason or f"ended as {state}"
+        else:
             copy.state = CopyState.ASSIGNED
+        self._mark(entry, cause)
+
+    def _overtaken(self, entry: TaskEntry, copy: Copy, epoch: int, cause: str) -> None:
+        """Go above an epoch that the node of a copy has seen, from a lease that is forgotten.
+
+        A TA that has lost its store begins anew, the nodes remember.
+        """
+        if copy.state is not CopyState.ASSIGNED:
+            return
+        copy.state, copy.reason = CopyState.FAILED, f"{copy.node} has seen epoch {epoch}"
+        if epoch < EPOCH_LIMIT:
+            entry.next_epoch = max(entry.next_epoch, epoch + 1)
+        else:
+            entry.failures[copy.node] = copy.reason
         self._mark(entry, cause)
 
     def node_born(self, node: str, stamp: Stamp, holdings: Iterable[Holding], cause: str) -> None:
@@ -211,40 +240,57 @@ class Mover:
         self, entry: TaskEntry, node: str, stamp: Stamp, holding: Holding, cause: str
     ) -> None:
         """Keep a healthy copy that a node holds, or release it: one copy serves, the newest."""
-        ready = holding.state == InstanceState.READY
         for copy in entry.copies():
-            if copy.node == node and copy.epoch == holding.epoch:
-                if stamp < copy.heard:
-                    return
-                copy.heard = stamp
-                copy.state = CopyState.READY if ready else CopyState.ASSIGNED
-                copy.reported = InstanceState(holding.state)
-                self._mark(entry, cause)
+            if copy.node == node:
+                # Another epoch there: the assignment that is on its way replaces it.
+                if copy.epoch == holding.epoch:
+                    self._learn(entry, copy, stamp, holding.state, cause)
                 return
-        serving = entry.current
-        if serving is not None and serving.epoch >= holding.epoch:
-            keep_original = entry.grant.spec.policy.reconcile is Reconcile.KEEP_ORIGINAL
-            healthy = ready and holding.generation == entry.grant.generation
-            if keep_original and healthy and node in entry.grant.nodes and entry.coming is None:
-                self._assign(entry, node, cause)
-            elif not any(copy.node == node for copy in entry.copies()):
-                self._release(node, entry.task, holding.epoch, "a newer copy serves", cause)
-            return
-        if serving is not None:
-            self._release(serving.node, entry.task, serving.epoch, "a newer copy is held", cause)
-        entry.current = Copy(
+        current, ready = entry.current, holding.state == InstanceState.READY
+        found = Copy(
             node,
             holding.epoch,
             holding.generation,
             entry.grant,
             CopyState.READY if ready else CopyState.ASSIGNED,
-            InstanceState(holding.state),
+            holding.state,
             self.now_ms,
             heard=stamp,
         )
-        entry.next_epoch = max(entry.next_epoch, holding.epoch + 1)
-        entry.awaiting_node = False
-        self._join(node, entry.task)
+        if self._original(entry, found):
+            self._assign(entry, node, cause)
+        elif holding.state in _DEAD_STATES or not _known(entry, found):
+            self._release(node, entry.task, found.epoch, "no copy is wanted there", cause)
+        elif current is None or (found.epoch > current.epoch and not _serves(current, found)):
+            self._keep(entry, found, None, cause)
+        elif entry.coming is None and found.epoch > current.epoch:
+            self._keep(entry, current, found, cause)
+        elif entry.coming is None and ready and current.state is CopyState.ASSIGNED:
+            self._keep(entry, found, current, cause)
+        else:
+            self._release(node, entry.task, found.epoch, "a newer copy serves", cause)
+
+    def _original(self, entry: TaskEntry, found: Copy) -> bool:
+        """Whether a copy that was replaced shall have its task back."""
+        return (
+            entry.grant.spec.policy.reconcile is Reconcile.KEEP_ORIGINAL
+            and entry.current is not None
+            and entry.current.epoch >= found.epoch
+            and found.state is CopyState.READY
+            and found.generation == entry.grant.generation
+            and found.node in entry.grant.nodes
+            and entry.coming is None
+        )
+
+    def _keep(self, entry: TaskEntry, current: Copy, coming: Copy | None, cause: str) -> None:
+        """Make these the copies of a task, and release the one that is neither."""
+        before = entry.copies()
+        entry.current, entry.coming, entry.awaiting_node = current, coming, False
+        for copy in before:
+            if copy not in (current, coming):
+                self._abandon(entry, copy, "a newer copy is held", cause)
+        for copy in entry.copies():
+            self._join(copy.node, entry.task)
         self._mark(entry, cause)
 
     def node_changed(
@@ -295,6 +341,8 @@ class Mover:
                     entry.moved_ms = self.now_ms
                     if self._assign(entry, other, cause, problem):
                         return
+                    self._escalate(entry, cause)
+                    break
 
     # Time.
 
@@ -307,16 +355,12 @@ class Mover:
             self._tell(send)
 
     def _due(self, entry: TaskEntry) -> bool:
-        current = entry.current
-        if current is None or current.state is CopyState.GONE:
+        if entry.coming is None and not self._fits(entry):
             return True
         return any(
-            copy.state is CopyState.FAILED
-            or (
-                copy.state is CopyState.ASSIGNED
-                and copy.reported is None
-                and self.now_ms - copy.sent_ms >= RESEND_MS
-            )
+            copy.state is CopyState.ASSIGNED
+            and copy.reported is None
+            and self.now_ms - copy.sent_ms >= RESEND_MS
             for copy in entry.copies()
         )
 
@@ -340,8 +384,8 @@ class Mover:
         if coming is not None and coming.state is CopyState.READY:
             self._promote(entry, cause)
         elif coming is not None and coming.state in (CopyState.FAILED, CopyState.GONE):
-            self._drop(entry, coming)
             entry.coming = None
+            self._abandon(entry, coming, "another copy serves", cause)
         for copy in entry.copies():
             if copy.state is CopyState.ASSIGNED and copy.reported is None:
                 self._send_assign(entry, copy, cause)
@@ -408,14 +452,15 @@ class Mover:
             reason=reason,
         )
         entry.next_epoch += 1
-        entry.refused_ms = -ESCALATE_AGAIN_MS
+        entry.refused_ms, entry.refusals = -ESCALATE_MAX_MS, 0
+        self._releases.supersede(node, entry.task)
         current = entry.current
         if current is not None and current.state is not CopyState.FAILED:
             entry.coming = copy
         else:
-            if current is not None:
-                self._drop(entry, current)
             entry.current = copy
+            if current is not None:
+                self._abandon(entry, current, "it failed here", cause)
         self._join(node, entry.task)
         self._send_assign(entry, copy, cause)
         return True
@@ -438,14 +483,14 @@ class Mover:
 
     def _promote(self, entry: TaskEntry, cause: str) -> None:
         old, entry.current, entry.coming = entry.current, entry.coming, None
-        if old is not None and entry.current is not None and old.node != entry.current.node:
-            self._drop(entry, old)
-            self._release(old.node, entry.task, old.epoch, "another copy serves", cause)
+        if old is not None:
+            self._abandon(entry, old, "another copy serves", cause)
 
-    def _drop(self, entry: TaskEntry, copy: Copy) -> None:
-        others = [one for one in entry.copies() if one is not copy and one.node == copy.node]
-        if not others:
+    def _abandon(self, entry: TaskEntry, copy: Copy, reason: str, cause: str) -> None:
+        """Let go of a copy; its node is told, unless a newer copy there replaces it."""
+        if entry.on_node(copy.node) is None:
             self._leave(copy.node, entry.task)
+            self._release(copy.node, entry.task, copy.epoch, reason, cause)
 
     def _join(self, node: str, task: str) -> None:
         self._by_node.setdefault(node, set()).add(task)
@@ -472,9 +517,23 @@ class Mover:
             self._tell(upward.report(entry, copy, cause))
 
     def _escalate(self, entry: TaskEntry, cause: str) -> None:
-        if self.now_ms - entry.refused_ms < ESCALATE_AGAIN_MS:
+        wait_ms = min(ESCALATE_MAX_MS, ESCALATE_AGAIN_MS << max(0, min(entry.refusals, 8) - 1))
+        if entry.refusals and self.now_ms - entry.refused_ms < wait_ms:
             return
         entry.refused_ms = self.now_ms
+        entry.refusals += 1
         entry.escalations += 1
         entry.escalated = f"{self.name}/{entry.task}/{entry.escalations}"
         self._tell(upward.escalation(entry, self.nodes, cause))
+
+
+def _known(entry: TaskEntry, found: Copy) -> bool:
+    """Whether an earlier life of the scheduler may have given this; all else is not believed."""
+    grant = entry.grant
+    given = found.node in grant.nodes or found.node == grant.current_node
+    return given and found.epoch < entry.first_epoch
+
+
+def _serves(current: Copy, found: Copy) -> bool:
+    """Whether the current copy is to serve until a newer one that was found is ready."""
+    return current.state is CopyState.READY and found.state is not CopyState.READY

@@ -9,6 +9,8 @@ from controller.decider import Send, ToNode
 from protocols.messages import Release
 
 RESEND_MS: Final = 1000
+MAX_RELEASES: Final = 100_000
+"""Beyond it the oldest is forgotten: the node's next birth tells of the task again."""
 
 
 class _Releasing(Struct):
@@ -30,13 +32,19 @@ class Releases:
     def begin(self, node: str, task: str, epoch: int, reason: str, cause: str, now_ms: int) -> Send:
         """Release a task up to an epoch; returns the message."""
         self._waiting[node, task] = _Releasing(epoch, reason, cause, now_ms)
+        if len(self._waiting) > MAX_RELEASES:
+            del self._waiting[next(iter(self._waiting))]
         return Send(ToNode(node), Release(task, epoch, reason), cause)
 
-    def confirm(self, node: str, task: str, epoch: int) -> None:
-        """Take in that a node has given up a task under this epoch."""
+    def confirm(self, node: str, task: str, epoch: int, *, over: bool) -> None:
+        """Take in where a node is: this epoch is over there, or still lives."""
         waiting = self._waiting.get((node, task))
-        if waiting is not None and waiting.epoch == epoch:
+        if waiting is not None and (epoch > waiting.epoch or (over and epoch == waiting.epoch)):
             del self._waiting[node, task]
+
+    def supersede(self, node: str, task: str) -> None:
+        """Drop a release: the node is assigned the task under a newer epoch."""
+        self._waiting.pop((node, task), None)
 
     def forget(self, node: str) -> None:
         """Drop what waits for a lost node: when it returns, its holdings are looked at anew."""

@@ -7,7 +7,7 @@ from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from controller.scheduler.nodes import NodeTable
 from protocols.errors import Blame
 from protocols.messages import Escalation, TaskReport
-from protocols.messages.hierarchy import Attempt
+from protocols.messages.hierarchy import Attempt, NodeState
 from protocols.messages.task import InstanceState
 
 _TOLD: Final = {
@@ -41,6 +41,14 @@ def escalation(entry: TaskEntry, nodes: NodeTable, cause: str) -> Send:
     attempts = tuple(
         Attempt(f"run on {node}", entry.failures.get(node, str(nodes.state(node))))
         for node in entry.grant.nodes
+        if node in entry.failures or nodes.state(node) is not NodeState.ONLINE
     )
-    body = Escalation(entry.escalated, entry.task, entry.grant.generation, problem, attempts)
+    body = Escalation(
+        entry.escalated,
+        entry.task,
+        entry.grant.generation,
+        problem,
+        attempts,
+        epoch_seen=entry.next_epoch - 1,
+    )
     return Send(ToRole(entry.anchor), body, cause, entry.tenant)

@@ -123,19 +123,19 @@ class Shelf:
     def make_room(self, more_bytes: int, *, busy: frozenset[str] = frozenset()) -> None:
         """Give up the least lately used until so much fits; `busy` files are being written.
 
-        Raises EnvironmentFailure when what is in use leaves too little.
+        Raises EnvironmentFailure, and gives up nothing, when what is in use leaves too little.
         """
         entries = self.entries()
-        used = sum(entry.size_bytes for entry in entries)
         keep = self.pinned() | busy
-        for entry in to_evict(entries, keep, used + more_bytes - self.max_bytes):
-            self._unlink(self.folder / entry.name)
-            used -= entry.size_bytes
-        if used + more_bytes > self.max_bytes:
+        used = sum(entry.size_bytes for entry in entries)
+        in_use = sum(entry.size_bytes for entry in entries if entry.name in keep)
+        if in_use + more_bytes > self.max_bytes:
             raise EnvironmentFailure(
                 f"{more_bytes} bytes do not fit into {self.folder}: "
-                f"{used} of its {self.max_bytes} bytes are in use"
+                f"{in_use} of its {self.max_bytes} bytes are in use"
             )
+        for entry in to_evict(entries, keep, used + more_bytes - self.max_bytes):
+            self._unlink(self.folder / entry.name)
 
     @staticmethod
     def _unlink(path: Path) -> None:

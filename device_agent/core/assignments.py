@@ -147,9 +147,7 @@ class Assignments:
         for task, held in self.held.items():
             instance = held.current or held.coming
             if instance is not None and not held.released:
-                found.append(
-                    Holding(task, instance.epoch, instance.state.value, instance.generation)
-                )
+                found.append(Holding(task, instance.epoch, instance.state, instance.generation))
         return tuple(found)
 
     def reachable(self, cause: str) -> None:

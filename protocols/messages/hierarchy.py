@@ -208,6 +208,8 @@ class Escalation(Message, tag="escalation", frozen=True):
     """In one sentence."""
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=64)] = ()
     """What the layer below has tried."""
+    epoch_seen: Count = 0
+    """The highest epoch in use for the task; a fresh lease begins above it."""
 
 
 class EscalationAnswer(Message, tag="escalation-answer", frozen=True):

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocols.base import Count, Id, Message, Name, Part, Text
+from protocols.messages.task import InstanceState
 
 
 class Accelerator(Part, frozen=True):
@@ -65,8 +66,8 @@ class Holding(Part, frozen=True):
     task: Name
     epoch: Count
     """The highest that the node has seen for the task."""
-    state: str
-    """A value of InstanceState."""
+    state: InstanceState
+    """As in Status."""
     generation: Count = 0
     """The generation of the specification that runs."""
 

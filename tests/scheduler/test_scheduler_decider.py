@@ -1,17 +1,13 @@
 """The scheduler as a decider: envelopes, moves, adoption, escalation, routes."""
 
-from typing import Any
-
 import pytest
-from tests_support import INVENTORY, task_spec
+from tests_support import task_spec
 
-from controller.decider import Event, Fired, Output, Received, Send, ToNode, ToRole, ToService
-from controller.scheduler.decider import Scheduler, Settings
+from controller.decider import Received, ToRole, ToService
 from protocols.messages import (
     Acknowledge,
     AnchorWelcome,
     Assign,
-    Birth,
     Death,
     EnvelopeGrant,
     EnvelopeRevoke,
@@ -31,92 +27,7 @@ from protocols.messages.hierarchy import NodeState
 from protocols.messages.invocation import Edge
 from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState, LostPolicy, Reconcile
-
-
-def grant(*nodes: str, generation: int = 1, first: int = 1, **changes: Any) -> EnvelopeGrant:
-    policy = changes.pop("policy", LostPolicy())
-    return EnvelopeGrant(
-        "svc",
-        generation,
-        task_spec(policy=policy),
-        nodes,
-        first,
-        first + 31,
-        ("svc.a",),
-        (Edge("y", "a", "x"),),
-        **changes,
-    )
-
-
-class Bench:
-    """A scheduler, its clock, and the words of nodes and anchor."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.ts = Scheduler(Settings(**settings))
-        self.now_ms = 1_000
-        self.incarnations: dict[str, int] = {}
-        self.first = self.ts.restore((), self.now_ms)
-        self.seen: list[Send] = list(self.first.sends)
-
-    def feed(self, *events: Event) -> Output:
-        output = self.ts.handle(list(events), self.now_ms)
-        self.seen += output.sends
-        return output
-
-    def node(self, node: str, body: Any) -> Output:
-        incarnation = self.incarnations.get(node, 1)
-        return self.feed(Received(node, incarnation, 0, "default", "test", body))
-
-    def anchor(self, body: Any) -> Output:
-        return self.feed(Received("ta-main", 0, 0, "default", "test", body))
-
-    def born(self, *nodes: str, holdings: tuple[Holding, ...] = ()) -> Output:
-        output = Output()
-        for node in nodes:
-            self.incarnations[node] = self.incarnations.get(node, 0) + 1
-            output.extend(self.node(node, Birth("1", "boot", INVENTORY, holdings)))
-        return output
-
-    def passes(self, ms: int, *alive: str) -> Output:
-        """Let time pass with heartbeats of the nodes that live."""
-        output = Output()
-        for _ in range(ms // 200):
-            self.now_ms += 200
-            for node in alive:
-                output.extend(self.node(node, LoadReport(self.now_ms, 5.0)))
-            output.extend(self.feed(Fired("sweep")))
-        return output
-
-    def ready(self, node: str, epoch: int, generation: int = 1) -> Output:
-        status = Status(1, "svc.a", epoch, InstanceState.READY, generation=generation)
-        return self.node(node, status)
-
-
-def said(output: Output, kind: type[Any]) -> list[Any]:
-    return [send.body for send in output.sends if isinstance(send.body, kind)]
-
-
-def told(output: Output, node: str, kind: type[Any]) -> list[Any]:
-    return [
-        send.body
-        for send in output.sends
-        if isinstance(send.body, kind) and send.to == ToNode(node)
-    ]
-
-
-@pytest.fixture
-def bench() -> Bench:
-    bench = Bench()
-    bench.anchor(AnchorWelcome("ta-main", 1, 0))
-    bench.born("n1", "n2", "n3")
-    return bench
-
-
-def running(bench: Bench, *nodes: str, **changes: Any) -> int:
-    """Grant the task and make it ready on the first node; return its epoch."""
-    [assign] = said(bench.anchor(grant(*nodes, **changes)), Assign)
-    bench.ready(nodes[0], assign.epoch)
-    return int(assign.epoch)
+from tests.scheduler.scheduler_bench import READY, Bench, grant, running, said, told
 
 
 def test_a_birth_is_welcomed_and_told_upwards() -> None:
@@ -171,7 +82,7 @@ def test_a_lost_node_is_replaced_after_its_policy(bench: Bench) -> None:
 def test_a_task_that_must_not_be_replaced_waits_for_its_node(bench: Bench) -> None:
     epoch = running(bench, "n1", "n2", policy=LostPolicy(lost_after_ms=1000, replace=False))
     assert not said(bench.passes(10_000, "n2", "n3"), Assign)
-    held = Holding("svc.a", epoch, "ready", 1)
+    held = Holding("svc.a", epoch, READY, 1)
     output = bench.born("n1", holdings=(held,))
     assert not said(output, Assign), "the healthy copy is not restarted"
     assert said(output, Route)[-1].plan.steps[0].node == "n1"
@@ -205,7 +116,7 @@ def test_a_node_that_comes_back_after_its_replacement(bench: Bench, keep: Reconc
     old = running(bench, "n1", "n2", policy=policy)
     assign, *_ = told(bench.passes(5000, "n2", "n3"), "n2", Assign)
     bench.ready("n2", assign.epoch)
-    output = bench.born("n1", holdings=(Holding("svc.a", old, "ready", 1),))
+    output = bench.born("n1", holdings=(Holding("svc.a", old, READY, 1),))
     if keep is Reconcile.KEEP_REPLACEMENT:
         assert [one.epoch for one in told(output, "n1", Release)] == [old]
         assert not said(output, Assign)
@@ -252,7 +163,7 @@ def test_a_link_in_danger_moves_a_task(bench: Bench) -> None:
 
 def test_a_scheduler_without_memory_adopts_what_runs() -> None:
     bench = Bench(epoch=2)
-    bench.born("n1", holdings=(Holding("svc.a", 7, "ready", 1), Holding("old.x", 3, "ready", 1)))
+    bench.born("n1", holdings=(Holding("svc.a", 7, READY, 1), Holding("old.x", 3, READY, 1)))
     output = bench.anchor(grant("n1", "n2", first=33, current_node="n1", current_epoch=7))
     assert not said(output, Assign)
     assert said(output, Route)[-1].plan.steps[0].epoch == 7
@@ -265,7 +176,7 @@ def test_a_scheduler_without_memory_waits_for_the_node_that_ran_the_task() -> No
     bench.born("n2")
     output = bench.anchor(grant("n1", "n2", first=33, current_node="n1", current_epoch=7))
     assert not said(output, Assign)
-    output = bench.born("n1", holdings=(Holding("svc.a", 7, "ready", 1),))
+    output = bench.born("n1", holdings=(Holding("svc.a", 7, READY, 1),))
     assert not said(output, Assign)
     assert said(output, Route)[-1].plan.steps[0].node == "n1"
 

@@ -1,1 +1,0 @@
-"""Benchmarks: `make bench NAME=footprint|invocation|reaction|ingest`; see README.md."""

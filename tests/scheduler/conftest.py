@@ -1,0 +1,14 @@
+"""A scheduler that its anchor has welcomed, with three nodes."""
+
+import pytest
+
+from protocols.messages import AnchorWelcome
+from tests.scheduler.scheduler_bench import Bench
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.anchor(AnchorWelcome("ta-main", 1, 0))
+    bench.born("n1", "n2", "n3")
+    return bench
