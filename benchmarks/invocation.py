@@ -22,6 +22,7 @@ import tona
 from benchmarks.harness.bare import Requester, requester
 from benchmarks.harness.cell import Cell, cell
 from benchmarks.harness.report import Report, median, options, percentile, progress
+from protocols.topics import TABLE, Channel, Party
 
 REQUESTS: Final = {"silero": 4000, "magika": 1500}
 QUICK: Final = {"silero": 400, "magika": 200}
@@ -213,7 +214,9 @@ async def main() -> None:
 async def _measure(one: Cell, model: Model, client: tona.AsyncClient, count: int) -> Samples:
     answer_bytes = sum(4 * int(np.prod(shape)) for shape in model.outputs.values())
     progress(f"{model.name}: {count} requests, three ways in turn")
-    async with requester(one, model.name, answer_bytes) as bare:
+    there = TABLE[Party.NODE, Channel.INVOKE].qos
+    back = TABLE[Party.CLIENT, Channel.REPLY].qos
+    async with requester(one, model.name, answer_bytes, qos=there, answer_qos=back) as bare:
         bench = Bench(model, client, bare)
         await bench.measure(WARM_UP)
         return await bench.measure(count)

@@ -120,7 +120,7 @@ async def loads(moves: int) -> tuple[list[Move], list[float]]:
             spare.running(one),
             one.agent(NODE, load.around, [_profile(folder)]),
             observer.running(one),
-            requester(one, "bare", COMMAND_BYTES, qos=0) as asking,
+            requester(one, "bare", COMMAND_BYTES, qos=0, answer_qos=1) as asking,
         ):
             load.set(LOW_PERCENT)
             progress(f"{moves} tasks, moved by load")
@@ -176,7 +176,7 @@ async def links(moves: int) -> tuple[list[Move], list[float]]:
             spare.running(one),
             one.agent(NODE, island.around, [_profile(folder)]),
             observer.running(one),
-            requester(one, "bare", COMMAND_BYTES, qos=1) as asking,
+            requester(one, "bare", COMMAND_BYTES, qos=0, answer_qos=1) as asking,
             island.watched() as events,
         ):
             progress(f"{moves} tasks, moved by the loss of a carrier")

@@ -116,6 +116,8 @@ class TaskRecord(Struct, frozen=True):
     """No epoch above this one was ever leased to a TS."""
     placement: Placement | None = None
     reason: str = ""
+    granted: int = 0
+    """The generation of the newest envelope; below `generation` no node has been found for it."""
 
 
 class StoryRecord(Struct, frozen=True):

@@ -33,8 +33,14 @@ class DataFolder:
                 f"{path}: another device agent (process {holder}) uses this data folder; "
                 "stop it, or give this one a folder of its own with --data"
             ) from None
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self.lock, 0)
+            os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(self.lock)
+            raise EnvironmentFailure(
+                f"{path}: cannot be written: {error.strerror}; free space there"
+            ) from None
 
     def close(self) -> None:
         """Let another daemon have it."""

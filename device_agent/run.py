@@ -30,6 +30,7 @@ from device_agent.sensing.sampler import Sampler
 from device_agent.systemd import Notifier
 from device_agent.workshop import Makers, Workshop
 from firmware_profiles.profile import Profile
+from protocols.errors import EnvironmentFailure
 from protocols.manifest import ExecutorKind
 from protocols.messages.presence import Inventory
 from protocols.topics import Speaker
@@ -208,8 +209,8 @@ def _clear(blobs: BlobFolder) -> None:
         for entry in blobs.entries():
             (blobs.folder / entry.name).unlink(missing_ok=True)
         blobs.folder.rmdir()
-    except OSError as error:
-        log.warning("%s: not emptied: %s", blobs.folder, error.strerror)
+    except (OSError, EnvironmentFailure) as error:
+        log.warning("%s: not emptied: %s", blobs.folder, error)
 
 
 def _link_sensor() -> tuple[LinkSensor | None, str]:

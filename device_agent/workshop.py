@@ -5,6 +5,7 @@ bounds how many there are.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -33,6 +34,8 @@ INLINE_TOTAL_BYTES: Final = 128 * 1024
 """Inline outputs of one call together; the largest beyond it go to the blob folder."""
 TRIM_EVERY_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 5.0
+
+log = logging.getLogger("tona.node")
 
 Tell = Callable[[events.Event], None]
 OnExit = Callable[[str, str], None]
@@ -158,7 +161,10 @@ class Workshop:
         try:
             outputs = self._to_wire(result.outputs)
         except OSError as error:
-            self._crash(error)
+            text = f"the outputs do not fit into {self._blobs.folder}: {error.strerror}"
+            code, blame = invocation.FailureCode.EXECUTOR, Blame.ENVIRONMENT
+            self._tell(events.ExecutorFailed(call, code, blame, text, retryable=True))
+            self._trim()
             return
         self._tell(events.ExecutorDone(call, outputs, result.run_us))
 
@@ -193,15 +199,22 @@ class Workshop:
 
         digest = f"sha256:{sha256(data).hexdigest()}"
         part = self._blobs.part(digest)
-        part.write_bytes(data)
-        part.replace(self._blobs.path(digest))
+        try:
+            part.write_bytes(data)
+            part.replace(self._blobs.path(digest))
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         return digest
 
     def _trim(self) -> None:
         now_s = time.time()
         if not 0 <= now_s - self._trimmed_s < TRIM_EVERY_S:
             self._trimmed_s = now_s
-            self._blobs.trim(now_s)
+            try:
+                self._blobs.trim(now_s)
+            except EnvironmentFailure as error:
+                log.warning("%s", error)
 
     # Instances.
 

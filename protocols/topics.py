@@ -84,11 +84,13 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.NODE, Channel.PROBE): Rule(0, 256, (), True, True, ()),
     (Party.NODE, Channel.COMMAND): Rule(1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, True, ()),
     # Requests come from clients with a route, from the TS, and from the node of the step before.
+    # Whoever asks repeats by the same id until the answer: a broker's acknowledgement would add
+    # half as much work again and prove nothing.
     (Party.NODE, Channel.INVOKE): Rule(
-        1, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER, _NODE), False, True, ()
+        0, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER, _NODE), False, True, ()
     ),
     (Party.CLIENT, Channel.REPLY): Rule(
-        1, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, ()
+        0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, ()
     ),
     (Party.SERVICE, Channel.REQUEST): Rule(
         1, INVOCATION_MAX_BYTES, (_CLIENT,), False, False, (_CONTROLLER,)

@@ -24,6 +24,8 @@ TOML: Final = "toml"
 JSON: Final = "json"
 _DIGEST: Final = "sha256:"
 _CHUNK_BYTES: Final = 1 << 20
+DOCUMENT_MAX_BYTES: Final = 2 << 20
+"""Above every document that a controller takes."""
 
 
 class File(Struct, frozen=True):
@@ -51,16 +53,29 @@ class Bundled(Struct, frozen=True):
 def bundle(path: Path) -> Bundled:
     """Read a document (`.json`, or else TOML) and the files that it names. Raises UserError."""
     notation = JSON if path.suffix == ".json" else TOML
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    text = _text(path)
     files = {
         reference: _file(reference, field, path) for reference, field in references(text, notation)
     }
     document, notation = rewrite(text, notation, files)
     unique = {file.digest: file for file in files.values()}
     return Bundled(document, notation, tuple(unique.values()))
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(DOCUMENT_MAX_BYTES + 1)
+        text = raw.decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: {error}") from None
+    if len(raw) > DOCUMENT_MAX_BYTES:
+        raise UserError(f"{path} is larger than {DOCUMENT_MAX_BYTES} bytes: no use case is")
+    if not text.strip():
+        raise UserError(f"{path} is empty: write a use case into it, TOML or JSON")
+    return text
 
 
 def references(text: str, notation: str) -> list[tuple[str, str]]:
@@ -140,6 +155,7 @@ def _file(reference: str, field: str, document: Path) -> File:
         path = _in_package(reference, field)
     else:
         path = document.parent / reference
+    check_ends(path)
     digest, size_bytes = hashlib.sha256(), 0
     try:
         with path.open("rb") as content:
@@ -149,6 +165,12 @@ def _file(reference: str, field: str, document: Path) -> File:
     except OSError as error:
         raise UserError(f"{document}: {field}: {path} cannot be read: {error.strerror}") from None
     return File(path, _DIGEST + digest.hexdigest(), size_bytes)
+
+
+def check_ends(path: Path) -> None:
+    """Refuse what may have no end, such as a device or a pipe. Raises UserError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no regular file: an artifact is one")
 
 
 def _in_package(reference: str, field: str) -> Path:

@@ -24,6 +24,9 @@ except ImportError:  # an extra
 
 INLINE_TOTAL_MAX_BYTES: Final = 96 * 1024
 """Inline values of one request; the largest beyond go through the cell's store."""
+AXES_MAX: Final = 8
+AXIS_MAX: Final = 2**31 - 1
+"""What a shape on the wire may have."""
 _ARRAYS: Final = () if np is None else (np.ndarray, np.generic)
 _LITTLE: Final = {} if np is None else {one: np.dtype(one.value).newbyteorder("<") for one in Dtype}
 _DTYPES: Final = {little: one for one, little in _LITTLE.items()}
@@ -71,6 +74,8 @@ def pack(inputs: Mapping[str, Any]) -> tuple[dict[str, wire.Value], dict[str, Co
     BadInput.
     """
     plain = {name: _plain(name, value) for name, value in inputs.items()}
+    for name, (_, shape, _) in plain.items():
+        _check_shape(name, shape)
     sizes = {name: len(data) for name, (_, _, data) in plain.items()}
     large = _too_large(sizes) if sum(sizes.values()) > INLINE_MAX_BYTES else ()
     values: dict[str, wire.Value] = {}
@@ -114,6 +119,15 @@ def unpack(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> Any:
     return np.frombuffer(data, _LITTLE[dtype]).reshape(shape)
 
 
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse what every node would drop without a word. Raises BadInput."""
+    if len(shape) > AXES_MAX or not all(0 <= axis <= AXIS_MAX for axis in shape):
+        raise bad_input(
+            f"input {name!r} has the shape {list(shape)}: give at most {AXES_MAX} axes "
+            f"from 0 to {AXIS_MAX}"
+        )
+
+
 def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
     if not valid_name(name):
         raise bad_input(f"{name!r} cannot name an input")
@@ -121,7 +135,10 @@ def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
         case bytes():
             return Dtype.UINT8, (len(value),), value
         case str():
-            data = value.encode()
+            try:
+                data = value.encode()
+            except UnicodeEncodeError:
+                raise bad_input(f"input {name!r} has a lone surrogate: it is no text") from None
             return Dtype.UINT8, (len(data),), data
         case bytearray() | memoryview():
             data = bytes(value)

@@ -53,12 +53,12 @@ class Requester:
 
 @asynccontextmanager
 async def requester(
-    cell: Cell, name: str, answer_bytes: int, *, qos: int = 1, answer_qos: int = 1
+    cell: Cell, name: str, answer_bytes: int, *, qos: int, answer_qos: int
 ) -> AsyncIterator[Requester]:
     """Connect a requester and, in a process of its own, a responder to it.
 
-    On a cell with trust they are the identities NAME-requester, a client, and NAME-responder, a
-    node.
+    Each way has its own QoS, which is also that of its subscription. On a cell with trust they
+    are the identities NAME-requester, a client, and NAME-responder, a node.
     """
     inbox = str(topics.build(NAME, Party.NODE, f"{name}-responder", Channel.INVOKE))
     reply = str(topics.build(NAME, Party.CLIENT, f"{name}-requester", Channel.REPLY))
@@ -68,7 +68,7 @@ async def requester(
     settings = cell.settings(f"{name}-requester", Speaker.CLIENT)
     command = module(
         "benchmarks.programs.responder",
-        *(cell.host, str(cell.port), inbox, str(answer_bytes), str(answer_qos), *bundle),
+        *(cell.host, str(cell.port), inbox, str(answer_bytes), str(qos), str(answer_qos), *bundle),
     )
     async with running(command, Path(cell.folder, f"{name}-responder.log")) as process:
         await process.line()
@@ -78,7 +78,7 @@ async def requester(
         one = Requester(client, inbox, reply, qos)
         await client.connect(cell.host, cell.port, ssl=settings.tls, keepalive=KEEPALIVE_S)
         try:
-            client.subscribe(reply, qos=1)
+            client.subscribe(reply, qos=answer_qos)
             async with asyncio.timeout(TIMEOUT_S):
                 await subscribed
             yield one

@@ -20,7 +20,7 @@ KEEPALIVE_S: Final = 3600
 
 async def main() -> None:
     """Respond until our parent hangs up."""
-    host, port, topic, size, qos, *bundle = sys.argv[1:]
+    host, port, topic, size, qos, answer_qos, *bundle = sys.argv[1:]
     context = tls.client_context(tls.load(Path(bundle[0]))) if bundle else None
     answer = bytes(range(256)) * (int(size) // 256 + 1)
     answer = answer[: int(size)]
@@ -30,7 +30,7 @@ async def main() -> None:
         client.publish(
             properties["response_topic"][0],
             answer,
-            qos=int(qos),
+            qos=int(answer_qos),
             correlation_data=properties["correlation_data"][0],
         )
         return 0

@@ -125,7 +125,7 @@ class Anchor:
                     self._stories[value.task] = max(following, value.number + 1)
         self._over = dict.fromkeys(sorted(self._stories.keys() - self.tasks.keys()))
         for name, task in self.tasks.items():
-            if task.state is TaskState.WAITING:
+            if _unplaced(task):
                 self._try_later(name)
         return self.output
 
@@ -212,7 +212,7 @@ class Anchor:
         if len(self._over) > MAX_OVER:
             self._forget(next(iter(self._over)), cause)
         for one in self.tasks.values():
-            if one.state is TaskState.WAITING:
+            if _unplaced(one):
                 # There is room now that there was not before.
                 self._short.setdefault(one.service, cause)
 
@@ -248,7 +248,7 @@ class Anchor:
 
     def _better(self, task: TaskRecord, placement: Placement) -> bool:
         """Whether a placement gives a task that lacks nodes something it does not have."""
-        if task.state in (TaskState.ACCEPTED, TaskState.WAITING):
+        if _unplaced(task):
             return bool(placement.chosen) or task.state is TaskState.ACCEPTED
         alive = {node for node in task.nodes if self._online(node)}
         return len(alive) < len(placement.chosen) and bool(set(placement.chosen) - alive)
@@ -290,7 +290,7 @@ class Anchor:
         """Lease a fresh block of epochs with the envelope; the record goes first."""
         order = self.services[task.service].order
         first, last = task.epoch_high + 1, task.epoch_high + EPOCH_BLOCK
-        task = structs.replace(task, epoch_high=last)
+        task = structs.replace(task, epoch_high=last, granted=task.generation)
         self._keep(task, cause)
         grant = EnvelopeGrant(
             service=task.service,
@@ -314,7 +314,7 @@ class Anchor:
         self._keep(
             structs.replace(task, state=state, placement=placement, reason=placement.reason), cause
         )
-        if state is not TaskState.WAITING:
+        if not _unplaced(self.tasks[name]):
             return
         self._try_later(name)
         if was is TaskState.WAITING:
@@ -338,7 +338,7 @@ class Anchor:
     def _on_timer(self, key: str) -> None:
         name = key.removeprefix(_RETRY)
         task = self.tasks.get(name)
-        if task is not None and task.state is TaskState.WAITING:
+        if task is not None and _unplaced(task):
             self._failed.pop(name, None)
             self._short[task.service] = "retry"
             tries, _ = self._retries.get(name, (0, 0))
@@ -365,7 +365,7 @@ class Anchor:
                 self._failed.get(task.spec.task, {}).pop(summary.node, None)
             spares = self.services[task.service].order.spares
             alive = sum(self._online(node) for node in task.nodes)
-            if task.state in (TaskState.ACCEPTED, TaskState.WAITING):
+            if _unplaced(task):
                 if came:
                     self._short[task.service] = event.cause
             elif alive < 1 + spares:
@@ -455,7 +455,11 @@ class Anchor:
             return
         tasks = [self.tasks[spec.task] for spec in held.order.tasks]
         waiting = next((one for one in tasks if one.state is TaskState.WAITING), None)
-        if all(one.state is TaskState.RUNNING for one in tasks):
+        behind = next((one for one in tasks if one.granted < one.generation), None)
+        if behind is not None and behind.state is TaskState.RUNNING:
+            why = f"{behind.spec.task} runs as it was before: {behind.reason}"
+            state, reason = ServiceState.DEGRADED, why
+        elif all(one.state is TaskState.RUNNING for one in tasks):
             state, reason = ServiceState.RUNNING, ""
         elif waiting is not None:
             state, reason = ServiceState.WAITING, f"{waiting.spec.task}: {waiting.reason}"
@@ -500,6 +504,12 @@ class Anchor:
 
     def _tale(self, task: str) -> str:
         return f"{self._stories.get(task, 0)} entries, last: {self._last_story.get(task, 'none')}"
+
+
+def _unplaced(task: TaskRecord) -> bool:
+    """Whether a task, or its newest generation, still needs a node that can run it."""
+    waits = task.state in (TaskState.ACCEPTED, TaskState.WAITING)
+    return waits or task.granted < task.generation
 
 
 def _reserved_on(task: TaskRecord) -> str:

@@ -68,7 +68,7 @@ def parse(
         # Lax only for texts of path and query: a body has types of its own.
         return msgspec.convert({**given, **path}, operation.arguments, strict=takes_body(operation))
     except msgspec.ValidationError as error:
-        raise _sentence(operation, str(error)) from None
+        raise sentence(operation, str(error)) from None
 
 
 def build(operation: Operation, arguments: Struct) -> Request:
@@ -100,7 +100,7 @@ def _decode(body: bytes) -> dict[str, Any]:
     return decoded
 
 
-def _sentence(operation: Operation, complaint: str) -> Refused:
+def sentence(operation: Operation, complaint: str) -> Refused:
     """Turn msgspec's complaint into a sentence that names the argument."""
     known = [one.encode_name for one in msgspec.structs.fields(operation.arguments)]
     if found := _UNKNOWN.search(complaint):

@@ -24,7 +24,7 @@ def declared_bytes(request: Request) -> int | None:
 
 
 async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the body as it comes. Raises Refused: too large (413), too slow (408), cut off (400)."""
+    """Yield the body as it comes. Raises Refused: too large (413), slow (408), cut off (400)."""
     too_large = Refused(413, f"the body is larger than {max_bytes} bytes, the most there may be")
     if (declared_bytes(request) or 0) > max_bytes:
         raise too_large

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from controller.api.arguments import Request, build
+from controller.api.arguments import Request, build, sentence
 from controller.api.errors import error_of
 from controller.api.named import from_json
 from controller.api.operations import BY_NAME, WATCHED, Operation
@@ -49,7 +49,7 @@ def call(name: str, /, **arguments: Any) -> Request:
     try:
         return build(operation, msgspec.convert(arguments, operation.arguments))
     except msgspec.ValidationError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(str(sentence(operation, str(error)))) from None
 
 
 def answer(name: str, status: int, body: bytes) -> Any:

@@ -22,9 +22,8 @@ from protocols.errors import UserError
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
 FORMATS: Final = ("toml", "json")
-_LONG_KEY: Final = re.compile(
-    r"""(?<![\w-])(?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')){16}"""
-)
+_KEY_PART: Final = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY: Final = re.compile(rf"(?<![\w-]){_KEY_PART}(?:[ \t]*\.[ \t]*{_KEY_PART}){{16}}")
 """A dotted key that no use case needs: the time and memory of `tomllib` grow with its square."""
 
 

@@ -45,6 +45,12 @@ class Copy(Struct):
     """Of the last word about it: a broker may reorder what comes over different topics."""
     orderly: bool = False
     """Whether its node, now lost, had said farewell: then there is nothing to wait for."""
+    highest: int = 0
+    """The highest epoch its node was given: a newer generation may have failed beside it."""
+
+    def __post_init__(self) -> None:
+        """Begin with its own epoch."""
+        self.highest = max(self.highest, self.epoch)
 
 
 class TaskEntry(Struct):

@@ -71,6 +71,7 @@ FRAME_BYTES: Final = 1024
 """Room for what stands around a request in its frame."""
 SUMMARY_STEP_PERCENT: Final = 20.0
 """A change of load of this much is worth telling the TA, who sees coarsely."""
+_DRAINED: Final = "drained by an operator"
 _SWEEP: Final = "sweep"
 _HELLO: Final = "hello"
 
@@ -184,7 +185,12 @@ class Scheduler:
             return
         heartbeat_ms = self.settings.heartbeat_ms
         slot = self.nodes.born(node, event.incarnation, birth, heartbeat_ms, self._now_ms)
-        self._advance(slot, NodeEvent.BIRTH, "", event.cause)
+        self._advance(slot, NodeEvent.BIRTH, birth.draining, event.cause)
+        if birth.draining:
+            # A scheduler before this one asked for it, and the node has not forgotten.
+            self._advance(slot, NodeEvent.DRAIN, birth.draining, event.cause)
+        elif self.nodes.states[slot] is NodeState.DRAINING:
+            self.output.sends.append(Send(ToNode(node), Drain(_DRAINED), event.cause))
         self._asked_ms.pop(node, None)
         self.output.sends.append(
             Send(
@@ -458,10 +464,8 @@ class Scheduler:
                 Answer(event.call, error=f"node {node!r} is not online", blame=Blame.USER)
             )
             return
-        self._advance(slot, NodeEvent.DRAIN, "drained by an operator", event.cause)
-        self.output.sends.append(
-            Send(ToNode(node), Drain("drained by an operator"), event.cause, event.tenant)
-        )
+        self._advance(slot, NodeEvent.DRAIN, _DRAINED, event.cause)
+        self.output.sends.append(Send(ToNode(node), Drain(_DRAINED), event.cause, event.tenant))
         self.output.answers.append(Answer(event.call, value={"node": node, "state": "draining"}))
 
     def _view(self, slot: int) -> None:

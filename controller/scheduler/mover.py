@@ -113,7 +113,7 @@ class Mover:
         del self.tasks[revoke.task]
         self._reported.pop(revoke.task, None)
         for copy in entry.copies():
-            self._release(copy.node, entry.task, copy.epoch, revoke.reason, cause)
+            self._release(copy.node, entry.task, copy.highest, revoke.reason, cause)
             self._leave(copy.node, entry.task)
         service = entry.grant.service
         self._changed_services.add(service)
@@ -142,8 +142,8 @@ class Mover:
 
     def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> None:
         """Take in what became of an assignment; a word older than the last one is ignored."""
-        dead = status.state in _DEAD_STATES
-        self._releases.confirm(node, status.task, status.epoch, over=dead)
+        over = status.state is InstanceState.STOPPED
+        self._releases.confirm(node, status.task, status.epoch, over=over)
         entry = self.tasks.get(status.task)
         copy = next(
             (
@@ -159,7 +159,7 @@ class Mover:
         mine = entry.on_node(node) if entry is not None else None
         if entry is not None and mine is not None and mine.epoch < status.epoch:
             self._overtaken(entry, mine, status.epoch, cause)
-        elif not dead and status.state is not InstanceState.DRAINING:
+        elif not over and status.state is not InstanceState.DRAINING:
             holding = Holding(status.task, status.epoch, status.state, status.generation)
             self._holding(node, stamp, holding, cause)
 
@@ -487,10 +487,13 @@ class Mover:
             self._abandon(entry, old, "another copy serves", cause)
 
     def _abandon(self, entry: TaskEntry, copy: Copy, reason: str, cause: str) -> None:
-        """Let go of a copy; its node is told, unless a newer copy there replaces it."""
-        if entry.on_node(copy.node) is None:
+        """Let go of a copy; its node is told, unless it has another one."""
+        other = entry.on_node(copy.node)
+        if other is None:
             self._leave(copy.node, entry.task)
-            self._release(copy.node, entry.task, copy.epoch, reason, cause)
+            self._release(copy.node, entry.task, copy.highest, reason, cause)
+        else:
+            other.highest = max(other.highest, copy.highest)
 
     def _join(self, node: str, task: str) -> None:
         self._by_node.setdefault(node, set()).add(task)

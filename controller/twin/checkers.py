@@ -57,15 +57,28 @@ class Checkers:
     def converged(
         self, nodes: Mapping[str, SimNode], tasks: Iterable[str], placed: Mapping[str, str]
     ) -> None:
-        """Check that each task runs on the one node that its scheduler says, and nowhere else."""
+        """Check that each task runs on the one node that its scheduler says, and nowhere else.
+
+        Beyond these tasks no node holds anything, not even what has failed.
+        """
         holders: dict[str, list[str]] = {}
         for node in nodes.values():
             if node.alive:
                 for holding in ready(node.core.assignments.holdings()):
                     holders.setdefault(holding.task, []).append(node.name)
+        for node in nodes.values():
+            for task in node.core.assignments.held if node.alive else ():
+                if placed.get(task) != node.name:
+                    raise self._broken(f"{node.name} still holds {task}")
         for task in tasks:
             if holders.get(task, []) != [placed.get(task)]:
                 raise self._broken(f"{task} is held by {holders.get(task, [])}, not {placed}")
+
+    def emptied(self, drained: Iterable[str], placed: Mapping[str, str]) -> None:
+        """Check that nothing runs on a node that an operator has drained."""
+        for task, node in placed.items():
+            if node in drained:
+                raise self._broken(f"{task} runs on {node}, which was drained")
 
     def _broken(self, text: str) -> BrokenRule:
         return BrokenRule(f"seed {self.seed}: {text}")

@@ -112,6 +112,8 @@ class SimHost:
         """Hand an operation to its role; the answer appears in `answers` under the result."""
         self._calls += 1
         call = f"call-{self._calls}"
+        if not self.alive:
+            return call
         wanted = Role.TS if operation.startswith("node.") else Role.NAMO
         role = next(name for name, one in self.roles.items() if one is wanted)
         event = Called(call, operation, arguments, "default", call, self.world.now_ms)

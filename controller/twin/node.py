@@ -14,6 +14,7 @@ from controller.twin.world import Network, World
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from protocols.codec import VERSION, Frame
+from protocols.errors import Blame
 from protocols.manifest import Manifest
 from protocols.messages import (
     Assign,
@@ -60,6 +61,8 @@ class SimNode:
         self.alive = False
         self.load_percent: float | None = None
         """Set by a scenario: the CPU load to show; None draws one."""
+        self.broken = False
+        """Set by a scenario: whether executors start nothing."""
         self._on_run = on_run
         """Told (node, task, epoch, request) of every execution, for the checkers."""
         self._journal: dict[str, Assign] = {}
@@ -81,8 +84,12 @@ class SimNode:
         return self._core
 
     def held_bytes(self) -> int:
-        """Return the memory that the instances of this node may take."""
-        return sum(manifest.limits.memory_bytes for _, manifest in self._instances.values())
+        """Return the memory that the tasks of this node may take.
+
+        A new generation beside its old one counts alone: the old one leaves.
+        """
+        newest = {task: manifest.limits.memory_bytes for task, manifest in self._instances.values()}
+        return sum(newest.values())
 
     # Life.
 
@@ -206,8 +213,7 @@ class SimNode:
                 self._later(delay_ms, partial(self._tell, events.ArtifactReady(digest)))
             case commands.StartInstance(instance=instance, task=task, manifest=manifest):
                 self._instances[instance] = (task, manifest)
-                ready = events.InstanceReady(instance)
-                self._later(self.shape.start_ms, partial(self._tell, ready))
+                self._later(self.shape.start_ms, partial(self._started, instance))
             case commands.StopInstance(instance=instance):
                 self._instances.pop(instance, None)
                 self._later(1, partial(self._tell, events.InstanceStopped(instance)))
@@ -224,6 +230,14 @@ class SimNode:
                 self._later(0, self._exit)
             case commands.CancelCall():
                 pass
+
+    def _started(self, instance: str) -> None:
+        if self.broken:
+            text = "the runtime does not start"
+            failed = events.InstanceFailed(instance, text, Blame.ENVIRONMENT, retryable=False)
+            self._tell(failed)
+        else:
+            self._tell(events.InstanceReady(instance))
 
     def _exit(self) -> None:
         self._core, self.alive = None, False

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -21,6 +22,8 @@ from controller.twin.world import Faults, Network, World
 
 CELL: Final = "twin"
 CHECK_MS: Final = 500
+ASK_AGAIN_MS: Final = 1500
+"""Without an answer a person repeats an operation after this."""
 
 
 class Plan(Struct, frozen=True):
@@ -40,6 +43,24 @@ class Plan(Struct, frozen=True):
     cuts: int = 5
     """Nodes cut off and reconnected."""
     controller_kills: int = 1
+    blackouts: int = 0
+    """Every node killed at once, and started again within seconds."""
+    shut_downs: int = 0
+    """Nodes that end in order and start again."""
+    breaks: int = 0
+    """Nodes whose executors start nothing for some seconds."""
+    wipes: int = 0
+    """Losses of the controller's store; everything is submitted again, the nodes remember."""
+    drains: int = 0
+    """Nodes that an operator empties; they stay so."""
+    late_nodes: int = 0
+    """Nodes that join in the first half of the run, not at its beginning."""
+    deletes: int = 0
+    """Use cases deleted; as many are submitted anew later as `again` says."""
+    again: int = 0
+    changes: int = 0
+    """Use cases submitted with other tasks while they run."""
+    shape: Shape = Shape()
     faults: Faults = Faults()
 
 
@@ -68,6 +89,12 @@ class Submission(Struct, frozen=True):
     dry_run: bool = False
 
 
+class Named(Struct, frozen=True):
+    """The arguments of operations on one use case or node."""
+
+    name: str
+
+
 class Twin:
     """A simulated cell that a scenario can also drive by hand."""
 
@@ -79,21 +106,49 @@ class Twin:
         self.store = SimStore()
         self.host = SimHost("gateway", CELL, self.world, self.network, self.store, _deciders)
         self.nodes = {
-            name: SimNode(name, CELL, self.world, self.network, Shape(), self.checkers.ran)
+            name: SimNode(name, CELL, self.world, self.network, plan.shape, self.checkers.ran)
             for name in (f"node-{number:04d}" for number in range(plan.nodes))
         }
-        self.clients: list[SimClient] = []
+        self.clients: dict[int, SimClient] = {}
+        """Of each use case that lives."""
+        self.drained: set[str] = set()
 
     def boot(self) -> None:
         """Start the controller, then every node within two seconds."""
         self.host.start()
-        for node in self.nodes.values():
-            self.world.after(self.world.dice.randint(0, 2000), node.start)
+        late_ms = self.plan.seconds * 500
+        for at, node in enumerate(reversed(self.nodes.values())):
+            last_ms = late_ms if at < self.plan.late_nodes else 2000
+            self.world.after(self.world.dice.randint(0, last_ms), node.start)
         self.world.after(CHECK_MS, self._check)
 
-    def submit(self, number: int) -> None:
-        """Submit one use case: a chain of tasks."""
-        self.host.call("usecase.submit", Submission(json.dumps(chain(number, self.plan.steps))))
+    def operate(self, operation: str, arguments: Struct) -> None:
+        """Ask the controller for something until it has done it, as a patient person does."""
+        call = self.host.call(operation, arguments)
+
+        def look() -> None:
+            answer = self.host.answers.get(call)
+            if answer is None or answer.error:
+                self.operate(operation, arguments)
+
+        self.world.after(ASK_AGAIN_MS, look)
+
+    def submit(self, number: int, version: int = 0) -> None:
+        """Submit one use case, a chain of tasks, or change it to another version."""
+        document = chain(number, self.plan.steps + version, version)
+        self.operate("usecase.submit", Submission(json.dumps(document)))
+
+    def delete(self, number: int) -> None:
+        """Delete a use case; what its client still waits for is not counted."""
+        self.clients.pop(number)
+        self.operate("usecase.delete", Named(f"usecase-{number}"))
+
+    def follow(self, number: int) -> None:
+        """Have a client send requests to a use case's service from soon on."""
+        name = f"client-{number}-{self.world.now_ms}"
+        client = SimClient(name, CELL, f"service-{number}", self.world, self.network)
+        self.clients[number] = client
+        self.world.after(2000, self._stream(number, client))
 
     def run(self) -> Outcome:
         """Run the whole plan and check what must hold. Raises BrokenRule."""
@@ -101,17 +156,15 @@ class Twin:
         self.world.run_until(3000)
         for number in range(self.plan.services):
             self.submit(number)
-            client = SimClient(
-                f"client-{number}", CELL, f"service-{number}", self.world, self.network
-            )
-            self.clients.append(client)
-            self.world.after(5000, self._stream(client))
+            self.follow(number)
         self._draw_faults()
+        self._draw_operations()
         self.world.run_until(self.plan.seconds * 1000)
         self.network.faults = Faults()
         self.world.run_until((self.plan.seconds + self.plan.quiet_seconds) * 1000)
         tasks = self.tasks()
         placed = {name: task.node for name, task in tasks.items()}
+        self.checkers.emptied(self.drained, placed)
         self.checkers.converged(self.nodes, tasks, placed)
         return self._outcome(tasks)
 
@@ -124,10 +177,10 @@ class Twin:
         }
 
     def _outcome(self, tasks: dict[str, TaskRecord]) -> Outcome:
-        answered, unanswered = self.checkers.answered(self.clients)
+        answered, unanswered = self.checkers.answered(self.clients.values())
         waits = sorted(
             asked.answered_ms - asked.sent_ms
-            for client in self.clients
+            for client in self.clients.values()
             for asked in client.requests.values()
             if asked.answered_ms is not None
         )
@@ -150,11 +203,12 @@ class Twin:
         self.checkers.capacity(self.nodes.values())
         self.world.after(CHECK_MS, self._check)
 
-    def _stream(self, client: SimClient) -> Callable[[], None]:
+    def _stream(self, number: int, client: SimClient) -> Callable[[], None]:
         gap_ms = max(1, round(1000 / self.plan.requests_per_s))
 
         def send() -> None:
-            if self.world.now_ms + gap_ms < self.plan.seconds * 1000:
+            lives = self.clients.get(number) is client
+            if lives and self.world.now_ms + gap_ms < self.plan.seconds * 1000:
                 client.request(self.plan.budget_ms)
                 self.world.after(gap_ms, send)
 
@@ -178,12 +232,60 @@ class Twin:
             at_ms = dice.randint(8000, last_ms - 8000)
             self.world.at(at_ms, self.host.kill)
             self.world.at(at_ms + dice.randint(200, 3000), self.host.start)
+        for _ in range(self.plan.blackouts):
+            at_ms = dice.randint(6000, last_ms - 8000)
+            for node in self.nodes.values():
+                self.world.at(at_ms, node.kill)
+                self.world.at(at_ms + dice.randint(500, 7000), node.start)
+        for name in dice.sample(names, min(self.plan.shut_downs, len(names))):
+            at_ms = dice.randint(6000, last_ms - 20_000)
+            self.world.at(at_ms, self.nodes[name].shut_down)
+            self.world.at(at_ms + dice.randint(11_000, 15_000), self.nodes[name].start)
+
+        for name in dice.sample(names, min(self.plan.breaks, len(names))):
+            at_ms = dice.randint(3000, last_ms - 15_000)
+            self.world.at(at_ms, partial(setattr, self.nodes[name], "broken", True))
+            mend_ms = at_ms + dice.randint(2000, 15_000)
+            self.world.at(mend_ms, partial(setattr, self.nodes[name], "broken", False))
+        for _ in range(self.plan.wipes):
+            self.world.at(dice.randint(last_ms // 3, last_ms - 10_000), self.wipe)
+
+    def wipe(self) -> None:
+        """Lose the store, start the controller without it and submit everything again."""
+        self.host.kill()
+        self.store.current.clear()
+        self.host.start()
+        for number in self.clients:
+            self.submit(number)
+
+    def _draw_operations(self) -> None:
+        plan, dice, last_ms = self.plan, self.world.dice, self.plan.seconds * 1000
+        numbers = dice.sample(range(plan.services), plan.deletes + plan.changes)
+        deleted, changed = numbers[: plan.deletes], numbers[plan.deletes :]
+        for at, number in enumerate(deleted):
+            at_ms = dice.randint(3500, last_ms // 2)
+            self.world.at(at_ms, partial(self.delete, number))
+            if at < plan.again:
+                again_ms = dice.randint(last_ms * 2 // 3, last_ms - 5000)
+                self.world.at(again_ms, partial(self.submit, number))
+                self.world.at(again_ms, partial(self.follow, number))
+        for number in changed:
+            for version in (1, 2):
+                at_ms = dice.randint(3500, last_ms // 2) * version
+                self.world.at(at_ms, partial(self.submit, number, version))
+        for name in dice.sample(sorted(self.nodes), plan.drains):
+            self.world.at(dice.randint(6000, last_ms), partial(self.drain, name))
+
+    def drain(self, name: str) -> None:
+        """Empty a node for good."""
+        self.drained.add(name)
+        self.operate("node.drain", Named(name))
 
 
-def chain(number: int, steps: int) -> dict[str, object]:
+def chain(number: int, steps: int, version: int = 0) -> dict[str, object]:
     """Return a use case of one service: `steps` Wasm tasks in a row over a byte vector."""
     port = {"dtype": "uint8", "shape": [-1]}
-    artifact = {"digest": "sha256:" + f"{number:064x}", "size_bytes": 1000}
+    artifact = {"digest": "sha256:" + f"{version:032x}{number:032x}", "size_bytes": 1000}
     tasks = [
         {
             "name": f"step{at}",

@@ -125,7 +125,10 @@ class Fetcher:
                 await self._ask("verify", self._cache, ref, [])
                 self._cache.mark_verified(ref.digest)
                 return
-        self._cache.drop(ref.digest)
+        try:
+            self._cache.drop(ref.digest)
+        except EnvironmentFailure as error:
+            raise _failed(str(error)) from None
         await self._get(self._cache, ref, [f"{base}/v1/artifacts" for base in urls])
         self._cache.mark_verified(ref.digest)
 

@@ -60,10 +60,7 @@ class Shelf:
         self.folder = folder
         self.max_bytes = max_bytes
         self._pins: dict[str, int] = {}
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFailure(f"cannot make {folder}: {error.strerror}") from None
+        self._make()
 
     def path(self, digest: str) -> Path:
         """Return where the content of a digest lies or would lie."""
@@ -105,10 +102,18 @@ class Shelf:
         self._unlink(self.path(digest))
 
     def entries(self) -> list[Entry]:
-        """Read the folder, unfinished files included."""
-        found = []
-        with os.scandir(self.folder) as files:
-            for file in files:
+        """Read the folder, unfinished files included. Raises EnvironmentFailure."""
+        found: list[Entry] = []
+        try:
+            listing = os.scandir(self.folder)
+        except FileNotFoundError:
+            # Cleared away, as a logout does with shared memory: the next value needs it again.
+            self._make()
+            return found
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot read {self.folder}: {error.strerror}") from None
+        with listing:
+            for file in listing:
                 # Another process may rename or remove a file meanwhile.
                 with contextlib.suppress(FileNotFoundError):
                     about = file.stat(follow_symlinks=False)
@@ -137,7 +142,16 @@ class Shelf:
         for entry in to_evict(entries, keep, used + more_bytes - self.max_bytes):
             self._unlink(self.folder / entry.name)
 
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot make {self.folder}: {error.strerror}") from None
+
     @staticmethod
     def _unlink(path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        """Delete a file that may be gone. Raises EnvironmentFailure."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot delete {path}: {error.strerror}") from None

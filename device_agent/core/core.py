@@ -259,4 +259,5 @@ class Core:
             self._inventory,
             self.assignments.holdings(),
             tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
+            self._turn.draining[:1000],
         )

@@ -108,6 +108,8 @@ class WasmExecutor(RemoteExecutor):
         await asyncio.shield(task)
 
     async def _compile(self, artifact: Path, digest: str) -> None:
+        if not (self._cache / "key").exists():
+            _make_private_again(self._cache)
         compiler = self._spawn("wasm_compile.py", (), no_end)
         request = {"source": str(artifact), "digest": digest, "folder": str(self._cache)}
         try:
@@ -223,6 +225,14 @@ class WasmExecutor(RemoteExecutor):
 
 def _hex(manifest: Manifest) -> str:
     return manifest.artifact.digest.removeprefix(DIGEST_PREFIX)
+
+
+def _make_private_again(folder: Path) -> None:
+    """Renew a cache that somebody has cleared away. Raises ExecutorFailure."""
+    try:
+        _make_private(folder)
+    except EnvironmentFailure as error:
+        raise failed(FailureCode.EXECUTOR, error.blame, str(error), retryable=True) from None
 
 
 def _make_private(folder: Path) -> None:

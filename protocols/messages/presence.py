@@ -85,6 +85,8 @@ class Birth(Message, tag="birth", frozen=True):
     """Every task that the node holds, all of them each time."""
     warnings: Annotated[tuple[Text, ...], Meta(max_length=16)] = ()
     """What is amiss on this machine, for people."""
+    draining: Text = ""
+    """Why the node takes nothing new; empty while it does."""
 
 
 class Death(Message, tag="death", frozen=True):

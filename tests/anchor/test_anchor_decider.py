@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests_support import INVENTORY, task_spec
 
+from controller.anchor import decider as anchor
 from controller.anchor.decider import Anchor, Settings
 from controller.anchor.lifecycle import TABLE, TaskEvent, advance
 from controller.decider import Event, Fired, Output, Received, Record
 from controller.records import StoryRecord, TaskRecord, TaskState
+from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug
 from protocols.messages import (
     AnchorWelcome,
@@ -217,3 +220,126 @@ def test_every_state_answers_or_refuses_every_event() -> None:
             else:
                 with pytest.raises(TonaBug, match="its story"):
                     advance(state, event, "its story")
+
+
+def tight(name: str = "n1", tasks: int = 1) -> NodeSummary:
+    """A node with room for so many tasks."""
+    memory = task_spec().manifest.limits.memory_bytes
+    inventory = structs.replace(INVENTORY, task_memory_bytes=tasks * memory)
+    return NodeSummary(name, NodeState.ONLINE, 1, inventory)
+
+
+def failed(*nodes: str, number: str = "e") -> Escalation:
+    attempts = tuple(Attempt(f"run on {node}", "no memory") for node in nodes)
+    return Escalation(number, "svc.a", 1, "no node of the envelope can run the task", attempts)
+
+
+def fired(bench: Bench, output: Output) -> Output:
+    [timer] = output.timers
+    bench.now_ms = timer.at_ms or 0
+    return bench.feed(Fired(timer.key))
+
+
+def test_a_task_does_not_stand_in_its_own_way() -> None:
+    """The room that a task has reserved on a node is room for that task."""
+    bench = Bench()
+    bench.hear(tight())
+    bench.order()
+    waits = bench.hear(failed("n1"))
+    assert bench.task().state is TaskState.WAITING
+    assert [one.nodes for one in said(fired(bench, waits), EnvelopeGrant)] == [("n1",)]
+
+
+def test_a_new_generation_that_fits_nowhere_is_placed_when_a_node_comes() -> None:
+    bench = Bench()
+    bench.hear(tight())
+    bench.order(spares=0)
+    bench.ready("n1", 1)
+    limits = structs.replace(task_spec().manifest.limits, memory_bytes=3 << 30)
+    large = task_spec()
+    large = structs.replace(large, manifest=structs.replace(large.manifest, limits=limits))
+    order = structs.replace(bench.ta.services["svc"].order, generation=2, tasks=(large,))
+    output = bench.hear(order, "namo-main")
+    assert not said(output, EnvelopeGrant), "the node of the old one is too small"
+    assert bench.task().state is TaskState.RUNNING
+    assert said(output, ServiceReport)[-1].state is ServiceState.DEGRADED
+    [grant] = said(bench.node("n2"), EnvelopeGrant)
+    assert grant.nodes == ("n2",)
+
+
+def test_escalations_do_not_put_the_retry_off(bench: Bench) -> None:
+    bench.order(spares=0)
+    due = bench.hear(failed("n1", "n2", "n3")).timers
+    for number in range(5):
+        bench.now_ms += 500
+        due += bench.hear(failed("n1", "n2", "n3", number=f"e{number}")).timers
+    [timer] = due
+    bench.now_ms = timer.at_ms or 0
+    assert said(bench.feed(Fired(timer.key)), EnvelopeGrant)
+
+
+def test_a_waiting_task_is_tried_again_and_again() -> None:
+    bench = Bench()
+    output = bench.order()
+    for _ in range(20):
+        began_ms = bench.now_ms
+        output = fired(bench, output)
+        assert 0 < bench.now_ms - began_ms <= 60_000
+
+
+def test_a_waiting_task_is_tried_again_after_a_restart() -> None:
+    bench = Bench()
+    bench.order()
+    bench.ta = Anchor(Settings())
+    assert fired(bench, bench.ta.restore(list(bench.store.values()), bench.now_ms)).timers
+
+
+def test_room_that_is_given_back_goes_to_who_waits() -> None:
+    bench = Bench()
+    bench.hear(tight())
+    bench.order()
+    other = structs.replace(
+        bench.ta.services["svc"].order, service="late", tasks=(task_spec("late.a"),)
+    )
+    bench.hear(other, "namo-main")
+    assert bench.task("late.a").state is TaskState.WAITING
+    output = bench.hear(ServiceDelete("svc", 1), "namo-main")
+    assert [one.spec.task for one in said(output, EnvelopeGrant)] == ["late.a"]
+
+
+def test_a_late_delete_does_not_end_a_newer_generation(bench: Bench) -> None:
+    bench.order(2)
+    output = bench.hear(ServiceDelete("svc", 1), "namo-main")
+    assert not said(output, EnvelopeRevoke)
+    assert [one.generation for one in said(output, ServiceReport)] == [2]
+
+
+def test_a_task_that_is_ordered_anew_is_not_taken_for_its_former_life(bench: Bench) -> None:
+    """Nodes remember the epochs that are over."""
+    [before] = said(bench.order(), EnvelopeGrant)
+    bench.hear(ServiceDelete("svc", 1), "namo-main")
+    [after] = said(bench.order(2), EnvelopeGrant)
+    assert after.epoch_from > before.epoch_to
+
+
+def test_a_lease_begins_above_what_nodes_have_seen(bench: Bench) -> None:
+    bench.order()
+    seen = Escalation("e", "svc.a", 1, "the leased epochs are used up", epoch_seen=500)
+    output = bench.hear(seen)
+    assert [one.epoch_from for one in said(output, EnvelopeGrant)] == [501]
+    assert said(output, EscalationAnswer)[0].granted
+    absurd = structs.replace(seen, epoch_seen=EPOCH_LIMIT)
+    bench.hear(absurd)
+    assert bench.task().epoch_high < 1000
+
+
+def test_stories_of_what_is_over_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchor, "MAX_OVER", 3)
+    for number in range(20):
+        bench.order(2 * number + 1, f"t{number}")
+        bench.hear(ServiceDelete("svc", 2 * number + 1), "namo-main")
+        if number == 10:
+            bench.restart()
+    kept = {key.split("/")[0] for kind, key in bench.store if kind == "story"}
+    assert kept == {"svc.t17", "svc.t18", "svc.t19"}
+    assert set(bench.ta._stories) == set(bench.ta._last_story) == kept

@@ -1,6 +1,7 @@
 """What stays on the node and what goes."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,37 @@ def test_shared_memory_is_used_only_when_it_is_ours_alone(
     assert blob_path("n1", fallback) == fallback
     monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path / "absent")
     assert blob_path("n1", fallback) == fallback
+
+
+def test_what_can_never_fit_drives_nothing_out(shelf: Shelf) -> None:
+    put(shelf, A, 40, 10)
+    put(shelf, B, 40, 20)
+    shelf.pin(B)
+    with pytest.raises(EnvironmentFailure, match="40 of its 100 bytes are in use"):
+        shelf.make_room(2**53)
+    assert (shelf.has(A, 40), shelf.has(B, 40)) == (True, True)
+    shelf.make_room(60)
+    assert (shelf.has(A, 40), shelf.has(B, 40)) == (False, True)
+
+
+def test_a_folder_that_was_cleared_away_comes_back(tmp_path: Path) -> None:
+    folder = BlobFolder(tmp_path / "blobs", 100, 60.0)
+    put(folder, A, 10, 10)
+    shutil.rmtree(folder.folder)
+    assert folder.trim(20.0) == 0
+    assert folder.folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder.folder)
+    folder.make_room(50)
+    put(folder, A, 10, 10)
+    assert folder.used_bytes() == 10
+
+
+def test_what_the_disk_refuses_is_the_environments(shelf: Shelf) -> None:
+    shelf.path(A).mkdir()
+    with pytest.raises(EnvironmentFailure, match="cannot delete"):
+        shelf.drop(A)
+    shelf.path(A).rmdir()
+    shelf.folder.rmdir()
+    shelf.folder.write_text("a file")
+    with pytest.raises(EnvironmentFailure, match="cannot read"):
+        shelf.entries()

@@ -12,6 +12,7 @@ from protocols.messages import (
     Acknowledge,
     Birth,
     Death,
+    Drain,
     LoadReport,
     RebirthRequest,
     SetSensing,
@@ -161,3 +162,11 @@ def test_messages_on_the_wrong_channel_are_counted_and_dropped() -> None:
 def test_an_unknown_event_is_a_bug_of_ours() -> None:
     with pytest.raises(Exception, match="no door"):
         SimNode().core.handle("nonsense", 0)
+
+
+def test_a_birth_tells_that_the_node_is_drained() -> None:
+    """The scheduler that asked for it may have no memory by then."""
+    node = SimNode()
+    assert of(Birth, node.connect())[0].draining == ""
+    node.hear(Drain("maintenance"))
+    assert of(Birth, node.connect())[0].draining == "maintenance"

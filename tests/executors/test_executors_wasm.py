@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import struct
 from collections.abc import Awaitable, Callable
@@ -407,3 +408,12 @@ async def test_stats_count_calls(wasm: WasmExecutor, shelf: Shelf) -> None:
     await wasm.restore("t", b"")
     with pytest.raises(ExecutorFailure, match="no state"):
         await wasm.restore("t", b"state")
+
+
+async def test_a_cache_that_was_cleared_away_is_made_again(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    shutil.rmtree(wasm._cache)
+    await ready(wasm, *shelf.guest("echo"))
+    assert isinstance(await wasm.invoke("t", "c", {"x": floats(1.0)}, BUDGET_MS), Done)
+    assert (wasm._cache / "key").stat().st_mode & 0o777 == 0o600

@@ -488,3 +488,17 @@ def test_whatever_is_lost_doubled_late_or_crashes_namo_and_anchor_agree_in_the_e
     running = {k: held for k, held in anchor.held.items() if not isinstance(held, int)}
     assert running == wanted
     assert host.use_case().state is (UseCaseState.RUNNING if wanted else UseCaseState.DELETED)
+
+
+def test_a_name_that_was_given_up_may_be_taken_while_the_rest_is_still_deleted() -> None:
+    """Use case u goes; its service a has ended, b has not, and v takes the name a."""
+    host = Host()
+    host.call("usecase.submit", Submit(document(services="ab")))
+    host.call("usecase.delete", Delete("u"))
+    host.report("a", 1, ServiceState.DELETED)
+    host.call("usecase.submit", Submit(document("v", services="a")))
+    host.report("a", host.service("a").order.generation, ServiceState.RUNNING)
+    assert host.use_case("u").state is UseCaseState.DELETING
+    host.report("b", 1, ServiceState.DELETED)
+    assert host.use_case("u").state is UseCaseState.DELETED
+    assert host.use_case("v").state is UseCaseState.RUNNING

@@ -114,6 +114,21 @@ def test_a_service_that_fits_no_message_is_refused_with_a_reason() -> None:
         decompose(chain(tasks), 1)
 
 
+def test_a_service_whose_plan_fits_no_message_is_refused_with_a_reason() -> None:
+    """A plan names each source in full, so that it may be larger than the order."""
+    ports = {f"p{at}": {"dtype": "uint8", "shape": [1]} for at in range(16)}
+    tasks = [
+        task(
+            f"t{n}",
+            {f"p{at}": {**FROM_REQUEST} if n == 0 else f"t{n - 1}.p{at}" for at in range(16)},
+            outputs=ports,
+        )
+        for n in range(60)
+    ]
+    with pytest.raises(UserError, match="bytes to describe"):
+        decompose(use_case(tasks, {"y": "t59.p0"}, name="s" * 60), 1)
+
+
 def chain(tasks: list[dict[str, object]]) -> UseCase:
     chained = [
         {**one, "inputs": {"x": FROM_REQUEST if at == 0 else f"t{at - 1}.y"}}

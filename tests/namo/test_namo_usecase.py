@@ -428,3 +428,36 @@ def test_an_unknown_place_has_the_line_of_what_is_around_it() -> None:
     assert locate(lines, ("b", "c", "d")) == 3
     assert locate(lines, ("b", "x")) == 2
     assert locate(lines, ("x",)) is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["a" + ".a" * 200_000 + "=1", "[a" + ".'a'" * 20_000 + "]", "x = {" + "a . " * 20_000 + "b=1}"],
+)
+def test_a_key_without_end_is_refused_before_it_costs_anything(document: str) -> None:
+    assert problems_of(document) == ("line 1: a key of so many parts is no field here",)
+
+
+def test_tables_within_tables_cost_no_more_than_they_tell() -> None:
+    nested = "{" + ".".join("abcdefgh") + "="
+    document = "name='x'\nservices=" + nested * 200 + "1" + "}" * 200
+    assert problems_of(document) == ("it is nested too deeply",)
+
+
+def test_a_list_too_long_is_one_problem() -> None:
+    tasks = "".join(f"[[services.tasks]]\nname = 't{at}'\n" for at in range(5000))
+    told = problems_of(f"name='x'\n[[services]]\nname='a'\nkind='computing'\n{tasks}")
+    assert told[-1].endswith("services[0].tasks: 5000 entries, at most 64 are allowed")
+    assert len(told) == 2
+
+
+def test_what_a_problem_repeats_is_short_and_cannot_move_a_cursor() -> None:
+    key = "\x1b[2J" + "k" * 100_000
+    document = json.dumps({"name": "n" * 100_000, "services": [{key: 1, "name": "\x1b[31m\n"}]})
+    told = problems_of(document, "json")
+    assert all(one.isprintable() and len(one) < 1000 for one in told), told
+    assert any("is not a name" in one for one in told)
+
+
+def test_an_oid_and_a_version_in_a_text_are_no_keys() -> None:
+    parse(READING.replace('tenant = "default"', 'description = "1.3.6.1.4.1.311.21.8"'), "toml")

@@ -18,6 +18,7 @@ from protocols.messages import (
     Assign,
     Birth,
     Body,
+    Drain,
     EnvelopeRevoke,
     Escalation,
     Invoke,
@@ -110,6 +111,18 @@ def test_a_failed_generation_leaves_the_old_one_where_it_is(bench: Bench) -> Non
     output = bench.node("n1", Status(2, "svc.a", assign.epoch, FAILED, "bad", generation=2))
     assert not said(output, Release)
     assert not said(output, Route)
+    output = bench.anchor(EnvelopeRevoke("svc.a", 2, "over"))
+    assert [one.epoch for one in told(output, "n1", Release)] == [assign.epoch], "both are over"
+
+
+def test_a_failure_that_nobody_asked_about_is_released(bench: Bench) -> None:
+    """The scheduler before this one assigned it; the node keeps its room until it is told."""
+    output = bench.node("n1", Status(1, "old.x", 9, FAILED, "bad"))
+    assert [one.epoch for one in told(output, "n1", Release)] == [9]
+    bench.node("n1", Status(2, "old.x", 9, FAILED, "bad"))
+    assert told(bench.passes(1200, "n1"), "n1", Release), "it has not been given up yet"
+    bench.node("n1", Status(3, "old.x", 9, InstanceState.STOPPED))
+    assert not told(bench.passes(3000, "n1"), "n1", Release)
 
 
 @pytest.mark.parametrize("failed_first", [True, False])
@@ -249,3 +262,20 @@ def test_nothing_a_node_says_trips_the_scheduler(bench: Bench, body: Body) -> No
     for node in ("n1", "n2", "n3", "n4"):
         bench.node(node, body)
     bench.passes(10_000, "n3")
+
+
+def test_a_drain_outlives_the_scheduler_that_asked_for_it() -> None:
+    bench = Bench(epoch=2)
+    bench.incarnations["n1"] = 1
+    drained = Birth("1", "boot", INVENTORY, (Holding("svc.a", 7, READY, 1),), (), "drained")
+    bench.node("n1", drained)
+    bench.born("n2")
+    output = bench.anchor(grant("n1", "n2", first=33, current_node="n1", current_epoch=7))
+    assert bench.ts.nodes.state("n1") == "draining"
+    assert told(output, "n2", Assign)
+
+
+def test_a_drained_node_that_has_forgotten_is_told_again(bench: Bench) -> None:
+    drain(bench, "n1")
+    assert told(bench.born("n1"), "n1", Drain)
+    assert not told(bench.born("n2"), "n2", Drain)

@@ -96,7 +96,7 @@ def test_a_file_that_is_not_there_is_named_with_its_field(
 def test_digests_and_broken_documents_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         bundle(tmp_path / "none.toml")
-    for text in ('artifact = "sha256:00"', "not toml at all", ""):
+    for text in ('artifact = "sha256:00"', "not toml at all", "#"):
         path = tmp_path / "u.toml"
         path.write_text(text, encoding="utf-8")
         bundled = bundle(path)

@@ -95,3 +95,21 @@ def test_an_array_that_is_large_is_not_copied_when_it_is_dense() -> None:
     assert isinstance(packed["x"], Blob)
     _, strided = values.pack({"x": array[::2]})
     assert bytes(*strided.values()) == array[::2].tobytes()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros((1,) * 9, np.uint8),
+        np.zeros((0, 2**31), np.uint8),
+        tona.Tensor(Dtype.UINT8, (-1, -1), b"a"),
+    ],
+)
+def test_a_shape_that_nodes_would_drop_is_refused_here(value: object) -> None:
+    with pytest.raises(tona.BadInput, match="at most 8 axes from 0 to 2147483647"):
+        values.pack({"x": value})
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(tona.BadInput, match="lone surrogate"):
+        values.pack({"x": "\ud800"})

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -22,6 +23,8 @@ from tona.cli.settings import DEFAULT, Settings
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 40.0
 """Above the time that the controller gives its roles."""
+ANSWER_MAX_BYTES: Final = 256 << 20
+"""Above the longest listing; what sends more is something else."""
 CHUNK_BYTES: Final = 256 * 1024
 TOKEN: Final = "tona-token"  # noqa: S105 - the name of a header
 KINDS: Final = {".wasm": "wasm", ".onnx": "onnx"}
@@ -46,7 +49,7 @@ def target(settings: Settings) -> Target:
         context = tls.client_context(bundle)
         if settings.api.source == DEFAULT and bundle.api_url:
             url = bundle.api_url.rstrip("/")
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(("http://", "https://")) or not _has_port(url):
         raise UserError(f"{settings.api.source}: {url!r} is no URL: write http://HOST:PORT")
     if url.startswith("https://") and context is None:
         raise UserError(
@@ -54,6 +57,15 @@ def target(settings: Settings) -> Target:
             "(`tona ca issue NAME --kind client` makes one)"
         )
     return Target(url, context)
+
+
+def _has_port(url: str) -> bool:
+    """Whether host and port of a URL can be; one without a port has that of its scheme."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class Api:
@@ -150,13 +162,18 @@ class Api:
     async def _perform(self, operation: str, arguments: dict[str, Any]) -> tuple[int, bytes, str]:
         request = client.call(operation, **arguments)
         headers = {"content-type": "application/json"} if request.body is not None else {}
+        body = bytearray()
         try:
-            response = await self._http.request(
+            async with self._http.stream(
                 request.method, request.path, content=request.body, headers=headers
-            )
+            ) as response:
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > ANSWER_MAX_BYTES:
+                        raise PeerError(f"what answers at {self.url} is no controller: no end came")
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
-        return response.status_code, response.content, response.headers.get(TOKEN, "")
+        return response.status_code, bytes(body), response.headers.get(TOKEN, "")
 
     async def _events(self, kind: str, token: str) -> AsyncIterator[client.Event]:
         request = client.call("watch", kind=kind, **{"from": token})

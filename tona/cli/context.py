@@ -8,10 +8,12 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from msgspec import Struct
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from tona.cli.plain import plain
 from tona.cli.settings import Settings, client_settings
 
 PIPE_WIDTH: Final = 1000
@@ -53,11 +55,23 @@ def with_api(work: Callable[[Any], Awaitable[_T]]) -> _T:
     return asyncio.run(run())
 
 
+class PlainConsole(Console):
+    """Prints what nodes and documents say without the control characters in it."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render to segments; those that are rich's own control stay as they are."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(plain(text), style)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return the console on an output; plain and as wide as its rows where it is no terminal."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal else PIPE_WIDTH
-    return Console(stderr=stderr, highlight=False, markup=False, width=width)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False, width=width)
 
 
 def show(*what: RenderableType) -> None:

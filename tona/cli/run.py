@@ -1,5 +1,6 @@
 """Runs a command and turns whatever ends it into one sentence and an exit code."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typer.main import get_command
 
 from protocols.errors import TonaError
 from tona.cli import errors
+from tona.cli.plain import plain
 
 TRACEBACK: Final = "TONA_TRACEBACK"
 """Set, it lets a trace through: for whoever reports a fault."""
@@ -19,6 +21,7 @@ EXTRAS: Final = ("cryptography", "iotcore", "numpy", "starlette", "uvicorn")
 """Packages that the command line itself does without."""
 OWN: Final = ("controller", "agent")
 """Commands with an option of their own by such a name."""
+UNWRITTEN: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,6 +57,9 @@ def _verdict(error: Exception) -> tuple[str, int, str]:
         if code != errors.BUG:
             return str(error), code, ""
         return f"a fault of tona: {error}", code, errors.ISSUES
+    if isinstance(error, OSError) and error.errno in UNWRITTEN and error.filename is None:
+        _silence()
+        return f"the output cannot be written: {error.strerror}", errors.UNAVAILABLE, ""
     told = f"a fault of tona: {type(error).__name__}: {error} ({_where(error)})"
     return told, errors.BUG, errors.ISSUES
 
@@ -89,6 +95,7 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 def _say(text: str, code: int, hint: str = "") -> int:
     link = " " if text.endswith("?") else "; "
+    text = plain(text)
     try:
         print(f"tona: {text}{link}{hint}" if hint else f"tona: {text}", file=sys.stderr)  # noqa: T201
     except BrokenPipeError:

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from controller.records import ArtifactRecord, StoryRecord, TaskRecord, TaskState
 from protocols.errors import UserError
-from tona.bundle import File
+from tona.bundle import File, check_ends
 from tona.cli import complete
 from tona.cli.context import AsJson, details, listing, or_dash, show, show_json, table, with_api
 from tona.cli.draw import size
@@ -167,6 +167,7 @@ def _draw_artifacts(found: Sequence[ArtifactRecord]) -> None:
 
 
 def _file(path: Path) -> File:
+    check_ends(path)
     try:
         with path.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()

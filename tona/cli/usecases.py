@@ -26,6 +26,8 @@ from tona.cli.context import (
 )
 
 WAIT_S: Final = 120.0
+BLOB_MAX_BYTES: Final = 1 << 30
+"""What the store of a cell takes as one value."""
 
 app = typer.Typer(help="Use cases: submit, list, show, delete.", no_args_is_help=True)
 service_app = typer.Typer(help="Services of the use cases.", no_args_is_help=True)
@@ -213,6 +215,10 @@ def _inputs(order: Any) -> list[str]:
 def read_file(path: Path) -> bytes:
     """Return a file's content. Raises UserError."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(BLOB_MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > BLOB_MAX_BYTES:
+        raise UserError(f"{path} is larger than {BLOB_MAX_BYTES} bytes, the most of one value")
+    return content

@@ -55,7 +55,10 @@ class Child:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise EnvironmentFailure(f"cannot start {command[0]}: {error.strerror}") from None
+            what = (
+                f"cannot write {error.filename}" if error.filename else f"cannot start {command[0]}"
+            )
+            raise EnvironmentFailure(f"{what}: {error.strerror}") from None
         return cls(process, log)
 
     @property

@@ -1,0 +1,118 @@
+"""Wrong files, wrong addresses, full disks, and words that would move a terminal's cursor."""
+
+import contextlib
+import errno
+import io
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.text import Text
+
+from protocols.errors import UserError
+from tona.cli import api, errors, run
+from tona.cli.context import PlainConsole, table
+from tona.cli.plain import plain
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty: write a use case into it"),
+        (b" \n", "is empty: write a use case into it"),
+        (b"\xff\xfe", "is no text"),
+        (b"#" * (3 << 20), "is larger than"),
+    ],
+)
+def test_a_file_that_is_no_use_case(
+    tona: Any, tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    path = tmp_path / "usecase.toml"
+    path.write_bytes(content)
+    ended = tona("--api", NOBODY, "usecase", "submit", path)
+    assert ended.code == errors.USAGE
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_device_has_no_end(tona: Any, tmp_path: Path) -> None:
+    path = tmp_path / "usecase.json"
+    path.write_text('{"artifact": "/dev/zero"}')
+    for arguments in (("artifact", "push", "/dev/zero"), ("usecase", "submit", path)):
+        ended = tona("--api", NOBODY, *arguments)
+        assert ended.code == errors.USAGE
+        assert "/dev/zero is no regular file" in ended.err
+    assert "larger than" in tona("--api", NOBODY, "usecase", "submit", "/dev/zero").err
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999", "http://:1", "http://[::1", "http://h:x"]
+)
+def test_an_address_that_cannot_be(tona: Any, url: str) -> None:
+    ended = tona("--api", url, "fleet", "status")
+    assert ended.code == errors.USAGE
+    assert "is no URL: write http://HOST:PORT" in ended.err
+
+
+def test_an_empty_name_is_told_without_jargon(tona: Any) -> None:
+    ended = tona("--api", NOBODY, "task", "show", "")
+    assert (ended.code, ended.err) == (errors.USAGE, "tona: name: expected str of length >= 1\n")
+
+
+class Full(io.StringIO):
+    """An output whose disk has no room."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_silence", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Full())
+    code = run.run(["config", "show", "--json"])
+    monkeypatch.undo()
+    assert code == errors.UNAVAILABLE
+
+
+def test_words_of_others_do_not_move_the_cursor(tona: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "a\x1b[2J\x9b2J\x07b"
+    out = io.StringIO()
+    made = table("NODE")
+    made.add_row(evil)
+    PlainConsole(file=out, markup=False).print(made, evil, Text(evil))
+    assert out.getvalue().count("a\N{REPLACEMENT CHARACTER}[2J") == 3
+    assert not {"\x1b", "\x9b", "\x07"} & set(out.getvalue())
+
+    def fail(_arguments: Any) -> int:
+        raise UserError(evil)
+
+    monkeypatch.setattr(run, "_invoke", fail)
+    assert tona("x").err == f"tona: {plain(evil)}\n"
+    assert plain("two\nlines\tand a tab, ünïcode") == "two\nlines\tand a tab, ünïcode"
+
+
+def test_what_answers_without_end_is_no_controller(
+    tona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "ANSWER_MAX_BYTES", 100_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def chatter() -> None:
+            peer, _ = listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    peer.sendall(bytes(1000))
+
+        thread = threading.Thread(target=chatter, daemon=True)
+        thread.start()
+        ended = tona("--api", f"http://127.0.0.1:{listener.getsockname()[1]}", "fleet", "status")
+        thread.join(30)
+    assert ended.code == errors.REFUSED
+    assert ended.err.endswith("is no controller: no end came\n")

@@ -1,0 +1,70 @@
+"""The hands when the disk under them fails: one call or nothing is lost, never the daemon."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.artifacts.blobs import BlobFolder
+from device_agent.artifacts.cache import ArtifactCache
+from device_agent.core import events
+from device_agent.executors.door import Bytes, Done
+from device_agent.folder import DataFolder
+from device_agent.workshop import Makers, Workshop
+from protocols.errors import Blame, EnvironmentFailure
+from protocols.manifest import Dtype
+
+LARGE = {f"y{at}": Bytes(Dtype.UINT8, (60_000,), bytes(60_000)) for at in range(4)}
+
+
+class Hands:
+    """A workshop and what it tells."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told: list[Any] = []
+        self.crashes: list[BaseException] = []
+        self.blobs = BlobFolder(folder / "blobs", 1 << 20, 60.0)
+        cache = ArtifactCache(folder / "artifacts", 1 << 20, 0.0)
+        makers = Makers({}, lambda: pytest.fail("nothing is transferred"))
+        self.workshop = Workshop(makers, cache, self.blobs, self.told.append, self.crashes.append)
+
+    def answered(self) -> Any:
+        self.workshop._answered("1", Done(LARGE, 7))
+        return self.told.pop()
+
+
+@pytest.fixture
+def hands(tmp_path: Path) -> Hands:
+    return Hands(tmp_path)
+
+
+def test_outputs_without_room_fail_their_call_alone(hands: Hands) -> None:
+    shutil.rmtree(hands.blobs.folder)
+    failed = hands.answered()
+    assert isinstance(failed, events.ExecutorFailed)
+    assert (failed.blame, failed.retryable) == (Blame.ENVIRONMENT, True)
+    assert "do not fit into" in failed.text
+    # The folder is back by now, and the next call has its room.
+    assert isinstance(hands.answered(), events.ExecutorDone)
+    assert not hands.crashes
+
+
+async def test_a_folder_that_cannot_be_looked_after_ends_nothing(hands: Hands) -> None:
+    hands.blobs.folder.rmdir()
+    hands.blobs.folder.write_text("a file")
+    await hands.workshop.look_after()
+    assert not hands.crashes
+
+
+def test_a_full_disk_at_the_start_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("device_agent.folder.os.pwrite", full)
+    with pytest.raises(EnvironmentFailure, match="cannot be written: No space left on device"):
+        DataFolder(tmp_path / "data")
+    monkeypatch.undo()
+    DataFolder(tmp_path / "data").close()
