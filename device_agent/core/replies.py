@@ -30,7 +30,7 @@ from protocols.messages.invocation import (
 from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, parse
 
 MESSAGE_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
-"""Inline tensors and plan of one message; the rest of its frame is names and timings."""
+"""Inline tensors, plan and timings of one message; the rest of its frame is bounded names."""
 KEPT_MAX: Final = 256
 KEPT_MAX_BYTES: Final = 4 << 20
 """Messages kept while offline, and their inline tensors; the oldest make room."""
@@ -142,9 +142,8 @@ class Replies:
                 node=self._turn.node,
             )  # fmt: skip
         values = {port: outputs[source] for port, source in ports.items()}
-        size = inline_bytes(values)
-        if plan is not None:
-            size += len(msgspec.msgpack.encode(plan))
+        # What came along with a delivery counts too: a peer must not make our message too large.
+        size = inline_bytes(values) + len(msgspec.msgpack.encode((plan, answer.timings)))
         if size > MESSAGE_MAX_BYTES:
             text = f"outputs of task {task} take {size} bytes, a message {MESSAGE_MAX_BYTES}"
             return Failure(

@@ -103,6 +103,9 @@ class Timing(Part, frozen=True):
     """Waiting for large inputs."""
 
 
+Timings = Annotated[tuple[Timing, ...], Meta(max_length=MAX_STEPS)]
+
+
 class Invoke(Message, tag="invoke", frozen=True):
     """Run a service: sent to a node with the plan, or to the service without (the TS adds it)."""
 
@@ -138,7 +141,7 @@ class Deliver(Message, tag="deliver", frozen=True):
     reply_to: str
     """Never empty here."""
     plan: Plan
-    timings: tuple[Timing, ...] = ()
+    timings: Timings = ()
     """Of the steps so far."""
     correlation: Correlation = b""
     """As in Invoke."""
@@ -203,7 +206,7 @@ class Result(Message, tag="result", frozen=True):
     """By the names that the service gives."""
     failure: Failure | None = None
     """Null: it succeeded."""
-    timings: tuple[Timing, ...] = ()
+    timings: Timings = ()
     """Of the steps on the way to these outputs."""
     part: Count = 0
     """Which one, from 0."""

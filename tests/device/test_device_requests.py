@@ -19,10 +19,12 @@ from device_harness import (
 from device_agent.core import commands, events
 from device_agent.core.finished import FINISHED_MAX, MARGIN_MS
 from device_agent.core.requests import ACCEPT_AFTER_MS, LIVE_MAX
+from protocols.codec import VERSION, Frame, encode
 from protocols.errors import Blame
 from protocols.manifest import Dtype
 from protocols.messages import Accepted, Cancel, Deliver, Invoke, Result
 from protocols.messages.invocation import (
+    MAX_STEPS,
     REQUEST,
     Blob,
     Edge,
@@ -31,8 +33,10 @@ from protocols.messages.invocation import (
     Plan,
     Step,
     Tensor,
+    Timing,
     Value,
 )
+from protocols.topics import INVOCATION_MAX_BYTES
 
 BLOB = Blob(Dtype.UINT8, (100_000,), digest("big"), 100_000)
 
@@ -441,6 +445,28 @@ def test_outputs_too_large_for_a_message_or_absent_are_failures(node: SimNode) -
     plan = msgspec.structs.replace(plan, outputs=(Edge("p", "t", "nope"),))
     node.call(invoke("r2", plan))
     assert "nope" in failure(node.answer()).text
+
+
+@pytest.mark.parametrize("spare_bytes", range(0, 20_000, 1_000))
+def test_what_a_peer_sent_along_never_makes_our_message_too_large(
+    node: SimNode, spare_bytes: int
+) -> None:
+    node.hear(assign("two", of=manifest("two")))
+    steps = (
+        Step("a", "node-a1", 1, (Edge("x", REQUEST, "x"),), ("y",)),
+        Step("two", NODE, 1, (Edge("x", "a", "y"),), ("y",)),
+        *(Step(f"end{at}", "node-b", 1, (Edge("x", "two", f"y{at}"),), ("y",)) for at in range(3)),
+    )
+    plan = Plan("s", 1, steps, (Edge("answer", "end0", "y"),))
+    label = "\N{GRINNING FACE}" * 64
+    timings = (Timing(label, label, 2**53, 2**53, 2**53),) * MAX_STEPS
+    sent = Deliver("r1", 1, "a", 1000, {"y": tensor()}, REPLY, plan, timings, bytes(2048))
+    node.call(sent)
+    large = tensor(bytes(64_000 - spare_bytes))
+    for said in node.answer(y0=large, y1=large, y2=large):
+        if isinstance(said, commands.Forward | commands.Reply):
+            frame = Frame(VERSION, "n" * 64, 2**53, 2**53, "t" * 64, "c" * 128, said.body)
+            encode(frame, INVOCATION_MAX_BYTES)
 
 
 def test_a_plan_with_a_cycle_feeds_nobody_twice(node: SimNode) -> None:
