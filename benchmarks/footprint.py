@@ -36,7 +36,13 @@ MB are 1024 x 1024 bytes. Processor time is utime + stime over the window, of on
 
 async def main() -> None:
     """Run the benchmark."""
-    asked = options("footprint", __doc__ or "").parse_args()
+    parser = options("footprint", __doc__ or "")
+    parser.add_argument(
+        "--agent-python",
+        default=sys.executable,
+        help="interpreter of an installation with the agent's extras alone, as on a device",
+    )
+    asked = parser.parse_args()
     settle_s = window_s = QUICK_S if asked.quick else SETTLE_S
     if not asked.quick:
         window_s = WINDOW_S
@@ -50,7 +56,7 @@ async def main() -> None:
             progress("a first start, which caches byte code")
             async with one.agent("node-0"):
                 pass
-            subjects = await _start(one, stack)
+            subjects = await _start(one, stack, asked.agent_python)
             progress(f"settling for {settle_s:.0f} s, then measuring for {window_s:.0f} s")
             await asyncio.sleep(settle_s)
             before = {what: _cpu_s(pid) for what, pid in subjects.items()}
@@ -64,9 +70,11 @@ async def main() -> None:
     report.close()
 
 
-async def _start(one: Cell, stack: AsyncExitStack) -> dict[str, int]:
+async def _start(one: Cell, stack: AsyncExitStack, agent_python: str) -> dict[str, int]:
     """Start everything that is measured; return process ids by name."""
-    agent = await stack.enter_async_context(one.agent("node-1"))
+    agent = await stack.enter_async_context(
+        one.agent("node-1", lambda command: [agent_python, *command[1:]])
+    )
     subjects = {"agent": agent.pid}
     assert one.trust is not None
     bundle = str(one.trust.bundle("bare"))
