@@ -22,8 +22,8 @@ class Answer(Struct, eq=False):
 
     outputs: dict[str, Value]
     timings: tuple[Timing, ...]
-    pushed: bool = False
-    """Large ones lie in the cell's store."""
+    pushed: set[str] = field(default_factory=set)
+    """Digests of the large ones that lie in the cell's store."""
 
 
 class Waiting(Struct, eq=False):

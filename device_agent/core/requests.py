@@ -164,10 +164,10 @@ class Requests:
         for request, task in self._pushes.pop(digest, ()):
             waits = request.pushing.get(task)
             if waits is not None:
+                request.done[task].pushed.add(digest)
                 waits.discard(digest)
                 if not waits:
                     del request.pushing[task]
-                    request.done[task].pushed = True
                     self._send(request, task, request.done[task])
                     self._settle(request)
 
@@ -318,6 +318,9 @@ class Requests:
         request.correlation = correlation_of(event, body)
         request.deadline_ms = self._turn.now_ms + body.budget_ms
         request.waiting.clear()
+        for answer in request.done.values():
+            # The plan may lead elsewhere now, and the cell's store keeps large values a while only.
+            answer.pushed.clear()
         if request.id in self._live:
             due_ms = min(self._turn.now_ms + ACCEPT_AFTER_MS, request.deadline_ms)
             self._turn.timers.set(("request", request.id), due_ms)
@@ -409,19 +412,16 @@ class Requests:
 
     def _pass_on(self, request: Request, task: str, answer: Answer) -> None:
         """Feed the steps after this one: here at once, elsewhere when large values are pushed."""
-        if not answer.pushed:
-            large = self._to_push(request, task, answer)
-            if large:
-                request.pushing[task] = set(large)
-                for digest, size_bytes in large.items():
-                    waiters = self._pushes.setdefault(digest, [])
-                    waiters.append((request, task))
-                    if len(waiters) == 1:
-                        urls, cause = self._turn.store_urls, request.cause
-                        self._turn.out.append(PushBlob(digest, size_bytes, urls, cause))
-            else:
-                answer.pushed = True
-        if answer.pushed:
+        large = self._to_push(request, task, answer)
+        if large:
+            request.pushing[task] = set(large)
+            for digest, size_bytes in large.items():
+                waiters = self._pushes.setdefault(digest, [])
+                waiters.append((request, task))
+                if len(waiters) == 1:
+                    urls, cause = self._turn.store_urls, request.cause
+                    self._turn.out.append(PushBlob(digest, size_bytes, urls, cause))
+        else:
             self._send(request, task, answer)
         for step in fed_by(request.plan, self._turn.node, task):
             self._feed(request, step, task, answer.outputs, answer.timings)
@@ -432,14 +432,14 @@ class Requests:
             self._fail(request, failure)
 
     def _to_push(self, request: Request, task: str, answer: Answer) -> dict[str, int]:
-        """Return the large values that leave this node."""
-        large = blobs(answer.outputs)
-        if not large:
-            return large
+        """Return the large values that leave this node and are not in the cell's store yet."""
+        if not blobs(answer.outputs):
+            return {}
         ports = {edge.source_port for edge in request.plan.outputs if edge.source == task}
         for wanted in needed_elsewhere(request.plan, self._turn.node, task).values():
             ports |= wanted
-        return blobs({port: answer.outputs[port] for port in ports & answer.outputs.keys()})
+        large = blobs({port: answer.outputs[port] for port in ports & answer.outputs.keys()})
+        return {digest: size for digest, size in large.items() if digest not in answer.pushed}
 
     # The ends.
 

@@ -413,8 +413,23 @@ def test_large_outputs_are_pushed_before_the_answer(node: SimNode) -> None:
     (reply,) = node.tell(events.BlobPushed(BLOB.digest))
     assert reply.body.outputs == {"answer": BLOB}
     again = node.call(invoke(attempt=2))
-    assert not of(commands.PushBlob, again)
-    assert of(Result, again)
+    assert not of(commands.Execute, again)
+    assert of(commands.PushBlob, again), "the store may have let go of it since"
+    assert of(Result, node.tell(events.BlobPushed(BLOB.digest)))
+
+
+def test_a_large_output_follows_a_step_that_moved_to_another_node(node: SimNode) -> None:
+    node.hear(assign("u"))
+    node.call(invoke(plan=chain(("t", NODE, 1), ("u", NODE, 1))))
+    node.answer(y=BLOB)
+    said = failure(node.tell(events.BlobFailed(BLOB.digest, "swept")))
+    assert said.retryable
+    moved = chain(("t", NODE, 1), ("u", "node-b", 2))
+    again = node.call(invoke(plan=moved, attempt=2))
+    assert of(commands.PushBlob, again), "it never had to leave this node before"
+    assert not of(commands.Forward, again)
+    (forward,) = of(commands.Forward, node.tell(events.BlobPushed(BLOB.digest)))
+    assert (forward.node, forward.body.values) == ("node-b", {"y": BLOB})
 
 
 def test_a_large_output_that_stays_on_the_node_is_not_pushed(node: SimNode) -> None:
