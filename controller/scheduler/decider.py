@@ -33,7 +33,6 @@ from controller.records import FLEET, NODE, NodeRecord, NodeView
 from controller.scheduler import routes
 from controller.scheduler.mover import Mover
 from controller.scheduler.nodes import NodeTable
-from controller.scheduler.pace import sample_ms
 from controller.scheduler.presence import NodeEvent, advance
 from protocols.errors import Blame, TonaBug
 from protocols.messages import (
@@ -54,7 +53,6 @@ from protocols.messages import (
     Route,
     RouteRequest,
     SchedulerHello,
-    SetSensing,
     Status,
     Welcome,
 )
@@ -112,8 +110,6 @@ class Scheduler:
         self._routes: dict[str, Route] = {}
         self._dirty_nodes: set[int] = set()
         self._recorded: dict[str, NodeRecord] = {}
-        self._paces: dict[str, int] = {}
-        """The sampling interval that each node was last told, in ms."""
         self._now_ms = 0
         self._on: dict[type[Struct], Callable[[Received, Any], None]] = {
             LoadReport: self._on_load,
@@ -168,7 +164,6 @@ class Scheduler:
         for node in self.mover.take_changed_nodes():
             if node in self.nodes:
                 self._dirty_nodes.add(self.nodes.slots[node])
-                self._set_pace(node)
         for slot in self._dirty_nodes:
             self._view(slot)
         self._dirty_nodes.clear()
@@ -189,7 +184,6 @@ class Scheduler:
             self.counters["too_many_nodes"] += 1
             return
         heartbeat_ms = self.settings.heartbeat_ms
-        self._paces[node] = self._pace(node)
         slot = self.nodes.born(node, event.incarnation, birth, heartbeat_ms, self._now_ms)
         self._advance(slot, NodeEvent.BIRTH, birth.draining, event.cause)
         if birth.draining:
@@ -206,7 +200,7 @@ class Scheduler:
                     scheduler_epoch=self.settings.epoch,
                     incarnation=event.incarnation,
                     heartbeat_ms=heartbeat_ms,
-                    sample_ms=self._paces[node],
+                    sample_ms=self.settings.sample_ms,
                     store_urls=self.settings.store_urls,
                 ),
                 event.cause,
@@ -219,19 +213,6 @@ class Scheduler:
         self._summarise(slot, event.cause)
         stamp = (event.incarnation, event.number)
         self.mover.node_born(node, stamp, birth.holdings, event.cause)
-
-    def _pace(self, node: str) -> int:
-        tasks = (self.mover.tasks[task] for task in self.mover.tasks_on(node))
-        budgets = (one.grant.spec.qos.latency_ms for one in tasks)
-        return sample_ms(self.settings.sample_ms, budgets)
-
-    def _set_pace(self, node: str) -> None:
-        """Have a node sample as often as its tasks now need."""
-        pace = self._pace(node)
-        if self._paces.get(node) != pace and self.nodes.state(node) is not NodeState.LOST:
-            self._paces[node] = pace
-            told = SetSensing(heartbeat_ms=self.settings.heartbeat_ms, sample_ms=pace)
-            self.output.sends.append(Send(ToNode(node), told, "pace"))
 
     def _on_death(self, event: Received, death: Death) -> None:
         slot = self._known(event, ask=False)

@@ -145,14 +145,14 @@ def write_value(view: memoryview, blobs: str) -> str:
         return digest
     part = f"{blobs}/.part-{os.getpid()}-{digest[:16]}-{id(view):x}"
     try:
-        with open(part, "xb", buffering=0) as file:
+        with open(part, "xb", buffering=0) as file:  # noqa: PTH123 - pathlib costs start time
             left = view
             while left.nbytes:
                 left = left[file.write(left) :]
-        os.rename(part, path)
+        os.rename(part, path)  # noqa: PTH104
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(part)  # noqa: PTH108
         raise Refusal(
             "executor",
             "environment",
