@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 if TYPE_CHECKING:
     from device_agent.executors.programs.stream import Header, Refusal, Stream, die_with_parent
 else:
-    _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
-    sys.path[0] = os.path.join(_HERE, "..", "executors", "programs")  # noqa: PTH118
+    _HERE = os.path.dirname(os.path.abspath(__file__))
+    sys.path[0] = os.path.join(_HERE, "..", "executors", "programs")
     from stream import Header, Refusal, Stream, die_with_parent
 
 ATTEMPTS: Final = 4
@@ -141,7 +141,7 @@ def get(request: Header, url: str, client: Client) -> None:
     """Fetch from one address, on from where the part ends. Raises Miss or Refusal."""
     size: int = request["size"]
     try:
-        with open(request["part"], "a+b") as part:  # noqa: PTH123 - no pathlib here
+        with open(request["part"], "a+b") as part:
             have = part.tell()
             if have > size:
                 part.truncate(0)
@@ -151,11 +151,11 @@ def get(request: Header, url: str, client: Client) -> None:
             check(part, request)
             part.flush()
             os.fsync(part.fileno())
-        os.rename(request["part"], request["path"])  # noqa: PTH104
+        os.rename(request["part"], request["path"])
     except OSError as error:
         # A full disk: the part gives its room back, what lay there before stays.
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(request["part"])  # noqa: PTH108
+            os.unlink(request["part"])
         raise failure(f"cannot store {request['hex'][:12]}: {error.strerror}") from None
 
 
@@ -214,7 +214,7 @@ def read_block(response: http.client.HTTPResponse, url: str, size: int) -> bytes
 def put(request: Header, url: str, client: Client) -> None:
     """Send a file to one address. Raises Miss or Refusal."""
     try:
-        file = open(request["path"], "rb")  # noqa: PTH123, SIM115 - closed by the with below
+        file = open(request["path"], "rb")  # noqa: SIM115 - closed by the with below
     except OSError as error:
         raise failure(f"cannot send {request['hex'][:12]}: {error.strerror}") from None
     with file:
@@ -233,7 +233,7 @@ def put(request: Header, url: str, client: Client) -> None:
 def verify(request: Header) -> None:
     """Hold a file against its digest. Raises Refusal."""
     try:
-        with open(request["path"], "rb") as file:  # noqa: PTH123
+        with open(request["path"], "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise failure(f"cannot read {request['hex'][:12]}: {error.strerror}") from None

@@ -1,9 +1,9 @@
 """A scheduler that its anchor has welcomed, with three nodes."""
 
 import pytest
+from scheduler_bench import Bench
 
 from protocols.messages import AnchorWelcome
-from tests.scheduler.scheduler_bench import Bench
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The scheduler as a decider: envelopes, moves, adoption, escalation, routes."""
 
 import pytest
+from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
 from controller.decider import Received, ToRole, ToService
@@ -27,7 +28,6 @@ from protocols.messages.hierarchy import NodeState
 from protocols.messages.invocation import Edge
 from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState, LostPolicy, Reconcile
-from tests.scheduler.scheduler_bench import READY, Bench, grant, running, said, told
 
 
 def test_a_birth_is_welcomed_and_told_upwards() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import INVENTORY
 
 from controller.decider import Output, Received, ToInvoke
@@ -33,7 +34,6 @@ from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode, Tensor
 from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState
 from protocols.topics import CONTROL_MAX_BYTES, INVOCATION_MAX_BYTES
-from tests.scheduler.scheduler_bench import READY, Bench, grant, running, said, told
 
 FAILED = InstanceState.FAILED
 

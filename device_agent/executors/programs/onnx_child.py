@@ -73,7 +73,7 @@ def cap_memory(more_bytes: int) -> None:
 
     The address space cannot be the measure: runtimes reserve far more than they use.
     """
-    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - no pathlib here
+    with open("/proc/self/status", encoding="ascii") as file:
         have = next(int(line.split()[1]) for line in file if line.startswith("VmData"))
     limit = have * 1024 + more_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -142,7 +142,7 @@ class Model:
         path = request["path"]
         try:
             # From bytes, in an empty folder: nothing beside the model can be read.
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open(path, "rb") as file:
                 model = file.read()
         except OSError as error:
             raise Refusal("executor", "environment", f"{path}: {error.strerror}") from None

@@ -34,7 +34,7 @@ try:
     else:
         import onnx_child
 except ImportError as missing:
-    print(f"onnx executor: {missing} in {sys.executable}", file=sys.stderr)  # noqa: T201
+    print(f"onnx executor: {missing} in {sys.executable}", file=sys.stderr)
     sys.exit(os.EX_UNAVAILABLE)
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def probe() -> int:
         "version": onnxruntime.__version__,
         "providers": onnxruntime.get_available_providers(),
     }
-    print(json.dumps(found))  # noqa: T201
+    print(json.dumps(found))
     return 0
 
 
@@ -167,9 +167,9 @@ def main(arguments: list[str]) -> int:
         return probe()
     die_with_parent(int(arguments[2]))
     sock = socket.socket(fileno=int(arguments[1]))
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - no pathlib here
+    threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        print(f"onnx executor: {threads} threads after import, cannot fork", file=sys.stderr)  # noqa: T201
+        print(f"onnx executor: {threads} threads after import, cannot fork", file=sys.stderr)
         return os.EX_SOFTWARE
     gc.collect()
     gc.freeze()

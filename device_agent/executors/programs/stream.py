@@ -145,14 +145,14 @@ def write_value(view: memoryview, blobs: str) -> str:
         return digest
     part = f"{blobs}/.part-{os.getpid()}-{digest[:16]}-{id(view):x}"
     try:
-        with open(part, "xb", buffering=0) as file:  # noqa: PTH123 - pathlib costs start time
+        with open(part, "xb", buffering=0) as file:
             left = view
             while left.nbytes:
                 left = left[file.write(left) :]
-        os.rename(part, path)  # noqa: PTH104
+        os.rename(part, path)
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)  # noqa: PTH108
+            os.unlink(part)
         raise Refusal(
             "executor",
             "environment",

@@ -29,7 +29,7 @@ MEMORY_BYTES: Final = 2 << 30
 
 def compile_module(source: str, digest: str, folder: str) -> None:
     """Check, compile and seal a module, named by its hex digest. Raises Refusal."""
-    with open(source, "rb") as file:  # noqa: PTH123 - no pathlib here
+    with open(source, "rb") as file:
         code = file.read()
     if hashlib.sha256(code).hexdigest() != digest:
         raise Refusal("executor", "environment", f"artifact {source} is not what its digest says")
@@ -55,9 +55,9 @@ def store(folder: str, name: str, compiled: bytes) -> None:
         seal = wasm_engine.seal(wasm_engine.read_key(folder), name, compiled)
         for suffix, data in (("cwasm", compiled), ("seal", seal)):
             part = f"{folder}/.part-{os.getpid()}-{suffix}"
-            with open(part, "wb") as file:  # noqa: PTH123
+            with open(part, "wb") as file:
                 file.write(data)
-            os.rename(part, f"{folder}/{name}.{suffix}")  # noqa: PTH104
+            os.rename(part, f"{folder}/{name}.{suffix}")
     except OSError as error:
         raise Refusal(
             "executor",

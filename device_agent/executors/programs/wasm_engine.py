@@ -90,9 +90,9 @@ def map_compiled(on: wasmtime.Engine, folder: str, name: str) -> wasmtime.Module
     """Map a sealed module; None when there is none, its seal is broken or the engine is another."""
     path = f"{folder}/{name}.cwasm"
     try:
-        with open(f"{folder}/{name}.seal", "rb") as file:  # noqa: PTH123 - no pathlib here
+        with open(f"{folder}/{name}.seal", "rb") as file:
             wanted = file.read(64)
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
                 have = seal(read_key(folder), name, data)
             if not hmac.compare_digest(wanted, have):
