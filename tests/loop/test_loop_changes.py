@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,28 @@ async def test_a_use_case_grows_and_goes_while_requests_flow(tmp_path: Path) -> 
         (await loop.http.delete("/v1/usecases/echo")).raise_for_status()
         await loop.until("/v1/tasks", lambda tasks: tasks == [])
         await loop.until("/v1/fleet", lambda fleet: all(one["tasks"] == [] for one in fleet))
+
+
+async def test_a_large_value_goes_from_node_to_node(tmp_path: Path) -> None:
+    module = echo_module()
+    digest = hashlib.sha256(module).hexdigest()
+    async with running_loop(tmp_path, 2, "embedded") as loop:
+        path = f"/v1/artifacts/{digest}?name=echo&media=wasm"
+        (await loop.http.put(path, content=module)).raise_for_status()
+        document = json.loads(chain("echo", 2, module))
+        for at, task in enumerate(document["services"][0]["tasks"]):
+            task["nodes"] = [f"node-{at + 1}"]
+        body = {"document": json.dumps(document), "format": "json"}
+        (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
+        await loop.until(
+            "/v1/tasks",
+            lambda tasks: len(tasks) == 2 and all(one["state"] == "running" for one in tasks),
+        )
+        large = os.urandom(300_000)
+        async with tona.connect(loop.running.api_url) as client:
+            result = await client.invoke("echo", {"x": large}, deadline_s=60)
+        assert bytes(result.outputs["y"]) == large
+        assert [one.node for one in result.timings] == ["node-1", "node-2"]
 
 
 async def test_what_cannot_run_waits_and_says_why(tmp_path: Path) -> None:
