@@ -144,7 +144,7 @@ class Gateway:
     async def _run_roles(self, api_url: str, bundle: Bundle | None) -> None:
         config, store, registry = self.config, self._store, self._registry
         assert store is not None  # noqa: S101 - start made both
-        assert registry is not None  # noqa: S101
+        assert registry is not None  # noqa: S101 - the same
         scheduler = SchedulerSettings(
             name=TS,
             epoch=self._owner_epoch,
@@ -211,7 +211,7 @@ class Gateway:
     async def _record_artifact(self, artifact: ArtifactRecord, tenant: str, cause: str) -> None:
         del tenant
         assert self._store is not None  # noqa: S101 - start made both
-        assert self._registry is not None  # noqa: S101
+        assert self._registry is not None  # noqa: S101 - the same
         records = [Record(ARTIFACT, artifact.digest, artifact, cause)]
         await self._store.append(self._owner_epoch, None, records)
         self._registry.apply(records)

@@ -11,9 +11,9 @@ import sys
 async def connect(path: str) -> object:
     """Connect gmqtt with the identity in a bundle, and return it."""
     import json  # noqa: PLC0415 - the bare process has none of these
-    import os  # noqa: PLC0415
+    import os  # noqa: PLC0415 - not in the bare one
 
-    from gmqtt import Client  # noqa: PLC0415
+    from gmqtt import Client  # noqa: PLC0415 - the same
 
     with open(path, encoding="utf-8") as file:  # noqa: ASYNC230, PTH123 - before anything runs
         bundle = json.load(file)

@@ -30,9 +30,9 @@ def make_broker(
     with `trust`, Mosquitto asks everyone for a certificate. Raises UserError.
     """
     # Clients of the controller take a spec apart without what its brokers need.
-    from controller.broker.embedded import EmbeddedBroker  # noqa: PLC0415
-    from controller.broker.external import ExternalBroker  # noqa: PLC0415
-    from controller.broker.mosquitto import MosquittoBroker  # noqa: PLC0415
+    from controller.broker.embedded import EmbeddedBroker  # noqa: PLC0415 - as above
+    from controller.broker.external import ExternalBroker  # noqa: PLC0415 - as above
+    from controller.broker.mosquitto import MosquittoBroker  # noqa: PLC0415 - as above
 
     if spec == MOSQUITTO:
         return MosquittoBroker(host, port, folder, trust)

@@ -46,7 +46,7 @@ def settings() -> Settings:
 def with_api(work: Callable[[Any], Awaitable[_T]]) -> _T:
     """Run what needs the controller's API. Raises what `Api` does."""
     # Slow to import, and half of the commands do without.
-    from tona.cli.api import Api, target  # noqa: PLC0415
+    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to load
 
     async def run() -> _T:
         async with Api(target(settings())) as api:

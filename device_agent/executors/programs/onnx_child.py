@@ -205,7 +205,7 @@ class Model:
                 raise Refusal("deadline", "user", "the call was stopped") from None
             raise blame(error, "the model failed") from None
         values: list[Value] = []
-        for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905
+        for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905 - as many
             flat = np.ascontiguousarray(one).reshape(-1).view(np.uint8)
             values.append((name, number, one.shape, flat.data))
         return write_values(values, self.blobs, self.limit)

@@ -96,7 +96,7 @@ def place(guest: wasm_engine.Guest, values: list[Value], instance: Instance) -> 
     ports += [abi.describe(0, 0, dtype, shape) for _, dtype, shape in instance.outputs]
     head = b"".join(ports)
     memory[base : base + len(head)] = head
-    for start, (_, _, _, view) in zip(starts, values):  # noqa: B905
+    for start, (_, _, _, view) in zip(starts, values):  # noqa: B905 - as above
         memory[base + start : base + start + view.nbytes] = view
     return base, base + abi.PORT.size * len(values)
 
