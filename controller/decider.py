@@ -56,7 +56,16 @@ class Called(Struct, frozen=True):
     """Wall clock, for people only: no decision may rest on it."""
 
 
-Event = Received | Fired | Called
+class Linked(Struct, frozen=True):
+    """A role in another process has begun anew, or we have, as it sees it.
+
+    What was said on the link before may be lost on either side: bring each other up to date.
+    """
+
+    role: str
+
+
+Event = Received | Fired | Called | Linked
 
 
 class ToNode(Struct, frozen=True):

@@ -11,8 +11,12 @@ from msgspec import Meta, Struct
 
 from protocols.errors import Blame
 from protocols.messages.hierarchy import NodeState, ServiceOrder, ServiceState, TaskSpec
+from protocols.messages.invocation import Failure, Values
+from protocols.messages.job import JobState, JobSubmit
 from protocols.messages.presence import Inventory
+from protocols.messages.quality import Leeway, TaskSample, Tuning
 from protocols.messages.sense import LinkReport, LoadReport
+from protocols.qoais import Bound
 
 USE_CASE: Final = "usecase"
 SERVICE: Final = "service"
@@ -22,6 +26,9 @@ STORY: Final = "story"
 ARTIFACT: Final = "artifact"
 FLEET: Final = "fleet"
 ANCHORED: Final = "anchored"
+QUALITY: Final = "quality"
+APPROVAL: Final = "approval"
+JOB: Final = "job"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -52,6 +59,19 @@ class UseCaseRecord(Struct, frozen=True):
     submitted_unix_ms: int = 0
 
 
+class Candidate(Struct, frozen=True):
+    """One way to do a service that NAMO has weighed."""
+
+    decomposition: str
+    """Its name: of the document's alternative, with `+fused` or `+spread`."""
+    anchor: str
+    feasible: bool
+    estimates: dict[str, float] = {}
+    """Predicted indicator values, from coarse aggregates."""
+    reason: str = ""
+    """Why it was chosen, or was not."""
+
+
 class ServiceRecord(Struct, frozen=True):
     """A service as NAMO ordered it (kind `service`, key its name)."""
 
@@ -63,6 +83,8 @@ class ServiceRecord(Struct, frozen=True):
     reason: str = ""
     ending: bool = False
     """Whether its deletion was ordered; it is over when the anchor says so."""
+    candidates: tuple[Candidate, ...] = ()
+    """The chosen one first."""
 
 
 class TaskState(StrEnum):
@@ -118,6 +140,16 @@ class TaskRecord(Struct, frozen=True):
     reason: str = ""
     granted: int = 0
     """The generation of the newest envelope; below `generation` no node has been found for it."""
+    scheduler: str = ""
+    """The TS that holds the envelope."""
+    leeway: Leeway = Leeway()
+    """As granted."""
+    tuning: Tuning = Tuning()
+    """How the TA last wanted it to run."""
+    resources: tuple[Bound, ...] = ()
+    """Resource QoS, from the task's quality."""
+    variant: str = ""
+    """Which variant runs, as the TS last reported."""
 
 
 class StoryRecord(Struct, frozen=True):
@@ -176,3 +208,76 @@ class AnchoredRecord(Struct, frozen=True):
     tenant: str
     namo: str
     """Whom the TA reports to."""
+
+
+class TaskQuality(Struct, frozen=True):
+    """How one task keeps its share of the quality, as its TS measures it."""
+
+    task: str
+    node: str
+    tuning: Tuning
+    sample: TaskSample | None = None
+    """Smoothed over the last windows."""
+    predicted_ms: float | None = None
+    """Wait and run that the cost model expects now."""
+    danger: str = ""
+    """Why its quality is in danger; empty: it is not."""
+    values: dict[str, float] = {}
+    """Measured indicator values."""
+
+
+class ServiceQuality(Struct, frozen=True):
+    """What was agreed and what is measured (view `quality`, key the service)."""
+
+    service: str
+    scheduler: str
+    users: int = 0
+    """Users with measurements in the window."""
+    satisfied: int = 0
+    """Of them inside their own zone."""
+    satisfaction_ratio: float | None = None
+    target_ratio: float = 1.0
+    values: dict[str, float] = {}
+    """Measured indicator values of the whole service, over all users."""
+    tasks: tuple[TaskQuality, ...] = ()
+    shed_per_s: float = 0.0
+    window_ms: int = 0
+
+
+class ApprovalState(StrEnum):
+    """What a person said."""
+
+    PENDING = "pending"
+    GRANTED = "granted"
+    DENIED = "denied"
+    WITHDRAWN = "withdrawn"
+
+
+class ApprovalRecord(Struct, frozen=True):
+    """A decision that waits for a person (kind `approval`, key its number)."""
+
+    number: str
+    service: str
+    tenant: str
+    decision: str
+    """What would be done."""
+    reason: str
+    """Why: the problem and the attempts so far."""
+    state: ApprovalState = ApprovalState.PENDING
+    asked_unix_ms: int = 0
+    answered_by: str = ""
+
+
+class JobRecord(Struct, frozen=True):
+    """A job at its TA (kind `job`, key its id)."""
+
+    submit: JobSubmit
+    client: str
+    tenant: str
+    state: JobState
+    attempts: int = 0
+    parts: dict[int, Values] = {}
+    """Outputs that have come, by part."""
+    failure: Failure | None = None
+    accepted_unix_ms: int = 0
+    ended_unix_ms: int = 0

@@ -39,12 +39,15 @@ class Channel(StrEnum):
     LOAD = "load"
     LINK = "link"
     STATUS = "status"
+    RESULT = "result"
     PROBE = "probe"
     COMMAND = "command"
     INVOKE = "invoke"
     REPLY = "reply"
     REQUEST = "request"
     ROUTE = "route"
+    INPUT = "input"
+    OUTPUT = "output"
     INBOX = "inbox"
 
 
@@ -80,6 +83,8 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.NODE, Channel.LOAD): Rule(0, CONTROL_MAX_BYTES, (), True, False, (_CONTROLLER,)),
     (Party.NODE, Channel.LINK): Rule(0, CONTROL_MAX_BYTES, (), True, False, (_CONTROLLER,)),
     (Party.NODE, Channel.STATUS): Rule(1, CONTROL_MAX_BYTES, (), True, False, (_CONTROLLER,)),
+    # The ends of jobs, repeated by the node until they are acknowledged.
+    (Party.NODE, Channel.RESULT): Rule(0, INVOCATION_MAX_BYTES, (), True, False, (_CONTROLLER,)),
     # A node measures its path by speaking to itself through the broker.
     (Party.NODE, Channel.PROBE): Rule(0, 256, (), True, True, ()),
     (Party.NODE, Channel.COMMAND): Rule(1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, True, ()),
@@ -98,8 +103,15 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.SERVICE, Channel.ROUTE): Rule(
         1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, False, (_CLIENT,)
     ),
+    # What feeds a service without a request, and what it gives without a requester.
+    (Party.SERVICE, Channel.INPUT): Rule(
+        0, INVOCATION_MAX_BYTES, (_CLIENT, _NODE), False, False, (_NODE,)
+    ),
+    (Party.SERVICE, Channel.OUTPUT): Rule(
+        0, INVOCATION_MAX_BYTES, (_NODE,), False, False, (_CLIENT, _NODE)
+    ),
     (Party.ROLE, Channel.INBOX): Rule(
-        1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, False, (_CONTROLLER,)
+        1, INVOCATION_MAX_BYTES, (_CONTROLLER,), False, False, (_CONTROLLER,)
     ),
 }
 

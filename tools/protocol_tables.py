@@ -17,10 +17,31 @@ from msgspec.inspect import Field, StructType, type_info
 
 from protocols import base, codec, manifest, qoais, topics
 from protocols.manifest import ITEM_BYTES, Dtype
-from protocols.messages import Body, hierarchy, invocation, presence, sense, task
+from protocols.messages import (
+    Body,
+    hierarchy,
+    host,
+    invocation,
+    job,
+    presence,
+    quality,
+    sense,
+    task,
+)
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
-MODULES: Final = (presence, sense, task, invocation, hierarchy, manifest, qoais)
+MODULES: Final = (
+    presence,
+    sense,
+    task,
+    quality,
+    invocation,
+    job,
+    hierarchy,
+    host,
+    manifest,
+    qoais,
+)
 UNITS: Final = {
     "_mbit_per_s": "Mbit/s",
     "_bytes_per_s": "bytes per second",
@@ -36,17 +57,23 @@ UNITS: Final = {
 """By the end of a field's name, the longer ends first."""
 COMMON: Final = {
     "accelerators": "One for each of the machine.",
+    "anchor": "Name of the TA.",
     "attempt": "As in Invoke.",
     "bounds": "All of them hold.",
     "dtype": "Type of the items.",
     "epoch": "Of the assignment.",
     "generation": "Version of the specification.",
+    "call": "Names the call.",
+    "failure": "As in Result.",
     "inputs": "What it takes.",
+    "job": "Identifier of the job.",
+    "key": "Which one of its kind.",
     "kind": "Which sort.",
     "manifest": "What runs, and within which limits.",
     "node": "Name of the node.",
     "outputs": "What it gives.",
     "plan": "As in Invoke.",
+    "priority": "9 is served first.",
     "reason": "Why, for people.",
     "replicas": "Workers of the task on its node that may run side by side.",
     "request": "As in Invoke.",

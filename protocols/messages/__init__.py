@@ -6,6 +6,7 @@ are only ever appended, each with a default: an older reader ignores it, a newer
 
 from protocols.base import Message
 from protocols.messages.hierarchy import (
+    AnchorSummary,
     AnchorWelcome,
     EnvelopeGrant,
     EnvelopeRevoke,
@@ -18,6 +19,7 @@ from protocols.messages.hierarchy import (
     ServiceReport,
     TaskReport,
 )
+from protocols.messages.host import Linking, Mirror, RemoteAnswer, RemoteCall
 from protocols.messages.invocation import (
     Accepted,
     Cancel,
@@ -27,6 +29,15 @@ from protocols.messages.invocation import (
     Route,
     RouteRequest,
 )
+from protocols.messages.job import (
+    JobAccepted,
+    JobEnded,
+    JobKept,
+    JobQuery,
+    JobRun,
+    JobStatus,
+    JobSubmit,
+)
 from protocols.messages.presence import (
     Birth,
     Death,
@@ -34,11 +45,15 @@ from protocols.messages.presence import (
     RebirthRequest,
     Welcome,
 )
+from protocols.messages.quality import Feed, QualityReport, Tune
 from protocols.messages.sense import LinkReport, LoadReport, Probe, SetSensing
 from protocols.messages.task import Acknowledge, Assign, Release, Status
 
-NODE_SAYS = Birth | Death | LoadReport | LinkReport | Status | Probe
-NODE_HEARS = Welcome | RebirthRequest | Drain | SetSensing | Assign | Release | Acknowledge
+NODE_SAYS = Birth | Death | LoadReport | LinkReport | QualityReport | Status | Probe
+NODE_HEARS = (
+    Welcome | RebirthRequest | Drain | SetSensing | Assign | Release | Acknowledge | Tune | Feed
+)
+JOB = JobSubmit | JobAccepted | JobRun | JobEnded | JobKept | JobQuery | JobStatus
 INVOCATION = Invoke | Deliver | Cancel | Accepted | Result | RouteRequest | Route
 HIERARCHY = (
     ServiceOrder
@@ -52,16 +67,23 @@ HIERARCHY = (
     | EscalationAnswer
     | SchedulerHello
     | AnchorWelcome
+    | AnchorSummary
+    | Linking
+    | Mirror
+    | RemoteCall
+    | RemoteAnswer
 )
-Body = NODE_SAYS | NODE_HEARS | INVOCATION | HIERARCHY
+Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY
 
 __all__ = [
     "HIERARCHY",
     "INVOCATION",
+    "JOB",
     "NODE_HEARS",
     "NODE_SAYS",
     "Accepted",
     "Acknowledge",
+    "AnchorSummary",
     "AnchorWelcome",
     "Assign",
     "Birth",
@@ -74,14 +96,27 @@ __all__ = [
     "EnvelopeRevoke",
     "Escalation",
     "EscalationAnswer",
+    "Feed",
     "Invoke",
+    "JobAccepted",
+    "JobEnded",
+    "JobKept",
+    "JobQuery",
+    "JobRun",
+    "JobStatus",
+    "JobSubmit",
     "LinkReport",
+    "Linking",
     "LoadReport",
     "Message",
+    "Mirror",
     "NodeSummary",
     "Probe",
+    "QualityReport",
     "RebirthRequest",
     "Release",
+    "RemoteAnswer",
+    "RemoteCall",
     "Result",
     "Route",
     "RouteRequest",
@@ -92,5 +127,6 @@ __all__ = [
     "SetSensing",
     "Status",
     "TaskReport",
+    "Tune",
     "Welcome",
 ]

@@ -6,13 +6,26 @@ Two roles in one process exchange these very structs without a wire.
 from enum import StrEnum
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
-from protocols.base import Count, Id, Message, Name, Part, Percent, Text
+from protocols.base import Count, Id, Label, Message, Name, Part, Percent, Text
 from protocols.errors import Blame
 from protocols.manifest import Manifest
 from protocols.messages.invocation import MAX_STEPS, Edge
 from protocols.messages.presence import Inventory
+from protocols.messages.quality import (
+    MAX_SOURCES,
+    MAX_VARIANTS,
+    PRIORITY_DEFAULT,
+    Declared,
+    Leeway,
+    Priority,
+    Sink,
+    Source,
+    Tuning,
+    UserZone,
+    Variant,
+)
 from protocols.messages.task import InstanceState, LostPolicy
 from protocols.qoais import Bound, ServiceKind, Sla
 
@@ -22,6 +35,7 @@ class TaskQos(Part, frozen=True):
 
     latency_ms: Annotated[float, Meta(gt=0)] | None = None
     bounds: tuple[Bound, ...] = ()
+    """Its share of every other indicator, split over the DAG as the indicator asks."""
 
 
 class Demand(Part, frozen=True):
@@ -53,6 +67,29 @@ class TaskSpec(Part, frozen=True):
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     nodes: tuple[Name, ...] = ()
     """Only these nodes, if any are named."""
+    variants: Annotated[tuple[Variant, ...], Meta(max_length=MAX_VARIANTS)] = ()
+    """Other programs that do the same; the manifest is the first choice."""
+    declared: Annotated[tuple[Declared, ...], Meta(max_length=64)] = ()
+    """What its author says of the manifest: accuracy, precision, robustness..."""
+    expected_ms: Annotated[float, Meta(gt=0)] | None = None
+    """Predicted cost of one run of the manifest."""
+    group: str = ""
+    """Tasks of one group run on one node: a hop between them would cost more than it gives."""
+    priority: Priority = PRIORITY_DEFAULT
+    origins: tuple[Name, ...] = ()
+    """Where its raw input comes to be; with a privacy of `node` it runs on one of these alone."""
+    leeway: Leeway = Leeway()
+    """The most that its document and autonomy allow the layers below to change by themselves."""
+
+
+class Autonomy(StrEnum):
+    """Which decisions the network takes by itself; the others wait for a person."""
+
+    MANUAL = "manual"
+    """Only what a loss demands."""
+    PARTIAL = "partial"
+    """What TS and TA decide; another decomposition or anchor waits."""
+    FULL = "full"
 
 
 class ServiceOrder(Message, tag="service-order", frozen=True):
@@ -72,6 +109,18 @@ class ServiceOrder(Message, tag="service-order", frozen=True):
     """What was agreed with the user."""
     spares: Annotated[int, Meta(ge=0, le=64)] = 1
     """Nodes to hold ready beside the first."""
+    decomposition: str = ""
+    """Which of the candidates this is."""
+    users: Annotated[tuple[UserZone, ...], Meta(max_length=1024)] = ()
+    """Users whose zone differs from the agreement's."""
+    sources: Annotated[tuple[Source, ...], Meta(max_length=MAX_SOURCES)] = ()
+    """What feeds it beside clients."""
+    sinks: Annotated[tuple[Sink, ...], Meta(max_length=16)] = ()
+    """Where its answers go beside clients."""
+    autonomy: Autonomy = Autonomy.FULL
+    """Which changes need an approval."""
+    epochs_above: Count = 0
+    """Epochs of its tasks begin above this: another anchor has given those below."""
 
 
 class ServiceDelete(Message, tag="service-delete", frozen=True):
@@ -79,6 +128,8 @@ class ServiceDelete(Message, tag="service-delete", frozen=True):
 
     service: Name
     generation: Count
+    transferred: bool = False
+    """Whether another anchor has it now: forget it, the tasks run on."""
 
 
 class ServiceState(StrEnum):
@@ -98,6 +149,8 @@ class ServiceReport(Message, tag="service-report", frozen=True):
     generation: Count
     state: ServiceState
     reason: Text = ""
+    epoch_high: Count = 0
+    """No epoch above it was ever given to a task of the service."""
 
 
 class SchedulerHello(Message, tag="scheduler-hello", frozen=True):
@@ -138,6 +191,20 @@ class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
     """Where the task last ran, as the TA knows: a scheduler without memory waits for that node."""
     current_epoch: Count = 0
     """Under which it ran there."""
+    leeway: Leeway = Leeway()
+    """What the TS may change beside the place."""
+    tuning: Tuning = Tuning()
+    """How the TA wants it to run at first."""
+    resources: tuple[Bound, ...] = ()
+    """Resource QoS: what its quality asks of connection, computing, algorithm and data."""
+    sla: Sla = Sla()
+    """Of the service."""
+    users: Annotated[tuple[UserZone, ...], Meta(max_length=1024)] = ()
+    """Of the service."""
+    sources: Annotated[tuple[Source, ...], Meta(max_length=MAX_SOURCES)] = ()
+    """Of the service, each with the nodes that the TA chose to provide it, best first."""
+    sinks: Annotated[tuple[Sink, ...], Meta(max_length=16)] = ()
+    """Of the service."""
 
 
 class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
@@ -161,6 +228,8 @@ class TaskReport(Message, tag="task-report", frozen=True):
     """Whose fault it is, where it is one."""
     restarts: Count = 0
     """As in Status."""
+    variant: str = ""
+    """Which one runs; empty: the manifest of the specification."""
 
 
 class NodeState(StrEnum):
@@ -188,6 +257,32 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
     reason: Text = ""
 
 
+class AnchorSummary(Message, tag="anchor-summary", frozen=True):
+    """TA to NAMO, at a slow pace: an anchor position and the fleet behind it, coarsely."""
+
+    anchor: Name
+    side: str
+    """`core` or `radio`."""
+    cells: Annotated[tuple[Name, ...], Meta(max_length=1024)]
+    """Whose schedulers it speaks to."""
+    nodes: Count
+    """Online."""
+    cpu_count: Count = 0
+    """Cores of those, together."""
+    cpu_percent: Percent = 0.0
+    """Mean over the nodes."""
+    task_memory_free_bytes: Count = 0
+    largest_free_bytes: Count = 0
+    """On the node with most task memory free."""
+    round_trip_ms: float | None = None
+    """Median over the nodes."""
+    executors: dict[Label, Count] = field(default_factory=dict)
+    """How many nodes have which executor."""
+    accelerators: dict[Label, Count] = field(default_factory=dict)
+    lost: Count = 0
+    """Nodes known and not online."""
+
+
 class Attempt(Part, frozen=True):
     """One thing that a layer tried before it escalated."""
 
@@ -210,6 +305,16 @@ class Escalation(Message, tag="escalation", frozen=True):
     """What the layer below has tried."""
     epoch_seen: Count = 0
     """The highest epoch in use for the task; a fresh lease begins above it."""
+    indicator: str = ""
+    """Which one is in danger; empty: the task has no node or no epochs."""
+    target: float | None = None
+    """What the indicator must keep."""
+    measured: float | None = None
+    """What it is, or is predicted to be."""
+    proposal: Text = ""
+    """What the sender would do with an approval; empty: it knows nothing more."""
+    broken: bool = False
+    """Whether the task's quality is broken already, not only in danger."""
 
 
 class EscalationAnswer(Message, tag="escalation-answer", frozen=True):

@@ -35,7 +35,9 @@ class Tensor(Message, tag="tensor", frozen=True):
     shape: Shape
     """Without -1 in a value."""
     data: Annotated[bytes, Meta(max_length=INLINE_MAX_BYTES)]
-    """Dense, row by row, little-endian; as long as type and shape say."""
+    """Dense, row by row, little-endian; as long as type and shape say, once unpacked."""
+    encoding: str = ""
+    """Empty: as it is. `deflate`: packed (RFC 1951 in the zlib format of RFC 1950)."""
 
 
 class Blob(Message, tag="blob", frozen=True):
@@ -124,6 +126,10 @@ class Invoke(Message, tag="invoke", frozen=True):
     """From the route. Null only on a service's topic."""
     correlation: Correlation = b""
     """MQTT 5 correlation data of the client, returned with the answer."""
+    priority: Annotated[int, Meta(ge=0, le=9)] = 4
+    """Under overload the lower ones are shed first; 9 is the highest."""
+    job: bool = False
+    """Whether this runs a job: its end goes to the TS as JobEnded."""
 
 
 class Deliver(Message, tag="deliver", frozen=True):
@@ -145,6 +151,16 @@ class Deliver(Message, tag="deliver", frozen=True):
     """Of the steps so far."""
     correlation: Correlation = b""
     """As in Invoke."""
+    priority: Annotated[int, Meta(ge=0, le=9)] = 4
+    """As in Invoke."""
+    job: bool = False
+    """As in Invoke."""
+    elapsed_us: Count = 0
+    """Since the request reached its first node, along this path; ways between machines counted as
+    half of the sender's round trip each.
+    """
+    user: str = ""
+    """Name of the client that asked."""
 
 
 class Cancel(Message, tag="cancel", frozen=True):
@@ -170,6 +186,7 @@ class FailureCode(StrEnum):
     NO_SERVICE = "no-service"
     NOT_READY = "not-ready"
     BUSY = "busy"
+    SHED = "shed"
     STALE = "stale"
     DEADLINE = "deadline"
     EXECUTOR = "executor"
@@ -242,3 +259,5 @@ class Route(Message, tag="route", frozen=True):
     """Why there is no plan, for people."""
     inputs: tuple[str, ...] = ()
     """The names that the service takes."""
+    encoding: str = ""
+    """How clients shall pack tensors: empty for not at all, or `deflate`."""

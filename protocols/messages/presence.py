@@ -58,6 +58,10 @@ class Inventory(Part, frozen=True):
     """How much memory tasks may take together."""
     max_instances: Count = 16
     """How many tasks the node takes."""
+    sensors: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    """Names of the sensors whose data may feed services."""
+    files: bool = False
+    """Whether files of its data folder may feed services."""
 
 
 class Holding(Part, frozen=True):

@@ -8,6 +8,7 @@ from msgspec import Meta
 from protocols.base import Count, Id, Message, Name, Part, Text
 from protocols.errors import Blame
 from protocols.manifest import Manifest
+from protocols.messages.quality import Tuning
 
 
 class Reconcile(StrEnum):
@@ -54,6 +55,10 @@ class Assign(Message, tag="assign", frozen=True):
 
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     """Workers of this task on the node that may run side by side."""
+    tuning: Tuning = Tuning()
+    """How to run it from the start; the manifest is that of the variant it names."""
+    grace_ms: Annotated[int, Meta(ge=0, le=60_000)] = 2000
+    """How long a node that replaces its own instance still serves requests of the epoch before."""
 
 
 class Release(Message, tag="release", frozen=True):
@@ -84,6 +89,10 @@ class Status(Message, tag="status", frozen=True):
     """Proportional set size of the task's process, where it is known."""
     generation: Count = 0
     """The generation that the state speaks of."""
+    tuned: Count = 0
+    """Number of the last Tune that was taken."""
+    serving_epoch: Count = 0
+    """The epoch under which an older instance here serves while this one is prepared; 0: none."""
 
 
 class Acknowledge(Message, tag="ack", frozen=True):

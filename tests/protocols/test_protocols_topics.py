@@ -53,9 +53,15 @@ def test_a_node_may_speak_for_itself_alone() -> None:
     reads = {line.pattern for line in acl(Speaker.NODE) if line.access == "read"}
     assert "tona/1/+/node/%u/presence" in writes
     assert "tona/1/+/node/%u/command" in reads
-    assert all("%u" in pattern for pattern in reads)
+    shared = {"tona/1/+/service/+/input", "tona/1/+/service/+/output"}
+    assert all("%u" in pattern for pattern in reads - shared)
     others = {pattern for pattern in writes if "%u" not in pattern}
-    assert others == {"tona/1/+/node/+/invoke", "tona/1/+/client/+/reply"}
+    assert others == {
+        "tona/1/+/node/+/invoke",
+        "tona/1/+/client/+/reply",
+        "tona/1/+/service/+/input",
+        "tona/1/+/service/+/output",
+    }
 
 
 def test_a_client_cannot_command_nodes_or_read_others_answers() -> None:
