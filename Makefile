@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PACKAGES := controller device_agent firmware_profiles protocols tona
 SOURCES := $(PACKAGES) tests examples benchmarks tools
 
-.PHONY: help demo test check bench format lock clean
+.PHONY: help demo test check bench chaos format lock clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -36,6 +36,9 @@ check: $(READY) ## style, types, import contracts, size ratchet
 bench: $(READY) ## one benchmark: make bench NAME=footprint (see benchmarks/README.md)
 	@test -n "$(NAME)" || { echo "make bench: name one: make bench NAME=$$(ls benchmarks | sed -n 's/^\([a-z_]*\)\.py$$/\1/p' | paste -sd'|')" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.$(NAME)
+
+chaos: $(READY) ## kill -9 of random processes under load, every request accounted for: make chaos ROUNDS=200
+	$(BIN)/python tests/chaos/chaos.py --rounds $(or $(ROUNDS),200) --seed $(or $(SEED),1)
 
 format: $(READY) ## let the formatter rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -4,14 +4,17 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from controller.broker.spec import EMBEDDED
+from controller.broker.address import Address
+from controller.broker.spec import EMBEDDED, parse_url
+from controller.decider import Role
 from protocols.base import Name
 from protocols.errors import UserError
+from protocols.topics import valid_name
 
 DEFAULT_API_PORT: Final = 8600
 MQTT_PORT: Final = 1883
@@ -20,6 +23,9 @@ PREFIX: Final = "TONA_"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
+Side = Literal["core", "radio"]
+LISTS: Final = ("roles", "anchors", "schedulers", "cells", "direct", "stores")
+"""Options that are several words, with commas between where they are one text."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +51,46 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """File made by `tona ca issue --kind controller` for this controller."""
     heartbeat_ms: Pace = 1000
     sample_ms: Pace = 1000
+    roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=3)] = (
+        Role.NAMO,
+        Role.TA,
+        Role.TS,
+    )
+    """Which this process runs; the others are elsewhere, reached over the uplink."""
+    namo: Name = "namo-main"
+    """Name of the NAMO, here or elsewhere."""
+    ta: Name = "ta-main"
+    """Name of this process's TA; without one, of the TA that its roles speak to."""
+    ts: Name = "ts-main"
+    """Name of this process's TS; without one, of the TS that its TA speaks to."""
+    anchors: tuple[Name, ...] = ()
+    """Of NAMO and TS: the TAs that they speak to; empty: `ta` alone."""
+    schedulers: tuple[Name, ...] = ()
+    """Of the TA: the TSs that it speaks to; empty: `ts` alone."""
+    uplink: str = ""
+    """`mqtt[s]://HOST:PORT/CELL` where the roles of several processes meet; empty: our own cell."""
+    side: Side = "radio"
+    """Where the TA stands in the network."""
+    cells: tuple[Name, ...] = ()
+    """Of the TA: those of its schedulers; empty: our own."""
+    direct: tuple[str, ...] = ()
+    """Of the TA: brokers (as `uplink`) of cells whose nodes it also hears and speaks to itself."""
+    stores: tuple[str, ...] = ()
+    """More addresses (of other processes' APIs) where nodes find artifacts and large values."""
+
+    def __post_init__(self) -> None:
+        """Hold together what only makes sense so. Raises ValueError, told as the user's mistake."""
+        if len(set(self.roles)) < len(self.roles):
+            raise ValueError("a role is named twice in `roles`")
+        if self.direct and Role.TA not in self.roles:
+            raise ValueError("`direct` is for a process with the role ta")
+
+    @property
+    def secured(self) -> bool:
+        """Whether every connection of this process has TLS with verified certificates."""
+        ours = bool(self.bundle) and bool(self.authority or self.broker.startswith("mqtts://"))
+        others = [one for one in (self.uplink, *self.direct) if one]
+        return ours and all(one.startswith("mqtts://") for one in others)
 
     def listening_port(self) -> int:
         """Return the port that our own broker listens on."""
@@ -68,10 +114,21 @@ def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         if said:
             merged[name] = said
     merged.update({name: value for name, value in flags.items() if value is not None})
+    for name in LISTS:
+        if isinstance(merged.get(name), str):
+            merged[name] = [one.strip() for one in merged[name].split(",") if one.strip()]
     try:
         return msgspec.convert(merged, Config, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"the controller's configuration is not valid: {error}") from None
+
+
+def meeting_point(url: str) -> tuple[Address, str]:
+    """Return the broker and the cell in `mqtt[s]://HOST:PORT/CELL`. Raises UserError."""
+    broker, slash, cell = url.rpartition("/")
+    if not slash or "://" not in broker or not valid_name(cell):
+        raise UserError(f"{url!r} names no cell of a broker: write mqtt://HOST:PORT/CELL")
+    return parse_url(broker), cell
 
 
 def _from_file(path: Path) -> Mapping[str, Any]:

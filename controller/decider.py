@@ -146,13 +146,17 @@ class Answer(Struct, frozen=True):
 
 
 class Output(Struct):
-    """What a decider wants done, in this order: records, then everything else."""
+    """What a decider wants done, in this order: `early`, records, then everything else."""
 
     records: list[Record] = []
     sends: list[Send] = []
     timers: list[Timer] = []
     answers: list[Answer] = []
     views: list[View] = []
+    early: list[Send] = []
+    """Leaves at once, before any record is durable: it may promise nothing, and a crash right after
+    must do no harm.
+    """
 
     def extend(self, other: "Output") -> None:
         """Append everything that another output holds."""
@@ -161,6 +165,7 @@ class Output(Struct):
         self.timers += other.timers
         self.answers += other.answers
         self.views += other.views
+        self.early += other.early
 
 
 class Decider(Protocol):

@@ -1,52 +1,42 @@
-"""The controller of a cell, wired: broker, store, roles, registry, API. All wiring stands here."""
+"""A controller process, wired: broker, store, roles, links, registry, API."""
 
 import asyncio
-import logging
 import os
+import secrets
 import ssl
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
-from controller.anchor.decider import Anchor
-from controller.anchor.decider import Settings as AnchorSettings
 from controller.api.app import Doors
 from controller.api.metrics import Metric
-from controller.api.operations import SystemInfo
+from controller.api.operations import BY_NAME, SystemInfo
 from controller.api.server import ApiServer
 from controller.broker.address import Address, reachable
 from controller.broker.door import Broker
 from controller.broker.mosquitto import ServerTrust
 from controller.broker.spec import make_broker
-from controller.config import Config
-from controller.decider import Answer, Decider, Record, Send
-from controller.host.host import Host
-from controller.host.routing import received, role_of, subscriptions, topic_of
-from controller.namo.decider import Namo
-from controller.records import ARTIFACT, ArtifactRecord
+from controller.config import Config, meeting_point
+from controller.decider import Answer, Record, Role, Send, View
+from controller.host.host import Host, monotonic_ms
+from controller.host.link import STEP_BITS
+from controller.host.linker import Linker
+from controller.host.links import Hand, Links, Up
+from controller.host.neighbours import Neighbours
+from controller.lines import Lines, Place, Plan
+from controller.records import ARTIFACT, CELL, ArtifactRecord, CellView
 from controller.registry import LiveRegistry, Registry
-from controller.scheduler.decider import Scheduler
-from controller.scheduler.decider import Settings as SchedulerSettings
+from controller.roles import deciders, elsewhere, serving_role
 from controller.store import SqliteStore
 from controller.trust.authority import Authority
 from controller.trust.revocation import Revocation
 from protocols.errors import EnvironmentFailure, UserError
-from protocols.topics import Speaker
-from protocols.transport.session import Inbound, Session
-from protocols.transport.settings import Settings as SessionSettings
+from protocols.messages import Linking
 from protocols.transport.tls import Bundle, client_context, load, server_context
-
-NAMO: Final = "namo-main"
-TA: Final = "ta-main"
-TS: Final = "ts-main"
-QUEUE_MAX: Final = 100_000
-QUEUE_MAX_BYTES: Final = 64 << 20
-
-_log = logging.getLogger(__name__)
 
 
 class Running(Struct, frozen=True):
@@ -67,7 +57,9 @@ class Gateway:
         self._broker: Broker | None = None
         self._api: ApiServer | None = None
         self._host: Host | None = None
-        self._session: Session | None = None
+        self._linker: Linker | None = None
+        self._lines: Lines | None = None
+        self._neighbours: Neighbours | None = None
         self._registry: LiveRegistry | None = None
         self._owner_epoch = 0
         self._address = Address("", 0, tls=False)
@@ -127,8 +119,12 @@ class Gateway:
 
     async def stop(self) -> None:
         """End everything in the reverse order; safe after a failed start."""
-        if self._session is not None:
-            await self._session.close()
+        if self._neighbours is not None:
+            self._neighbours.close()
+        if self._linker is not None:
+            self._linker.close()
+        if self._lines is not None:
+            await self._lines.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,68 +141,79 @@ class Gateway:
         config, store, registry = self.config, self._store, self._registry
         assert store is not None  # noqa: S101 - start made both
         assert registry is not None  # noqa: S101 - the same
-        scheduler = SchedulerSettings(
-            name=TS,
-            epoch=self._owner_epoch,
-            anchors=(TA,),
-            heartbeat_ms=config.heartbeat_ms,
-            sample_ms=config.sample_ms,
-            store_urls=(api_url,),
+        opening = self._owner_epoch << STEP_BITS | secrets.randbelow(1 << (STEP_BITS - 1))
+        linker = Linker(Links(opening), self._speak, monotonic_ms)
+        host = Host(
+            deciders(config, self._owner_epoch, (api_url, *config.stores)),
+            store,
+            self._owner_epoch,
+            registry,
+            self._send,
+            linker=linker,
         )
-        deciders: list[Decider] = [
-            Namo(NAMO, TA),
-            Anchor(AnchorSettings(TA, TS, NAMO)),
-            Scheduler(scheduler),
-        ]
-        host = Host(deciders, store, self._owner_epoch, registry, self._send)
-        self._host = host
-        self._session = Session(
-            SessionSettings(
-                host=self._address.host,
-                port=self._address.port,
-                identity=bundle.name if bundle else config.name,
-                speaker=Speaker.CONTROLLER,
-                cell=config.cell,
-                tls=_client_tls(self._address, bundle),
-                queue_max=QUEUE_MAX,
-                queue_max_bytes=QUEUE_MAX_BYTES,
-            ),
-            subscriptions=subscriptions(config.cell, host.roles),
-            on_message=self._hear,
-            on_connected=lambda _: _log.info("connected to %s", self._address.url),
-            on_disconnected=lambda _: None,
-            # Frames of a controller are fenced by the store's owner, not by their connection.
-            next_incarnation=lambda: self._owner_epoch,
-        )
+        self._host, self._linker = host, linker
+        self._lines = Lines(self._plan(bundle), host, linker)
+        self._neighbours = neighbours = self._meet(host, linker, registry)
+        if Role.TS in config.roles:
+            cell = CellView(config.ts, config.cell, self._address.url, api_url)
+            registry.apply(views=[View(CELL, config.ts, cell)])
         records = await store.load()
         self._tasks.append(asyncio.create_task(host.run(records), name="roles"))
-        self._tasks.append(asyncio.create_task(self._session.run(), name="session"))
+        self._tasks += self._lines.run()
+        for own, peer in elsewhere(config):
+            linker.open(own, peer)
+        if Role.NAMO not in config.roles:
+            neighbours.show_to(config.namo, everything=True)
 
-    def _hear(self, inbound: Inbound) -> None:
-        assert self._host is not None  # noqa: S101 - the session starts after the host
-        role = role_of(inbound.topic, self._host.roles)
-        if role is not None:
-            event = received(inbound.frame, inbound.response_topic, inbound.correlation)
-            self._host.post(role, event)
+    def _meet(self, host: Host, linker: Linker, registry: LiveRegistry) -> Neighbours:
+        """Join links, roles and the desk of this process."""
+        neighbours = Neighbours(next(iter(host.roles)), linker, registry, host.call, _types)
+
+        def hand(said: Hand) -> None:
+            (host.handed if said.own in host.roles else neighbours.hand)(said)
+
+        def up(anew: Up) -> None:
+            (host.linked if anew.own in host.roles else neighbours.up)(anew)
+
+        linker.hand, linker.up = hand, up
+        return neighbours
+
+    def _plan(self, bundle: Bundle | None) -> Plan:
+        config = self.config
+        uplink = self._place(config.uplink, bundle) if config.uplink else None
+        home = Place(self._address, config.cell, _client_tls(self._address, bundle))
+        return Plan(
+            identity=bundle.name if bundle else config.name,
+            home=home,
+            uplink=None if uplink is None or uplink[:2] == home[:2] else uplink,
+            direct=tuple(self._place(one, bundle) for one in config.direct),
+            epoch=self._owner_epoch,
+        )
+
+    def _place(self, url: str, bundle: Bundle | None) -> Place:
+        address, cell = meeting_point(url)
+        return Place(address, cell, _client_tls(address, bundle))
 
     def _send(self, send: Send, sender: str) -> bool:
-        del sender
-        topic = topic_of(self.config.cell, send.to)
-        if topic is None or self._session is None:
-            return False
-        return self._session.send(
-            topic,
-            send.body,
-            cause=send.cause,
-            tenant=send.tenant,
-            correlation=getattr(send.to, "correlation", b""),
-        )
+        return self._lines is not None and self._lines.send(send, sender)
+
+    def _speak(self, own: str, frame: Linking) -> bool:
+        return self._lines is not None and self._lines.speak(own, frame)
 
     # What the API asks for.
 
     async def _call(self, operation: str, arguments: Struct, tenant: str, cause: str) -> Answer:
         assert self._host is not None  # noqa: S101 - the API answers 503 until then
-        return await self._host.call(operation, arguments, tenant, cause)
+        assert self._neighbours is not None  # noqa: S101 - the same
+        assert self._registry is not None  # noqa: S101 - the same
+        role = serving_role(self.config, self._registry.model, operation, arguments)
+        if role in self._host.roles:
+            return await self._host.call(operation, arguments, tenant, cause)
+        if not role:
+            raise EnvironmentFailure(
+                f"nobody who serves {operation} has spoken yet; try again in a moment"
+            )
+        return await self._neighbours.call(role, operation, arguments, tenant, cause)
 
     async def _record_artifact(self, artifact: ArtifactRecord, tenant: str, cause: str) -> None:
         del tenant
@@ -225,6 +232,7 @@ class Gateway:
             broker=self._address.url,
             started_unix_ms=self._started_unix_ms,
             counters={name: float(value) for name, value in self._counters().items()},
+            cells=tuple(self._registry.model.list(CELL)) if self._registry else (),
         )
 
     def _counters(self) -> dict[str, int]:
@@ -234,11 +242,12 @@ class Gateway:
             for name, decider in self._host.deciders.items():
                 own: dict[str, int] = getattr(decider, "counters", {})
                 counters.update({f"{name}_{key}".replace("-", "_"): n for key, n in own.items()})
-        if self._session is not None:
-            fields = self._session.counters
-            counters.update(
-                {f"mqtt_{name}": getattr(fields, name) for name in fields.__struct_fields__}
-            )
+        if self._linker is not None:
+            counters.update(self._linker.links.counters)
+        if self._neighbours is not None:
+            counters.update(self._neighbours.counters)
+        if self._lines is not None:
+            counters.update(self._lines.counters())
         return counters
 
     def _metrics(self) -> Iterable[Metric]:
@@ -248,12 +257,17 @@ class Gateway:
             )
 
     def _health(self) -> str:
-        if self._session is None or not self._session.connected:
-            reason = self._session.last_failure if self._session else ""
-            return f"no connection to the broker {self._address.url} {reason}".strip()
+        failure = self._lines.failure() if self._lines is not None else "not started yet"
+        if failure:
+            return failure
         if self._host is not None and self._host.last_failure:
             return self._host.last_failure
         return ""
+
+
+def _types(operation: str) -> tuple[type[Struct], Any] | None:
+    known = BY_NAME.get(operation)
+    return None if known is None else (known.arguments, known.result)
 
 
 def _nobody(_serial: str) -> bool:

@@ -10,11 +10,17 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from protocols.errors import Blame
-from protocols.messages.hierarchy import NodeState, ServiceOrder, ServiceState, TaskSpec
-from protocols.messages.invocation import Failure, Values
+from protocols.messages.hierarchy import (
+    Escalation,
+    NodeState,
+    ServiceOrder,
+    ServiceState,
+    TaskSpec,
+)
+from protocols.messages.invocation import Failure, Timings, Values
 from protocols.messages.job import JobState, JobSubmit
 from protocols.messages.presence import Inventory
-from protocols.messages.quality import Leeway, TaskSample, Tuning
+from protocols.messages.quality import Leeway, Source, TaskSample, Tuning
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.qoais import Bound
 
@@ -29,6 +35,7 @@ ANCHORED: Final = "anchored"
 QUALITY: Final = "quality"
 APPROVAL: Final = "approval"
 JOB: Final = "job"
+CELL: Final = "cell"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -43,6 +50,8 @@ class UseCaseState(StrEnum):
     WAITING = "waiting"
     DELETED = "deleted"
     DELETING = "deleting"
+    DORMANT = "dormant"
+    """Its trigger has not been pulled: nothing of it is ordered."""
 
 
 class UseCaseRecord(Struct, frozen=True):
@@ -57,6 +66,8 @@ class UseCaseRecord(Struct, frozen=True):
     services: tuple[str, ...] = ()
     reason: str = ""
     submitted_unix_ms: int = 0
+    origin: str = "user"
+    """Who asked: `user`, `third-party` or `network`."""
 
 
 class Candidate(Struct, frozen=True):
@@ -85,6 +96,10 @@ class ServiceRecord(Struct, frozen=True):
     """Whether its deletion was ordered; it is over when the anchor says so."""
     candidates: tuple[Candidate, ...] = ()
     """The chosen one first."""
+    leaving: tuple[str, ...] = ()
+    """Anchors that had it before, until they have heard that another one has it."""
+    epoch_high: int = 0
+    """No epoch above it was given to a task of the service, as its anchor last said."""
 
 
 class TaskState(StrEnum):
@@ -97,6 +112,12 @@ class TaskState(StrEnum):
     WAITING = "waiting"
     DELETING = "deleting"
     DELETED = "deleted"
+    READY = "ready"
+    MODIFYING = "modifying"
+    DEGRADED = "degraded"
+    APPROVAL = "approval"
+    TRANSFERRING = "transferring"
+    FAILED = "failed"
 
 
 class Rejection(Struct, frozen=True):
@@ -118,6 +139,28 @@ class Placement(Struct, frozen=True):
     """For each feasible node the terms of its score; the lowest sum won."""
     rejected: tuple[Rejection, ...] = ()
     reason: str = ""
+    variant: str = ""
+    """Which program the nodes were chosen for; empty: the manifest of the specification."""
+
+
+class Leaving(Struct, frozen=True):
+    """The copy that serves while another scheduler prepares the next one."""
+
+    scheduler: str
+    node: str
+    epoch: int
+    nodes: tuple[str, ...] = ()
+    """Its envelope there."""
+
+
+class Asked(Struct, frozen=True):
+    """What NAMO was asked, and has not answered yet."""
+
+    number: str
+    """Of the escalation."""
+    problem: str
+    proposal: str = ""
+    """What the anchor does when it is granted; empty: it knows nothing more."""
 
 
 class TaskRecord(Struct, frozen=True):
@@ -150,6 +193,15 @@ class TaskRecord(Struct, frozen=True):
     """Resource QoS, from the task's quality."""
     variant: str = ""
     """Which variant runs, as the TS last reported."""
+    reserved: dict[str, int] = {}
+    """Bytes of task memory that are set aside for it, by node: spares and both copies of a move."""
+    leaving: Leaving | None = None
+    """While it is transferred to another scheduler."""
+    asked: Asked | None = None
+    served: int = 0
+    """The generation that runs, as the TS last reported."""
+    held: TaskSpec | None = None
+    """What the TS holds an envelope for, of generation `granted`; None: that is `spec`."""
 
 
 class StoryRecord(Struct, frozen=True):
@@ -163,6 +215,8 @@ class StoryRecord(Struct, frozen=True):
     detail: str = ""
     cause: str = ""
     blame: Blame | None = None
+    unix_ms: int = 0
+    """When its host made it durable, for people; deciders have no clock and leave 0."""
 
 
 class NodeRecord(Struct, frozen=True):
@@ -201,6 +255,17 @@ class NodeView(Struct, frozen=True):
     """Since the last message, when this view was made."""
 
 
+class CellView(Struct, frozen=True):
+    """A cell and who schedules it (view `cell`, key the scheduler)."""
+
+    scheduler: str
+    cell: str
+    broker: str
+    """Where its nodes and clients connect, as `mqtt[s]://HOST:PORT`."""
+    api_url: str = ""
+    """Of the process that runs the scheduler."""
+
+
 class AnchoredRecord(Struct, frozen=True):
     """A service that a TA has accepted (kind `anchored`, key its name)."""
 
@@ -208,6 +273,8 @@ class AnchoredRecord(Struct, frozen=True):
     tenant: str
     namo: str
     """Whom the TA reports to."""
+    sources: tuple[Source, ...] = ()
+    """Those of the order, each with the nodes that the TA chose to provide it, best first."""
 
 
 class TaskQuality(Struct, frozen=True):
@@ -266,6 +333,14 @@ class ApprovalRecord(Struct, frozen=True):
     state: ApprovalState = ApprovalState.PENDING
     asked_unix_ms: int = 0
     answered_by: str = ""
+    asked_by: str = ""
+    """The anchor that waits for the answer."""
+    escalation: Escalation | None = None
+    """What it asked with."""
+    decomposition: str = ""
+    """Of the candidate that would be ordered; empty: the anchor itself would act."""
+    anchor: str = ""
+    """Where that would be ordered."""
 
 
 class JobRecord(Struct, frozen=True):
@@ -281,3 +356,10 @@ class JobRecord(Struct, frozen=True):
     failure: Failure | None = None
     accepted_unix_ms: int = 0
     ended_unix_ms: int = 0
+    parts_of: int = 0
+    """The attempt that the parts belong to."""
+    timings: Timings = ()
+    left_ms: int = 0
+    """Of the deadline, when this was written; time without a TA does not count."""
+    content: str = ""
+    """Fingerprint of what was submitted, kept when the inputs are dropped at the end."""

@@ -3,11 +3,13 @@
 import asyncio
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from device_agent import config
+from device_agent.clock import around, unix_ms
 from device_agent.ending import to_the_end
 from device_agent.folder import DataFolder
 from device_agent.journal import Journal
@@ -80,7 +82,8 @@ class Preparation:
         detection = select(asked.profile)
         data = config.data_folder(asked, identity.node, os.environ)
         self.folder = folder = DataFolder(data)
-        journal = Journal(data / "journal.db", time.time_ns() // 1_000_000)
+        witnesses = [*around(data), *([Path(asked.bundle)] if asked.bundle else [])]
+        journal = Journal(data / "journal.db", unix_ms(witnesses))
         restored = journal.restored()
         incarnation, reserved = journal.reserve()
         journal.close()
@@ -98,7 +101,9 @@ class Preparation:
                 why=detection.why,
                 warnings=warnings,
                 executors=asyncio.run(_probe(identity.node, detection.profile, data)),
-                restored=restored,
+                restored=structs.replace(restored, incarnation=incarnation),
+                sensors=asked.sensors,
+                files=config.files_folder(asked),
                 incarnation=incarnation,
                 reserved=reserved,
             )

@@ -13,6 +13,8 @@ from typing import Final
 
 from msgspec import Struct, structs
 
+from device_agent.core.values import LOAD
+from device_agent.prepared import SensorFile
 from protocols.errors import UserError
 from protocols.topics import valid_name
 
@@ -27,6 +29,7 @@ _OPTIONS: Final = {
     "broker": f"HOST:PORT of the cell's broker; default: the bundle's, or {DEFAULT_BROKER}",
     "bundle": "file made by `tona ca issue`: identity, key and authority of this node",
     "data": "folder for journal, artifacts and large values",
+    "files": "folder whose files may feed services; default: none",
     "profile": "board profile, by name or file; default: recognised",
 }
 
@@ -39,7 +42,10 @@ class Config(Struct, frozen=True):
     broker: str = ""
     bundle: str = ""
     data: str = ""
+    files: str = ""
     profile: str = ""
+    sensors: dict[str, SensorFile] = {}
+    """What may feed services, beside the node's own load; in the file alone."""
 
 
 class Address(Struct, frozen=True):
@@ -87,13 +93,37 @@ def _from_file(path: Path) -> Config:
         raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None
-    unknown = sorted(document.keys() - _OPTIONS.keys())
+    unknown = sorted(document.keys() - _OPTIONS.keys() - {"sensors"})
     if unknown:
         raise UserError(f"{path}: there is no option {unknown[0]!r}; use {', '.join(_OPTIONS)}")
     try:
-        return msgspec.convert(document, Config)
+        config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path}: every option is a string: {error}") from None
+        raise UserError(f"{path}: {error}; options are strings, sensors tables") from None
+    for name, sensor in config.sensors.items():
+        _check_sensor(path, name, sensor)
+    return config
+
+
+def _check_sensor(path: Path, name: str, sensor: SensorFile) -> None:
+    """Raise UserError for a sensor that could never be read."""
+    where = f"{path}: [sensors.{name}]"
+    if not valid_name(name) or name == LOAD:
+        raise UserError(f"{where}: call it by letters, digits, '.', '_' and '-', and not {LOAD}")
+    if not os.path.isabs(sensor.path):  # noqa: PTH117 - a question to a string
+        raise UserError(f"{where}: path {sensor.path!r} has to begin with /")
+    if sensor.shape.count(-1) > 1 or any(axis < -1 or axis == 0 for axis in sensor.shape):
+        raise UserError(f"{where}: shape {list(sensor.shape)} may have one -1 and lengths above 0")
+
+
+def files_folder(config: Config) -> str:
+    """Return the folder whose files may feed services; empty: none. Raises UserError."""
+    if not config.files:
+        return ""
+    folder = Path(config.files).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"--files {config.files}: there is no such folder")
+    return str(folder)
 
 
 def host_name() -> str:

@@ -35,8 +35,18 @@ LOOK_AFTER_S: Final = 30.0
 TOPICS_MAX: Final = 256
 """Topics of clients and other nodes that are kept taken apart."""
 WILL: Final = Death("the connection was lost")
-SPOKEN: Final = (Channel.PRESENCE, Channel.LOAD, Channel.LINK, Channel.STATUS, Channel.PROBE)
+SPOKEN: Final = (
+    Channel.PRESENCE,
+    Channel.LOAD,
+    Channel.LINK,
+    Channel.STATUS,
+    Channel.RESULT,
+    Channel.PROBE,
+)
 HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE)
+
+Change = commands.Keep | commands.Forget | commands.KeepFeed | commands.ForgetFeed
+"""What is journalled."""
 
 log = logging.getLogger("tona.node")
 
@@ -64,12 +74,15 @@ class Daemon:
         self._own = {one: topics.build(cell, Party.NODE, node, one) for one in (*SPOKEN, *HEARD)}
         self._parse: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(topics.parse)
         self._inbox: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(self._invoke_topic)
+        self._followed: set[str] = set()
+        self._granted: set[str] = set()
+        """Filters of this connection: what was asked for stays asked for."""
         self.session = Session(
             settings,
-            subscriptions=[str(self._own[one]) for one in HEARD],
+            subscriptions=self._filters,
             on_message=self._heard,
             on_connected=self._connected,
-            on_disconnected=lambda reason: self.tell(events.Disconnected(reason)),
+            on_disconnected=self._disconnected,
             next_incarnation=self._next_incarnation,
             will=lambda _: (self._own[Channel.PRESENCE], WILL),
         )
@@ -89,6 +102,9 @@ class Daemon:
             commands.Say: self._say,
             commands.Forward: self._forward,
             commands.Reply: self._reply,
+            commands.Publish: self._publish,
+            commands.Follow: self._follow,
+            commands.Unfollow: self._unfollow,
             commands.SetPace: self._set_pace,
             commands.Exit: self._exit,
         }
@@ -152,7 +168,7 @@ class Daemon:
     # Commands.
 
     def _do(self, command: commands.Command) -> None:
-        if self._unwritten or isinstance(command, commands.Keep | commands.Forget):
+        if self._unwritten or isinstance(command, Change):
             if not self._unwritten:
                 self._loop.call_soon(self._write)
             self._unwritten.append(command)
@@ -162,17 +178,19 @@ class Daemon:
     def _write(self) -> None:
         """Make the changes of this turn durable, then do what waited for that."""
         waited, self._unwritten = self._unwritten, []
-        changes = [one for one in waited if isinstance(one, commands.Keep | commands.Forget)]
+        changes = [one for one in waited if isinstance(one, Change)]
         try:
             try:
                 self._opened().write(changes)
             except EnvironmentFailure as error:
                 log.error("%s", error)  # noqa: TRY400 - the environment's failure has no traceback
+                # A feed that is not kept is only said again by its scheduler after a reboot.
                 for one in changes:
-                    kept = one.assign if isinstance(one, commands.Keep) else one
-                    self.tell(events.JournalFailed(kept.task, kept.epoch, str(error)))
+                    if isinstance(one, commands.Keep | commands.Forget):
+                        kept = one.assign if isinstance(one, commands.Keep) else one
+                        self.tell(events.JournalFailed(kept.task, kept.epoch, str(error)))
             for command in waited:
-                if not isinstance(command, commands.Keep | commands.Forget):
+                if not isinstance(command, Change):
                     self._doors[type(command)](command)
         except Exception as error:  # noqa: BLE001 - the process's edge: any fault here is ours
             self.crash(error)
@@ -186,6 +204,29 @@ class Daemon:
     def _reply(self, command: commands.Reply) -> None:
         topic = self._parse(command.topic)
         self._send(topic, command.body, command.cause, command.tenant, command.correlation)
+
+    def _publish(self, command: commands.Publish) -> None:
+        topic = self._service_topic(command.service, Channel.OUTPUT)
+        self._send(topic, command.body, command.cause, command.tenant)
+
+    def _service_topic(self, service: str, channel: Channel) -> Topic:
+        return topics.build(self._cell, Party.SERVICE, service, channel)
+
+    def _follow(self, command: commands.Follow) -> None:
+        self._followed.add(str(self._service_topic(command.service, command.channel)))
+        self.session.resubscribe()
+
+    def _unfollow(self, command: commands.Unfollow) -> None:
+        self._followed.discard(str(self._service_topic(command.service, command.channel)))
+
+    def _filters(self) -> list[str]:
+        own = {str(self._own[one]) for one in HEARD}
+        self._granted |= own | self._followed
+        return sorted(self._granted)
+
+    def _disconnected(self, reason: str) -> None:
+        self._granted.clear()
+        self.tell(events.Disconnected(reason))
 
     def _send(
         self, topic: Topic, body: Body, cause: str, tenant: str, correlation: bytes = b""
@@ -222,6 +263,10 @@ class Daemon:
 
     def _heard(self, inbound: Inbound) -> None:
         channel, frame = inbound.topic.channel, inbound.frame
+        if inbound.topic.party is Party.SERVICE:
+            if str(inbound.topic) in self._followed:
+                self.tell(events.Published(inbound.topic.name, channel, frame.body))
+            return
         if channel is Channel.PROBE:
             if isinstance(frame.body, Probe) and self._senses is not None:
                 self._senses.probed(frame.body.number)

@@ -14,15 +14,15 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
-from device_agent.core.assignments import TOMBSTONES_MAX
-from device_agent.core.commands import Forget, Keep
+from device_agent.core.commands import Forget, ForgetFeed, Keep, KeepFeed
 from device_agent.core.events import Restored
+from device_agent.core.tasks import TOMBSTONES_MAX
 from protocols.errors import EnvironmentFailure
-from protocols.messages import Assign
+from protocols.messages import Assign, Feed
 
 INCARNATION_BLOCK: Final = 1000
 FOLDER_MODE: Final = 0o700
@@ -32,13 +32,17 @@ CREATE TABLE IF NOT EXISTS assignments (task TEXT PRIMARY KEY, body BLOB NOT NUL
 CREATE TABLE IF NOT EXISTS tombstones (
     number INTEGER PRIMARY KEY, task TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS feeds (service TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS incarnation (one INTEGER PRIMARY KEY CHECK (one = 1), next INTEGER);
 """
 
 _PRUNE: Final = "DELETE FROM tombstones WHERE number <= (SELECT max(number) FROM tombstones) - ?"
 
+T = TypeVar("T")
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Assign)
+_assign = msgspec.msgpack.Decoder(Assign)
+_feed = msgspec.msgpack.Decoder(Feed)
 
 
 class Journal:
@@ -67,15 +71,21 @@ class Journal:
 
     def restored(self) -> Restored:
         """Return everything that was kept; a line that cannot be read is dropped with a warning."""
-        assigns = []
-        for task, body in self._file.execute("SELECT task, body FROM assignments").fetchall():
-            try:
-                assigns.append(_decoder.decode(body))
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                self.warning = f"{self._path}: the assignment of task {task} could not be read"
-                self._file.execute("DELETE FROM assignments WHERE task = ?", (task,))
+        assigns = self._all("assignments", "task", _assign)
+        feeds = self._all("feeds", "service", _feed)
         rows = self._file.execute("SELECT task, epoch FROM tombstones ORDER BY number").fetchall()
-        return Restored(tuple(assigns), tuple((task, epoch) for task, epoch in rows))
+        tombstones = tuple((task, epoch) for task, epoch in rows)
+        return Restored(tuple(assigns), tombstones, tuple(feeds))
+
+    def _all(self, table: str, key: str, decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
+        found = []
+        for name, body in self._file.execute(f"SELECT {key}, body FROM {table}").fetchall():  # noqa: S608 - names of ours
+            try:
+                found.append(decoder.decode(body))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.warning = f"{self._path}: what was kept of {key} {name} could not be read"
+                self._file.execute(f"DELETE FROM {table} WHERE {key} = ?", (name,))  # noqa: S608 - as above
+        return found
 
     def reserve(self) -> tuple[int, int]:
         """Reserve a block of incarnations: all above the first and up to the second number.
@@ -92,7 +102,7 @@ class Journal:
             raise self._failure(error) from None
         return first, last
 
-    def write(self, changes: Iterable[Keep | Forget]) -> None:
+    def write(self, changes: Iterable[Keep | Forget | KeepFeed | ForgetFeed]) -> None:
         """Make changes durable, all or none, in their order. Raises EnvironmentFailure."""
         run = self._file.execute
         try:
@@ -102,6 +112,11 @@ class Journal:
                     task, body = change.assign.task, _encoder.encode(change.assign)
                     run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
                     run("DELETE FROM tombstones WHERE task = ?", (task,))
+                elif isinstance(change, KeepFeed):
+                    service, body = change.feed.service, _encoder.encode(change.feed)
+                    run("INSERT OR REPLACE INTO feeds VALUES (?, ?)", (service, body))
+                elif isinstance(change, ForgetFeed):
+                    run("DELETE FROM feeds WHERE service = ?", (change.service,))
                 else:
                     line = (change.task, change.epoch)
                     run("DELETE FROM assignments WHERE task = ?", line[:1])

@@ -14,7 +14,17 @@ from msgspec import Struct
 
 from device_agent.core.events import Restored
 from firmware_profiles.profile import Profile
+from protocols.manifest import Dtype
 from protocols.messages.presence import ExecutorInfo
+
+
+class SensorFile(Struct, frozen=True):
+    """A sensor as the configuration declares it."""
+
+    path: str
+    dtype: Dtype = Dtype.UINT8
+    shape: tuple[int, ...] = (-1,)
+    """At most one -1: as long as what is read."""
 
 
 class Prepared(Struct, frozen=True):
@@ -35,6 +45,9 @@ class Prepared(Struct, frozen=True):
     warnings: tuple[str, ...]
     executors: tuple[ExecutorInfo, ...]
     restored: Restored
+    sensors: dict[str, SensorFile]
+    files: str
+    """Folder whose files may feed services; empty: none."""
     incarnation: int
     """The last one that was used."""
     reserved: int

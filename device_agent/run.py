@@ -20,6 +20,7 @@ from device_agent import VERSION
 from device_agent.artifacts.blobs import BlobFolder, blob_path
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.core.core import Core
+from device_agent.core.values import LOAD
 from device_agent.daemon import Daemon
 from device_agent.ending import to_the_end
 from device_agent.executors.door import Executor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher, TlsFiles
     from device_agent.executors.remote import OnExit
     from device_agent.journal import Journal
+    from device_agent.sources import Sources
 
 ARTIFACTS_MAX_BYTES: Final = 4 << 30
 BLOBS_MAX_BYTES: Final = 256 << 20
@@ -96,7 +98,11 @@ class Node:
         cache = ArtifactCache(data / "artifacts", ARTIFACTS_MAX_BYTES, time.time())
         now_ms = round(asyncio.get_running_loop().time() * 1000)
         sampler = Sampler(ROOT, prepared.profile, now_ms=now_ms, disk=data)
-        inventory = sampler.inventory(prepared.executors)
+        inventory = structs.replace(
+            sampler.inventory(prepared.executors),
+            sensors=(LOAD, *sorted(prepared.sensors)),
+            files=bool(prepared.files),
+        )
         link, no_link = _link_sensor()
         warnings = (*prepared.warnings, *sampler.warnings, *((no_link,) if no_link else ()))
         core = Core(
@@ -105,6 +111,7 @@ class Node:
             boot_id=_boot_id(),
             inventory=inventory,
             warnings=warnings,
+            cell=prepared.cell,
         )
         settings, tls_files = self._settings()
         self._daemon = daemon = Daemon(
@@ -117,6 +124,11 @@ class Node:
 
             return Fetcher(cache, blobs, tls=tls_files)
 
+        def sources() -> "Sources":
+            from device_agent.sources import Sources  # noqa: PLC0415 - see above
+
+            return Sources(prepared.sensors, Path(prepared.files) if prepared.files else None)
+
         makers = Makers(
             {
                 kind: lambda told, kind=kind: make_executor(  # type: ignore[misc]
@@ -126,6 +138,7 @@ class Node:
                 if kind.value in here
             },
             fetcher,
+            sources,
         )
         workshop = Workshop(makers, cache, blobs, daemon.tell, daemon.crash)
         senses = Senses(sampler, link, daemon.tell, daemon.probe, daemon.link_is_back)
@@ -137,9 +150,10 @@ class Node:
             _clear(blobs)
 
     def _open_journal(self) -> "Journal":
-        from device_agent.journal import Journal  # noqa: PLC0415 - see above
+        from device_agent.clock import around, unix_ms  # noqa: PLC0415 - see above
+        from device_agent.journal import Journal  # noqa: PLC0415 - the same
 
-        return Journal(self._data / "journal.db", time.time_ns() // 1_000_000)
+        return Journal(self._data / "journal.db", unix_ms(around(self._data)))
 
     def _settings(self) -> "tuple[Settings, TlsFiles | None]":
         """Return the session's settings, and the files that transfers need. Raises UserError."""

@@ -5,11 +5,11 @@ bounds how many there are.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec import structs
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
@@ -21,21 +21,21 @@ from device_agent.executors.door import (
     ExecutorFailure,
     Failed,
     File,
+    Setup,
     Value,
 )
+from device_agent.transfers import Transfers
 from protocols.errors import Blame, EnvironmentFailure
-from protocols.manifest import ArtifactRef, ExecutorKind, Manifest
+from protocols.manifest import ExecutorKind, Manifest
 from protocols.messages import invocation
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
+    from device_agent.sources import Sources
 
 INLINE_TOTAL_BYTES: Final = 128 * 1024
 """Inline outputs of one call together; the largest beyond it go to the blob folder."""
-TRIM_EVERY_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 5.0
-
-log = logging.getLogger("tona.node")
 
 Tell = Callable[[events.Event], None]
 OnExit = Callable[[str, str], None]
@@ -46,6 +46,7 @@ class Makers(NamedTuple):
 
     executors: Mapping[ExecutorKind, Callable[[OnExit], Executor]]
     fetcher: Callable[[], "Fetcher"]
+    sources: Callable[[], "Sources"]
 
 
 class Workshop:
@@ -61,24 +62,23 @@ class Workshop:
     ) -> None:
         self._makers = makers
         self._executors: dict[ExecutorKind, Executor] = {}
-        self._transfers: Fetcher | None = None
         self._cache = cache
         self._blobs = blobs
         self._tell = tell
         self._crash = crash
         self._kinds: dict[str, Executor] = {}
+        self._setups: dict[str, Setup] = {}
         self._pins: dict[str, list[str]] = {}
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._trimmed_s = 0.0
+        self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
             commands.CancelCall: self._cancel_call,
             commands.StartInstance: self._start,
+            commands.TuneInstance: self._tune,
             commands.StopInstance: self._stop,
-            commands.FetchArtifact: lambda command: self._spawn(self._fetch_artifact(command)),
-            commands.FetchBlob: self._fetch_blob,
-            commands.PushBlob: lambda command: self._spawn(self._push_blob(command)),
+            **self._transfers.doors,
         }
 
     def exited(self, instance: str, reason: str) -> None:
@@ -89,10 +89,8 @@ class Workshop:
     async def look_after(self) -> None:
         """Tell what instances take, and keep the blob folder within its bounds."""
         for instance, executor in list(self._kinds.items()):
-            stats = await executor.stats(instance)
-            if stats is not None:
-                self._tell(events.InstanceStats(instance, stats.memory_bytes))
-        self._trim()
+            await self._tell_stats(instance, executor)
+        self._transfers.trim()
 
     async def close(self) -> None:
         """End transfers and executors, within a bound each."""
@@ -100,8 +98,8 @@ class Workshop:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         open_ones: list[Any] = list(self._executors.values())
-        if self._transfers is not None:
-            open_ones.append(self._transfers)
+        if self._transfers.fetching is not None:
+            open_ones.append(self._transfers.fetching)
         for closing in (one.close() for one in open_ones):
             try:
                 await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
@@ -129,7 +127,12 @@ class Workshop:
         inputs, files = to_executor(command.inputs)
         on_result = partial(self._answered, command.call)
         if files or not executor.invoke_now(
-            command.instance, command.call, inputs, command.budget_ms, on_result
+            command.instance,
+            command.call,
+            inputs,
+            command.budget_ms,
+            on_result,
+            command.priority,
         ):
             self._spawn(self._call(executor, command, inputs, files))
 
@@ -144,7 +147,7 @@ class Workshop:
             self._blobs.pin(digest)
         try:
             result = await executor.invoke(
-                command.instance, command.call, inputs, command.budget_ms
+                command.instance, command.call, inputs, command.budget_ms, command.priority
             )
         finally:
             for digest in files:
@@ -164,7 +167,7 @@ class Workshop:
             text = f"the outputs do not fit into {self._blobs.folder}: {error.strerror}"
             code, blame = invocation.FailureCode.EXECUTOR, Blame.ENVIRONMENT
             self._tell(events.ExecutorFailed(call, code, blame, text, retryable=True))
-            self._trim()
+            self._transfers.trim()
             return
         self._tell(events.ExecutorDone(call, outputs, result.run_us))
 
@@ -186,35 +189,13 @@ class Workshop:
                 )
             elif name in large:
                 files = True
-                digest = self._store(value.data)
+                digest = self._transfers.store(value.data)
                 wire[name] = invocation.Blob(value.dtype, value.shape, digest, len(value.data))
             else:
                 wire[name] = invocation.Tensor(value.dtype, value.shape, value.data)
         if files:
-            self._trim()
+            self._transfers.trim()
         return wire
-
-    def _store(self, data: bytes) -> str:
-        from hashlib import sha256  # noqa: PLC0415 - rare: outputs are small, or files already
-
-        digest = f"sha256:{sha256(data).hexdigest()}"
-        part = self._blobs.part(digest)
-        try:
-            part.write_bytes(data)
-            part.replace(self._blobs.path(digest))
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        return digest
-
-    def _trim(self) -> None:
-        now_s = time.time()
-        if not 0 <= now_s - self._trimmed_s < TRIM_EVERY_S:
-            self._trimmed_s = now_s
-            try:
-                self._blobs.trim(now_s)
-            except EnvironmentFailure as error:
-                log.warning("%s", error)
 
     # Instances.
 
@@ -225,6 +206,13 @@ class Workshop:
             self._tell(events.InstanceFailed(command.instance, str(error), error.blame, True))
             return
         self._kinds[command.instance] = executor
+        self._setups[command.instance] = Setup(
+            command.threads,
+            command.provider,
+            command.replicas,
+            command.cpu_percent,
+            command.priority,
+        )
         manifest = command.manifest
         digests = [manifest.artifact.digest, *(one.artifact.digest for one in manifest.constants)]
         self._pins[command.instance] = digests
@@ -248,8 +236,12 @@ class Workshop:
         artifact = self._cache.path(manifest.artifact.digest)
         constants = {one.port: self._cache.path(one.artifact.digest) for one in manifest.constants}
         try:
-            await executor.deploy(artifact, manifest)
-            await executor.start(instance, artifact, manifest, constants)
+            await executor.deploy(artifact, manifest, self._setups[instance])
+            # It may have been tuned while it was deployed.
+            setup = self._setups[instance]
+            await executor.start(instance, artifact, manifest, constants, setup)
+            if self._setups[instance] != setup:
+                await executor.tune(instance, self._setups[instance])
         except ExecutorFailure as error:
             failed = error.failed
             self._tell(events.InstanceFailed(instance, failed.text, failed.blame, failed.retryable))
@@ -257,15 +249,38 @@ class Workshop:
         finally:
             self._starts.pop(instance, None)
         self._tell(events.InstanceReady(instance))
+        await self._tell_stats(instance, executor)
+
+    async def _tell_stats(self, instance: str, executor: Executor) -> None:
         stats = await executor.stats(instance)
         if stats is not None:
-            self._tell(events.InstanceStats(instance, stats.memory_bytes))
+            self._tell(events.InstanceStats(instance, stats.memory_bytes, stats.remark))
+
+    def _tune(self, command: commands.TuneInstance) -> None:
+        before = self._setups.get(command.instance)
+        if before is not None:
+            setup = structs.replace(
+                before,
+                replicas=command.replicas,
+                cpu_percent=command.cpu_percent,
+                priority=command.priority,
+            )
+            self._setups[command.instance] = setup
+            if command.instance not in self._starts:
+                self._spawn(self._retune(command.instance, setup))
+
+    async def _retune(self, instance: str, setup: Setup) -> None:
+        executor = self._kinds.get(instance)
+        if executor is not None:
+            await executor.tune(instance, setup)
+            await self._tell_stats(instance, executor)
 
     def _stop(self, command: commands.StopInstance) -> None:
         self._spawn(self._end(command.instance))
 
     async def _end(self, instance: str) -> None:
         executor = self._kinds.pop(instance, None)
+        self._setups.pop(instance, None)
         start = self._starts.pop(instance, None)
         if start is not None:
             start.cancel()
@@ -275,53 +290,6 @@ class Workshop:
         for digest in self._pins.pop(instance, ()):
             self._cache.unpin(digest)
         self._tell(events.InstanceStopped(instance))
-
-    # Transfers.
-
-    def _fetcher(self) -> "Fetcher":
-        if self._transfers is None:
-            self._transfers = self._makers.fetcher()
-        return self._transfers
-
-    async def _fetch_artifact(self, command: commands.FetchArtifact) -> None:
-        ref = ArtifactRef(command.digest, command.size_bytes)
-        try:
-            await self._fetcher().fetch_artifact(ref, list(command.urls))
-        except ExecutorFailure as error:
-            failed = error.failed
-            self._tell(
-                events.ArtifactFailed(command.digest, failed.text, failed.blame, failed.retryable)
-            )
-        else:
-            self._tell(events.ArtifactReady(command.digest))
-
-    def _fetch_blob(self, command: commands.FetchBlob) -> None:
-        if self._blobs.has(command.digest, command.size_bytes):
-            self._have(command.digest)
-        else:
-            self._spawn(self._get_blob(command))
-
-    async def _get_blob(self, command: commands.FetchBlob) -> None:
-        try:
-            await self._fetcher().fetch_blob(command.digest, command.size_bytes, list(command.urls))
-        except ExecutorFailure as error:
-            self._tell(events.BlobFailed(command.digest, error.failed.text))
-        else:
-            self._have(command.digest)
-
-    def _have(self, digest: str) -> None:
-        # A pin renews the time of last use, so that `trim` leaves the file to the call that waits.
-        self._blobs.pin(digest)
-        self._blobs.unpin(digest)
-        self._tell(events.BlobReady(digest))
-
-    async def _push_blob(self, command: commands.PushBlob) -> None:
-        try:
-            await self._fetcher().push_blob(command.digest, list(command.urls))
-        except ExecutorFailure as error:
-            self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
-        else:
-            self._tell(events.BlobPushed(command.digest))
 
 
 def to_executor(values: Mapping[str, invocation.Value]) -> tuple[dict[str, Value], list[str]]:

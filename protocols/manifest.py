@@ -101,7 +101,7 @@ class Limits(Part, frozen=True):
     output_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 64 << 20
     """Of all outputs together."""
     queue: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """Invocations that may wait; one more is refused as busy."""
+    """Invocations that may wait; of one more and these, whoever is worth least is shed."""
 
 
 class Manifest(Part, frozen=True):

@@ -1,7 +1,8 @@
 """Quality of AI service (QoAIS): the paper's indicators as typed definitions, zones over them.
 
 TONA paper, "Change 4: From Session-QoS to Task-QoS" and Table 1. The paper lists the indicators of
-AI training; `latency`, `accuracy` and `satisfaction` of the other service kinds are ours.
+AI training; which of them apply to the other kinds of service, and those not marked `paper`, are
+ours.
 """
 
 from enum import StrEnum
@@ -50,17 +51,43 @@ class Direction(StrEnum):
     HIGHER = "higher"
 
 
+class Share(StrEnum):
+    """How a bound on a service becomes its tasks' shares over the DAG."""
+
+    PATH = "path"
+    """A sum along a path: no path adds up to more than the bound."""
+    PRODUCT = "product"
+    """A product of percentages: together the tasks keep the bound."""
+    LOSS = "loss"
+    """What is lost adds up as a product of what is kept."""
+    SUM = "sum"
+    """A sum over all tasks."""
+    EACH = "each"
+    """Every task keeps it as it is."""
+    SERVICE = "service"
+    """Of the whole: no task has a share of it."""
+
+
 class Indicator(NamedTuple):
     """One indicator: quantitative (unit, direction) or qualitative (levels, worst first)."""
 
     name: str
     category: Category
-    dimension: Dimension | None = None
-    unit: str = ""
-    direction: Direction | None = None
-    levels: tuple[str, ...] = ()
-    measured: bool = False
-    """Whether the running system measures it; otherwise it is declared."""
+    dimension: Dimension | None
+    """Of the resource that it is asked of; None: of the service or task as a whole."""
+    unit: str
+    direction: Direction | None
+    levels: tuple[str, ...]
+    share: Share
+    kinds: tuple[ServiceKind, ...]
+    """The services that it may be agreed for. The paper names those of training; the rest is ours.
+    """
+    measured: bool
+    """Whether the running system measures it; otherwise it is declared or a constraint."""
+    how: str
+    """How it is measured, by whom it is declared, or what keeps it."""
+    paper: bool
+    """Whether the paper names it, for training; otherwise it is ours."""
 
     @property
     def quantitative(self) -> bool:
@@ -68,68 +95,149 @@ class Indicator(NamedTuple):
         return self.direction is not None
 
 
-_P, _O, _S = Category.PERFORMANCE, Category.OVERHEAD, Category.SECURITY
+_P, _O, _S, _Y, _A = Category
+_DATA, _ALGORITHM, _COMPUTING, _CONNECTION = Dimension
 _LOW, _HIGH = Direction.LOWER, Direction.HIGHER
+_PATH, _PRODUCT, _LOSS, _SUM, _EACH, _SERVICE = Share
 _GRADES: Final = ("low", "medium", "high")
 _SAFETY: Final = ("none", "basic", "strong")
+_PLACES: Final = ("core", "cell", "node")
+_AUTONOMY: Final = ("manual", "partial", "full")
+_ALL: Final = tuple(ServiceKind)
+_TRAINING: Final = (ServiceKind.TRAINING,)
+_LEARNT: Final = (ServiceKind.TRAINING, ServiceKind.VERIFICATION)
+_MODEL: Final = (*_LEARNT, ServiceKind.INFERENCE)
+_JUDGED: Final = (*_MODEL, ServiceKind.SENSING)
+_SAMPLES: Final = (*_LEARNT, ServiceKind.DATA_PROCESSING)
+_MATERIAL: Final = (*_JUDGED, ServiceKind.DATA_PROCESSING)
+_AUTHOR: Final = "declared by the author of the model"
+_OWNER: Final = "declared by whoever offers the data"
+
+
+def _number(
+    name: str,
+    category: Category,
+    dimension: Dimension | None,
+    unit: str,
+    direction: Direction,
+    share: Share,
+    kinds: tuple[ServiceKind, ...],
+    how: str,
+    *,
+    measured: bool = False,
+    paper: bool = False,
+) -> Indicator:
+    return Indicator(
+        name, category, dimension, unit, direction, (), share, kinds, measured, how, paper
+    )  # fmt: skip
+
+
+def _grade(
+    name: str,
+    category: Category,
+    dimension: Dimension | None,
+    levels: tuple[str, ...],
+    kinds: tuple[ServiceKind, ...],
+    how: str,
+    share: Share = Share.EACH,
+) -> Indicator:
+    """Make one that has levels; the paper names all of these."""
+    return Indicator(
+        name, category, dimension, "", None, levels, share, kinds, measured=False, how=how,
+        paper=True,
+    )  # fmt: skip
+
 
 INDICATORS: Final[dict[str, Indicator]] = {
     one.name: one
     for one in (
-        # Measured on every invocation of an inference, sensing, computing or data service.
-        Indicator("latency_ms", _P, None, "ms", _LOW, measured=True),
-        Indicator("throughput_per_s", _P, None, "1/s", _HIGH, measured=True),
-        Indicator("availability_percent", _P, None, "%", _HIGH, measured=True),
-        Indicator("accuracy_percent", _P, Dimension.ALGORITHM, "%", _HIGH),
-        # The paper's list for training: efficiency.
-        Indicator("training_duration_s", _P, Dimension.ALGORITHM, "s", _LOW, measured=True),
-        Indicator("generalization", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("reusability", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("robustness", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("explainability", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("objective_consistency", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("fairness", _P, Dimension.ALGORITHM, levels=_GRADES),
-        Indicator("convergence_rounds", _P, Dimension.ALGORITHM, "rounds", _LOW, measured=True),
-        # Table 1, data.
-        Indicator("feature_redundancy_percent", _P, Dimension.DATA, "%", _LOW),
-        Indicator("integrity_percent", _P, Dimension.DATA, "%", _HIGH),
-        Indicator("data_accuracy_percent", _P, Dimension.DATA, "%", _HIGH),
-        Indicator("data_preparation_ms", _P, Dimension.DATA, "ms", _LOW, measured=True),
-        Indicator("sample_space_balance", _P, Dimension.DATA, levels=_GRADES),
-        Indicator("sample_distribution_dynamics", _P, Dimension.DATA, levels=_GRADES),
+        # Of a service as a whole.
+        _number("latency_ms", _P, None, "ms", _LOW, _PATH, _ALL,
+                "from a request's arrival to its answer, summed up along the way", measured=True),
+        _number("throughput_per_s", _P, None, "1/s", _HIGH, _EACH, _ALL,
+                "answers in a window, counted by the nodes", measured=True),
+        _number("availability_percent", _P, None, "%", _HIGH, _PRODUCT, _ALL,
+                "answers of all requests, those refused or late among them", measured=True),
+        # The paper's list for training: efficiency; Table 1, algorithm. Accuracy is ours.
+        _number("accuracy_percent", _P, _ALGORITHM, "%", _HIGH, _PRODUCT, _JUDGED,
+                "declared by the author of the model, for each variant"),
+        _number("performance_boundary_percent", _P, _ALGORITHM, "%", _HIGH, _EACH, _MODEL,
+                "declared by the author of the model: the best that it can reach", paper=True),
+        _number("training_duration_s", _P, _ALGORITHM, "s", _LOW, _PATH, _TRAINING,
+                "as latency_ms, of a service of training", measured=True, paper=True),
+        _grade("generalization", _P, _ALGORITHM, _GRADES, _MODEL, _AUTHOR),
+        _grade("reusability", _P, _ALGORITHM, _GRADES, _MODEL, _AUTHOR),
+        _grade("robustness", _P, _ALGORITHM, _GRADES, _MODEL, _AUTHOR),
+        _grade("explainability", _P, _ALGORITHM, _GRADES, _MODEL, _AUTHOR),
+        _grade("objective_consistency", _P, _ALGORITHM, _GRADES, _LEARNT, _AUTHOR),
+        _number("objective_match_percent", _P, _ALGORITHM, "%", _HIGH, _EACH, _LEARNT,
+                _AUTHOR, paper=True),
+        _grade("fairness", _P, _ALGORITHM, _GRADES, _MODEL, _AUTHOR),
+        _number("convergence_rounds", _P, _ALGORITHM, "rounds", _LOW, _EACH, _TRAINING,
+                _AUTHOR, paper=True),
+        # Table 1, data. It names integrity twice, as a number and as a grade.
+        _number("feature_redundancy_percent", _P, _DATA, "%", _LOW, _EACH, _SAMPLES,
+                _OWNER, paper=True),
+        _number("integrity_percent", _P, _DATA, "%", _HIGH, _PRODUCT, _MATERIAL,
+                _OWNER, paper=True),
+        _grade("data_integrity", _P, _DATA, _GRADES, _MATERIAL, _OWNER),
+        _number("data_accuracy_percent", _P, _DATA, "%", _HIGH, _PRODUCT, _MATERIAL,
+                _OWNER, paper=True),
+        _number("data_preparation_ms", _P, _DATA, "ms", _LOW, _PATH, _ALL,
+                "mean wait of a run for its large inputs", measured=True, paper=True),
+        _grade("sample_space_balance", _P, _DATA, _GRADES, _SAMPLES, _OWNER),
+        _grade("sample_distribution_dynamics", _P, _DATA, _GRADES, _SAMPLES, _OWNER),
         # Table 1, computing.
-        Indicator("precision_bits", _P, Dimension.COMPUTING, "bit", _HIGH),
-        Indicator("compute_ms", _P, Dimension.COMPUTING, "ms", _LOW, measured=True),
-        Indicator("compute_efficiency_percent", _P, Dimension.COMPUTING, "%", _HIGH, measured=True),
-        # Table 1, connection.
-        Indicator("bandwidth_mbit_per_s", _P, Dimension.CONNECTION, "Mbit/s", _HIGH, measured=True),
-        Indicator("delay_ms", _P, Dimension.CONNECTION, "ms", _LOW, measured=True),
-        Indicator("jitter_ms", _P, Dimension.CONNECTION, "ms", _LOW, measured=True),
-        Indicator("loss_percent", _P, Dimension.CONNECTION, "%", _LOW, measured=True),
-        Indicator("reliability_percent", _P, Dimension.CONNECTION, "%", _HIGH, measured=True),
-        # Overhead.
-        Indicator("storage_bytes", _O, Dimension.DATA, "B", _LOW, measured=True),
-        Indicator("computing_ms", _O, Dimension.COMPUTING, "ms", _LOW, measured=True),
-        Indicator("memory_bytes", _O, Dimension.COMPUTING, "B", _LOW, measured=True),
-        Indicator("transmission_bytes", _O, Dimension.CONNECTION, "B", _LOW, measured=True),
-        Indicator("energy_j", _O, Dimension.COMPUTING, "J", _LOW, measured=True),
-        # Security and privacy: levels that placement and sandbox obey.
-        Indicator("storage_security", _S, Dimension.DATA, levels=_SAFETY),
-        Indicator("computing_security", _S, Dimension.COMPUTING, levels=_SAFETY),
-        Indicator("transmission_security", _S, Dimension.CONNECTION, levels=_SAFETY),
-        # The place that raw input may reach, widest first.
-        Indicator(
-            "data_privacy", Category.PRIVACY, Dimension.DATA, levels=("core", "cell", "node")
-        ),
-        Indicator(
-            "algorithm_privacy",
-            Category.PRIVACY,
-            Dimension.ALGORITHM,
-            levels=("core", "cell", "node"),
-        ),
-        Indicator("autonomy", Category.AUTONOMY, levels=("manual", "partial", "full")),
+        _number("precision_bits", _P, _COMPUTING, "bit", _HIGH, _EACH, _ALL,
+                "declared by the author of the program, for each variant", paper=True),
+        _number("compute_ms", _P, _COMPUTING, "ms", _LOW, _PATH, _ALL,
+                "mean run of a task, by its executor", measured=True, paper=True),
+        _number("compute_efficiency_percent", _P, _COMPUTING, "%", _HIGH, _EACH, _ALL,
+                "the run's part of the time a request spends there", measured=True, paper=True),
+        # Table 1, connection: each but reliability with its jitter. Loss is ours.
+        _number("bandwidth_mbit_per_s", _P, _CONNECTION, "Mbit/s", _HIGH, _EACH, _ALL,
+                "speed of the node's interface, as its driver tells it", measured=True, paper=True),
+        _number("bandwidth_jitter_percent", _P, _CONNECTION, "%", _LOW, _EACH, _ALL,
+                "declared by whoever runs the network", paper=True),
+        _number("delay_ms", _P, _CONNECTION, "ms", _LOW, _PATH, _ALL,
+                "half of the node's round trips through the broker", measured=True, paper=True),
+        _number("jitter_ms", _P, _CONNECTION, "ms", _LOW, _PATH, _ALL,
+                "difference of consecutive round trips", measured=True, paper=True),
+        _number("bit_error_rate", _P, _CONNECTION, "1", _LOW, _EACH, _ALL,
+                "declared by whoever runs the network: below TCP no error is seen", paper=True),
+        _number("bit_error_jitter", _P, _CONNECTION, "1", _LOW, _EACH, _ALL,
+                "declared by whoever runs the network", paper=True),
+        _number("loss_percent", _P, _CONNECTION, "%", _LOW, _LOSS, _ALL,
+                "probes of the node that did not come back", measured=True),
+        _number("reliability_percent", _P, _CONNECTION, "%", _HIGH, _PRODUCT, _ALL,
+                "runs that gave outputs, of those begun", measured=True, paper=True),
+        # Overhead. Memory is ours; the paper's power consumption is told per request.
+        _number("storage_bytes", _O, _DATA, "B", _LOW, _SUM, _ALL,
+                "sizes of the artifacts that a node keeps for the task", measured=True, paper=True),
+        _number("computing_ms", _O, _COMPUTING, "ms", _LOW, _SUM, _ALL,
+                "runs of all tasks for one request", measured=True, paper=True),
+        _number("memory_bytes", _O, _COMPUTING, "B", _LOW, _SUM, _ALL,
+                "resident memory of the task's workers", measured=True),
+        _number("transmission_bytes", _O, _CONNECTION, "B", _LOW, _SUM, _ALL,
+                "bytes that leave nodes for one request, as encoded", measured=True, paper=True),
+        _number("energy_j", _O, _COMPUTING, "J", _LOW, _SUM, _ALL,
+                "power sensor of the node, shared by time of its runs", measured=True, paper=True),
+        # Security and privacy: constraints that placement and sandbox obey.
+        _grade("storage_security", _S, _DATA, _SAFETY, _ALL,
+               "kept: basic has each artifact checked by digest, strong by signature too"),
+        _grade("computing_security", _S, _COMPUTING, _SAFETY, _ALL,
+               "kept: basic asks for a process apart, strong for a sandbox in it"),
+        _grade("transmission_security", _S, _CONNECTION, _SAFETY, _ALL,
+               "kept: basic and strong ask for TLS with certificates of both sides"),
+        _grade("data_privacy", _Y, _DATA, _PLACES, _ALL,
+               "kept: tasks fed by raw input stay on its node, in its cell, or go anywhere"),
+        _grade("algorithm_privacy", _Y, _ALGORITHM, _PLACES, _ALL,
+               "kept: the program stays on the nodes named, in the cell, or goes anywhere"),
+        # The paper's words: manually controllable, partially autonomous, fully autonomous.
+        _grade("autonomy", _A, None, _AUTONOMY, _ALL,
+               "kept: what the network may not decide alone waits for a person", share=_SERVICE),
     )
-}
+}  # fmt: skip
 
 IndicatorName = Annotated[str, Meta(max_length=64)]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-CELLS = {"demo", "loop"}
+CELLS = {"demo", "deployments", "loop"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ServiceUnavailable,
         TaskFailed,
     )
+    from tona.job_client import Job
     from tona.values import Result, Tensor
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "DeadlineExceeded",
     "Dtype",
     "InvocationError",
+    "Job",
     "Refused",
     "Result",
     "ServiceUnavailable",
@@ -58,6 +60,7 @@ _WHERE: Final = {
     "AsyncClient": "tona.client",
     "Client": "tona.blocking",
     "Dtype": "protocols.manifest",
+    "Job": "tona.job_client",
     "Result": "tona.values",
     "Tensor": "tona.values",
     "connect": "tona.client",

@@ -3,18 +3,21 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import msgspec
 
+from protocols.messages import JobEnded, JobStatus
+from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.transport.session import DEFAULT_TENANT
 from tona.client import CONNECT_TIMEOUT_S, DEADLINE_S, IN_FLIGHT, AsyncClient, connect
 from tona.errors import ClientClosed, InvocationError
+from tona.job_client import ACCEPT_S, RUN_S, Job
 from tona.values import Result
 
 _T = TypeVar("_T")
@@ -48,10 +51,16 @@ class Client:
             raise
 
     def invoke(
-        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float = DEADLINE_S,
+        priority: int = PRIORITY_DEFAULT,
     ) -> Result:
         """Run a service once and return its answer; see `AsyncClient.invoke`."""
-        return self._call(self._client.invoke(service, inputs, deadline_s=deadline_s))
+        call = self._client.invoke(service, inputs, deadline_s=deadline_s, priority=priority)
+        return self._call(call)
 
     def stream(
         self,
@@ -75,6 +84,33 @@ class Client:
         finally:
             for _, future in running:
                 future.cancel()
+
+    def submit(
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        job: str = "",
+        deadline_s: float = 0.0,
+        run_s: float = RUN_S,
+        priority: int = PRIORITY_DEFAULT,
+        accept_s: float = ACCEPT_S,
+    ) -> "BlockingJob":
+        """Submit a job, a durable invocation; see `AsyncClient.submit`."""
+        call = self._client.submit(
+            service,
+            inputs,
+            job=job,
+            deadline_s=deadline_s,
+            run_s=run_s,
+            priority=priority,
+            accept_s=accept_s,
+        )
+        return BlockingJob(self._call(call), self._call)
+
+    def job(self, service: str, job: str) -> "BlockingJob":
+        """Return the handle of a job that was submitted before; see `AsyncClient.job`."""
+        return BlockingJob(self._client.job(service, job), self._call)
 
     def close(self) -> None:
         """End every open request with ClientClosed, and the connection; idempotent."""
@@ -120,6 +156,28 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class BlockingJob:
+    """A durable invocation; see `tona.job_client.Job`."""
+
+    def __init__(self, job: Job, call: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self.id = job.id
+        self.service = job.service
+        self._job = job
+        self._call = call
+
+    def result(self, timeout_s: float | None = None) -> Result:
+        """Wait for the end and return the outputs."""
+        return cast("Result", self._call(self._job.result(timeout_s)))
+
+    def status(self) -> JobStatus | JobEnded:
+        """Ask where it stands, or how it has ended."""
+        return cast("JobStatus | JobEnded", self._call(self._job.status()))
+
+    def cancel(self) -> JobStatus | JobEnded:
+        """End it, if it is not over."""
+        return cast("JobStatus | JobEnded", self._call(self._job.cancel()))
 
 
 def _next(running: deque[tuple[int, Future[Result]]], ordered: bool) -> Result | InvocationError:

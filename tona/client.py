@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +16,20 @@ from msgspec import Struct
 
 from protocols import topics
 from protocols.errors import Blame, EnvironmentFailure
-from protocols.messages import Accepted, Cancel, Result, Route, RouteRequest
+from protocols.messages import (
+    Accepted,
+    Cancel,
+    JobAccepted,
+    JobEnded,
+    JobQuery,
+    JobStatus,
+    JobSubmit,
+    Result,
+    Route,
+    RouteRequest,
+)
 from protocols.messages.invocation import Blob, Failure, FailureCode, Value
+from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.topics import Channel, Party, Topic
 from protocols.transport.session import DEFAULT_TENANT, Inbound, Session
 from tona import values
@@ -38,6 +50,8 @@ from tona.events import (
     Wake,
     Woken,
 )
+from tona.job_client import ACCEPT_S, RUN_S, Job, JobDesk, check_times
+from tona.jobs import Ended
 from tona.requests import Requests
 from tona.store import Store
 from tona.streams import stream
@@ -46,8 +60,11 @@ from tona.target import Target, find
 DEADLINE_S: Final = 30.0
 """For a request, when the caller names none."""
 DEADLINE_MAX_S: Final = 3600.0
+PRIORITY_MAX: Final = 9
 CONNECT_TIMEOUT_S: Final = 15.0
 IN_FLIGHT: Final = 8
+ROUTE_AGAIN_S: Final = 1.0
+"""Between two questions where a service's large values go."""
 
 
 @asynccontextmanager
@@ -61,7 +78,10 @@ async def connect(
 
     Raises CannotConnect when there is no connection within the time, and UserError.
     """
-    client = AsyncClient(await find(where), tenant=tenant)
+    from tona.spread import SpreadClient  # noqa: PLC0415 - is a client itself
+
+    target = await find(where)
+    client = (SpreadClient if target.api_url else AsyncClient)(target, tenant=tenant)
     try:
         await client.open(timeout_s)
         yield client
@@ -80,6 +100,10 @@ class AsyncClient:
         self._filters = [str(reply)]
         self._core = Requests(str(reply))
         self._store = Store(target.context)
+        self._jobs = JobDesk(str(reply), self._say_job, self._unpack_job)
+        self._urls: dict[str, tuple[str, ...]] = {}
+        """Stores for the large values of a service, as its last route said."""
+        self._routed = asyncio.Event()
         self._session = Session(
             settings,
             subscriptions=lambda: self._filters,
@@ -127,46 +151,39 @@ class AsyncClient:
         for upload in self._uploads.values():
             upload.cancel()
         self._abandon(ClientClosed("the client was closed while the request was under way"))
+        self._jobs.close()
         if running is not None:
             await self._session.close()
             await asyncio.wait([running])
         self._store.close()
 
     async def invoke(
-        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float = DEADLINE_S,
+        priority: int = PRIORITY_DEFAULT,
     ) -> values.Result:
         """Run a service once and return its answer.
 
         Inputs are bytes, text, numpy arrays or `tona.Tensor`, by the names of the service's
-        inputs. Raises BadInput, ServiceUnavailable, DeadlineExceeded, Refused or TaskFailed; all
-        of them are InvocationError.
+        inputs; of requests that cannot all be served those with the lowest priority (0 to 9) are
+        refused first. Raises BadInput, ServiceUnavailable, DeadlineExceeded, Refused or TaskFailed;
+        all of them are InvocationError.
         """
         begin_s = self._loop.time()
-        if self._running is None or self._running.done():
-            raise ClientClosed("the client is closed: connect anew")
         if not 0 < deadline_s <= DEADLINE_MAX_S:
             raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
-        if not topics.valid_name(service):
-            raise bad_input(f"{service!r} cannot name a service")
-        if values.is_large(inputs):
-            packed, contents = await self._store.run(values.pack, inputs)
-        else:
-            packed, contents = values.pack(inputs)
+        packed, contents = await self._pack(service, inputs, priority)
         request = f"{self._prefix}-{next(self._numbers)}"
         due_s = begin_s + deadline_s
         finish = await self._run(
-            Submit(request, service, packed, due_s * 1000, bool(contents)), contents
+            Submit(request, service, packed, due_s * 1000, bool(contents), priority), contents
         )
         if finish.failure is not None:
             raise error_of(finish.failure)
-        outputs = finish.outputs
-        unpacked = {
-            name: values.unpack(one.dtype, one.shape, one.data)
-            for name, one in outputs.items()
-            if not isinstance(one, Blob)
-        }
-        if len(unpacked) < len(outputs):
-            unpacked |= await self._fetch(outputs, finish.urls, due_s)
+        unpacked = await self._unpack(finish.outputs, finish.urls, due_s)
         return values.Result(
             unpacked, finish.timings, finish.attempts, (self._loop.time() - begin_s) * 1000
         )
@@ -190,6 +207,119 @@ class AsyncClient:
             return await self.invoke(service, item, deadline_s=deadline_s)
 
         return stream(one, inputs, in_flight, ordered)
+
+    async def submit(
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        job: str = "",
+        deadline_s: float = 0.0,
+        run_s: float = RUN_S,
+        priority: int = PRIORITY_DEFAULT,
+        accept_s: float = ACCEPT_S,
+    ) -> Job:
+        """Submit a job, a durable invocation, and return when it can no more be lost.
+
+        `job` is its id, for a caller that submits again after a crash of its own; empty: a new one.
+        `deadline_s` counts from acceptance, 0: none; `run_s` bounds each run; of priorities 0 to 9
+        the higher ones run first. Raises BadInput, Refused, ServiceUnavailable.
+        """
+        check_times(deadline_s, run_s)
+        packed, contents = await self._pack(service, inputs, priority)
+        if contents:
+            await self._put_all(service, contents, accept_s)
+        name = job or self.job_name()
+        body = JobSubmit(
+            name,
+            service,
+            packed,
+            str(self._filters[0]),
+            round(deadline_s * 1000),
+            max(1, round(run_s * 1000)),
+            priority,
+        )
+        return await self._jobs.submit(body, accept_s)
+
+    def job_name(self) -> str:
+        """Return an identifier that no other job has."""
+        return f"{self._prefix}-job-{next(self._numbers)}"
+
+    def job(self, service: str, job: str) -> Job:
+        """Return the handle of a job that was submitted before, perhaps by another client."""
+        return Job(self._jobs, service, job, None)
+
+    # Values.
+
+    async def _pack(
+        self, service: str, inputs: Mapping[str, Any], priority: int
+    ) -> tuple[dict[str, Value], dict[str, values.Content]]:
+        if self._running is None or self._running.done():
+            raise ClientClosed("the client is closed: connect anew")
+        if not topics.valid_name(service):
+            raise bad_input(f"{service!r} cannot name a service")
+        if not 0 <= priority <= PRIORITY_MAX:
+            raise bad_input(f"priority is {priority}: give 0 to {PRIORITY_MAX}")
+        if values.is_large(inputs):
+            return await self._store.run(values.pack, inputs)
+        return values.pack(inputs)
+
+    async def _unpack(
+        self, outputs: Mapping[str, Value], urls: tuple[str, ...], due_s: float
+    ) -> dict[str, Any]:
+        unpacked = {
+            name: values.dense(one) for name, one in outputs.items() if not isinstance(one, Blob)
+        }
+        if len(unpacked) < len(outputs):
+            unpacked |= await self._fetch(outputs, urls, due_s)
+        return unpacked
+
+    # Jobs.
+
+    def _say_job(self, body: JobSubmit | JobQuery) -> bool:
+        # What cannot be sent is said again by the core.
+        return self._session.send(
+            self._asking(body.service), body, cause=body.job, tenant=self._tenant
+        )
+
+    async def _unpack_job(self, service: str, ended: Ended) -> values.Result:
+        begin_s = self._loop.time()
+        if ended.failure is not None:
+            raise error_of(ended.failure)
+        urls: tuple[str, ...] = ()
+        due_s = begin_s + DEADLINE_S
+        if any(isinstance(one, Blob) for one in ended.outputs.values()):
+            urls = await self._stores(service, DEADLINE_S)
+        unpacked = await self._unpack(ended.outputs, urls, due_s)
+        return values.Result(
+            unpacked, ended.timings, ended.attempts, (self._loop.time() - begin_s) * 1000
+        )
+
+    async def _put_all(
+        self, service: str, contents: dict[str, values.Content], wait_s: float
+    ) -> None:
+        try:
+            urls = await self._stores(service, wait_s)
+            for digest, content in contents.items():
+                await self._store.put(urls, digest, content)
+        except EnvironmentFailure as error:
+            text = f"the inputs could not be stored: {error}"
+            raise error_of(
+                Failure(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True)
+            ) from None
+
+    async def _stores(self, service: str, wait_s: float) -> tuple[str, ...]:
+        """Return where large values of a service are stored. Raises EnvironmentFailure."""
+        try:
+            async with asyncio.timeout(wait_s):
+                while service not in self._urls:
+                    self._routed.clear()
+                    self._ask_route(AskRoute(service))
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._routed.wait(), ROUTE_AGAIN_S)
+        except TimeoutError:
+            raise EnvironmentFailure(f"nobody said where values of {service!r} go") from None
+        return self._urls[service]
 
     # One request.
 
@@ -259,18 +389,24 @@ class AsyncClient:
             self._inboxes[node] = inbox
         return inbox
 
-    def _ask_route(self, command: AskRoute) -> None:
-        service = command.service
-        if service not in self._asked:
-            follow = topics.build(self._cell, Party.SERVICE, service, Channel.ROUTE)
-            self._filters.append(str(follow))
-            self._session.resubscribe()
+    def _asking(self, service: str) -> Topic:
+        """Return the topic of a service's requests."""
+        ask = self._asked.get(service)
+        if ask is None:
             ask = topics.build(self._cell, Party.SERVICE, service, Channel.REQUEST)
             self._asked[service] = ask
+        return ask
+
+    def _ask_route(self, command: AskRoute) -> None:
+        service = command.service
+        follow = str(topics.build(self._cell, Party.SERVICE, service, Channel.ROUTE))
+        if follow not in self._filters:
+            self._filters.append(follow)
+            self._session.resubscribe()
         question = RouteRequest(f"{self._prefix}-{service}", service, self._filters[0])
         # A question that cannot be sent is asked again by the core.
         self._session.send(
-            self._asked[service], question, cause=question.request, tenant=self._tenant
+            self._asking(service), question, cause=question.request, tenant=self._tenant
         )
 
     def _upload(self, command: Upload) -> None:
@@ -308,15 +444,22 @@ class AsyncClient:
 
     def _message(self, inbound: Inbound) -> None:
         body = inbound.frame.body
+        if isinstance(body, Route):
+            self._urls[body.service] = body.blob_urls
+            self._routed.set()
         if isinstance(body, Result | Accepted | Route):
             self._do(Heard(body))
+        elif isinstance(body, JobEnded | JobAccepted | JobStatus):
+            self._jobs.heard(body)
 
     def _connected(self, _incarnation: int) -> None:
         self._ready.set()
         self._do(Online(connected=True))
+        self._jobs.online(connected=True)
 
     def _disconnected(self, _reason: str) -> None:
         self._do(Online(connected=False))
+        self._jobs.online(connected=False)
 
     def _next_incarnation(self) -> int:
         # Above that of every earlier process under the same certificate.

@@ -59,6 +59,7 @@ _CLASSES: Final[dict[FailureCode, type[InvocationError]]] = {
     FailureCode.STALE: ServiceUnavailable,
     FailureCode.NODE_LOST: ServiceUnavailable,
     FailureCode.BUSY: Refused,
+    FailureCode.SHED: Refused,
     FailureCode.LIMIT: Refused,
     FailureCode.CANCELLED: Refused,
     FailureCode.DEADLINE: DeadlineExceeded,

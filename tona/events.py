@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from protocols.messages.invocation import Accepted, Failure, Invoke, Result, Route, Timing, Value
+from protocols.messages.quality import PRIORITY_DEFAULT
 
 
 class Submit(Struct, frozen=True):
@@ -13,6 +14,7 @@ class Submit(Struct, frozen=True):
     inputs: dict[str, Value]
     deadline_ms: float
     uploads: bool = False
+    priority: int = PRIORITY_DEFAULT
 
 
 class Heard(Struct, frozen=True):

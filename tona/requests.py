@@ -35,6 +35,7 @@ from protocols.messages.invocation import (
     Timing,
     Value,
 )
+from protocols.packing import DEFLATE, pack_all
 from tona.events import (
     AskRoute,
     Cancelled,
@@ -100,11 +101,14 @@ class _Request(Struct):
     uploads: bool
     """Whether large inputs still have to be stored."""
     wake_ms: float
+    priority: int
     phase: Phase = Phase.ROUTING
     attempt: int = 0
     pauses: int = 0
     counted: bool = False
     """Whether it counts against the credit of its route."""
+    packed: bool = False
+    """Whether packing the inputs was tried."""
     plan: Plan | None = None
     silent: set[str] = set()
     """Nodes that have not accepted the present attempt."""
@@ -174,6 +178,7 @@ class Requests:
             event.deadline_ms,
             event.uploads,
             event.deadline_ms,
+            event.priority,
         )
         self._requests[request.id] = request
         service.requests[request.id] = None
@@ -386,6 +391,9 @@ class Requests:
         request.plan = service.plan
         request.silent = {entry.node for entry in service.entries}
         budget_ms = max(1, int(request.deadline_ms - self._now_ms))
+        if service.encoding == DEFLATE and not request.packed:
+            request.packed = True
+            request.inputs = pack_all(request.inputs)
         for node, names in service.entries:
             inputs = request.inputs
             if len(names) < len(inputs):
@@ -398,6 +406,8 @@ class Requests:
                 self._reply_to,
                 request.attempt,
                 service.plan,
+                priority=request.priority,
+                answer_encoding=DEFLATE,
             )
             self._out.append(SendInvoke(node, body))
         patience_ms = min(ACCEPT_MS << min(request.attempt - 1, 8), ACCEPT_CAP_MS)

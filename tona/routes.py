@@ -50,6 +50,8 @@ class Service(Struct):
     credit: int = 0
     """Requests under way that the scheduler allows; 0: as many as the client likes."""
     blob_urls: tuple[str, ...] = ()
+    encoding: str = ""
+    """How inputs are packed; empty: not at all."""
     reason: str = "no scheduler has answered yet"
     """Why there is no plan."""
     entries: tuple[Entry, ...] = ()
@@ -84,6 +86,7 @@ class Service(Struct):
         self.expires_ms = now_ms + route.valid_ms
         self.refresh_ms = now_ms + route.valid_ms / 2
         self.blob_urls = route.blob_urls
+        self.encoding = route.encoding
         self.reason = route.reason or "its tasks are not running"
         if route.plan is not None:
             self.ask_at_ms = None

@@ -20,11 +20,18 @@ SYSTEM_PATH: Final = "/v1/system"
 _MQTT_PORT: Final = 1883
 
 
+class _Cell(Struct):
+    """A cell that the controller knows."""
+
+    cell: str
+
+
 class _System(Struct):
     """What the controller says of itself; of `system.info` only what a client needs."""
 
     cell: str
     broker: str
+    cells: tuple[_Cell, ...] | None = None
 
 
 class Target(Struct, frozen=True):
@@ -32,6 +39,8 @@ class Target(Struct, frozen=True):
 
     settings: Settings
     context: ssl.SSLContext | None = None
+    api_url: str = ""
+    """Where to ask for the cell of each service; empty: they are all in this one."""
 
 
 async def find(where: str | Path) -> Target:
@@ -85,11 +94,17 @@ async def _ask(url: str) -> Target:
             f"the broker of {url} asks for a certificate: "
             "connect with the bundle made by `tona ca issue`"
         )
+    alone = system.cells is None or {one.cell for one in system.cells} == {system.cell}
+    return at_cell(system.cell, host, port, "" if alone else url)
+
+
+def at_cell(cell: str, host: str, port: int, api_url: str = "") -> Target:
+    """Return how to reach a cell on loopback, as a client with a name of its own."""
     settings = Settings(
         host=host,
         port=port,
         identity=f"client-{os.urandom(6).hex()}",
         speaker=Speaker.CLIENT,
-        cell=system.cell,
+        cell=cell,
     )
-    return Target(settings)
+    return Target(settings, api_url=api_url)

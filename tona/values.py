@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from protocols import packing
+from protocols.errors import Blame, MalformedFrame
 from protocols.manifest import Dtype, tensor_bytes
 from protocols.messages import invocation as wire
 from protocols.messages.invocation import INLINE_MAX_BYTES, Timing
 from protocols.topics import valid_name
-from tona.errors import bad_input
+from tona.errors import bad_input, error_of
 
 np: Any
 try:
@@ -112,8 +114,19 @@ def is_large(inputs: Mapping[str, Any]) -> bool:
     )
 
 
+def dense(value: wire.Tensor) -> Any:
+    """Turn a tensor of an answer into what an application works with. Raises TaskFailed."""
+    try:
+        plain = packing.unpack(value)
+    except MalformedFrame as error:
+        text = f"the answer cannot be read: {error}"
+        code = wire.FailureCode.EXECUTOR
+        raise error_of(wire.Failure(code, Blame.PEER, text, retryable=False)) from None
+    return unpack(plain.dtype, plain.shape, plain.data)
+
+
 def unpack(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> Any:
-    """Turn a value of the wire into what an application works with."""
+    """Turn the bytes of a value into what an application works with."""
     if np is None:
         return Tensor(dtype, shape, data)
     return np.frombuffer(data, _LITTLE[dtype]).reshape(shape)
@@ -151,7 +164,8 @@ def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
                 )
             return value.dtype, tuple(value.shape), value.data
         case wire.Tensor():
-            return value.dtype, value.shape, value.data
+            plain = packing.unpack(value)
+            return plain.dtype, plain.shape, plain.data
     if np is not None and isinstance(value, _ARRAYS):
         return _from_array(name, np.asarray(value))
     raise bad_input(

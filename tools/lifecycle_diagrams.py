@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import controller.anchor.job_lifecycle
 import controller.anchor.lifecycle
 import controller.scheduler.presence
 import device_agent.core.lifecycle
@@ -14,6 +15,7 @@ PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "lifecycles.md"
 LIVES: Final[tuple[tuple[str, str, ModuleType], ...]] = (
     ("A node, as its scheduler sees it", "lost", controller.scheduler.presence),
     ("A task, at its anchor", "accepted", controller.anchor.lifecycle),
+    ("A job, at its anchor", "waiting", controller.anchor.job_lifecycle),
     ("An instance of a task, on its node", "fetching", device_agent.core.lifecycle),
 )
 

@@ -58,8 +58,11 @@ async def session(
 class Spare:
     """A node that has every task ready the moment it is assigned, and says when that was."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cpu_percent: float = SPARE_CPU_PERCENT) -> None:
         self.name = name
+        self.said = 0
+        """Messages that it has sent."""
+        self._cpu_percent = cpu_percent
         self.assigned: asyncio.Queue[tuple[int, Assign]] = asyncio.Queue()
         """When an assignment was there, on the monotonic clock in nanoseconds, and which."""
         self._session: Session | None = None
@@ -80,6 +83,12 @@ class Spare:
                 beating.cancel()
                 await asyncio.wait({beating})
 
+    def link(self, *, carrier: bool) -> int:
+        """Report the link with or without a carrier; return when, on the monotonic clock in ns."""
+        now_ns = time.monotonic_ns()
+        self._say(Channel.LINK, LinkReport(now_ns // 1_000_000, "bench0", "other", carrier))
+        return now_ns
+
     def _heard(self, inbound: Inbound) -> None:
         body = inbound.frame.body
         if isinstance(body, Assign):
@@ -99,12 +108,13 @@ class Spare:
 
     def _report(self) -> None:
         now_ms = time.monotonic_ns() // 1_000_000
-        self._say(Channel.LOAD, LoadReport(now_ms, SPARE_CPU_PERCENT))
+        self._say(Channel.LOAD, LoadReport(now_ms, self._cpu_percent))
 
     def _say(self, channel: Channel, body: Body) -> None:
         assert self._session is not None
         topic = topics.build(NAME, Party.NODE, self.name, channel)
         assert self._session.send(topic, body, cause="bench")
+        self.said += 1
 
 
 class Observer:

@@ -62,12 +62,12 @@ class Process:
             raise RuntimeError(f"{self._log.stem} has ended: {self.last_words()}")
         return msgspec.json.decode(raw)
 
-    async def ask(self, question: Any) -> Any:
+    async def ask(self, question: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         """Say a line and return the answer."""
         line = self._process.stdin
         assert line is not None
         line.write(msgspec.json.encode(question) + b"\n")
-        return await self.line(ANSWER_TIMEOUT_S)
+        return await self.line(timeout_s)
 
     def last_words(self) -> str:
         """Return the end of its log."""

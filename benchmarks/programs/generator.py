@@ -2,9 +2,9 @@
 
     python -m benchmarks.programs.generator HOST PORT CONNECTIONS
 
-Answers `[cell, rate, seconds]` with what was sent, once it has been: one report a message, one
-message a system call, each from the next connection in turn. The packets of a run are made before
-its first is sent. What the broker says to the fleet is read and thrown away.
+Answers `[cell, rate, seconds]` when the packets of that run are made, and `null` with what was
+sent, once it has been: one report a message, one message a system call, each from the next
+connection in turn. What the broker says to the fleet is read and thrown away.
 """
 
 import asyncio
@@ -52,6 +52,8 @@ class Fleet:
         self._lines = [self._connect(host, port, name) for name in self.names]
         self._number = 0
         self._turn = 0
+        self._work: list[tuple[socket.socket, bytes]] = []
+        self._rate = 1.0
 
     def _connect(self, host: str, port: int, name: str) -> socket.socket:
         line = socket.create_connection((host, port), timeout=30)
@@ -67,10 +69,15 @@ class Fleet:
         self._selector.register(line, selectors.EVENT_READ, line)
         return line
 
-    def run(self, cell: str, rate: float, seconds: float) -> dict[str, float]:
-        """Send at a rate, for a time; return how many were sent and how long it took."""
-        count = int(rate * seconds)
-        work = [self._next(cell) for _ in range(count)]
+    def prepare(self, cell: str, rate: float, seconds: float) -> int:
+        """Make the packets of a run; return how many they are."""
+        self._work = [self._next(cell) for _ in range(int(rate * seconds))]
+        self._rate = rate
+        return len(self._work)
+
+    def run(self) -> dict[str, float]:
+        """Send what was prepared at its rate; return how many were sent and how long it took."""
+        work, rate, count = self._work, self._rate, len(self._work)
         began = time.perf_counter()
         late_s, sent, waits = 0.0, 0, 0
         while sent < count:
@@ -137,9 +144,8 @@ async def main() -> None:
     host, port, count = sys.argv[1:]
     fleet = Fleet(host, int(port), int(count))
 
-    async def run(question: Any) -> dict[str, float]:
-        cell, rate, seconds = question
-        return fleet.run(cell, rate, seconds)
+    async def run(question: Any) -> dict[str, float] | int:
+        return fleet.run() if question is None else fleet.prepare(*question)
 
     say({})
     await serve(run)

@@ -11,17 +11,27 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
+from controller.api.choices import ListApprovals, ServiceExplanation
+from controller.api.jobs import ListJobs, SubmitJob
+from controller.api.places import ServicePlace
+from controller.api.quality import ServiceQos
+from controller.job_view import JobView
 from controller.namo.submission import Submitted
 from controller.records import (
+    APPROVAL,
     ARTIFACT,
     FLEET,
+    QUALITY,
     SERVICE,
     STORY,
     TASK,
     USE_CASE,
+    ApprovalRecord,
     ArtifactRecord,
+    CellView,
     NodeView,
     Placement,
+    ServiceQuality,
     ServiceRecord,
     StoryRecord,
     TaskRecord,
@@ -41,6 +51,8 @@ WATCHED: Final[dict[str, type[Struct]]] = {
     STORY: StoryRecord,
     FLEET: NodeView,
     ARTIFACT: ArtifactRecord,
+    QUALITY: ServiceQuality,
+    APPROVAL: ApprovalRecord,
 }
 """The kinds that `GET /v1/watch/KIND` follows."""
 
@@ -218,6 +230,8 @@ class SystemInfo(Struct, frozen=True):
     """Where clients reach the broker of the cell, as `mqtt[s]://HOST:PORT`."""
     started_unix_ms: Count
     counters: dict[str, float] = {}
+    cells: tuple[CellView, ...] = ()
+    """Every cell whose scheduler has spoken."""
 
 
 class Stored(Struct, frozen=True):
@@ -320,6 +334,72 @@ TABLE: Final = (
         kind=SERVICE,
     ),
     Operation(
+        "service.qos",
+        "Show the quality of a service from SLA to resource, target beside measured.",
+        Named,
+        ServiceQos,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/services/{name}/qos",
+        kind=SERVICE,
+    ),
+    Operation(
+        "service.explain",
+        "Say how a service is done, where it is anchored, and why not otherwise.",
+        Named,
+        ServiceExplanation,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/services/{name}/explain",
+        kind=SERVICE,
+    ),
+    Operation(
+        "approve.list",
+        "List the decisions that wait for a person.",
+        ListApprovals,
+        list[ApprovalRecord],
+        _VIEW,
+        _CONTROL,
+        "GET",
+        "/v1/approvals",
+    ),
+    Operation(
+        "approve.grant",
+        "Let the network do what it has asked for.",
+        Named,
+        ApprovalRecord,
+        Permission.OPERATE,
+        _CONTROL,
+        "POST",
+        "/v1/approvals/{name}/grant",
+        Effect.WRITE,
+        kind=APPROVAL,
+    ),
+    Operation(
+        "approve.deny",
+        "Do not let the network do what it has asked for.",
+        Named,
+        ApprovalRecord,
+        Permission.OPERATE,
+        _CONTROL,
+        "POST",
+        "/v1/approvals/{name}/deny",
+        Effect.WRITE,
+        kind=APPROVAL,
+    ),
+    Operation(
+        "service.where",
+        "Say at which cell's broker a service takes its requests.",
+        Named,
+        ServicePlace,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/services/{name}/where",
+    ),
+    Operation(
         "task.list", "List tasks.", ListTasks, list[TaskRecord], _VIEW, _DATA, "GET", "/v1/tasks"
     ),
     Operation(
@@ -354,6 +434,48 @@ TABLE: Final = (
         "GET",
         "/v1/tasks/{name}/events",
         kind=TASK,
+    ),
+    Operation(
+        "job.submit",
+        "Submit a durable invocation; the same one again is the same job.",
+        SubmitJob,
+        JobView,
+        Permission.SUBMIT,
+        _DATA,
+        "POST",
+        "/v1/jobs",
+        Effect.WRITE,
+    ),
+    Operation(
+        "job.list",
+        "List the jobs that are open, and those that are remembered, without their outputs.",
+        ListJobs,
+        list[JobView],
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/jobs",
+    ),
+    Operation(
+        "job.show",
+        "Show a job and its outputs.",
+        Named,
+        JobView,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/jobs/{name}",
+    ),
+    Operation(
+        "job.cancel",
+        "End a job, if it is not over.",
+        Named,
+        JobView,
+        Permission.SUBMIT,
+        _DATA,
+        "DELETE",
+        "/v1/jobs/{name}",
+        Effect.WRITE,
     ),
     Operation(
         "fleet.status",

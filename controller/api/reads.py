@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
+from controller.api.jobs import ListJobs
 from controller.api.operations import (
     Explanation,
     ListArtifacts,
@@ -16,9 +18,15 @@ from controller.api.operations import (
     Named,
     Operation,
 )
+from controller.api.places import ServicePlace
+from controller.api.quality import service_qos
+from controller.job_view import JobView, job_view
 from controller.records import (
+    APPROVAL,
     ARTIFACT,
+    CELL,
     FLEET,
+    JOB,
     NODE,
     SERVICE,
     STORY,
@@ -33,7 +41,13 @@ from controller.records import (
 from controller.registry import Registry
 from protocols.messages.hierarchy import NodeState, ServiceState
 
-WORDS: Final = {USE_CASE: "use case", SERVICE: "service", TASK: "task", FLEET: "node"}
+WORDS: Final = {
+    USE_CASE: "use case",
+    SERVICE: "service",
+    TASK: "task",
+    FLEET: "node",
+    APPROVAL: "approval",
+}
 _UNHEARD: Final = "not heard of since this controller started"
 
 
@@ -97,6 +111,18 @@ def _services(arguments: ListServices, registry: Registry) -> Any:
     )
 
 
+def _where(arguments: Named, registry: Registry) -> ServicePlace:
+    """All tasks of a service are in one cell; while it is transferred, the old one serves."""
+    service = arguments.name
+    known = registry.get(SERVICE, service) is not None
+    for task in registry.list(TASK, where=lambda one: one.service == service):
+        scheduler = task.leaving.scheduler if task.leaving is not None else task.scheduler
+        cell = registry.get(CELL, scheduler)
+        if cell is not None:
+            return ServicePlace(service, known, cell)
+    return ServicePlace(service, known)
+
+
 def _tasks(arguments: ListTasks, registry: Registry) -> Any:
     return registry.list(
         TASK,
@@ -140,11 +166,38 @@ def _artifacts(arguments: ListArtifacts, registry: Registry) -> Any:
     return sorted(found, key=lambda one: (one.name, one.digest))
 
 
+def _jobs(arguments: ListJobs, registry: Registry) -> list[JobView]:
+    found = registry.list(
+        JOB,
+        arguments.prefix,
+        lambda one: (
+            arguments.service in ("", one.submit.service) and arguments.state in (None, one.state)
+        ),
+    )
+    return [job_view(one, whole=False) for one in found]
+
+
+def _job(arguments: Named, registry: Registry) -> JobView:
+    record = registry.get(JOB, arguments.name)
+    if record is None:
+        # Nobody mistypes a job's id, and there are too many to look for a near one.
+        raise not_found("job", arguments.name, ())
+    return job_view(record)
+
+
 _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "usecase.list": _use_cases,
     "usecase.show": _show(USE_CASE),
     "service.list": _services,
     "service.show": _show(SERVICE),
+    "service.where": _where,
+    "service.qos": lambda arguments, registry: service_qos(
+        registry.get(SERVICE, arguments.name), registry
+    ),
+    "service.explain": lambda arguments, registry: explain_service(
+        registry.get(SERVICE, arguments.name)
+    ),
+    "approve.list": list_approvals,
     "task.list": _tasks,
     "task.show": _show(TASK),
     "task.explain": _explain,
@@ -152,4 +205,6 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "fleet.status": _fleet,
     "node.show": _show(FLEET),
     "artifact.list": _artifacts,
+    "job.list": _jobs,
+    "job.show": _job,
 }

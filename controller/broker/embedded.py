@@ -1,6 +1,7 @@
 """The embedded broker: iotcore in a child process of ours, for this machine only."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,8 @@ from controller.broker.address import Address, is_loopback
 from controller.broker.door import Broker
 from controller.broker.lease import PortLease
 from controller.broker.probe import session
-from controller.broker.process import Child, module_command
 from controller.broker.supervisor import Supervisor
+from controller.child import READY_PREFIX, Child, module_command
 from protocols.errors import EnvironmentFailure, UserError
 
 _CHILD: Final = "controller.broker.embedded_child"
@@ -93,11 +94,11 @@ class EmbeddedBroker(Broker):
 
     async def _launch(self) -> Child:
         child = await Child.spawn(
-            module_command(_CHILD, str(self._config), self._host, str(self._port))
+            module_command(_CHILD, str(os.getpid()), str(self._config), self._host, str(self._port))
         )
         ready = False
         try:
-            self.report = msgspec.json.decode(await child.ready(), type=Report)
+            self.report = msgspec.json.decode(await child.said(READY_PREFIX), type=Report)
             ready = True
         finally:
             if not ready:

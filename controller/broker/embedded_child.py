@@ -23,8 +23,8 @@ from typing import Any, Final
 from iotcore import IotCoreBroker
 
 from controller.broker.probe import session
-from controller.broker.process import READY_PREFIX, READY_TIMEOUT_S
 from controller.broker.tether import die_with_parent
+from controller.child import READY_PREFIX, READY_TIMEOUT_S
 
 _POLL_S: Final = 0.002
 _NODELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -16,8 +16,8 @@ from controller.broker.door import Broker
 from controller.broker.lease import PortLease
 from controller.broker.mosquitto_conf import Change, Files
 from controller.broker.probe import session
-from controller.broker.process import READY_TIMEOUT_S, Child, module_command
 from controller.broker.supervisor import Supervisor
+from controller.child import READY_TIMEOUT_S, Child, tethered
 from controller.trust.authority import Authority, Standing
 from controller.trust.files import PRIVATE, write_atomic
 from protocols.errors import EnvironmentFailure, TonaBug, UserError
@@ -26,7 +26,6 @@ from protocols.transport.tls import Bundle, client_context
 TRUST_POLL_S: Final = 1.0
 """How soon a change by another process, such as `tona ca revoke`, is noticed."""
 _CONNECT_POLL_S: Final = 0.01
-_TETHER: Final = "controller.broker.tether"
 _SEARCHED: Final = "/usr/local/sbin:/usr/sbin:/sbin:/opt/homebrew/sbin"
 
 _log = logging.getLogger(__name__)
@@ -185,9 +184,7 @@ class MosquittoBroker(Broker):
         raise TonaBug("a broker without trust has nothing to watch")
 
     async def _launch(self) -> Child:
-        child = await Child.spawn(
-            module_command(_TETHER, self._binary, "-c", str(self._files.config))
-        )
+        child = await Child.spawn(tethered([self._binary, "-c", str(self._files.config)]))
         ready = False
         try:
             await self._ready(child)

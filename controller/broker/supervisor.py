@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from controller.broker import restarts
-from controller.broker.process import Child
+from controller.child import Child
 from protocols.errors import EnvironmentFailure, TonaBug, UserError
 
 LIVENESS_EVERY_S: Final = 5.0

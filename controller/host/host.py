@@ -3,7 +3,8 @@
 Theory of operation. Events wait in one queue per role; a turn hands each role its batch. An output
 without records leaves at once. One with records waits for the commit, and so does everything that
 the same role says after it, so that nobody hears of what a crash could take back. Outputs that
-gather while a commit runs share the next one (group commit). Roles in one host speak by calls.
+gather while a commit runs share the next one (group commit). Roles in one host speak by calls, to
+those in other processes over links.
 """
 
 import asyncio
@@ -12,12 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
+from msgspec import structs
+
 from controller.decider import (
     Answer,
     Called,
     Decider,
     Event,
     Fired,
+    Linked,
     Output,
     Received,
     Record,
@@ -27,6 +31,9 @@ from controller.decider import (
     ToRole,
     View,
 )
+from controller.host.linker import Linker
+from controller.host.links import Hand, Up
+from controller.records import STORY, StoryRecord
 from controller.store import Fenced, Store
 from protocols.errors import EnvironmentFailure, TonaBug
 
@@ -37,8 +44,14 @@ words of other roles are never dropped: nobody repeats them, and each has a boun
 MAX_HELD: Final = 100_000
 """Outputs that may wait for a commit; a store that refuses for so long ends the host."""
 MAX_CALLS: Final = 1000
+ROUNDS_MAX: Final = 8
+"""Times that the roles of a host hear each other in one turn, before the wire is heard again."""
 COMMIT_RETRY_S: Final = 0.5
 """Pause before a refused commit is tried again; nothing is promised meanwhile."""
+
+
+_SERVING: Final = {"node": Role.TS, "job": Role.TA}
+"""By the first word of an operation."""
 
 
 class Wire(Protocol):
@@ -73,6 +86,7 @@ class Host:
         read_model: ReadModel,
         wire: Wire,
         now_ms: Callable[[], int] = monotonic_ms,
+        linker: Linker | None = None,
     ) -> None:
         self.deciders = {one.name: one for one in deciders}
         self.roles: dict[str, Role] = {one.name: one.role for one in deciders}
@@ -82,6 +96,7 @@ class Host:
         self._read_model = read_model
         self._wire = wire
         self._now_ms = now_ms
+        self._linker = linker
         self._events: dict[str, deque[Event]] = {one.name: deque() for one in deciders}
         self._held: deque[tuple[str, Output]] = deque()
         self._holding: dict[str, int] = dict.fromkeys(self.deciders, 0)
@@ -103,18 +118,33 @@ class Host:
         else:
             self._queue(role, event)
 
+    def handed(self, hand: Hand) -> None:
+        """Queue what a role in another process said; the link keeps it within bounds."""
+        if hand.own in self._events:
+            event = Received(hand.peer, 0, 0, hand.tenant, hand.cause, hand.body)
+            self._queue(hand.own, event)
+
+    def linked(self, up: Up) -> None:
+        """Tell a role that a link has begun anew."""
+        if up.own in self._events:
+            self._queue(up.own, Linked(up.peer))
+
     def _queue(self, role: str, event: Event) -> None:
         self._events[role].append(event)
         # What comes before the roles have their memory back waits for it.
         if self._restored and not self._turn_due:
-            self._turn_due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._turn_due = True
+        asyncio.get_running_loop().call_soon(self._turn)
 
     async def call(
         self, operation: str, arguments: Any, tenant: str = "default", cause: str = ""
     ) -> Answer:
         """Hand an operation to the role that serves it and wait for its durable answer."""
-        role = _serving(operation, self.roles)
+        wanted = serving(operation)
+        role = next((name for name, one in self.roles.items() if one is wanted), None)
         if role is None:
             raise TonaBug(f"no role of this host serves {operation!r}")
         if len(self._calls) >= MAX_CALLS:
@@ -160,21 +190,32 @@ class Host:
     # A turn.
 
     def _turn(self) -> None:
-        self._turn_due = False
+        # What the roles of this host say to each other meanwhile is heard in the same turn.
+        self._turn_due = True
         now_ms = self._now_ms()
         try:
-            for name, queue in self._events.items():
-                if queue:
-                    batch = list(queue)
-                    queue.clear()
-                    self.counters["events"] += len(batch)
-                    self._take(name, self.deciders[name].handle(batch, now_ms))
+            for _ in range(ROUNDS_MAX):
+                for name, queue in self._events.items():
+                    if queue:
+                        batch = list(queue)
+                        queue.clear()
+                        self.counters["events"] += len(batch)
+                        self._take(name, self.deciders[name].handle(batch, now_ms))
+                if not any(self._events.values()):
+                    break
+            self._turn_due = False
+            if any(self._events.values()):
+                self._wake()
         except Exception as bug:  # noqa: BLE001 - a role cut short is a bug of ours, whatever it raised
             if self._failure is not None and not self._failure.done():
                 self._failure.set_exception(bug)
 
     def _take(self, role: str, output: Output) -> None:
         """Let an output out, or hold it until its records, or those before it, are durable."""
+        for send in output.early:
+            self._send(role, send)
+        if output.records:
+            output.records = [_dated(record) for record in output.records]
         if output.records or self._holding[role]:
             if len(self._held) >= MAX_HELD:
                 raise EnvironmentFailure(
@@ -202,6 +243,8 @@ class Host:
         if isinstance(send.to, ToRole) and send.to.role in self._events:
             event = Received(role, 0, 0, send.tenant, send.cause, send.body)
             self._queue(send.to.role, event)
+        elif isinstance(send.to, ToRole) and self._linker is not None:
+            self._linker.say(role, send.to.role, send.tenant, send.cause, send.body)
         elif not self._wire(send, role):
             # Whoever has promised something repeats it; the wire promises nothing.
             self.counters["unsent"] += 1
@@ -252,7 +295,15 @@ class Host:
                 return
 
 
-def _serving(operation: str, roles: dict[str, Role]) -> str | None:
-    """Return the role that serves an operation: nodes belong to the TS, all else to NAMO."""
-    wanted = Role.TS if operation.startswith("node.") else Role.NAMO
-    return next((name for name, role in roles.items() if role is wanted), None)
+def _dated(record: Record) -> Record:
+    """Return an entry of a story with the wall clock's time, for people."""
+    value = record.value
+    if record.kind == STORY and isinstance(value, StoryRecord) and not value.unix_ms:
+        dated = structs.replace(value, unix_ms=time.time_ns() // 1_000_000)
+        return structs.replace(record, value=dated)
+    return record
+
+
+def serving(operation: str) -> Role:
+    """Return which role serves an operation: nodes the TS, jobs the TA, all else NAMO."""
+    return _SERVING.get(operation.partition(".")[0], Role.NAMO)

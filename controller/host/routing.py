@@ -1,5 +1,6 @@
 """From MQTT messages to roles and back: pure, so that the twin routes as production does."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from controller.decider import (
@@ -16,16 +17,31 @@ from protocols.codec import Frame
 from protocols.errors import UnknownTopic
 from protocols.topics import Channel, Party, Topic, build, parse, wildcard
 
-_SENSED: Final = (Channel.PRESENCE, Channel.LOAD, Channel.LINK, Channel.STATUS)
+_SENSED: Final = (
+    Channel.PRESENCE,
+    Channel.LOAD,
+    Channel.LINK,
+    Channel.STATUS,
+    Channel.RESULT,
+)
 
 
 def subscriptions(cell: str, roles: dict[str, Role]) -> list[str]:
-    """Return the filters that a host of these roles (by name) listens to."""
-    filters = [str(build(cell, Party.ROLE, name, Channel.INBOX)) for name in sorted(roles)]
-    if Role.TS in roles.values():
-        filters += [wildcard(cell, Party.NODE, channel) for channel in _SENSED]
-        filters.append(wildcard(cell, Party.SERVICE, Channel.REQUEST))
-    return filters
+    """Return the filters of nodes and clients that a host of these roles (by name) listens to."""
+    if Role.TS not in roles.values():
+        return []
+    filters = [wildcard(cell, Party.NODE, channel) for channel in _SENSED]
+    return [*filters, wildcard(cell, Party.SERVICE, Channel.REQUEST)]
+
+
+def inboxes(cell: str, names: Iterable[str]) -> list[str]:
+    """Return the filters of what other processes say to these."""
+    return [str(build(cell, Party.ROLE, name, Channel.INBOX)) for name in sorted(names)]
+
+
+def heard_directly(cell: str) -> list[str]:
+    """Return the filters of what a TA hears of nodes itself, beside their TS."""
+    return [wildcard(cell, Party.NODE, channel) for channel in (Channel.PRESENCE, Channel.STATUS)]
 
 
 def role_of(topic: Topic, roles: dict[str, Role]) -> str | None:

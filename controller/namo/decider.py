@@ -1,16 +1,14 @@
 """NAMO, the management layer: use cases in, orders to the anchors out, their reports back.
 
-It sees services coarsely and nothing in real time. A use case is accepted when its records are
-durable; an order is sent again, at a falling pace, until its anchor has reported on it, for a
-message may be lost and a crash may come between record and message. Orders are idempotent by
-generation. Ended use cases and services stay as tombstones, so that a late report about an older
-generation can never be taken for one about a newer thing of the same name.
+It sees services and anchors coarsely and nothing in real time. A use case is accepted when its
+records are durable. It chooses how each service is done and where it is anchored
+(`controller.namo.candidates`), answers what the anchors cannot mend (`positions`), asks a person
+where autonomy wants it (`approvals`) and pulls the triggers of the network itself (`triggers`).
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from controller.decider import (
@@ -18,40 +16,26 @@ from controller.decider import (
     Called,
     Event,
     Fired,
+    Linked,
     Output,
     Received,
     Record,
     Role,
-    Send,
-    Timer,
-    ToRole,
 )
+from controller.namo.approvals import DENY, GRANT, Approvals
+from controller.namo.books import LEAVE, ORDER, Books, is_open
+from controller.namo.candidates import Position
+from controller.namo.positions import SETTLE, Positions
 from controller.namo.reader import near
 from controller.namo.submission import OVER, SubmitArguments, check_tenant, plan_submission
-from controller.records import SERVICE, USE_CASE, ServiceRecord, UseCaseRecord, UseCaseState
+from controller.namo.triggers import PULL, Triggers
+from controller.records import ServiceRecord, UseCaseRecord, UseCaseState
 from protocols.errors import Blame, UserError
-from protocols.messages import (
-    Escalation,
-    EscalationAnswer,
-    ServiceDelete,
-    ServiceOrder,
-    ServiceReport,
-)
+from protocols.messages import AnchorSummary, Escalation, ServiceReport
 from protocols.messages.hierarchy import ServiceState
 
 SUBMIT: Final = "usecase.submit"
 DELETE: Final = "usecase.delete"
-RETRY_FIRST_MS: Final = 1000
-RETRY_CAP_MS: Final = 30_000
-MAX_TOMBSTONES: Final = 1024
-
-_STATE: Final = {
-    ServiceState.WAITING: UseCaseState.WAITING,
-    ServiceState.DEGRADED: UseCaseState.DEGRADED,
-    ServiceState.DEPLOYING: UseCaseState.ACCEPTED,
-    ServiceState.RUNNING: UseCaseState.RUNNING,
-}
-"""What a use case is when this is the worst state of its services; worst first."""
 
 
 class DeleteArguments(Protocol):
@@ -60,213 +44,204 @@ class DeleteArguments(Protocol):
     name: str
 
 
-class _Pending(Struct):
-    """An order that its anchor has not reported on yet."""
-
-    cause: str
-    wait_ms: int = RETRY_FIRST_MS
-
-
 class Namo:
     """The decider of the management layer; see `controller.decider` for its door."""
 
     role = Role.NAMO
 
-    def __init__(self, name: str = "namo-main", anchor: str = "ta-main") -> None:
+    def __init__(
+        self, name: str = "namo-main", anchor: str = "ta-main", *, secured: bool = False
+    ) -> None:
+        """Make one that orders at `anchor` until anchors have spoken.
+
+        `secured`: whether every connection of the controller has TLS with verified certificates.
+        """
         self.name = name
         self._anchor = anchor
-        self._use_cases: dict[str, UseCaseRecord] = {}
-        self._services: dict[str, ServiceRecord] = {}
-        self._pending: dict[str, _Pending] = {}
+        self._secured = secured
+        self.books = Books()
+        self._approvals = Approvals(self.books)
+        self._positions = Positions(self.books, self._approvals, self._position)
+        self._triggers = Triggers(self.books, self._position, self._end)
+
+    def _position(self) -> Position:
+        return Position(self.books.present(), self._anchor, self._secured)
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
         """Take in the durable state; orders that no anchor has confirmed are sent again."""
-        for record in records:
-            if record.kind == USE_CASE and isinstance(record.value, UseCaseRecord):
-                self._use_cases[record.key] = record.value
-            elif record.kind == SERVICE and isinstance(record.value, ServiceRecord):
-                self._services[record.key] = record.value
-        out = Output()
-        for name, service in self._services.items():
-            if _open(service):
-                self._tell(name, f"restore/{self.name}", out, now_ms)
-        return out
+        books = self.books
+        books.out, books.now_ms = Output(), now_ms
+        books.restore(records)
+        cause = f"restore/{self.name}"
+        for name, service in books.services.items():
+            if is_open(service):
+                books.tell(name, cause)
+            if service.leaving and (service.ending or service.state is ServiceState.RUNNING):
+                books.leave(name, cause)
+        self._positions.restore()
+        self._triggers.restore()
+        return books.out
 
     def handle(self, events: Sequence[Event], now_ms: int) -> Output:
         """Decide on calls, reports and escalations; everything else is not for this layer."""
-        out = Output()
+        books = self.books
+        books.out, books.now_ms = Output(), now_ms
         for event in events:
             match event:
-                case Called(operation=operation) if operation == SUBMIT:
-                    self._submit(event, out, now_ms)
-                case Called(operation=operation) if operation == DELETE:
-                    self._delete(event, out, now_ms)
-                case Received(body=ServiceReport() as report):
-                    self._report(report, event.cause, out, now_ms)
-                case Received(body=Escalation() as escalation):
-                    self._escalated(escalation, event, out)
                 case Called():
-                    error = f"{event.operation!r} is no operation of {self.role}"
-                    out.answers.append(Answer(event.call, error=error, blame=Blame.OURS))
+                    self._call(event)
+                case Received():
+                    self._hear(event)
+                case Linked(role=role):
+                    self._linked(role)
                 case Fired(key=key):
-                    self._again(key.removeprefix("order/"), out, now_ms)
-                case _:
-                    pass
-        return out
+                    self._fired(key)
+        return books.out
 
-    def _submit(self, call: Called, out: Output, now_ms: int) -> None:
-        arguments = cast("SubmitArguments", call.arguments)
+    def _call(self, call: Called) -> None:
         try:
-            plan = plan_submission(arguments, call, self._use_cases, self._services)
+            match call.operation:
+                case "usecase.submit":
+                    self._submit(call)
+                case "usecase.delete":
+                    self._delete(call)
+                case "approve.grant" | "approve.deny":
+                    self._decide(call)
+                case _:
+                    error = f"{call.operation!r} is no operation of {self.role}"
+                    answer = Answer(call.call, error=error, blame=Blame.OURS)
+                    self.books.out.answers.append(answer)
         except UserError as error:
-            out.answers.append(Answer(call.call, error=str(error), blame=error.blame))
-            return
-        out.answers.append(Answer(call.call, value=plan.answer))
+            self.books.refuse(call, error)
+
+    def _hear(self, event: Received) -> None:
+        match event.body:
+            case ServiceReport() as report:
+                self._report(report, event)
+            case Escalation() as escalation:
+                self._positions.escalated(escalation, event)
+            case AnchorSummary() as summary:
+                self.books.heard(event.sender, summary)
+                self._triggers.look(event.cause)
+            case _:
+                pass
+
+    def _fired(self, key: str) -> None:
+        if key.startswith((ORDER, LEAVE)):
+            self.books.again(key)
+        elif key.startswith(SETTLE):
+            self._positions.settle(key.removeprefix(SETTLE))
+        elif key.startswith(PULL):
+            self._triggers.look(key)
+
+    def _linked(self, role: str) -> None:
+        """Say again what an anchor is to hold: either side may have forgotten or missed it."""
+        for name, record in list(self.books.services.items()):
+            over = record.state is ServiceState.DELETED
+            if record.anchor == role and not over:
+                self.books.tell(name, f"linked/{role}")
+            if role in record.leaving and (record.ending or record.state is ServiceState.RUNNING):
+                self.books.leave(name, f"linked/{role}")
+
+    # Operations.
+
+    def _submit(self, call: Called) -> None:
+        books = self.books
+        arguments = cast("SubmitArguments", call.arguments)
+        plan = plan_submission(arguments, call, books.use_cases, books.services, self._position())
+        books.answer(call, plan.answer)
         if arguments.dry_run or plan.answer.change == "unchanged":
             return
         # Services first: a use case takes the worst of their states.
-        for order in plan.orders:
-            made = ServiceRecord(order, plan.record.tenant, self._anchor, ServiceState.DEPLOYING)
-            self._put_service(made, call.cause, out)
-            self._tell(order.service, call.cause, out, now_ms)
+        self._order(plan.services, call.cause)
         for name in plan.answer.removed:
-            self._end(name, call.cause, out, now_ms)
-        self._put_use_case(plan.record, call.cause, out)
-        self._refresh(plan.record.name, call.cause, out)
+            self._end(name, call.cause)
+        books.put_use_case(plan.record, call.cause)
+        books.refresh(plan.record.name, call.cause)
+        self._triggers.changed(plan.record, call.cause)
 
-    def _delete(self, call: Called, out: Output, now_ms: int) -> None:
+    def _order(self, services: Sequence[ServiceRecord], cause: str) -> None:
+        for made in services:
+            name = made.order.service
+            self._approvals.withdraw(name, cause)
+            self._positions.forget(name)
+            self.books.put_service(made, cause)
+            self.books.tell(name, cause)
+
+    def _delete(self, call: Called) -> None:
         name = cast("DeleteArguments", call.arguments).name
-        try:
-            record = self._find(name, call.tenant)
-        except UserError as error:
-            out.answers.append(Answer(call.call, error=str(error), blame=error.blame))
-            return
+        record = self._find(name, call.tenant)
         if record.state not in OVER:
             for service in record.services:
-                self._end(service, call.cause, out, now_ms)
+                self._end(service, call.cause)
             record = replace(record, state=UseCaseState.DELETING, reason="")
-            self._put_use_case(record, call.cause, out)
-            self._refresh(name, call.cause, out)
-        out.answers.append(Answer(call.call, value=record))
+            self.books.put_use_case(record, call.cause)
+            self.books.refresh(name, call.cause)
+        self.books.answer(call, record)
 
     def _find(self, name: str, caller: str) -> UseCaseRecord:
-        record = self._use_cases.get(name)
+        record = self.books.use_cases.get(name)
         if record is None:
-            alive = [one.name for one in self._use_cases.values() if one.state not in OVER]
+            alive = [one.name for one in self.books.use_cases.values() if one.state not in OVER]
             raise UserError(f"there is no use case {name!r}{near(name, alive)}")
         check_tenant(record.tenant, caller, f"use case {name!r}")
         return record
 
-    def _end(self, service: str, cause: str, out: Output, now_ms: int) -> None:
-        record = self._services[service]
-        if _open(record) and record.ending:
-            return
-        self._put_service(replace(record, ending=True, reason=""), cause, out)
-        self._tell(service, cause, out, now_ms)
+    def _decide(self, call: Called) -> None:
+        granted = call.operation == GRANT
+        assert granted or call.operation == DENY  # noqa: S101 - the caller has matched it
+        record = self._approvals.decide(call, granted=granted)
+        if granted and record.decomposition:
+            self._positions.approved(record, call.cause)
 
-    def _report(self, report: ServiceReport, cause: str, out: Output, now_ms: int) -> None:
-        record = self._services.get(report.service)
-        if record is None or report.generation != record.order.generation:
+    def _end(self, service: str, cause: str) -> None:
+        record = self.books.services.get(service)
+        if record is None or record.state is ServiceState.DELETED:
+            return
+        if record.ending:
+            return
+        self._approvals.withdraw(service, cause)
+        self._positions.forget(service)
+        self.books.put_service(replace(record, ending=True, reason=""), cause)
+        self.books.tell(service, cause)
+
+    # What anchors say.
+
+    def _report(self, report: ServiceReport, event: Received) -> None:
+        books, name = self.books, report.service
+        record = books.services.get(name)
+        if record is None:
             return
         ended = report.state is ServiceState.DELETED
+        if event.sender in record.leaving and event.sender != record.anchor:
+            if ended and report.generation >= record.order.generation:
+                self._left(record, event)
+            return
+        if event.sender != record.anchor or report.generation != record.order.generation:
+            return
         if record.state is ServiceState.DELETED or (record.ending and not ended):
             return
         if ended and not record.ending:
-            # The anchor lost what it was to keep: order it again, but not at the pace of reports.
-            if report.service not in self._pending:
-                self._wait(report.service, _Pending(cause), out, now_ms)
+            books.retry_later(name, event.cause)
             return
-        if self._pending.pop(report.service, None) is not None:
-            out.timers.append(Timer(f"order/{report.service}", None))
-        changed = replace(record, state=report.state, reason=report.reason)
+        books.confirmed(ORDER + name)
+        changed = replace(
+            record,
+            state=report.state,
+            reason=report.reason,
+            epoch_high=max(record.epoch_high, report.epoch_high),
+        )
         if changed != record:
-            self._put_service(changed, cause, out)
-            self._refresh(record.order.use_case, cause, out)
+            books.put_service(changed, event.cause)
+            books.refresh(record.order.use_case, event.cause)
+        if report.state is ServiceState.RUNNING and record.leaving:
+            books.leave(name, event.cause)
+        if ended:
+            self._triggers.look(event.cause)
 
-    def _refresh(self, name: str, cause: str, out: Output) -> None:
-        """Bring a use case's state up to that of its services."""
-        record = self._use_cases.get(name)
-        if record is None or record.state is UseCaseState.DELETED:
-            return
-        # An ended service may be forgotten, or its name taken by another use case.
-        named = [self._services.get(one) for one in record.services]
-        services = [one for one in named if one is not None and one.order.use_case == name]
-        if record.state is UseCaseState.DELETING:
-            if all(one.state is ServiceState.DELETED for one in services):
-                self._put_use_case(replace(record, state=UseCaseState.DELETED), cause, out)
-            return
-        rank = list(_STATE)
-        worst = min(services, key=lambda one: rank.index(one.state))
-        changed = replace(record, state=_STATE[worst.state], reason=worst.reason)
-        if changed != record:
-            self._put_use_case(changed, cause, out)
-
-    def _escalated(self, escalation: Escalation, event: Received, out: Output) -> None:
-        """Answer with a refusal: each service has the one decomposition of its document."""
-        service = escalation.task.rpartition(".")[0]
-        record = self._services.get(service)
-        if record is None or record.ending:
-            reason = f"service {service!r} is not ordered: nothing is to be kept up"
-        elif record.order.generation != escalation.generation:
-            reason = (
-                f"generation {escalation.generation} of service {service!r} is over: "
-                f"{record.order.generation} was ordered"
-            )
-        else:
-            reason = (
-                f"service {service!r} has no other decomposition than its document, "
-                f"and {self._anchor} is its only anchor: add a node that task "
-                f"{escalation.task!r} fits on, or loosen its nodes, demand or latency bound"
-            )
-        to = ToRole(record.anchor if record is not None else self._anchor)
-        answer = EscalationAnswer(escalation.number, escalation.task, granted=False, reason=reason)
-        out.sends.append(Send(to, answer, event.cause, event.tenant))
-
-    def _again(self, service: str, out: Output, now_ms: int) -> None:
-        pending = self._pending.get(service)
-        if pending is not None:
-            pending.wait_ms = min(2 * pending.wait_ms, RETRY_CAP_MS)
-            self._send(service, pending.cause, out)
-            self._wait(service, pending, out, now_ms)
-
-    def _tell(self, service: str, cause: str, out: Output, now_ms: int) -> None:
-        self._send(service, cause, out)
-        self._wait(service, _Pending(cause), out, now_ms)
-
-    def _send(self, service: str, cause: str, out: Output) -> None:
-        record = self._services[service]
-        body: ServiceOrder | ServiceDelete = record.order
-        if record.ending:
-            body = ServiceDelete(service, record.order.generation)
-        out.sends.append(Send(ToRole(record.anchor), body, cause, record.tenant))
-
-    def _wait(self, service: str, pending: _Pending, out: Output, now_ms: int) -> None:
-        self._pending[service] = pending
-        out.timers.append(Timer(f"order/{service}", now_ms + pending.wait_ms))
-
-    def _put_use_case(self, record: UseCaseRecord, cause: str, out: Output) -> None:
-        # Put last: the first tombstones of the dictionary are the oldest.
-        self._use_cases.pop(record.name, None)
-        self._use_cases[record.name] = record
-        out.records.append(Record(USE_CASE, record.name, record, cause))
-        over = [k for k, one in self._use_cases.items() if one.state is UseCaseState.DELETED]
-        for key in over[:-MAX_TOMBSTONES]:
-            del self._use_cases[key]
-            out.records.append(Record(USE_CASE, key, None, cause))
-
-    def _put_service(self, record: ServiceRecord, cause: str, out: Output) -> None:
-        name = record.order.service
-        self._services.pop(name, None)
-        self._services[name] = record
-        out.records.append(Record(SERVICE, name, record, cause))
-        over = [k for k, one in self._services.items() if one.state is ServiceState.DELETED]
-        for key in over[:-MAX_TOMBSTONES]:
-            del self._services[key]
-            out.records.append(Record(SERVICE, key, None, cause))
-
-
-def _open(record: ServiceRecord) -> bool:
-    """Whether the anchor still owes a report on the newest order."""
-    if record.ending:
-        return record.state is not ServiceState.DELETED
-    return record.state is ServiceState.DEPLOYING
+    def _left(self, record: ServiceRecord, event: Received) -> None:
+        """Note that an anchor has let go of a service."""
+        rest = tuple(one for one in record.leaving if one != event.sender)
+        self.books.put_service(replace(record, leaving=rest), event.cause)
+        if not rest:
+            self.books.confirmed(LEAVE + record.order.service)

@@ -1,69 +1,167 @@
 """A use case into orders for the anchors: services, tasks in topological order, task QoS.
 
-TONA paper, "Task Procedures", steps 2 and 3. The latency of a service is split over its tasks in
-proportion to their predicted cost along the dearest path through each, so that the budgets of no
-path add up to more than the service's bound. Other bounds are passed to every task as they are.
+TONA paper, "Task Procedures", steps 2 and 3. One order for one way to do the service: which of its
+decompositions, and which of its steps are fused. `controller.namo.candidates` weighs them.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from controller.namo.checks import LATENCY, MAX_NAME, source, sources_of
-from controller.namo.graph import longest_through, order
-from controller.namo.model import Input, Output, Service, Task, UseCase
+from controller.namo.graph import order
+from controller.namo.leeway import leeway_of
+from controller.namo.model import (
+    Alternative,
+    Constant,
+    Declarations,
+    Input,
+    Output,
+    Service,
+    Task,
+    UseCase,
+    Zoned,
+    bounds_of,
+)
+from controller.namo.quality import shared
+from controller.namo.wiring import MAX_NAME, asked_of_request, come_from, sources_of
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
-from protocols.manifest import Constant, ExecutorKind, Manifest, Port
-from protocols.messages.hierarchy import ServiceOrder, TaskQos, TaskSpec
-from protocols.messages.invocation import Edge, Plan, Step
+from protocols.manifest import ArtifactRef, Limits, Manifest, Port
+from protocols.manifest import Constant as Filled
+from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
+from protocols.messages.invocation import REQUEST, Edge, Plan, Step
+from protocols.messages.quality import Declared, Sink, Source, UserZone, Variant
 from protocols.qoais import Sla, Zone
+from protocols.qoais_map import qoais_of
 from protocols.topics import CONTROL_MAX_BYTES
 
-EXPECTED_MS: Final = {ExecutorKind.WASM: 5.0, ExecutorKind.ONNX: 50.0}
-"""Predicted cost of one run where the document declares none."""
-HOP_MS: Final = 1.0
-"""Predicted cost of handing a request to the next task; no budget is smaller than its share."""
+SPREAD: Final = "spread"
+FUSED: Final = "fused"
 FRAME_BYTES: Final = 4096
 """Room for what stands around an order or a plan in its frame."""
 
 
 def decompose(use_case: UseCase, generation: int) -> tuple[ServiceOrder, ...]:
-    """Turn a validated use case into one order for each service.
+    """Turn a validated use case into one order for each service, each done its own way, spread.
 
     Raises UserError when a service is too large to be said in one message.
     """
-    return tuple(_order(service, use_case.name, generation) for service in use_case.services)
+    return tuple(
+        order_of(one, one.ways()[0], use_case.name, generation) for one in use_case.services
+    )
 
 
-def _order(service: Service, use_case: str, generation: int) -> ServiceOrder:
-    tasks = {task.name: task for task in service.tasks}
-    sources = sources_of(service)
-    ordered, _ = order(sources)
+def order_of(
+    service: Service,
+    way: Alternative,
+    use_case: str,
+    generation: int,
+    groups: Mapping[str, str] | None = None,
+) -> ServiceOrder:
+    """Return the order for one way to do a service; `groups` maps fused steps to their group.
+
+    Raises UserError when it is too large to be said in one message.
+    """
     zone = Zone(tuple(service.sla.all_bounds()))
-    budgets = _budgets(service, sources, ordered)
-    others = tuple(one for one in zone.bounds if one.indicator != LATENCY)
-    outputs = [(name, source(text)) for name, text in service.outputs.items()]
+    sla = Sla(zone, service.sla.satisfaction_ratio)
+    users = tuple(_user(one, zone) for one in service.sla.users)
+    sources = _sources(service)
+    autonomy = _autonomy(zone)
+    feeds = sources_of(way.tasks)
+    tasks = {task.name: task for task in way.tasks}
+    node = _level(zone, "data_privacy") == "node"
+    bare = [
+        _spec(service.name, tasks[name], tasks, _origins(tasks[name], service, node))
+        for name in order(feeds)[0]
+    ]
+    specs = shared(bare, qoais_of(sla, users), sources)
     made = ServiceOrder(
         service=service.name,
         use_case=use_case,
         kind=service.kind,
         generation=generation,
         tasks=tuple(
-            _spec(service.name, tasks[name], tasks, TaskQos(budgets.get(name), others))
-            for name in ordered
+            msgspec.structs.replace(
+                spec,
+                group=(groups or {}).get(spec.step, ""),
+                leeway=leeway_of(tasks[spec.step], spec, autonomy),
+            )
+            for spec in specs
         ),
-        outputs=tuple(Edge(name, come.step, come.port) for name, come in outputs),
-        sla=Sla(zone, service.sla.satisfaction_ratio),
+        outputs=tuple(
+            Edge(name, come.step, come.port)
+            for name, come in ((name, come_from(text)) for name, text in way.outputs.items())
+        ),
+        sla=sla,
         spares=service.spares,
+        decomposition=f"{way.name}+{FUSED if groups else SPREAD}",
+        users=users,
+        sources=sources,
+        sinks=tuple(Sink(name, kind) for name, kind in service.sinks.items()),
+        autonomy=autonomy,
     )
+    _check_size(made)
+    return made
+
+
+def _check_size(made: ServiceOrder) -> None:
     size = max(len(msgspec.msgpack.encode(one)) for one in (made, _widest_plan(made)))
     if size > CONTROL_MAX_BYTES - FRAME_BYTES:
         raise UserError(
-            f"service {service.name!r} takes {size} bytes to describe, "
+            f"service {made.service!r} takes {size} bytes to describe, "
             f"at most {CONTROL_MAX_BYTES - FRAME_BYTES} are possible: split it into two services"
         )
-    return made
+
+
+def _autonomy(zone: Zone) -> Autonomy:
+    level = _level(zone, "autonomy")
+    return Autonomy(level) if level else Autonomy.FULL
+
+
+def _level(zone: Zone, indicator: str) -> str:
+    found = (one.level for one in zone.bounds if one.indicator == indicator)
+    return next(found, None) or ""
+
+
+def _user(one: Zoned, zone: Zone) -> UserZone:
+    """Return a user's whole zone: the service's, with what is different for this user."""
+    own = {bound.indicator: bound for bound in bounds_of(one.zone)}
+    return UserZone(
+        one.user, Zone(tuple(({one.indicator: one for one in zone.bounds} | own).values()))
+    )
+
+
+def _sources(service: Service) -> tuple[Source, ...]:
+    asked = asked_of_request(service.ways()[0])
+    return tuple(
+        Source(
+            input=name,
+            kind=one.kind,
+            name=one.name or name,
+            dtype=one.dtype or asked[name].dtype,
+            shape=asked[name].shape if one.shape is None else one.shape,
+            nodes=one.nodes,
+            rate_per_s=one.rate_per_s,
+        )
+        for name, one in service.sources.items()
+    )
+
+
+def _origins(task: Task, service: Service, stays: bool) -> tuple[str, ...]:
+    """Return the nodes where a task's raw input comes to be; () where that is not known."""
+    comes = [come_from(one.source) for one in task.inputs.values()]
+    raw = [come.port for come in comes if come.step == REQUEST]
+    named = [
+        service.sources[port].nodes
+        for port in raw
+        if port in service.sources and service.sources[port].nodes
+    ]
+    if stays and raw and task.nodes:
+        named.append(task.nodes)
+    if not named:
+        return ()
+    return tuple(one for one in named[0] if all(one in others for others in named[1:]))
 
 
 def _widest_plan(made: ServiceOrder) -> Plan:
@@ -87,35 +185,72 @@ def _renamed(edge: Edge, named: dict[str, str]) -> Edge:
     return Edge(edge.port, named.get(edge.source, edge.source), edge.source_port)
 
 
-def _spec(service: str, task: Task, tasks: dict[str, Task], qos: TaskQos) -> TaskSpec:
+def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, ...]) -> TaskSpec:
     inputs: list[Port] = []
     edges: list[Edge] = []
     for port, one in task.inputs.items():
-        come = source(one.source)
+        come = come_from(one.source)
         given = tasks[come.step].outputs[come.port] if come.step in tasks else None
         inputs.append(_port(port, one, given))
         edges.append(Edge(port, come.step, come.port))
     inputs += [Port(port, one.dtype, one.shape) for port, one in task.constants.items()]
-    manifest = Manifest(
-        kind=task.executor,
-        artifact=task.artifact,
-        inputs=tuple(inputs),
-        outputs=tuple(Port(port, one.dtype, one.shape) for port, one in task.outputs.items()),
-        limits=task.limits,
-        constants=tuple(Constant(port, one.artifact) for port, one in task.constants.items()),
-        providers=task.providers,
-    )
+
+    def manifest(
+        artifact: ArtifactRef,
+        limits: Limits,
+        constants: Mapping[str, Constant],
+        providers: tuple[str, ...],
+    ) -> Manifest:
+        return Manifest(
+            kind=task.executor,
+            artifact=artifact,
+            inputs=tuple(inputs),
+            outputs=tuple(Port(port, one.dtype, one.shape) for port, one in task.outputs.items()),
+            limits=limits,
+            constants=tuple(Filled(port, one.artifact) for port, one in constants.items()),
+            providers=providers,
+        )
+
     return TaskSpec(
         task=f"{service}.{task.name}",
         step=task.name,
-        manifest=manifest,
+        manifest=manifest(task.artifact, task.limits, task.constants, task.providers),
         inputs=tuple(edges),
-        qos=qos,
         demand=task.demand,
         policy=task.policy,
         replicas=task.replicas,
         nodes=task.nodes,
+        variants=tuple(
+            Variant(
+                name=one.name,
+                manifest=manifest(
+                    one.artifact,
+                    one.limits or task.limits,
+                    task.constants if one.constants is None else one.constants,
+                    one.providers or task.providers,
+                ),
+                accuracy_percent=one.accuracy_percent,
+                expected_ms=one.expected_ms,
+                declared=_declared(one.accuracy_percent, one.precision_bits, one.declared),
+            )
+            for one in task.variants
+        ),
+        declared=_declared(task.accuracy_percent, task.precision_bits, task.declared),
+        expected_ms=task.expected_ms,
+        priority=task.priority,
+        origins=origins,
     )
+
+
+def _declared(
+    accuracy_percent: float | None, precision_bits: int | None, others: Declarations
+) -> tuple[Declared, ...]:
+    own = (("accuracy_percent", accuracy_percent), ("precision_bits", precision_bits))
+    made = [Declared(name, number=float(value)) for name, value in own if value is not None]
+    for name, value in others.items():
+        level = value if isinstance(value, str) else ""
+        made.append(Declared(name, None if isinstance(value, str) else value, level))
+    return tuple(made)
 
 
 def _port(port: str, declared: Input, given: Output | None) -> Port:
@@ -125,17 +260,3 @@ def _port(port: str, declared: Input, given: Output | None) -> Port:
     if dtype is None or shape is None:
         raise TonaBug(f"the input {port!r} has passed validation without a type")
     return Port(port, dtype, shape)
-
-
-def _budgets(
-    service: Service, sources: dict[str, list[str]], ordered: list[str]
-) -> dict[str, float]:
-    bounds = [one.at_most for one in service.sla.all_bounds() if one.indicator == LATENCY]
-    if not bounds or bounds[0] is None:
-        return {}
-    cost = {
-        task.name: HOP_MS + (task.expected_ms or EXPECTED_MS[task.executor])
-        for task in service.tasks
-    }
-    through = longest_through(ordered, sources, cost)
-    return {name: bounds[0] * cost[name] / through[name] for name in ordered}

@@ -7,6 +7,7 @@ allowed.
 
 import difflib
 import re
+import types
 import typing
 from collections.abc import Iterable, Sized
 from enum import Enum
@@ -131,7 +132,7 @@ def _struct(kind: type[Struct], value: object, path: Path, problems: Problems) -
 
 
 def _any(annotation: Any, value: object, path: Path, problems: Problems) -> object:
-    bare, metas = _strip(annotation)
+    bare, metas = _strip(_without_none(annotation) if value is not None else annotation)
     origin = typing.get_origin(bare)
     if isinstance(bare, type) and issubclass(bare, Struct):
         return _struct(bare, value, path, problems)
@@ -181,6 +182,14 @@ def _sized(value: Sized, metas: tuple[Meta, ...], path: Path, problems: Problems
             problems.add(path, f"{len(value)} entries, at least {meta.min_length} must be given")
             return False
     return True
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return what a field that may be absent holds when it is there."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    inner = [one for one in typing.get_args(annotation) if one is not types.NoneType]
+    return inner[0] if len(inner) == 1 else annotation
 
 
 def _strip(annotation: Any) -> tuple[Any, tuple[Meta, ...]]:

@@ -1,7 +1,8 @@
 """The use case: the document that a person writes, validated completely before anything runs.
 
 TOML or JSON. A document is first read into the structs of `controller.namo.model`, field by field,
-then each service is held against what its tasks need of each other (`controller.namo.checks`).
+then each service is held against what its tasks need of each other, and the use case against
+itself (`controller.namo.checks` and the modules that it calls).
 Every problem is told with its line and its field.
 """
 
@@ -13,9 +14,10 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from controller.namo.checks import check_service, check_use_case
+from controller.namo.checks import check_service
+from controller.namo.checks_whole import check_use_case
 from controller.namo.lines import Path, json_lines, toml_lines
-from controller.namo.model import MAX_SERVICES, Service, UseCase
+from controller.namo.model import MAX_ALTERNATIVES, MAX_SERVICES, Origin, Service, Trigger, UseCase
 from controller.namo.reader import Problems, is_digest, read
 from protocols.base import Name
 from protocols.errors import UserError
@@ -42,6 +44,8 @@ class _Head(Struct, frozen=True):
     services: Annotated[list[Any], Meta(min_length=1, max_length=MAX_SERVICES)]
     tenant: Name | None = None
     description: Annotated[str, Meta(max_length=2048)] = ""
+    origin: Origin | None = None
+    trigger: Trigger | None = None
 
 
 def parse(document: str, notation: str) -> tuple[UseCase, str]:
@@ -61,10 +65,17 @@ def parse(document: str, notation: str) -> tuple[UseCase, str]:
         if service is not None:
             check_service(service, path, problems)
             services.append(service)
-    check_use_case(services, problems)
+    use_case = UseCase(
+        head.name if head is not None else "",
+        tuple(services),
+        head.tenant if head is not None else None,
+        head.description if head is not None else "",
+        head.origin if head is not None else None,
+        head.trigger if head is not None else None,
+    )
+    check_use_case(use_case, problems)
     if problems.count or head is None:
         raise DocumentError(problems.sentences())
-    use_case = UseCase(head.name, tuple(services), head.tenant, head.description)
     return use_case, msgspec.json.encode(tree).decode()
 
 
@@ -100,24 +111,49 @@ def _no_constant(name: str) -> None:
 
 def _unfolded(service: object, path: Path, problems: Problems) -> object:
     """Write the short forms of a service's tasks out; what is of a wrong type stays as it is."""
-    if not isinstance(service, dict) or not isinstance(service.get("tasks"), list):
-        return service
+    full = _unfolded_tasks(service, path, problems)
+    if isinstance(full, dict) and isinstance(full.get("alternatives"), list):
+        ways = full["alternatives"][:MAX_ALTERNATIVES]
+        rest = full["alternatives"][MAX_ALTERNATIVES:]
+        full["alternatives"] = [
+            _unfolded_tasks(one, (*path, "alternatives", at), problems)
+            for at, one in enumerate(ways)
+        ] + rest
+    return full
+
+
+def _unfolded_tasks(way: object, path: Path, problems: Problems) -> object:
+    if not isinstance(way, dict) or not isinstance(way.get("tasks"), list):
+        return dict(way) if isinstance(way, dict) else way
     tasks = [
-        _unfolded_task(task, (*path, "tasks", at), problems)
-        for at, task in enumerate(service["tasks"])
+        _unfolded_task(task, (*path, "tasks", at), problems) for at, task in enumerate(way["tasks"])
     ]
-    return {**service, "tasks": tasks}
+    return {**way, "tasks": tasks}
 
 
 def _unfolded_task(task: object, path: Path, problems: Problems) -> object:
     if not isinstance(task, dict):
         return task
-    full = _unfolded_artifact(task, path, problems)
-    inputs, constants = task.get("inputs"), task.get("constants")
+    full = _unfolded_program(task, path, problems)
+    inputs, variants = task.get("inputs"), task.get("variants")
     if isinstance(inputs, dict):
         full["inputs"] = {
             port: {"from": one} if isinstance(one, str) else one for port, one in inputs.items()
         }
+    if isinstance(variants, list):
+        full["variants"] = [
+            _unfolded_program(one, (*path, "variants", at), problems)
+            if isinstance(one, dict)
+            else one
+            for at, one in enumerate(variants)
+        ]
+    return full
+
+
+def _unfolded_program(table: dict[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
+    """Write out the artifact of a task or variant, and those of its constants."""
+    full = _unfolded_artifact(table, path, problems)
+    constants = table.get("constants")
     if isinstance(constants, dict):
         full["constants"] = {
             port: _unfolded_artifact(one, (*path, "constants", port), problems)

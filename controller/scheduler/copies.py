@@ -9,7 +9,9 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from protocols.manifest import Manifest
 from protocols.messages.hierarchy import EnvelopeGrant
+from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState
 
 
@@ -47,6 +49,13 @@ class Copy(Struct):
     """Whether its node, now lost, had said farewell: then there is nothing to wait for."""
     highest: int = 0
     """The highest epoch its node was given: a newer generation may have failed beside it."""
+    tuning: Tuning = Tuning()
+    """How it runs, or is to run as last told."""
+    number: int = 0
+    """Of the last Tune that it was sent; 0: its assignment said it all."""
+    tuned: int = 0
+    """Of the last Tune that it has confirmed."""
+    tune_sent_ms: int = 0
 
     def __post_init__(self) -> None:
         """Begin with its own epoch."""
@@ -78,6 +87,14 @@ class TaskEntry(Struct):
     refused_ms: int = -(10**12)
     awaiting_node: bool = False
     """After a restart: the node that ran the task may still come with it."""
+    tuning: Tuning = Tuning()
+    """How it shall run."""
+    tunes: int = 0
+    """Number of the last Tune of this task."""
+    wanted: str = ""
+    """A node that it shall move to; empty: it may stay where it is."""
+    rebuff: str = ""
+    """Why the last change was not taken by the node, until the quality keeper has read it."""
 
     @property
     def task(self) -> str:
@@ -96,3 +113,16 @@ class TaskEntry(Struct):
     def epochs_left(self) -> int:
         """Return how many epochs of the lease are unused."""
         return max(0, self.grant.epoch_to - self.next_epoch + 1)
+
+
+def rebuilt(one: Tuning) -> tuple[str, int, str]:
+    """Return the part of a tuning that needs another instance; the rest is told with a Tune."""
+    return one.variant, one.threads, one.provider
+
+
+def program(grant: EnvelopeGrant, variant: str) -> Manifest:
+    """Return the manifest of a variant; of the specification when it has no such one."""
+    for one in grant.spec.variants:
+        if one.name == variant:
+            return one.manifest
+    return grant.spec.manifest

@@ -16,6 +16,8 @@ from protocols.messages.presence import Birth, Inventory
 from protocols.messages.sense import LinkReport, LoadReport
 
 FIRST_SLOTS: Final = 64
+LEAST_GROWS: Final = 1.002
+"""By what factor the least round trip grows with each report, until it is met again."""
 SUSPECT_HEARTBEATS: Final = 1.8
 """Silence of this many heartbeats makes a node suspect."""
 CONFIRM_HEARTBEATS: Final = 1.0
@@ -24,6 +26,20 @@ CONFIRM_MIN_MS: Final = 400
 """...but never sooner than this after the suspicion."""
 CONFIRM_MAX_MS: Final = 5000
 
+_COLUMNS: Final = (
+    "_codes",
+    "_heard_ms",
+    "_suspect_ms",
+    "_heartbeat_ms",
+    "cpu_percent",
+    "summarised_cpu_percent",
+    "queue",
+    "copies",
+    "round_trip_ms",
+    "round_trip_least_ms",
+    "loss_percent",
+    "throttled",
+)
 _CODES: Final = {state: code for code, state in enumerate(NodeState)}
 _NEVER: Final = np.int64(2**62)
 
@@ -46,6 +62,16 @@ class NodeTable:
         self._heartbeat_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         self.cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
         self.summarised_cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
+        self.queue: NDArray[np.int32] = np.zeros(FIRST_SLOTS, np.int32)
+        """Invocations that wait or run."""
+        self.copies: NDArray[np.int32] = np.zeros(FIRST_SLOTS, np.int32)
+        """Tasks that have a copy there: the models in use."""
+        self.round_trip_ms: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
+        """Not a number: not measured."""
+        self.round_trip_least_ms: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
+        """Of the last minutes: what an idle link takes."""
+        self.loss_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
+        self.throttled: NDArray[np.bool_] = np.zeros(FIRST_SLOTS, np.bool_)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,19 +108,31 @@ class NodeTable:
         if slot == len(self._codes):
             self._grow()
         self._suspect_ms[slot] = _NEVER
+        self.round_trip_ms[slot] = self.round_trip_least_ms[slot] = np.nan
         return slot
 
     def _grow(self) -> None:
-        for column in (
-            "_codes",
-            "_heard_ms",
-            "_suspect_ms",
-            "_heartbeat_ms",
-            "cpu_percent",
-            "summarised_cpu_percent",
-        ):
+        for column in _COLUMNS:
             old = getattr(self, column)
             setattr(self, column, np.concatenate([old, np.zeros_like(old)]))
+
+    def loaded(self, slot: int, load: LoadReport) -> None:
+        """Take in a load report."""
+        self.loads[slot] = load
+        self.cpu_percent[slot] = load.cpu_percent
+        self.queue[slot] = load.queue
+        self.throttled[slot] = bool(load.throttled)
+
+    def linked(self, slot: int, link: LinkReport) -> None:
+        """Take in a link report."""
+        self.links[slot] = link
+        self.round_trip_ms[slot] = np.nan if link.round_trip_ms is None else link.round_trip_ms
+        self.loss_percent[slot] = link.loss_percent or 0.0
+        if link.round_trip_ms is not None:
+            least = float(self.round_trip_least_ms[slot]) * LEAST_GROWS
+            # Not a number is never the lesser: the first one counts.
+            idle = min(link.round_trip_ms, least)
+            self.round_trip_least_ms[slot] = idle
 
     def set_state(self, slot: int, state: NodeState, now_ms: int, reason: str) -> None:
         """Put a node into a state that the presence table allowed."""
@@ -115,6 +153,19 @@ class NodeTable:
     def inventory(self, node: str) -> Inventory:
         """Return what a known node is."""
         return self.births[self.slots[node]].inventory
+
+    def providers(self, node: str) -> frozenset[str]:
+        """Return the ONNX execution providers of a node."""
+        slot = self.slots.get(node)
+        executors = () if slot is None else self.births[slot].inventory.executors
+        return frozenset(one for executor in executors for one in executor.providers)
+
+    def round_trips_ms(self, node: str) -> tuple[float, float]:
+        """Return a node's round trip now and when its link is idle; 0 where not measured."""
+        slot = self.slots.get(node)
+        if slot is None or np.isnan(self.round_trip_ms[slot]):
+            return 0.0, 0.0
+        return float(self.round_trip_ms[slot]), float(self.round_trip_least_ms[slot])
 
     def silent_ms(self, slot: int, now_ms: int) -> int:
         """Return how long a node has not spoken."""

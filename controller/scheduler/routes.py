@@ -8,6 +8,8 @@ from protocols.messages.invocation import REQUEST, Edge, Plan, Route, Step
 
 ROUTE_VALID_MS: Final = 30_000
 ROUTE_CREDIT: Final = 64
+"""Until what the tasks can bear is known."""
+CREDIT_STEP: Final = 2
 
 
 def build_plan(tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]) -> Plan | str:
@@ -46,6 +48,11 @@ def _renamed(edge: Edge, step_tasks: Mapping[str, str]) -> Edge:
     return Edge(edge.port, step_tasks.get(edge.source, edge.source), edge.source_port)
 
 
+def is_entry(step: Step) -> bool:
+    """Whether a step takes something from the request."""
+    return any(edge.source == REQUEST for edge in step.inputs)
+
+
 def entry_inputs(plan: Plan) -> dict[str, set[str]]:
     """Return for each node with a step fed by the request the names of the values it needs."""
     wanted: dict[str, set[str]] = {}
@@ -56,7 +63,19 @@ def entry_inputs(plan: Plan) -> dict[str, set[str]]:
     return wanted
 
 
-def route(service: str, epoch: int, plan: Plan | str, blob_urls: tuple[str, ...]) -> Route:
+def another_credit(old: int, new: int) -> bool:
+    """Whether a credit has changed so much that clients should know."""
+    return new >= old * CREDIT_STEP or new * CREDIT_STEP <= old
+
+
+def route(
+    service: str,
+    epoch: int,
+    plan: Plan | str,
+    blob_urls: tuple[str, ...],
+    credit: int,
+    encoding: str,
+) -> Route:
     """Return the message that tells clients where a service is served, or why it is not."""
     if isinstance(plan, str):
         return Route(
@@ -68,7 +87,8 @@ def route(service: str, epoch: int, plan: Plan | str, blob_urls: tuple[str, ...]
         epoch,
         plan,
         ROUTE_VALID_MS,
-        credit=ROUTE_CREDIT,
+        credit=credit,
         blob_urls=blob_urls,
         inputs=tuple(inputs),
+        encoding=encoding,
     )

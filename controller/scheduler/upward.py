@@ -28,6 +28,7 @@ def report(entry: TaskEntry, copy: Copy, cause: str) -> Send:
         _TOLD[copy.state],
         copy.reason,
         Blame.ENVIRONMENT if copy.state is CopyState.GONE else None,
+        variant=copy.tuning.variant,
     )
     return Send(ToRole(entry.anchor), body, copy.cause or cause, entry.tenant)
 

@@ -19,7 +19,8 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.STORY: records.StoryRecord,
     records.ARTIFACT: records.ArtifactRecord,
     records.ANCHORED: records.AnchoredRecord,
-    records.ANCHORED: records.AnchoredRecord,
+    records.APPROVAL: records.ApprovalRecord,
+    records.JOB: records.JobRecord,
 }
 
 _encoder = msgspec.msgpack.Encoder()

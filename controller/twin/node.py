@@ -1,287 +1,322 @@
-"""A simulated node: the device agent's own core, on a machine and executors that are made up.
+"""A simulated node: the device agent's own core, its connection, its journal and its death.
 
-Executors take the time they are told and echo their inputs; the journal survives a kill, all else
-is gone with the process. Downloads always succeed while the node is connected.
+It does what the daemon does: commands after a journal entry wait until that is durable, a node
+without a connection tries again with jitter, the broker publishes its will. Executors and sensors
+are in `controller.twin.hands`.
 """
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Final
 
 from msgspec import Struct
 
-from controller.twin.world import Network, World
+from controller.twin.checkers import Checkers
+from controller.twin.hands import Hands, Shape
+from controller.twin.journal import JOURNALLED, DiskFull, SimJournal, changes_of, subjects
+from controller.twin.network import Network
+from controller.twin.world import Clock, World
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from protocols.codec import VERSION, Frame
-from protocols.errors import Blame
-from protocols.manifest import Manifest
-from protocols.messages import (
-    Assign,
-    Body,
-    Death,
-    LinkReport,
-    LoadReport,
-    Probe,
-)
-from protocols.messages.presence import ExecutorInfo, Inventory
-from protocols.topics import Channel, Party, Topic, build, parse
+from protocols.messages import Body, Death, Probe, Status
+from protocols.topics import TABLE, Channel, Party, Topic, build, parse
 
-WILL_DELAY_MS: Final = 5
+WRITE_MS: Final = 1
+"""What a journal write takes."""
+TORN_SHARE: Final = 0.5
+"""Of the crashes within a write, those that leave nothing of it."""
+WILL_MS: Final = 5
+START_AGAIN_MS: Final = 1000
+"""A daemon that cannot open its journal is started again after this."""
+CONNECT_AGAIN_MS: Final = (100, 600)
 
 
-class Shape(Struct, frozen=True):
-    """What a simulated machine is and how fast it works."""
+class CrashPoint(Struct, frozen=True):
+    """Where a process is to die: at its next durable step."""
 
-    cpu_count: int = 4
-    memory_bytes: int = 4 << 30
-    fetch_ms: int = 40
-    start_ms: int = 30
-    run_ms: tuple[int, int] = (1, 20)
-    cpu_percent: tuple[float, float] = (5.0, 40.0)
+    when: str
+    """`before` the write, `after` it and before what depends on it, or `torn` within it."""
+    down_ms: int
+
+    def lost(self, dice: Random) -> bool:
+        """Whether what was to be written is gone."""
+        return self.when == "before" or (self.when == "torn" and dice.random() < TORN_SHARE)
 
 
 class SimNode:
     """One device: a core that can be killed, restarted and cut off."""
 
+    journal_first = True
+    """The order that protects: False lets words out before what they rest on is durable."""
+
     def __init__(
         self,
         name: str,
-        cell: str,
         world: World,
         network: Network,
         shape: Shape,
-        on_run: Callable[[str, str, int, str], None],
+        checkers: Checkers,
+        clock: Clock,
     ) -> None:
         self.name = name
-        self.cell = cell
         self.world = world
         self.network = network
-        self.shape = shape
+        self.clock = clock
+        self.journal = SimJournal()
+        self.checkers = checkers
+        self.hands = Hands(self, shape)
         self.alive = False
-        self.load_percent: float | None = None
-        """Set by a scenario: the CPU load to show; None draws one."""
-        self.broken = False
-        """Set by a scenario: whether executors start nothing."""
-        self._on_run = on_run
-        """Told (node, task, epoch, request) of every execution, for the checkers."""
-        self._journal: dict[str, Assign] = {}
-        self._tombstones: dict[str, int] = {}
+        self.connected = False
+        self.wanted = True
+        """Whether it shall run: a node that ended in order stays down until it is started."""
+        self.crash: CrashPoint | None = None
+        self.lag_ms = 0
+        """How late it handles what it hears: a slow consumer."""
+        self._inbox: deque[tuple[float, events.Event]] = deque()
         self._incarnation = 0
         self._life = 0
         self._number = 0
-        self._cached: set[str] = set()
-        self._instances: dict[str, tuple[str, Manifest]] = {}
         self._wake_ms: float | None = None
-        self._pace = 0
+        self._unwritten: list[commands.Command] = []
         self._core: Core | None = None
+        self._topics = {
+            channel: build(network.cell, Party.NODE, name, channel)
+            for channel in Channel
+            if (Party.NODE, channel) in TABLE
+        }
 
     @property
     def core(self) -> Core:
-        """The running core."""
+        """The running core. Raises RuntimeError when there is none."""
         if self._core is None:
             raise RuntimeError(f"{self.name} does not run")
         return self._core
 
-    def held_bytes(self) -> int:
-        """Return the memory that the tasks of this node may take.
-
-        A new generation beside its old one counts alone: the old one leaves.
-        """
-        newest = {task: manifest.limits.memory_bytes for task, manifest in self._instances.values()}
-        return sum(newest.values())
+    @property
+    def incarnation(self) -> int:
+        """Of the last connection."""
+        return self._incarnation
 
     # Life.
 
     def start(self) -> None:
-        """Boot: restore the journal, connect."""
+        """Boot: restore the journal, connect; nothing when it runs already."""
+        if self.alive or not self.wanted:
+            return
         self._life += 1
+        try:
+            self._incarnation = self.journal.reserve(self.clock.unix_ms)
+        except DiskFull:
+            self.later(START_AGAIN_MS, self.start)
+            return
         self.alive = True
-        self._instances.clear()
         self._wake_ms = None
-        inventory = Inventory(
-            "simulated",
-            "x86_64",
-            "linux",
-            self.shape.cpu_count,
-            self.shape.memory_bytes,
-            32 << 30,
-            executors=(ExecutorInfo("wasm", "sim"), ExecutorInfo("onnx", "sim")),
-            task_memory_bytes=self.shape.memory_bytes // 2,
-            max_instances=64,
-        )
+        self._unwritten.clear()
+        self._inbox.clear()
+        self.hands.begin()
+        self.world.note(f"{self.name} starts")
         self._core = Core(
             node=self.name,
             agent_version="sim",
             boot_id=f"boot-{self._life}",
-            inventory=inventory,
+            inventory=self.hands.inventory,
+            cell=self.network.cell,
         )
-        self._tell(events.Restored(tuple(self._journal.values()), tuple(self._tombstones.items())))
+        self.checkers.node_started(self.name)
+        self.tell(self.journal.restored(self._incarnation))
         self._connect()
-        self._later(1000, partial(self._sample, self._pace))
 
     def kill(self) -> None:
         """End the process at once; the broker says its will."""
-        incarnation, self._core, self.alive = self._incarnation, None, False
-        self._life += 1
-        self.network.leave(self.name)
-        self.world.after(WILL_DELAY_MS, partial(self._will, incarnation))
-
-    def cut(self, *, off: bool) -> None:
-        """Take the link away, or give it back; the process lives on."""
-        self.network.cut(self.name, off=off)
         if not self.alive:
             return
-        if off:
-            self.network.leave(self.name)
-            self._tell(events.Disconnected("cut"))
-        else:
-            self._connect()
+        self.world.note(f"{self.name} dies")
+        self._end()
+        self._hang_up(WILL_MS)
+
+    def crash_now(self, down_ms: int) -> None:
+        """Die, and be started again."""
+        self.kill()
+        self.world.after(down_ms, self.start)
 
     def shut_down(self) -> None:
         """Ask the daemon to end in order."""
-        self._tell(events.ShutDown("asked to"))
+        if self.alive:
+            self.tell(events.ShutDown("asked to"))
 
-    def _will(self, incarnation: int) -> None:
-        self._publish(self._own(Channel.PRESENCE), Death("will"), "will", incarnation)
+    def _end(self) -> None:
+        self._core, self.alive = None, False
+        self._life += 1
+        self.crash = None
+
+    def later(self, delay_ms: float, action: Callable[[], None]) -> None:
+        """Do something later unless this life is over by then."""
+        self.world.after(delay_ms, partial(self._unless_over, self._life, action))
+
+    def _unless_over(self, life: int, action: Callable[[], None]) -> None:
+        if life == self._life:
+            action()
+
+    # The connection.
 
     def _connect(self) -> None:
+        if not self.alive or self.connected:
+            return
+        if not self.network.reachable(self.name):
+            self.later(self.world.dice.randint(*CONNECT_AGAIN_MS), self._connect)
+            return
+        self.connected = True
         self._incarnation += 1
         self._number = 0
         for channel in (Channel.COMMAND, Channel.INVOKE):
-            self.network.listen(self.name, self._own(channel), self._hear)
-        self._tell(events.Connected(self._incarnation, self.world.dice.random()))
+            self.network.listen(self.name, self._topics[channel], self._hear)
+        self.tell(events.Connected(self._incarnation, self.world.dice.random()))
 
-    def _own(self, channel: Channel) -> Topic:
-        return build(self.cell, Party.NODE, self.name, channel)
+    def lose_connection(self, will_ms: int | None = WILL_MS) -> None:
+        """Have the connection end under a living node; it connects again."""
+        if self.connected:
+            self._hang_up(will_ms)
+            if self.alive:
+                self.tell(events.Disconnected("the connection was lost"))
+                self.later(self.world.dice.randint(*CONNECT_AGAIN_MS), self._connect)
 
-    def _later(self, delay_ms: float, action: Callable[[], None]) -> None:
-        life = self._life
+    def _hang_up(self, will_ms: int | None) -> None:
+        """Leave the broker, which publishes the will; None: it does not."""
+        if self.connected:
+            self.connected = False
+            self.network.leave(self.name)
+            if will_ms is not None:
+                self.will(will_ms)
 
-        def run() -> None:
-            if self._life == life:
-                action()
+    def will(self, delay_ms: int) -> None:
+        """Have the broker publish the will of the newest connection, whatever became of it."""
+        death = partial(self._say_will, self._incarnation)
+        self.world.after(delay_ms, death)
 
-        self.world.after(round(delay_ms), run)
+    def _say_will(self, incarnation: int) -> None:
+        frame = Frame(
+            VERSION, self.name, incarnation, 0, "default", "will", Death("the connection was lost")
+        )
+        self.network.publish(self.name, self._topics[Channel.PRESENCE], frame, by_broker=True)
 
     # Events in, commands out.
 
     def _hear(self, topic: Topic, frame: Frame) -> None:
-        self._tell(
-            events.Received(
-                topic.channel,
-                frame.sender,
-                frame.incarnation,
-                frame.number,
-                frame.tenant,
-                frame.cause,
-                frame.body,
-            )
+        event = events.Received(
+            topic.channel,
+            frame.sender,
+            frame.incarnation,
+            frame.number,
+            frame.tenant,
+            frame.cause,
+            frame.body,
         )
-
-    def _tell(self, event: events.Event) -> None:
-        if self._core is None:
+        if not self.lag_ms and not self._inbox:
+            self.tell(event)
             return
-        for command in self._core.handle(event, self.world.now_ms):
-            self._do(command)
-        due_ms = self._core.next_due_ms if self._core is not None else None
-        if due_ms is not None and (self._wake_ms is None or due_ms < self._wake_ms):
-            self._wake_ms = due_ms
-            self._later(max(0.0, due_ms - self.world.now_ms) + 1, self._tick)
+        self._inbox.append((self.world.now_ms + self.lag_ms, event))
+        if len(self._inbox) == 1:
+            self.later(self.lag_ms, self._take_late)
 
-    def _tick(self) -> None:
-        self._wake_ms = None
-        self._tell(events.Tick())
+    def _hear_service(self, topic: Topic, frame: Frame) -> None:
+        self.tell(events.Published(topic.name, topic.channel, frame.body))
 
-    def _do(self, command: commands.Command) -> None:  # noqa: C901, PLR0912 - one arm each
+    def _take_late(self) -> None:
+        _, event = self._inbox.popleft()
+        if self._inbox:
+            self.later(max(0, self._inbox[0][0] - self.world.now_ms), self._take_late)
+        self.tell(event)
+
+    def tell(self, event: events.Event) -> None:
+        """Hand the core an event and do what it answers."""
+        core = self._core
+        if core is None:
+            return
+        for command in core.handle(event, self.clock.now_ms):
+            waits = bool(self._unwritten) and self.journal_first
+            if waits or isinstance(command, JOURNALLED):
+                if not self._unwritten:
+                    self.later(WRITE_MS, self._write)
+                self._unwritten.append(command)
+            else:
+                self.act(command)
+        if self._core is not None:
+            due_ms = self._core.next_due_ms
+            if due_ms is not None and (self._wake_ms is None or due_ms < self._wake_ms):
+                self._wake_ms = due_ms
+                self.later(self.clock.wait_ms(due_ms), partial(self._tick, due_ms))
+
+    def _tick(self, due_ms: float) -> None:
+        if self._wake_ms == due_ms:
+            self._wake_ms = None
+            self.tell(events.Tick())
+
+    def _write(self) -> None:
+        """Make the changes of this turn durable, then do what waited for that."""
+        waited, self._unwritten = self._unwritten, []
+        changes = changes_of(waited)
+        point, self.crash = self.crash, None
+        if point is not None and self._lost_in(point):
+            self.crash_now(point.down_ms)
+            return
+        try:
+            self.journal.write(changes)
+        except DiskFull:
+            for task, epoch in subjects(changes):
+                self.checkers.unwritten(self.name, task, epoch)
+                self.tell(events.JournalFailed(task, epoch, "the disk is full"))
+        else:
+            self.checkers.journalled(self.name, changes)
+        if point is not None:
+            self.crash_now(point.down_ms)
+            return
+        for command in waited:
+            if not isinstance(command, JOURNALLED):
+                self.act(command)
+
+    def _lost_in(self, point: CrashPoint) -> bool:
+        self.checkers.counts[f"crash {point.when} journal"] += 1
+        return point.lost(self.world.dice)
+
+    def act(self, command: commands.Command) -> None:
+        """Do what a command says: speech here, work in the hands."""
         match command:
             case commands.Say(channel=channel, body=body, cause=cause):
+                if isinstance(body, Status):
+                    self.checkers.announced(self.name, body, self.journal.epoch(body.task))
                 if not isinstance(body, Probe):
-                    self._publish(self._own(channel), body, cause)
+                    self._publish(self._topics[channel], body, cause)
             case commands.Forward(node=node, body=body, cause=cause):
-                self._publish(build(self.cell, Party.NODE, node, Channel.INVOKE), body, cause)
-            case commands.Reply(topic=topic, body=body, cause=cause):
-                self._publish(parse(topic), body, cause)
-            case commands.Keep(assign=assign):
-                self._journal[assign.task] = assign
-            case commands.Forget(task=task, epoch=epoch):
-                self._journal.pop(task, None)
-                self._tombstones[task] = epoch
-            case commands.FetchArtifact(digest=digest):
-                delay_ms = 1 if digest in self._cached else self.shape.fetch_ms
-                self._cached.add(digest)
-                self._later(delay_ms, partial(self._tell, events.ArtifactReady(digest)))
-            case commands.StartInstance(instance=instance, task=task, manifest=manifest):
-                self._instances[instance] = (task, manifest)
-                self._later(self.shape.start_ms, partial(self._started, instance))
-            case commands.StopInstance(instance=instance):
-                self._instances.pop(instance, None)
-                self._later(1, partial(self._tell, events.InstanceStopped(instance)))
-            case commands.Execute():
-                self._execute(command)
-            case commands.FetchBlob(digest=digest):
-                self._later(5, partial(self._tell, events.BlobReady(digest)))
-            case commands.PushBlob(digest=digest):
-                self._later(5, partial(self._tell, events.BlobPushed(digest)))
-            case commands.SetPace(sample_ms=sample_ms):
-                self._pace += 1
-                self._later(sample_ms, partial(self._sample, self._pace, sample_ms))
+                topic = build(self.network.cell, Party.NODE, node, Channel.INVOKE)
+                self._publish(topic, body, cause)
+            case commands.Reply(topic=text, body=body, cause=cause):
+                self._publish(parse(text), body, cause)
+            case commands.Publish(service=service, body=body, cause=cause):
+                topic = build(self.network.cell, Party.SERVICE, service, Channel.OUTPUT)
+                self._publish(topic, body, cause)
+            case commands.Follow(service=service, channel=channel):
+                topic = build(self.network.cell, Party.SERVICE, service, channel)
+                self.network.listen(self.name, topic, self._hear_service)
+            case commands.Unfollow(service=service, channel=channel):
+                topic = build(self.network.cell, Party.SERVICE, service, channel)
+                self.network.unlisten(self.name, topic)
             case commands.Exit():
-                self._later(0, self._exit)
-            case commands.CancelCall():
-                pass
-
-    def _started(self, instance: str) -> None:
-        if self.broken:
-            text = "the runtime does not start"
-            failed = events.InstanceFailed(instance, text, Blame.ENVIRONMENT, retryable=False)
-            self._tell(failed)
-        else:
-            self._tell(events.InstanceReady(instance))
+                self.later(0, self._exit)
+            case _:
+                self.hands.act(command)
 
     def _exit(self) -> None:
-        self._core, self.alive = None, False
-        self._life += 1
-        self.network.leave(self.name)
+        self._end()
+        self._hang_up(None)
 
-    def _execute(self, command: commands.Execute) -> None:
-        task, manifest = self._instances[command.instance]
-        run_ms = self.world.dice.randint(*self.shape.run_ms)
-        # A released task is forgotten by the journal before its last call has run.
-        held = self._journal.get(task)
-        epoch = held.epoch if held is not None else self._tombstones[task]
-        self._on_run(self.name, task, epoch, command.call)
-        value = next(iter(command.inputs.values()))
-        outputs = {port.name: value for port in manifest.outputs}
-        done = events.ExecutorDone(command.call, outputs, run_ms * 1000)
-        self._later(run_ms, partial(self._tell, done))
-
-    def _publish(
-        self, topic: Topic, body: Body, cause: str, incarnation: int | None = None
-    ) -> None:
+    def _publish(self, topic: Topic, body: Body, cause: str) -> None:
+        if not self.connected:
+            return
         self._number += 1
         frame = Frame(
-            VERSION,
-            self.name,
-            self._incarnation if incarnation is None else incarnation,
-            self._number,
-            "default",
-            cause[:128],
-            body,
+            VERSION, self.name, self._incarnation, self._number, "default", cause[:128], body
         )
         self.network.publish(self.name, topic, frame)
-
-    def _sample(self, pace: int, sample_ms: int = 1000) -> None:
-        if pace != self._pace:
-            return
-        cpu_percent = self.load_percent
-        if cpu_percent is None:
-            cpu_percent = self.world.dice.uniform(*self.shape.cpu_percent)
-        available = self.shape.memory_bytes // 2
-        now_ms = self.world.now_ms
-        load = LoadReport(
-            now_ms, cpu_percent, memory_used_bytes=available, memory_available_bytes=available
-        )
-        self._tell(events.Sampled(load))
-        self._tell(events.LinkSampled(LinkReport(now_ms, "eth0", "wired", carrier=True)))
-        self._later(sample_ms, partial(self._sample, pace, sample_ms))

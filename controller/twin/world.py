@@ -1,125 +1,111 @@
-"""Fake time, seeded chance and a broker that loses, delays and reorders as told.
+"""Fake time, seeded chance, and the clocks of machines that do not agree.
 
 Everything that happens is an entry of one heap, ordered by time and then by the order of its
-making, so a seed replays the same run to the last step.
+making, so a seed replays the same run to the last step; a hash over what happened proves it.
 """
 
 import heapq
 import random
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Final
 
-from msgspec import Struct
-
-from protocols import codec
-from protocols.codec import Frame
-from protocols.topics import Topic
-
 MAX_STEPS: Final = 50_000_000
+UNIX_MS: Final = 1_790_000_000_000
+"""What a wall clock that is right shows when a run begins."""
 
+MARGIN_MS: Final = 0.001
 
-class Faults(Struct, frozen=True):
-    """How the network of a run misbehaves; shares are of messages."""
-
-    delay_ms: tuple[int, int] = (1, 5)
-    drop_share: float = 0.0
-    double_share: float = 0.0
+Tell = Callable[[str], None]
 
 
 class World:
-    """The clock, the dice and everything that is still to happen."""
+    """The time, the dice and everything that is still to happen."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, trace: Tell | None = None) -> None:
         self.seed = seed
-        self.now_ms = 0
+        self.now_ms = 0.0
         self.dice = random.Random(seed)  # noqa: S311 - a run must replay from its seed
         self.steps = 0
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._made = 0
+        self._hash = blake2b(digest_size=8)
+        self._trace = trace
 
-    def at(self, when_ms: int, action: Callable[[], None]) -> None:
+    @property
+    def traced(self) -> bool:
+        """Whether somebody reads what is noted."""
+        return self._trace is not None
+
+    def at(self, when_ms: float, action: Callable[[], None]) -> None:
         """Do something at a time; in the past means now, after what is already due."""
         self._made += 1
         heapq.heappush(self._heap, (max(when_ms, self.now_ms), self._made, action))
 
-    def after(self, delay_ms: int, action: Callable[[], None]) -> None:
+    def after(self, delay_ms: float, action: Callable[[], None]) -> None:
         """Do something later."""
-        self.at(self.now_ms + delay_ms, action)
+        self._made += 1
+        heapq.heappush(self._heap, (self.now_ms + delay_ms, self._made, action))
 
-    def run_until(self, when_ms: int) -> None:
-        """Let time pass."""
-        while self._heap and self._heap[0][0] <= when_ms:
-            due_ms, _, action = heapq.heappop(self._heap)
-            self.now_ms = due_ms
+    def run_until(self, when_ms: float) -> None:
+        """Let time pass. Raises RuntimeError when a run does not end."""
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= when_ms:
+            self.now_ms, _, action = pop(heap)
             self.steps += 1
-            if self.steps > MAX_STEPS:
-                raise RuntimeError(f"seed {self.seed}: the run does not end")
             action()
         self.now_ms = when_ms
+        if self.steps > MAX_STEPS:
+            raise RuntimeError(f"seed {self.seed}: the run does not end")
+
+    def note(self, text: str) -> None:
+        """Put something that happened into the hash, and into the trace where there is one."""
+        self._hash.update(f"{self.now_ms:.3f} {text}\n".encode())
+        if self._trace is not None:
+            self._trace(f"{self.now_ms:>11.3f} {text}")
+
+    def explain(self, text: str) -> None:
+        """Put more into the trace than the hash needs."""
+        if self._trace is not None:
+            self._trace(f"{'':>11}   {text}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the hash of what has happened so far."""
+        return self._hash.hexdigest()
 
 
-Listener = Callable[[Topic, Frame], None]
+class Clock:
+    """The clocks of one machine: a monotonic one that starts anywhere and a wall clock."""
 
+    def __init__(self, world: World, offset_ms: int = 0, rate: float = 1.0) -> None:
+        self._world = world
+        self._offset_ms = offset_ms
+        self._rate = rate
+        """Its milliseconds in one of the world's."""
+        self._wall_ms = 0
 
-class Network:
-    """A broker of one cell: topics to listeners, with faults; frames pass the real codec."""
+    @classmethod
+    def drawn(cls, world: World, skew: float) -> "Clock":
+        """Return a clock that starts anywhere and is wrong by up to `skew`."""
+        dice = world.dice
+        return cls(world, dice.randint(0, 10**9), 1.0 + dice.uniform(-skew, skew))
 
-    def __init__(self, world: World, faults: Faults) -> None:
-        self.world = world
-        self.faults = faults
-        self.messages = 0
-        self._listeners: dict[tuple[str, str], Listener] = {}
-        """By (who listens, first topic levels): see `listen`."""
-        self._exact: dict[str, dict[str, Listener]] = {}
-        self._families: dict[tuple[str, str], dict[str, Listener]] = {}
-        self._cut: set[str] = set()
+    @property
+    def now_ms(self) -> float:
+        """The monotonic clock."""
+        return self._offset_ms + self._world.now_ms * self._rate
 
-    def listen(self, who: str, topic: Topic, listener: Listener) -> None:
-        """Deliver a topic to someone."""
-        self._exact.setdefault(str(topic), {})[who] = listener
+    @property
+    def unix_ms(self) -> int:
+        """The wall clock."""
+        return max(0, UNIX_MS + self._wall_ms + int(self._world.now_ms))
 
-    def listen_family(self, who: str, topic: Topic, listener: Listener) -> None:
-        """Deliver every name of a topic's family to someone."""
-        family = (topic.party.value, topic.channel.value)
-        self._families.setdefault(family, {})[who] = listener
+    def jump(self, to_unix_ms: int) -> None:
+        """Set the wall clock; the monotonic one does not notice."""
+        self._wall_ms = to_unix_ms - UNIX_MS - int(self._world.now_ms)
 
-    def leave(self, who: str) -> None:
-        """Forget a listener: its connection is gone."""
-        for listeners in (*self._exact.values(), *self._families.values()):
-            listeners.pop(who, None)
-
-    def cut(self, who: str, *, off: bool) -> None:
-        """Partition someone from the broker, both ways, or mend it."""
-        if off:
-            self._cut.add(who)
-        else:
-            self._cut.discard(who)
-
-    def publish(self, who: str, topic: Topic, frame: Frame) -> None:
-        """Send a frame to everyone who listens, as the faults allow."""
-        if who in self._cut:
-            return
-        payload = codec.encode(frame, topic.rule.max_bytes)
-        family = self._families.get((topic.party.value, topic.channel.value), {})
-        for listener_name in (*self._exact.get(str(topic), ()), *family):
-            self.messages += 1
-            dice, faults = self.world.dice, self.faults
-            if faults.drop_share and dice.random() < faults.drop_share:
-                continue
-            copies = 1 + (bool(faults.double_share) and dice.random() < faults.double_share)
-            for _ in range(copies):
-                delay_ms = dice.randint(*faults.delay_ms)
-                self.world.after(
-                    delay_ms,
-                    lambda name=listener_name: self._deliver(name, topic, payload),  # type: ignore[misc]
-                )
-
-    def _deliver(self, who: str, topic: Topic, payload: bytes) -> None:
-        if who in self._cut:
-            return
-        listener = self._exact.get(str(topic), {}).get(who)
-        if listener is None:
-            family = (topic.party.value, topic.channel.value)
-            listener = self._families.get(family, {}).get(who)
-        if listener is not None:
-            listener(topic, codec.decode(payload, topic.rule.max_bytes))
+    def wait_ms(self, until_ms: float) -> float:
+        """Return the world's milliseconds until the monotonic clock has reached a time."""
+        # A little more than exact: whoever is woken must not find that it is too early.
+        return max(0.0, (until_ms - self.now_ms) / self._rate + MARGIN_MS)

@@ -36,7 +36,8 @@ class BlobFolder(Shelf):
         """
         entries = self.entries()
         excess = sum(entry.size_bytes for entry in entries) - self.max_bytes
-        fresh = {entry.name for entry in entries if entry.used_s > now_s - FRESH_S}
+        # What a clock that has gone back left in the future is not fresh for ever.
+        fresh = {entry.name for entry in entries if abs(entry.used_s - now_s) < FRESH_S}
         chosen = to_evict(entries, self.pinned() | fresh, excess, now_s - self.max_age_s)
         for entry in chosen:
             self._unlink(self.folder / entry.name)

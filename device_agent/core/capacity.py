@@ -3,11 +3,27 @@
 from collections.abc import Sequence
 from typing import Final
 
+from device_agent.core.instances import Instance
 from protocols.messages.presence import Inventory
 from protocols.messages.task import Assign
 
 HELD_MAX: Final = 256
 """Tasks of one node, whatever its inventory says: a birth that lists them has to fit its frame."""
+
+
+def room(inventory: Inventory, instances: Sequence[Instance]) -> list[int]:
+    """Return how many workers each instance may have: all have one, more while memory is free."""
+    have = inventory.task_memory_bytes
+    free = have - sum(one.manifest.limits.memory_bytes for one in instances)
+    granted = []
+    for one in instances:
+        asked = one.manifest.limits.memory_bytes
+        more = one.wanted - 1
+        if have:
+            more = min(more, max(0, free) // asked)
+            free -= more * asked
+        granted.append(1 + more)
+    return granted
 
 
 def refusal(node: str, inventory: Inventory, others: Sequence[Assign], wanted: Assign) -> str:

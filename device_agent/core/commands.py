@@ -1,14 +1,15 @@
 """What the core wants done, in this order.
 
-`Keep` and `Forget` are durable before anything after them in the same answer is done, so nothing is
-promised that a crash can take back.
+`Keep`, `Forget` and their like for feeds are durable before anything after them in the same answer
+is done, so nothing is promised that a crash can take back.
 """
 
 from msgspec import Struct
 
-from protocols.manifest import Manifest
+from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body
-from protocols.messages.invocation import Value
+from protocols.messages.invocation import Result, Tensor, Value
+from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign
 from protocols.topics import Channel
 
@@ -56,6 +57,20 @@ class Forget(Struct, frozen=True):
     cause: str
 
 
+class KeepFeed(Struct, frozen=True):
+    """Journal a feed: the newest of its service."""
+
+    feed: Feed
+    cause: str
+
+
+class ForgetFeed(Struct, frozen=True):
+    """Journal that a service is fed no longer."""
+
+    service: str
+    cause: str
+
+
 class FetchArtifact(Struct, frozen=True):
     """Have an artifact in the cache; answered by `ArtifactReady` or `ArtifactFailed`."""
 
@@ -75,6 +90,24 @@ class StartInstance(Struct, frozen=True):
     manifest: Manifest
     replicas: int
     cause: str
+    threads: int = 0
+    """Inside one run of a model; 0: the executor's choice."""
+    provider: str = ""
+    """ONNX execution provider; empty: as the manifest or the node says."""
+    cpu_percent: float = 0.0
+    """Share of the node's cores for its workers together, of one core; 0: no bound."""
+    priority: int = PRIORITY_DEFAULT
+    """Among the tasks of the node."""
+
+
+class TuneInstance(Struct, frozen=True):
+    """Let a starting or started instance run so; what cannot be done comes with its stats."""
+
+    instance: str
+    replicas: int
+    cpu_percent: float
+    priority: int
+    cause: str
 
 
 class StopInstance(Struct, frozen=True):
@@ -92,6 +125,8 @@ class Execute(Struct, frozen=True):
     inputs: dict[str, Value]
     budget_ms: int
     cause: str
+    priority: int = 2 * PRIORITY_DEFAULT
+    """That of the task and of the request together: which call goes first where both could."""
 
 
 class CancelCall(Struct, frozen=True):
@@ -119,6 +154,55 @@ class PushBlob(Struct, frozen=True):
     cause: str
 
 
+class ReadSource(Struct, frozen=True):
+    """Read a sensor or a file; answered by `SourceRead` or `SourceFailed`, whatever happens."""
+
+    service: str
+    input: str
+    kind: SourceKind
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    """-1 is as long as what is read."""
+    decimation: int
+    """Every how manieth row and column of a picture is kept."""
+    cursor: str
+    """Of a folder: the file that was read last; the next one is wanted. Empty: the first."""
+    cause: str
+
+
+class Follow(Struct, frozen=True):
+    """Subscribe to a channel of a service; what comes there is told as `Published`."""
+
+    service: str
+    channel: Channel
+
+
+class Unfollow(Struct, frozen=True):
+    """Nothing of this channel is wanted any more."""
+
+    service: str
+    channel: Channel
+
+
+class Publish(Struct, frozen=True):
+    """Publish on the output topic of a service."""
+
+    service: str
+    body: Result
+    cause: str
+    tenant: str
+
+
+class StoreValue(Struct, frozen=True):
+    """Bring a small value to the cell's store; answered by `Stored` or `StoreFailed`."""
+
+    key: str
+    value: Tensor
+    urls: tuple[str, ...]
+    cause: str
+
+
 class SetPace(Struct, frozen=True):
     """How often to sample and to probe the path from now on."""
 
@@ -138,13 +222,21 @@ Command = (
     | Reply
     | Keep
     | Forget
+    | KeepFeed
+    | ForgetFeed
     | FetchArtifact
     | StartInstance
+    | TuneInstance
     | StopInstance
     | Execute
     | CancelCall
     | FetchBlob
     | PushBlob
+    | ReadSource
+    | Follow
+    | Unfollow
+    | Publish
+    | StoreValue
     | SetPace
     | Exit
 )

@@ -10,21 +10,28 @@ the node says farewell (`Death`, orderly) and asks for `Exit`. The journal keeps
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
 from device_agent.core import events
 from device_agent.core.assignments import Assignments
 from device_agent.core.commands import Command, Exit, Say, SetPace
+from device_agent.core.jobs import JobEnds
 from device_agent.core.lifecycle import Entry
 from device_agent.core.outbox import Outbox
-from device_agent.core.presence import Presence
+from device_agent.core.presence import Presence, PresenceState
+from device_agent.core.quality import Meter
+from device_agent.core.replies import Replies
 from device_agent.core.requests import Requests
+from device_agent.core.tasks import Tasks
 from device_agent.core.turn import Turn
+from device_agent.core.upkeep import Upkeep
 from device_agent.sensing.reporting import due_link, due_load
 from protocols.errors import TonaBug
 from protocols.messages import (
+    Accepted,
     Acknowledge,
     Assign,
     Birth,
@@ -32,16 +39,22 @@ from protocols.messages import (
     Death,
     Deliver,
     Drain,
+    Feed,
     Invoke,
     LinkReport,
     LoadReport,
     RebirthRequest,
     Release,
+    Result,
     SetSensing,
+    Tune,
     Welcome,
 )
 from protocols.messages.presence import Inventory
 from protocols.topics import Channel
+
+if TYPE_CHECKING:
+    from device_agent.core.feeder import Feeder
 
 SHUTDOWN_MS: Final = 10_000
 """What the whole end of the daemon may take."""
@@ -60,33 +73,52 @@ class Core:
         boot_id: str,
         inventory: Inventory,
         warnings: tuple[str, ...] = (),
+        cell: str = "cell",
     ) -> None:
-        self._turn = turn = Turn(node)
+        self._turn = turn = Turn(node, cell)
         self._agent_version = agent_version
         self._boot_id = boot_id
         self._inventory = inventory
         self._warnings = warnings
         self._sensing = SetSensing()
+        self._load: LoadReport | None = None
+        """Of the last sample, reported or not."""
         self._last_load: LoadReport | None = None
         self._last_link: LinkReport | None = None
         self._ending = ""
         self._ended = False
+        self._before = 0
         self.presence = Presence(turn, self._birth)
         self.outbox = Outbox(turn)
-        self.assignments = Assignments(turn, self.outbox, inventory, lambda: self.presence.welcomed)
-        self.requests = Requests(turn, self.assignments, self.assignments.idle)
-        self.assignments.abandon = self.requests.abandon
+        self.tasks = Tasks(turn, self.outbox)
+        self.upkeep = Upkeep(turn, self.tasks, lambda: self.presence.welcomed)
+        self.assignments = Assignments(turn, self.outbox, self.tasks, self.upkeep, inventory)
+        self.jobs = JobEnds(turn)
+        self.meter = Meter(turn)
+        self._feeder: Feeder | None = None
+        self.replies = Replies(turn, self.meter, self.jobs, self._heard, self._sink)
+        self.requests = Requests(turn, self.assignments, self.meter, self.replies, self.upkeep.idle)
+        self.upkeep.abandon = self.requests.abandon
         self._doors = self._table()
+        self._clocks = self._timers()
         self._bodies: dict[tuple[Channel, type], Callable[[events.Received, Any], None]] = {
             (Channel.INVOKE, Invoke): self.requests.take,
             (Channel.INVOKE, Deliver): self.requests.take,
             (Channel.INVOKE, Cancel): lambda _, body: self.requests.cancel(body),
+            (Channel.INVOKE, Accepted): lambda _, body: self._heard(body),
+            (Channel.INVOKE, Result): lambda _, body: self._heard(body),
             (Channel.COMMAND, Welcome): self._welcome,
             (Channel.COMMAND, RebirthRequest): self._rebirth,
             (Channel.COMMAND, Drain): self._drain,
             (Channel.COMMAND, SetSensing): self._set_sensing,
             (Channel.COMMAND, Assign): self._assign,
             (Channel.COMMAND, Release): self._release,
+            (Channel.COMMAND, Tune): lambda event, body: self.assignments.tune(
+                body, event.incarnation, event.cause
+            ),
+            (Channel.COMMAND, Feed): lambda event, body: self.feeder.take(
+                body, event.incarnation, event.cause
+            ),
             (Channel.COMMAND, Acknowledge): self._acknowledge,
         }
 
@@ -121,7 +153,7 @@ class Core:
 
     def _table(self) -> dict[type, Callable[[Any], None]]:
         """Return who takes which event."""
-        assignments, requests = self.assignments, self.requests
+        assignments, requests, upkeep = self.assignments, self.requests, self.upkeep
         return {
             events.Received: self._received,
             events.ExecutorDone: requests.done,
@@ -129,21 +161,41 @@ class Core:
             events.Tick: self._tick,
             events.Sampled: self._sampled,
             events.LinkSampled: self._link_sampled,
-            events.Restored: assignments.restore,
+            events.Restored: self._restored,
             events.JournalFailed: assignments.journal_failed,
             events.Connected: self._connected,
             events.Disconnected: self._disconnected,
-            events.ArtifactReady: lambda event: assignments.artifact_ready(event.digest),
-            events.ArtifactFailed: assignments.artifact_failed,
-            events.InstanceReady: lambda event: assignments.ready(event.instance),
-            events.InstanceFailed: assignments.failed,
-            events.InstanceExited: assignments.exited,
-            events.InstanceStopped: lambda event: assignments.stopped(event.instance),
-            events.InstanceStats: lambda e: assignments.stats(e.instance, e.memory_bytes),
+            events.ArtifactReady: lambda event: upkeep.artifact_ready(event.digest),
+            events.ArtifactFailed: upkeep.artifact_failed,
+            events.InstanceReady: lambda event: upkeep.ready(event.instance),
+            events.InstanceFailed: upkeep.failed,
+            events.InstanceExited: upkeep.exited,
+            events.InstanceStopped: lambda event: upkeep.stopped(event.instance),
+            events.InstanceStats: upkeep.stats,
             events.BlobReady: lambda event: requests.workers.blob_ready(event.digest),
-            events.BlobPushed: lambda event: requests.blob_pushed(event.digest),
-            events.BlobFailed: requests.blob_failed,
+            events.BlobPushed: self._blob_pushed,
+            events.BlobFailed: self._blob_failed,
+            events.SourceRead: self._fed,
+            events.SourceFailed: self._fed,
+            events.Published: self._fed,
+            events.Stored: self._fed,
+            events.StoreFailed: self._fed,
             events.ShutDown: self._shut_down,
+        }
+
+    def _timers(self) -> dict[str, Callable[[str], None]]:
+        """Return who acts when something is due, by its subject."""
+        upkeep = self.upkeep
+        return {
+            "request": self.requests.on_timer,
+            "sweep": lambda _: self.requests.admission.sweep(),
+            "status": lambda _: self.outbox.on_timer(),
+            "job": lambda _: self.jobs.on_timer(),
+            "birth": lambda _: self.presence.on_timer(),
+            "shutdown": lambda _: self._farewell(),
+            "journal": self.assignments.write_again,
+            **{one: partial(self._feed_due, one) for one in ("feed", "flight", "sink")},
+            **{one: partial(upkeep.on_timer, one) for one in ("retry", "grace", "drain", "stop")},
         }
 
     # Peers.
@@ -167,10 +219,12 @@ class Core:
         # Whoever welcomes may have no memory: the next samples are reported whatever they say.
         self._last_load = self._last_link = None
         self.outbox.online()
-        self.assignments.reachable(event.cause)
+        self.jobs.online()
+        self.upkeep.reachable(event.cause)
 
     def _rebirth(self, event: events.Received, body: RebirthRequest) -> None:
         self.outbox.offline()
+        self.jobs.offline()
         self.presence.rebirth(body, event.cause)
 
     def _drain(self, _event: events.Received, body: Drain) -> None:
@@ -190,34 +244,107 @@ class Core:
         self.assignments.release(body, event.cause)
 
     def _acknowledge(self, _event: events.Received, body: Acknowledge) -> None:
-        if body.of != "status" or body.incarnation != self.presence.incarnation:
+        if body.incarnation != self.presence.incarnation:
             self._turn.counts["late acknowledge"] += 1
+        elif body.of == "job":
+            self.jobs.acknowledge((body.number, *body.also))
+        elif body.of == "status":
+            for number in (body.number, *body.also):
+                self.outbox.acknowledge(number)
         else:
-            self.outbox.acknowledge(body.number)
+            self._turn.counts["late acknowledge"] += 1
 
     # The shell.
+
+    def _restored(self, event: events.Restored) -> None:
+        self._before = event.incarnation
+        self.assignments.restore(event)
+        if event.feeds:
+            self.feeder.restore(event.feeds)
+
+    @property
+    def feeder(self) -> "Feeder":
+        """Return what feeds services; it is loaded when it is first needed, as few nodes do."""
+        if self._feeder is None:
+            from device_agent.core.feeder import Feeder  # noqa: PLC0415 - see above
+
+            self._feeder = Feeder(self._turn, self._take, self._life)
+            if self.presence.state is not PresenceState.OFFLINE:
+                self._feeder.connected()
+            if self._load is not None:
+                self._feeder.sampled(self._load)
+        return self._feeder
+
+    def _fed(self, event: Any) -> None:
+        self.feeder.handle(event)
+
+    def _feed_due(self, subject: str, name: str) -> None:
+        self.feeder.on_timer(subject, name)
+
+    def _heard(self, body: Accepted | Result) -> None:
+        """Take the answer to a request of this node's own feeder."""
+        if self._feeder is not None:
+            self._feeder.heard(body)
+        else:
+            self._turn.counts["foreign message"] += 1
+
+    def _sink(self, service: str, result: Result, cause: str, tenant: str) -> None:
+        """Pass on an answer that ended here, if its service has sinks."""
+        if self._feeder is not None:
+            self._feeder.sink(service, result, cause, tenant)
+
+    def _take(self, event: events.Received, body: Invoke) -> None:
+        """Take a request of this node's own feeder."""
+        self.requests.take(event, body)
+
+    def _life(self) -> str:
+        """Name this connection, or this process before its first: no other has that name."""
+        incarnation = self.presence.incarnation
+        return str(incarnation) if incarnation >= 0 else f"b{self._before}"
+
+    def _blob_pushed(self, event: events.BlobPushed) -> None:
+        self.requests.blob_pushed(event.digest)
+        if self._feeder is not None:
+            self._feeder.flights.blob_pushed(event.digest)
+
+    def _blob_failed(self, event: events.BlobFailed) -> None:
+        self.requests.blob_failed(event)
+        if self._feeder is not None:
+            self._feeder.blob_failed(event)
 
     def _connected(self, event: events.Connected) -> None:
         self._turn.jitter = event.jitter
         self.presence.connected(event.incarnation)
-        self.requests.connected()
+        self.replies.connected()
+        if self._feeder is not None:
+            self._feeder.connected()
 
     def _disconnected(self, _event: events.Disconnected) -> None:
         self.presence.disconnected()
         self.outbox.offline()
-        self.requests.disconnected()
+        self.jobs.offline()
+        self.replies.disconnected()
+        if self._feeder is not None:
+            self._feeder.disconnected()
 
     def _sampled(self, event: events.Sampled) -> None:
+        load = structs.replace(
+            event.load, instances=len(self.upkeep.instances), queue=len(self.requests)
+        )
+        self._load = load
+        if self._feeder is not None:
+            self._feeder.sampled(load)
         if self.presence.welcomed:
-            load = structs.replace(
-                event.load, instances=self.assignments.instances, queue=len(self.requests)
-            )
+            quality = self.meter.report(self.upkeep.instances.values())
+            if quality is not None:
+                self._turn.out.append(Say(Channel.LOAD, quality, "sample"))
             report = due_load(self._last_load, load, self._sensing)
             if report is not None:
                 self._last_load = report
                 self._turn.out.append(Say(Channel.LOAD, report, report.cause))
 
     def _link_sampled(self, event: events.LinkSampled) -> None:
+        self._turn.round_trip_ms = event.link.round_trip_ms or 0.0
         if self.presence.welcomed:
             report = due_link(self._last_link, event.link, self._sensing)
             if report is not None:
@@ -226,18 +353,7 @@ class Core:
 
     def _tick(self, _event: events.Tick) -> None:
         for subject, name in self._turn.timers.due(self._turn.now_ms):
-            if subject == "request":
-                self.requests.on_timer(name)
-            elif subject == "sweep":
-                self.requests.sweep()
-            elif subject == "status":
-                self.outbox.on_timer()
-            elif subject == "birth":
-                self.presence.on_timer()
-            elif subject == "shutdown":
-                self._farewell()
-            else:
-                self.assignments.on_timer(subject, name)
+            self._clocks[subject](name)
 
     def _shut_down(self, event: events.ShutDown) -> None:
         if not self._ending:
@@ -257,7 +373,7 @@ class Core:
             self._agent_version,
             self._boot_id,
             self._inventory,
-            self.assignments.holdings(),
+            self.tasks.holdings(),
             tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
             self._turn.draining[:1000],
         )

@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from protocols.errors import Blame
 from protocols.messages import Body
-from protocols.messages.invocation import FailureCode, Value
+from protocols.messages.invocation import Blob, FailureCode, Value
+from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.messages.task import Assign
 from protocols.topics import Channel
@@ -19,6 +20,9 @@ class Restored(Struct, frozen=True):
     assigns: tuple[Assign, ...] = ()
     tombstones: tuple[tuple[str, int], ...] = ()
     """(task, epoch): released up to this epoch, oldest first."""
+    feeds: tuple[Feed, ...] = ()
+    incarnation: int = 0
+    """Below every incarnation of this process, above those of the ones before."""
 
 
 class JournalFailed(Struct, frozen=True):
@@ -111,6 +115,8 @@ class InstanceStats(Struct, frozen=True):
 
     instance: str
     memory_bytes: int
+    remark: str = ""
+    """What of its assignment or tuning cannot be given here, for people."""
 
 
 class ExecutorDone(Struct, frozen=True):
@@ -151,6 +157,47 @@ class BlobFailed(Struct, frozen=True):
     pushing: bool = False
 
 
+class SourceRead(Struct, frozen=True):
+    """A source was read."""
+
+    service: str
+    input: str
+    value: Value | None = None
+    """None: there is nothing new."""
+    cursor: str = ""
+    """Of a folder: which file this was."""
+
+
+class SourceFailed(Struct, frozen=True):
+    """A source could not be read."""
+
+    service: str
+    input: str
+    text: str
+
+
+class Published(Struct, frozen=True):
+    """A valid frame on a channel of a service that is followed."""
+
+    service: str
+    channel: Channel
+    body: Body
+
+
+class Stored(Struct, frozen=True):
+    """The cell's store has the value."""
+
+    key: str
+    blob: Blob
+
+
+class StoreFailed(Struct, frozen=True):
+    """The value could not be brought to the cell's store."""
+
+    key: str
+    text: str
+
+
 class Sampled(Struct, frozen=True):
     """The load was sampled; `instances` and `queue` are filled in by the core."""
 
@@ -188,6 +235,11 @@ Event = (
     | BlobReady
     | BlobPushed
     | BlobFailed
+    | SourceRead
+    | SourceFailed
+    | Published
+    | Stored
+    | StoreFailed
     | Sampled
     | LinkSampled
     | ShutDown

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from device_agent.core.jobs import Request
+from device_agent.core.request import Request
 from device_agent.core.values import inline_bytes
 
 FINISHED_MAX: Final = 1024

@@ -1,21 +1,26 @@
 """Instances of tasks as the core holds them, and the task around them."""
 
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct, field
 
 from device_agent.core.lifecycle import Entry, LifecycleEvent, step
+from device_agent.core.queue import Queue
 from protocols.errors import Blame
 from protocols.manifest import Manifest, Port
+from protocols.messages.quality import Tuning
 from protocols.messages.task import Assign, InstanceState
 
 STORY_LENGTH: Final = 32
 """Entries of a task's story; older ones are forgotten."""
+NO_EPOCH: Final = -1
+LEARNING: Final = 0.25
+"""Weight of the newest run in the mean of an instance's runs."""
 
 
 class Instance(Struct, eq=False):
-    """One try to run one generation of a task."""
+    """One try to run one generation and variant of a task."""
 
     name: str
     """What the executor knows it by; every start has a new one."""
@@ -23,10 +28,17 @@ class Instance(Struct, eq=False):
     epoch: int
     generation: int
     manifest: Manifest
-    replicas: int
+    wanted: int
+    """Workers side by side that were asked for."""
+    tuning: Tuning
     ports: dict[str, Port]
     required: frozenset[str]
     """Ports that every invocation has to bring."""
+    replicas: int = 1
+    """Workers that there is room for."""
+    former: int = NO_EPOCH
+    """The epoch before this one, whose requests are served until `former_until_ms`."""
+    former_until_ms: float = 0.0
     state: InstanceState = InstanceState.FETCHING
     wanting: set[str] = field(default_factory=set)
     """Digests that are still being fetched."""
@@ -37,39 +49,82 @@ class Instance(Struct, eq=False):
     restarts: int = 0
     reason: str = ""
     blame: Blame | None = None
+    remark: str = ""
+    """What the executor says of how it runs: a share or a provider that it cannot give."""
     memory_bytes: int | None = None
     stopping: bool = False
     """The executor was told to end it."""
-    running: int = 0
-    """Calls that the executor has and has not answered."""
+    running: dict[str, float] = field(default_factory=dict)
+    """Calls that the executor has and has not answered: when each began."""
     fetching: int = 0
-    """Jobs whose large inputs are on their way."""
-    queue: deque[Any] = field(default_factory=deque)
-    """Jobs of `requests` that wait for a worker."""
+    """Runs whose large inputs are on their way."""
+    queue: Queue = field(default_factory=Queue)
+    """Runs of `requests` that wait for a worker."""
+    mean_run_ms: float = 0.0
+    """Of the last runs; 0: none has ended."""
 
     @property
     def idle(self) -> bool:
         """Whether it runs nothing and nothing waits for it."""
-        return self.running == 0 and self.fetching == 0 and not self.queue
+        return not self.running and self.fetching == 0 and not self.queue
+
+    def serves(self, epoch: int, now_ms: float) -> bool:
+        """Whether requests of an epoch may run here now."""
+        if self.state is not InstanceState.READY:
+            return False
+        return epoch == self.epoch or (epoch == self.former and now_ms < self.former_until_ms)
+
+    def learn(self, run_ms: float) -> None:
+        """Take the length of one more run into the mean."""
+        mean = self.mean_run_ms
+        self.mean_run_ms = run_ms if mean == 0.0 else mean + LEARNING * (run_ms - mean)
+
+    def wait_ms(self, ahead: int, now_ms: float) -> float:
+        """Estimate how long a run waits that has so many before it in the queue."""
+        mean = self.mean_run_ms
+        left_ms = sum(max(0.0, mean - (now_ms - began)) for began in self.running.values())
+        return (left_ms + ahead * mean) / self.replicas
 
 
 class Held(Struct, eq=False):
     """A task that this node holds: what serves, what is prepared beside it, what drains."""
 
     assign: Assign
-    """The newest that was accepted."""
+    """The newest that was accepted, as it is tuned now."""
     current: Instance | None = None
     """Serves, or is on its way to."""
     coming: Instance | None = None
-    """A newer generation, until it is ready to take over."""
+    """Another generation or variant, until it is ready to take over."""
+    leaving: Instance | None = None
+    """What served before the present one, for requests of its epoch that are on their way."""
     retiring: list[Instance] = field(default_factory=list)
     released: bool = False
+    fresh: bool = False
+    """Whether it was never ready since it was assigned, so that its journal entry may be the first.
+    """
+    tuned: tuple[int, int] = (0, 0)
+    """Incarnation of its sender and number of the last Tune that was taken."""
     story: deque[Entry] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
 
     @property
     def shown(self) -> Instance | None:
         """The instance whose state is the task's status: the newest one."""
         return self.coming or self.current
+
+    @property
+    def serving_epoch(self) -> int:
+        """The epoch that an older instance serves while another is prepared; 0: none."""
+        old = self.current
+        if self.coming is None or old is None or old.state is not InstanceState.READY:
+            return 0
+        return old.epoch
+
+    def serving(self, epoch: int, now_ms: float) -> Instance | None:
+        """Return the instance that may run requests of an epoch now."""
+        for one in (self.current, self.leaving):
+            if one is not None and one.serves(epoch, now_ms):
+                return one
+        return None
 
 
 def instance_of(assign: Assign, name: str) -> Instance:
@@ -82,9 +137,26 @@ def instance_of(assign: Assign, name: str) -> Instance:
         epoch=assign.epoch,
         generation=assign.generation,
         manifest=manifest,
-        replicas=assign.replicas,
+        wanted=replicas_of(assign),
+        tuning=assign.tuning,
         ports={port.name: port for port in manifest.inputs if port.name not in constants},
         required=frozenset(port.name for port in manifest.inputs) - constants,
+    )
+
+
+def replicas_of(assign: Assign) -> int:
+    """Return how many workers side by side an assignment asks for."""
+    return assign.tuning.replicas or assign.replicas
+
+
+def runs_as(instance: Instance, assign: Assign) -> bool:
+    """Whether an instance is what an assignment asks for, but for what can be tuned."""
+    have, want = instance.tuning, assign.tuning
+    return (
+        instance.generation == assign.generation
+        and instance.manifest == assign.manifest
+        and (have.variant, have.threads, have.provider)
+        == (want.variant, want.threads, want.provider)
     )
 
 

@@ -7,8 +7,10 @@ invocations. Trouble (a failed fetch, a failed start, an exit of the executor) s
 by then, so this is short. Trouble that repeating cannot mend, or too much of it within the window,
 ends in `failed`: the instance stays there, with its reason, until it is released or a new
 assignment replaces it. A release drains what runs and ends in `stopped`; where nothing runs yet,
-it stops at once. A new generation is an instance of its own beside the old one: the old one serves
-until the new one is ready and is released then, so at most one instance of a task is `ready`.
+it stops at once. Another generation, variant, provider or number of threads is an instance of its
+own beside the old one. The old one serves its epoch until the new one is ready and for the grace of
+the assignment; then it is released. At most two instances of a task are `ready`, each for another
+epoch.
 
 What is not in the table cannot happen; if it does, that is a bug of ours, and the error tells the
 task's story.

@@ -6,11 +6,12 @@ the node is offline they wait here and leave after the next welcome.
 
 from typing import Final
 
+from msgspec import structs
+
 from device_agent.core.commands import Say
 from device_agent.core.timers import Key
 from device_agent.core.turn import Turn
-from protocols.errors import Blame
-from protocols.messages.task import InstanceState, Status
+from protocols.messages.task import Status
 from protocols.topics import Channel
 
 OUTBOX_MAX: Final = 512
@@ -36,32 +37,12 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def post(
-        self,
-        *,
-        task: str,
-        epoch: int,
-        generation: int,
-        state: InstanceState,
-        cause: str,
-        reason: str = "",
-        blame: Blame | None = None,
-        restarts: int = 0,
-        memory_bytes: int | None = None,
-    ) -> None:
-        """Take the newest status of a task, and send it at once when the scheduler listens."""
+    def post(self, status: Status, cause: str) -> None:
+        """Take the newest status of a task, numbered now; send it when the scheduler listens."""
         self._number += 1
-        status = Status(
-            number=self._number,
-            task=task,
-            epoch=epoch,
-            state=state,
-            reason=reason[:TEXT_MAX],
-            blame=blame,
-            restarts=restarts,
-            memory_bytes=memory_bytes,
-            generation=generation,
-        )
+        task = status.task
+        reason = status.reason[:TEXT_MAX]
+        status = structs.replace(status, number=self._number, reason=reason)
         self._waiting.pop(task, None)
         self._waiting[task] = (status, cause)
         if len(self._waiting) > OUTBOX_MAX:

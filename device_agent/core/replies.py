@@ -3,19 +3,24 @@
 While the node is offline results and deliveries are kept, up to a bound, until the deadline of
 their request; what was already on its way when the connection ended is asked for again by the
 client, and answered from memory.
+
+Tensors leave the node packed where the task is tuned so: to other nodes always, to a client only
+if its request says that it can unpack them. What stays on this node is never packed.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
 from device_agent.core.commands import Forward, Reply
 from device_agent.core.events import Received
-from device_agent.core.jobs import Answer, Request
+from device_agent.core.jobs import JobEnds
+from device_agent.core.quality import Meter
+from device_agent.core.request import Answer, Request
 from device_agent.core.turn import Turn
-from device_agent.core.values import answers, inline_bytes, needed_elsewhere
+from device_agent.core.values import answers, inline_bytes, needed_elsewhere, total_bytes
 from protocols.errors import Blame, UnknownTopic
 from protocols.messages.invocation import (
     Accepted,
@@ -25,9 +30,11 @@ from protocols.messages.invocation import (
     Invoke,
     Plan,
     Result,
+    Tensor,
     Value,
 )
-from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, parse
+from protocols.packing import DEFLATE, pack
+from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, Topic, parse
 
 MESSAGE_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
 """Inline tensors, plan and timings of one message; the rest of its frame is bounded names."""
@@ -35,7 +42,10 @@ KEPT_MAX: Final = 256
 KEPT_MAX_BYTES: Final = 4 << 20
 """Messages kept while offline, and their inline tensors; the oldest make room."""
 REPLY_TOPICS_MAX: Final = 256
-"""Reply topics known to be valid; the set is emptied when full."""
+"""Reply topics known to be valid; the memory of them is emptied when full."""
+
+_INBOXES: Final = frozenset({(Party.CLIENT, Channel.REPLY), (Party.NODE, Channel.INVOKE)})
+"""Where answers may go: to a client, and to a node whose feeder is the client."""
 
 
 def correlation_of(event: Received, body: Invoke | Deliver) -> bytes:
@@ -44,11 +54,26 @@ def correlation_of(event: Received, body: Invoke | Deliver) -> bytes:
 
 
 class Replies:
-    """Builds the messages that leave a request."""
+    """Builds the messages that leave a request.
 
-    def __init__(self, turn: Turn) -> None:
+    `to_self` takes answers to the feeder of this node, `sink` what else an answer of a service is
+    wanted for: (service, result, cause, tenant).
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        meter: Meter,
+        jobs: JobEnds,
+        to_self: Callable[[Accepted | Result], None],
+        sink: Callable[[str, Result, str, str], None],
+    ) -> None:
         self._turn = turn
-        self._topics: set[str] = set()
+        self._meter = meter
+        self._jobs = jobs
+        self._to_self = to_self
+        self._sink = sink
+        self._users: dict[str, Topic] = {}
         self._offline = False
         self._kept: deque[tuple[float, int, Forward | Reply]] = deque()
         self._kept_bytes = 0
@@ -65,28 +90,40 @@ class Replies:
         """Keep messages from now on."""
         self._offline = True
 
-    def valid(self, reply_to: str) -> bool:
-        """Whether an answer may go to a topic: that of a client, and nothing else."""
-        if reply_to in self._topics:
-            return True
+    def user(self, reply_to: str) -> str:
+        """Return who waits at a topic; empty when no answer may go there."""
+        topic = self._inbox(reply_to)
+        return topic.name if topic is not None else ""
+
+    def _inbox(self, reply_to: str) -> Topic | None:
+        known = self._users.get(reply_to)
+        if known is not None:
+            return known
         try:
             topic = parse(reply_to)
         except UnknownTopic:
-            return False
-        if (topic.party, topic.channel) != (Party.CLIENT, Channel.REPLY):
-            return False
-        if len(self._topics) >= REPLY_TOPICS_MAX:
-            self._topics.clear()
-        self._topics.add(reply_to)
-        return True
+            return None
+        if (topic.party, topic.channel) not in _INBOXES:
+            return None
+        if len(self._users) >= REPLY_TOPICS_MAX:
+            self._users.clear()
+        self._users[reply_to] = topic
+        return topic
 
     def accept(self, request: Request) -> None:
         """Tell the client that its request is under way here."""
-        self._reply(request, Accepted(request.id, request.attempt, self._turn.node))
+        if not request.job:
+            accepted = Accepted(request.id, request.attempt, self._turn.node)
+            if request.reply_to == self._turn.inbox:
+                self._to_self(accepted)
+            elif not self._offline:
+                self._turn.out.append(_reply(request, accepted))
 
     def result(self, request: Request, failure: Failure) -> None:
         """Tell the client that its request failed."""
-        self._reply(request, Result(request.id, request.attempt, {}, failure))
+        if request.user:
+            self._meter.refused(request.plan.service, request.user)
+        self._give(request, Result(request.id, request.attempt, {}, failure))
 
     def refuse(
         self, event: Received, body: Invoke | Deliver, reply_to: str, failure: Failure
@@ -94,26 +131,30 @@ class Replies:
         """Answer what never became a request of this node."""
         self._turn.counts[failure.code.value] += 1
         result = Result(body.request, body.attempt, {}, failure)
+        service = body.service if isinstance(body, Invoke) else body.plan.service
+        if body.job:
+            self._jobs.ended(service, result, event.cause, event.tenant)
+            return
+        self._meter.refused(service, self.user(reply_to))
+        if reply_to == self._turn.inbox:
+            self._to_self(result)
+            return
         correlation = correlation_of(event, body)
         self._turn.out.append(Reply(reply_to, result, event.cause, event.tenant, correlation))
 
     def send(self, request: Request, task: str, answer: Answer) -> Failure | None:
         """Send outputs to the client and to other nodes, as the plan says, or say why not."""
         plan = request.plan
-        edges, part, parts = answers(plan, task)
-        if edges:
-            values = self._pick(task, {one.port: one.source_port for one in edges}, answer, None)
-            if isinstance(values, Failure):
-                return values
-            result = Result(request.id, request.attempt, values, None, answer.timings, part, parts)
-            self._reply(request, result)
-        if len(plan.steps) == 1:
-            return None
+        failure = self._answer(request, task, answer)
+        if failure is not None or len(plan.steps) == 1:
+            return failure
         left_ms = max(0, int(request.deadline_ms - self._turn.now_ms))
+        elapsed_us = self._elapsed_us(answer)
         for node, ports in needed_elsewhere(plan, self._turn.node, task).items():
             values = self._pick(task, {port: port for port in sorted(ports)}, answer, plan)
             if isinstance(values, Failure):
                 return values
+            values = self._packed(answer, values)
             deliver = Deliver(
                 request.id,
                 request.attempt,
@@ -124,10 +165,70 @@ class Replies:
                 plan,
                 answer.timings,
                 request.correlation,
+                request.priority,
+                request.job,
+                elapsed_us,
+                request.user,
+                request.answer_encoding,
             )
+            self._count_sent(answer, values)
             said = Forward(node, deliver, request.cause, request.tenant)
             self._say(request, said, values)
         return None
+
+    def _answer(self, request: Request, task: str, answer: Answer) -> Failure | None:
+        """Give the client its part of the answer, if this step has one."""
+        edges, part, parts = answers(request.plan, task)
+        if not edges:
+            return None
+        values = self._pick(task, {one.port: one.source_port for one in edges}, answer, None)
+        if isinstance(values, Failure):
+            return values
+        result = Result(request.id, request.attempt, values, None, answer.timings, part, parts)
+        service, local = request.plan.service, request.reply_to == self._turn.inbox
+        if request.user:
+            latency_us = (
+                (self._turn.now_ms - answer.born_ms) * 1000 if local else self._elapsed_us(answer)
+            )
+            self._meter.answered(service, request.user, latency_us / 1000)
+        if not local and request.answer_encoding == DEFLATE:
+            sources = {one.port: one.source_port for one in edges}
+            result = msgspec.structs.replace(result, outputs=self._packed(answer, values, sources))
+        if not local:
+            self._count_sent(answer, result.outputs)
+        self._give(request, result)
+        if service in self._turn.sinks and not request.job:
+            topic = self._inbox(request.reply_to)
+            if topic is not None and topic.party is Party.CLIENT:
+                # The feeder of a node passes on what its own requests bring.
+                plain = msgspec.structs.replace(result, outputs=values)
+                self._sink(service, plain, request.cause, request.tenant)
+        return None
+
+    def _elapsed_us(self, answer: Answer) -> int:
+        """Return how old a request is when its outputs reach the other side of this node's way."""
+        return int((self._turn.now_ms - answer.born_ms + self._turn.round_trip_ms / 2) * 1000)
+
+    def _packed(
+        self, answer: Answer, values: dict[str, Value], sources: Mapping[str, str] | None = None
+    ) -> dict[str, Value]:
+        """Return values packed where the task is tuned so and it is worth it."""
+        if answer.instance.tuning.encoding != DEFLATE:
+            return values
+        if not answer.tried:
+            answer.tried = True
+            for name, value in answer.outputs.items():
+                if isinstance(value, Tensor) and (tight := pack(value)) is not value:
+                    answer.packed[name] = tight
+        if not answer.packed:
+            return values
+        return {
+            name: answer.packed.get(sources[name] if sources else name, value)
+            for name, value in values.items()
+        }
+
+    def _count_sent(self, answer: Answer, values: Mapping[str, Value]) -> None:
+        self._meter.of(answer.instance).sent_bytes += total_bytes(values)
 
     def _pick(
         self, task: str, ports: Mapping[str, str], answer: Answer, plan: Plan | None
@@ -152,12 +253,14 @@ class Replies:
             )  # fmt: skip
         return values
 
-    def _reply(self, request: Request, body: Accepted | Result) -> None:
-        said = Reply(request.reply_to, body, request.cause, request.tenant, request.correlation)
-        if isinstance(body, Result):
-            self._say(request, said, body.outputs)
-        elif not self._offline:
-            self._turn.out.append(said)
+    def _give(self, request: Request, result: Result) -> None:
+        """Bring an answer to whoever asked."""
+        if request.job:
+            self._jobs.ended(request.plan.service, result, request.cause, request.tenant)
+        elif request.reply_to == self._turn.inbox:
+            self._to_self(result)
+        else:
+            self._say(request, _reply(request, result), result.outputs)
 
     def _say(self, request: Request, said: Forward | Reply, values: Mapping[str, Value]) -> None:
         if not self._offline:
@@ -169,3 +272,7 @@ class Replies:
         while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_MAX_BYTES:
             self._kept_bytes -= self._kept.popleft()[1]
             self._turn.counts["kept dropped"] += 1
+
+
+def _reply(request: Request, body: Accepted | Result) -> Reply:
+    return Reply(request.reply_to, body, request.cause, request.tenant, request.correlation)

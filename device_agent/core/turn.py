@@ -4,15 +4,32 @@ from collections import Counter
 
 from device_agent.core.commands import Command
 from device_agent.core.timers import Timers
+from protocols.topics import Channel, Party, build
 
 
 class Turn:
     """Clock, outgoing commands and the few facts that several parts need."""
 
-    __slots__ = ("counts", "draining", "jitter", "node", "now_ms", "out", "store_urls", "timers")
+    __slots__ = (
+        "counts",
+        "draining",
+        "inbox",
+        "jitter",
+        "node",
+        "now_ms",
+        "out",
+        "round_trip_ms",
+        "sinks",
+        "store_urls",
+        "timers",
+    )
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, cell: str) -> None:
         self.node = node
+        self.inbox = str(build(cell, Party.NODE, node, Channel.INVOKE))
+        """The topic where this node takes requests, and answers to those of its feeder."""
+        self.round_trip_ms: float = 0.0
+        """Of the last link report, to the broker and back; 0: not measured."""
         self.now_ms: float = 0.0
         self.out: list[Command] = []
         self.timers = Timers()
@@ -20,6 +37,8 @@ class Turn:
         """What was dropped, refused or late, by a fixed set of names."""
         self.jitter = 0.0
         """Of this connection, in [0, 1)."""
+        self.sinks: set[str] = set()
+        """Services whose answers this node also brings elsewhere."""
         self.store_urls: tuple[str, ...] = ()
         self.draining = ""
         """Why nothing new is taken; empty while everything is."""

@@ -1,6 +1,7 @@
 """Checks and sizes of the values that go through a request; pure functions."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from device_agent.core.instances import Instance
 from protocols.manifest import accepts, tensor_bytes
@@ -15,6 +16,9 @@ from protocols.messages.invocation import (
     Value,
 )
 
+LOAD: Final = "load"
+"""The sensor that every node has: its own load."""
+
 
 def inline_bytes(values: Mapping[str, Value]) -> int:
     """Return how many bytes of tensors the values hold in memory."""
@@ -23,6 +27,19 @@ def inline_bytes(values: Mapping[str, Value]) -> int:
         if type(value) is Tensor:
             size += len(value.data)
     return size
+
+
+def total_bytes(values: Mapping[str, Value]) -> int:
+    """Return how many bytes values take together, on the wire or as files."""
+    size = 0
+    for value in values.values():
+        size += len(value.data) if type(value) is Tensor else value.size_bytes  # type: ignore[union-attr]
+    return size
+
+
+def value_bytes(value: Value) -> int:
+    """Return how many bytes a value takes, on the wire or as a file."""
+    return len(value.data) if isinstance(value, Tensor) else value.size_bytes
 
 
 def blobs(values: Mapping[str, Value]) -> dict[str, int]:
@@ -41,7 +58,7 @@ def misfit(instance: Instance, port: str, value: Value) -> str:
             f"input {port!r} of task {instance.task} is {want.dtype.value}{list(want.shape)}, "
             f"this is {value.dtype.value}{list(shape)}"
         )
-    size = len(value.data) if type(value) is Tensor else value.size_bytes  # type: ignore[union-attr]
+    size = value_bytes(value)
     if size != tensor_bytes(value.dtype, shape):
         return f"input {port!r} of task {instance.task} has {size} bytes, its shape says otherwise"
     return ""

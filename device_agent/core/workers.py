@@ -1,8 +1,13 @@
-"""From a job with all its inputs to a call of its instance: fetches, queue, workers.
+"""From a run with all its inputs to a call of its instance: fetches, queue, workers, shedding.
 
-An instance runs as many calls at once as its assignment has replicas; more wait in its queue, first
-come first served, up to the manifest's bound. A worker is free again only when the executor has
-answered, also for a call that nobody waits for any more.
+An instance has as many calls under way at once as it has workers; more runs wait in its queue, by
+priority, then deadline, then arrival. A worker is free again only when the executor has answered,
+also for a call that nobody waits for any more.
+
+Overload. A run that by the mean of the last ones cannot end within its time is shed at once, with
+the figures; so is one whose turn comes too late, when those before it took longer than was
+expected. When the queue is full, whoever is worth least of it and the newcomer is shed. An instance
+that runs nothing takes whatever comes, so that a mean that was learnt in a bad hour is unlearnt.
 """
 
 from collections.abc import Callable
@@ -11,7 +16,8 @@ from typing import Final
 
 from device_agent.core.commands import CancelCall, Execute, FetchBlob
 from device_agent.core.instances import Instance
-from device_agent.core.jobs import Job, Phase, Request
+from device_agent.core.quality import Meter
+from device_agent.core.request import Phase, Request, Run
 from device_agent.core.turn import Turn
 from device_agent.core.values import blobs
 from protocols.errors import Blame
@@ -19,133 +25,209 @@ from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.task import InstanceState
 
 WAITERS_MAX: Final = 1024
-"""Jobs that may wait for one large value before those nobody waits for are cleared away."""
+"""Runs that may wait for one large value before those nobody waits for are cleared away."""
+AGAIN: Final = 2.0
+"""Another attempt may help when there is time for so many mean runs."""
 
 _Code = FailureCode
 
 
 class Workers:
-    """The jobs and calls of every instance. `fail` and `settle` are those of the requests."""
+    """The runs and calls of every instance. `fail` and `settle` are those of the requests."""
 
     def __init__(
         self,
         turn: Turn,
+        meter: Meter,
         fail: Callable[[Request, Failure], None],
         settle: Callable[[Request], None],
         idle: Callable[[Instance], None],
     ) -> None:
         self._turn = turn
+        self._meter = meter
         self._fail = fail
         self._settle = settle
         self._idle = idle
-        self._calls: dict[str, Job] = {}
-        self._fetches: dict[str, list[Job]] = {}
+        self._calls: dict[str, Run] = {}
+        self._fetches: dict[str, list[Run]] = {}
         self._numbers = count(1)
+        self._arrivals = count()
 
-    def take(self, call: str) -> Job | None:
-        """Take the job of an answered call out and free its worker; None when it is too late."""
-        job = self._calls.pop(call, None)
-        if job is None:
+    def take(self, call: str) -> Run | None:
+        """Take the run of an answered call out and free its worker; None when it is too late."""
+        run = self._calls.pop(call, None)
+        if run is None:
             self._turn.counts["late call"] += 1
         else:
-            job.instance.running -= 1
-        return job
+            run.began_ms = run.instance.running.pop(call)
+        return run
 
-    def drop(self, job: Job) -> None:
-        """Let go of a job that nobody waits for any more."""
-        instance = job.instance
-        if job.phase is Phase.RUNNING:
-            self._turn.out.append(CancelCall(instance.name, job.call))
-        elif job.phase is Phase.QUEUED and job in instance.queue:
-            instance.queue.remove(job)
-        elif job.phase is Phase.FETCHING:
+    def learn(self, run: Run, *, at_least: bool = False) -> None:
+        """Take how long a run took into the mean of its instance; one cut off took at least so."""
+        took_ms = self._turn.now_ms - run.instance.running.get(run.call, run.began_ms)
+        if not at_least or took_ms > run.instance.mean_run_ms:
+            run.instance.learn(took_ms)
+
+    def drop(self, run: Run) -> None:
+        """Let go of a run that nobody waits for any more."""
+        instance = run.instance
+        if run.phase is Phase.RUNNING:
+            self._turn.out.append(CancelCall(instance.name, run.call))
+        elif run.phase is Phase.QUEUED:
+            instance.queue.remove(run)
+        elif run.phase is Phase.FETCHING:
             instance.fetching -= 1
             self._check_idle(instance)
-        job.phase = Phase.DEAD
+        run.phase = Phase.DEAD
 
     def forget(self, instance: Instance) -> None:
         """Forget the calls of an instance that will answer none of them."""
-        self._calls = {
-            call: job for call, job in self._calls.items() if job.instance is not instance
-        }
-        instance.running = 0
+        for call in instance.running:
+            del self._calls[call]
+        instance.running.clear()
         instance.queue.clear()
 
     def not_fetched(self, digest: str) -> list[Request]:
         """Return the requests that wait for a value which cannot be had."""
-        jobs = self._fetches.pop(digest, ())
-        return [job.request for job in jobs if job.phase is Phase.FETCHING]
+        runs = self._fetches.pop(digest, ())
+        return [run.request for run in runs if run.phase is Phase.FETCHING]
 
     def blob_ready(self, digest: str) -> None:
-        """Go on with every job that waited for this value last."""
-        for job in self._fetches.pop(digest, ()):
-            if job.phase is Phase.FETCHING:
-                job.wanted.discard(digest)
-                if not job.wanted:
-                    job.instance.fetching -= 1
-                    job.fetch_us = int((self._turn.now_ms - job.since_ms) * 1000)
-                    job.since_ms = self._turn.now_ms
-                    self._enqueue(job)
-                    self._settle(job.request)
+        """Go on with every run that waited for this value last."""
+        for run in self._fetches.pop(digest, ()):
+            if run.phase is Phase.FETCHING:
+                run.wanted.discard(digest)
+                if not run.wanted:
+                    run.instance.fetching -= 1
+                    run.fetch_us = int((self._turn.now_ms - run.since_ms) * 1000)
+                    run.since_ms = self._turn.now_ms
+                    self._meter.of(run.instance).fetch.add(run.fetch_us / 1000)
+                    self._enqueue(run)
+                    self._settle(run.request)
 
-    def start(self, job: Job) -> None:
-        """Fetch the large inputs of a job, then run it or let it wait."""
-        job.request.jobs[job.step.task] = job
-        large = blobs(job.inputs)
+    def start(self, run: Run) -> None:
+        """Fetch the large inputs of a run, then let it run or wait."""
+        run.request.runs[run.step.task] = run
+        large = blobs(run.inputs)
         if not large:
-            self._enqueue(job)
+            self._enqueue(run)
             return
-        job.phase = Phase.FETCHING
-        job.instance.fetching += 1
-        job.wanted = set(large)
+        run.phase = Phase.FETCHING
+        run.instance.fetching += 1
+        run.wanted = set(large)
         for digest, size_bytes in large.items():
             waiters = self._fetches.setdefault(digest, [])
             if len(waiters) >= WAITERS_MAX:
                 waiters[:] = [one for one in waiters if one.phase is Phase.FETCHING]
-            waiters.append(job)
+            waiters.append(run)
             if len(waiters) == 1:
-                urls, cause = self._turn.store_urls, job.request.cause
+                urls, cause = self._turn.store_urls, run.request.cause
                 self._turn.out.append(FetchBlob(digest, size_bytes, urls, cause))
 
-    def _enqueue(self, job: Job) -> None:
-        """Run a job, or let it wait within the bound of its task."""
-        instance = job.instance
-        job.phase = Phase.QUEUED
-        if instance.running < instance.replicas and not instance.queue:
-            self._execute(job)
-        elif len(instance.queue) < instance.manifest.limits.queue:
-            instance.queue.append(job)
-        else:
-            task, bound = job.step.task, instance.manifest.limits.queue
-            text = f"task {task} has {bound} requests waiting, its limit"
-            job.phase = Phase.DEAD
-            self._fail(job.request, self._failure(_Code.BUSY, text, task, retryable=True))
+    def rerank(self, request: Request) -> None:
+        """Let the runs of a request wait in the places of its new deadline and priority."""
+        for run in request.runs.values():
+            if run.phase is Phase.QUEUED and run.instance.queue.remove(run):
+                self._rank(run)
+                run.instance.queue.push(run)
 
-    def _execute(self, job: Job) -> None:
-        turn, request = self._turn, job.request
+    def _rank(self, run: Run) -> None:
+        request = run.request
+        run.rank = -request.priority, request.deadline_ms, next(self._arrivals)
+
+    def _enqueue(self, run: Run) -> None:
+        """Run it, let it wait, or shed it or another one in its place."""
+        instance = run.instance
+        queue = instance.queue
+        run.phase = Phase.QUEUED
+        if len(instance.running) < instance.replicas and not queue:
+            self._execute(run)
+            return
+        self._rank(run)
+        wait_ms = instance.wait_ms(queue.ahead(run.rank), self._turn.now_ms)
+        if self._too_late(run, wait_ms):
+            self._shed_late(run, wait_ms)
+        elif len(queue) < instance.manifest.limits.queue:
+            queue.push(run)
+        elif run.rank < queue.last.rank:
+            worst: Run = queue.last
+            queue.remove(worst)
+            queue.push(run)
+            self._shed_full(worst)
+            self._settle(worst.request)
+        else:
+            self._shed_full(run)
+
+    def _too_late(self, run: Run, wait_ms: float) -> bool:
+        left_ms = run.request.deadline_ms - self._turn.now_ms
+        return wait_ms + run.instance.mean_run_ms > left_ms
+
+    def _shed_late(self, run: Run, wait_ms: float) -> None:
+        instance = run.instance
+        left_ms = run.request.deadline_ms - self._turn.now_ms
+        self.shed(
+            run,
+            f"task {run.step.task} would begin in {wait_ms:.0f} ms and run "
+            f"{instance.mean_run_ms:.0f} ms, {left_ms:.0f} ms are left ({len(instance.queue)} wait "
+            f"for {instance.replicas} workers)",
+        )
+
+    def _shed_full(self, run: Run) -> None:
+        bound = run.instance.manifest.limits.queue
+        self.shed(
+            run,
+            f"task {run.step.task} has {bound} requests waiting, its limit, and this one has the "
+            f"lowest priority ({run.request.priority}) and the latest deadline",
+        )
+
+    def shed(self, run: Run, text: str) -> None:
+        """Refuse a run that does not wait in the queue; another attempt may help if time is left.
+
+        The caller settles its request.
+        """
+        request, instance = run.request, run.instance
+        run.phase = Phase.DEAD
+        self._meter.of(instance).shed += 1
+        left_ms = request.deadline_ms - self._turn.now_ms
+        retryable = left_ms > 1 and left_ms > AGAIN * instance.mean_run_ms
+        failure = self._failure(_Code.SHED, text, run.step.task, retryable=retryable)
+        self._fail(request, failure)
+
+    def _execute(self, run: Run) -> None:
+        turn, request, instance = self._turn, run.request, run.instance
+        window = self._meter.of(instance)
         left_ms = int(request.deadline_ms - turn.now_ms)
         if left_ms < 1:
-            job.phase = Phase.DEAD
-            text = f"no time was left to run task {job.step.task}"
-            self._fail(request, self._failure(_Code.DEADLINE, text, job.step.task))
+            run.phase = Phase.DEAD
+            window.late += 1
+            text = f"no time was left to run task {run.step.task}"
+            self._fail(request, self._failure(_Code.DEADLINE, text, run.step.task))
             return
-        instance = job.instance
-        instance.running += 1
-        job.phase = Phase.RUNNING
-        job.call = call = str(next(self._numbers))
-        job.queue_us = int((turn.now_ms - job.since_ms) * 1000)
+        run.phase = Phase.RUNNING
+        run.call = call = str(next(self._numbers))
+        instance.running[call] = turn.now_ms
+        run.queue_us = int((turn.now_ms - run.since_ms) * 1000)
+        window.queue.add(run.queue_us / 1000)
         request.ran = True
-        self._calls[call] = job
+        self._calls[call] = run
         budget_ms = min(left_ms, instance.manifest.limits.deadline_ms)
-        turn.out.append(Execute(instance.name, call, job.inputs, budget_ms, request.cause))
+        priority = instance.tuning.priority + request.priority
+        turn.out.append(
+            Execute(instance.name, call, run.inputs, budget_ms, request.cause, priority)
+        )
 
     def next(self, instance: Instance) -> None:
-        """Give free workers of an instance what waits longest."""
-        while instance.running < instance.replicas and instance.queue:
-            job = instance.queue.popleft()
-            self._execute(job)
-            if job.phase is Phase.DEAD:
-                self._settle(job.request)
+        """Give free workers of an instance what comes first and can still be in time."""
+        queue = instance.queue
+        while len(instance.running) < instance.replicas and queue:
+            run: Run = queue.pop()
+            # The last one may try: were it shed too, nothing would unlearn a wrong mean.
+            if (instance.running or queue) and self._too_late(run, 0.0):
+                self._shed_late(run, 0.0)
+            else:
+                self._execute(run)
+            if run.phase is Phase.DEAD:
+                self._settle(run.request)
         self._check_idle(instance)
 
     def _check_idle(self, instance: Instance) -> None:

@@ -1,22 +1,26 @@
 """Calls on their way through an instance: a slot, a wait, one result."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 
 from device_agent.executors.contract import ConstantFile, Contract
-from device_agent.executors.door import Done, Failed
+from device_agent.executors.door import PLAIN, Done, Failed, Setup
 from device_agent.executors.link import Link
 from protocols.manifest import Manifest
 
 
 class Slots:
-    """How many calls may run at once; the others wait in order."""
+    """How many calls may run at once; the others wait, by priority and then in order."""
 
     def __init__(self, free: int) -> None:
         self._free = free
-        self._waiting: deque[Run] = deque()
+        self._owed = 0
+        """Slots to give up as soon as they come back."""
+        self._waiting: list[tuple[int, int, Run]] = []
+        self._arrivals = count()
 
     def take(self) -> bool:
         """Take a slot if one is free."""
@@ -27,7 +31,7 @@ class Slots:
 
     async def wait(self, run: "Run") -> bool:
         """Wait for a slot, or until the run is over; whether the run has the slot."""
-        self._waiting.append(run)
+        heappush(self._waiting, (-run.priority, next(self._arrivals), run))
         try:
             await run.wait()
         except asyncio.CancelledError:
@@ -37,13 +41,23 @@ class Slots:
         return run.granted
 
     def release(self) -> None:
-        """Give a slot back, or on to the next that still waits."""
+        """Give a slot back, or on to the next that still waits; a new one comes this way too."""
+        if self._owed:
+            self._owed -= 1
+            return
         while self._waiting:
-            run = self._waiting.popleft()
+            run = heappop(self._waiting)[2]
             if run.go_on():
                 run.granted = True
                 return
         self._free += 1
+
+    def shrink(self) -> None:
+        """Have one slot less, now or when the next one comes back."""
+        if self._free:
+            self._free -= 1
+        else:
+            self._owed += 1
 
 
 class Instance:
@@ -55,12 +69,15 @@ class Instance:
         "constants",
         "contract",
         "failures",
+        "growing",
         "key",
-        "link",
+        "links",
         "manifest",
         "memory_bytes",
         "pid",
+        "remarks",
         "runs",
+        "setup",
         "slots",
         "starting",
         "task",
@@ -74,6 +91,7 @@ class Instance:
         manifest: Manifest,
         constants: dict[str, ConstantFile],
         slots: Slots,
+        setup: Setup = PLAIN,
     ) -> None:
         self.task = task
         self.artifact = artifact
@@ -81,8 +99,13 @@ class Instance:
         self.constants = constants
         self.contract = Contract(manifest, constants)
         self.slots = slots
-        self.link: Link | None = None
-        """None: it is not loaded, its next call does that."""
+        self.setup = setup
+        self.links: list[Link] = []
+        """To the processes that serve it; none: it is not loaded, its next call does that."""
+        self.growing = False
+        """Whether more processes are on their way."""
+        self.remarks: dict[str, str] = {}
+        """What of its setup it does not get, by what it is about."""
         self.starting: asyncio.Task[None] | None = None
         self.runs: dict[str, Run] = {}
         self.waiting = 0
@@ -93,6 +116,11 @@ class Instance:
         self.key = 0
         """Its name in the executor process: a new one for every load, so that none is mistaken."""
 
+    @property
+    def link(self) -> Link | None:
+        """The process with the fewest calls; None when there is none."""
+        return min(self.links, key=_pending, default=None)
+
     def count(self, result: Done | Failed) -> None:
         """Note that a call has its result."""
         self.calls += 1
@@ -100,15 +128,32 @@ class Instance:
             self.failures += 1
 
 
+def _pending(link: Link) -> int:
+    return link.pending
+
+
 class Run:
     """One call on its way: whoever settles it first decides what its caller gets."""
 
-    __slots__ = ("_on_result", "_waiter", "granted", "instance", "number", "result", "sent")
+    __slots__ = (
+        "_on_result",
+        "_waiter",
+        "granted",
+        "instance",
+        "number",
+        "priority",
+        "result",
+        "sent",
+    )
 
     def __init__(
-        self, instance: Instance, on_result: Callable[[Done | Failed], None] | None = None
+        self,
+        instance: Instance,
+        priority: int,
+        on_result: Callable[[Done | Failed], None] | None = None,
     ) -> None:
         self.instance = instance
+        self.priority = priority
         self._on_result = on_result
         self.number = 0
         self.sent: Link | None = None

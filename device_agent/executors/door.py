@@ -6,7 +6,7 @@ behind a socket pair, and values of any size stay outside the daemon's memory wh
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from protocols.errors import Blame
 from protocols.manifest import Dtype, ExecutorKind, Manifest
 from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
+from protocols.messages.quality import PRIORITY_DEFAULT
 
 
 class Bytes(Struct, frozen=True):
@@ -54,6 +55,26 @@ class Failed(Struct, frozen=True):
     retryable: bool
 
 
+class Setup(Struct, frozen=True):
+    """How an instance runs; threads and provider stand for its life, the rest can be tuned."""
+
+    threads: int = 0
+    """Inside one run of a model; 0: the executor's choice."""
+    provider: str = ""
+    """ONNX execution provider; empty: as the manifest or the node says."""
+    replicas: int = 1
+    """Calls that run side by side."""
+    cpu_percent: float = 0.0
+    """Share of the node's cores for its workers together, of one core; 0: no bound."""
+    priority: int = PRIORITY_DEFAULT
+    """Among the tasks of the node."""
+
+
+PLAIN: Final = Setup()
+USUAL: Final = 2 * PRIORITY_DEFAULT
+"""Priority of a call whose task and request have the usual one."""
+
+
 OnResult = Callable[[Done | Failed], None]
 
 
@@ -63,6 +84,8 @@ class Stats(Struct, frozen=True):
     memory_bytes: int
     calls: int
     failures: int
+    remark: str = ""
+    """What of its setup it does not get here, for people."""
 
 
 class ExecutorFailure(Exception):
@@ -82,20 +105,37 @@ class Executor(Protocol):
         """Say what this executor can do here, or None when it cannot run; never raises."""
         ...
 
-    async def deploy(self, artifact: Path, manifest: Manifest) -> None:
+    async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
         """Verify and prepare (compile, vet) an artifact; idempotent. Raises ExecutorFailure."""
         ...
 
     async def start(
-        self, task: str, artifact: Path, manifest: Manifest, constants: dict[str, Path]
+        self,
+        task: str,
+        artifact: Path,
+        manifest: Manifest,
+        constants: dict[str, Path],
+        setup: Setup = PLAIN,
     ) -> None:
         """Make an instance ready to be invoked. Raises ExecutorFailure."""
         ...
 
+    async def tune(self, task: str, setup: Setup) -> None:
+        """Let an instance run so without a restart; `stats` says what it does not get."""
+        ...
+
     async def invoke(
-        self, task: str, call: str, inputs: dict[str, Value], budget_ms: int
+        self,
+        task: str,
+        call: str,
+        inputs: dict[str, Value],
+        budget_ms: int,
+        priority: int = USUAL,
     ) -> Done | Failed:
-        """Run one call; never raises. Past its budget the call is stopped, by force if need be."""
+        """Run one call; never raises. Past its budget the call is stopped, by force if need be.
+
+        Of calls that wait for the same worker the one with the highest priority goes first.
+        """
         ...
 
     def invoke_now(
@@ -105,6 +145,7 @@ class Executor(Protocol):
         inputs: dict[str, Value],
         budget_ms: int,
         on_result: OnResult,
+        priority: int = USUAL,
     ) -> bool:
         """Begin a call that nothing stands in the way of; False, and nothing done, for others.
 

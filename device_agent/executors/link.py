@@ -102,6 +102,11 @@ class Link:
 
         return self.request(header, [], settle), answer
 
+    @property
+    def pending(self) -> int:
+        """How many requests are not answered."""
+        return len(self._waiting)
+
     async def ask(self, header: dict[str, Any]) -> Reply | None:
         """Send a request and wait for its answer; None when the other side ends first."""
         return await self.post(header)[1]

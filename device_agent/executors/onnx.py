@@ -5,15 +5,18 @@ at `deploy` is kept for a short while, so that the `start` that follows need not
 """
 
 import asyncio
-import socket
 import sys
+import zlib
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from device_agent.executors.calls import Instance, Run, Slots
+from device_agent.executors.children import Child, Recipe, pss_bytes
 from device_agent.executors.contract import ConstantFile
+from device_agent.executors.door import PLAIN, ExecutorFailure, Setup
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import PROGRAMS, Process, probe
 from device_agent.executors.remote import (
@@ -27,6 +30,7 @@ from device_agent.executors.remote import (
     log,
     no_exit,
 )
+from device_agent.executors.share import apply, share_of, usable_cores
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ExecutorKind, Manifest
 from protocols.messages.invocation import FailureCode
@@ -37,41 +41,6 @@ SPARE_S: Final = 20.0
 """How long the child of a `deploy` waits for its `start`."""
 END_TIMEOUT_S: Final = 5.0
 """How long `stop` waits for a killed child to be gone."""
-
-
-class Child:
-    """One forked process: its calls, its stop socket, its model."""
-
-    def __init__(self, executor: "OnnxExecutor", zygote: Process, number: int) -> None:
-        """Have the zygote fork. Raises EnvironmentFailure when it does not listen."""
-        self.number = number
-        self.zygote = zygote
-        self.instance: Instance | None = None
-        self.unwanted = False
-        """We ended it, so its end is no news."""
-        self.gone = asyncio.Event()
-        self.loaded: Reply | None = None
-        calls, its_calls = socket.socketpair()
-        stops, its_stops = socket.socketpair()
-        try:
-            fds = its_calls.fileno(), its_stops.fileno()
-            zygote.link.tell({"op": "fork", "child": number}, fds)
-        except EnvironmentFailure:
-            calls.close()
-            stops.close()
-            raise
-        finally:
-            its_calls.close()
-            its_stops.close()
-        self.stops = Link(stops, lambda: None)
-        self.link = Link(calls, lambda: executor.child_hung_up(self))
-
-    def kill(self) -> None:
-        """End it by force."""
-        self.unwanted = True
-        if self.zygote.link.open:
-            self.zygote.link.tell({"op": "kill", "child": self.number})
-        self.link.close()
 
 
 class OnnxExecutor(RemoteExecutor):
@@ -101,9 +70,9 @@ class OnnxExecutor(RemoteExecutor):
         self._threads = threads
         self._zygote: Process | None = None
         self._children: dict[int, Child] = {}
-        self._by_task: dict[str, Child] = {}
+        self._by_task: dict[str, list[Child]] = {}
         self._forks = 0
-        self._spare: tuple[Manifest, Child] | None = None
+        self._spare: tuple[Recipe, Child] | None = None
         self._spare_timer: asyncio.TimerHandle | None = None
         _make_empty(empty)
 
@@ -121,35 +90,52 @@ class OnnxExecutor(RemoteExecutor):
 
     def provider(self, task: str) -> tuple[str, str]:
         """Return which provider runs a task, and why not the wanted one; empty: nothing to say."""
-        child = self._by_task.get(task)
-        if child is None or child.loaded is None:
-            return "", ""
-        return child.loaded.providers[0], child.loaded.note
+        for child in self._by_task.get(task, ()):
+            if child.loaded is not None:
+                return child.loaded.providers[0], child.loaded.note
+        return "", ""
 
-    async def deploy(self, artifact: Path, manifest: Manifest) -> None:
+    def _recipe(self, manifest: Manifest, setup: Setup) -> Recipe:
+        providers = (setup.provider,) if setup.provider else manifest.providers or self._providers
+        return Recipe(manifest, setup.threads or self._threads, tuple(providers))
+
+    async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
         """Load the model in a child and hold it against the manifest; idempotent.
 
         Raises ExecutorFailure.
         """
-        if self._spare is not None and self._spare[0] == manifest:
+        recipe = self._recipe(manifest, setup)
+        if self._spare is not None and self._spare[0] == recipe:
             return
-        if any(one.manifest == manifest and one.link for one in self._instances.values()):
+        if any(
+            one.links and self._recipe(one.manifest, one.setup) == recipe
+            for one in self._instances.values()
+        ):
             return
         try:
-            child = await self._load(artifact, manifest)
+            child = await self._load(artifact, recipe)
         except BaseException:
             self._settle_down()
             raise
         self._drop_spare()
-        self._spare = (manifest, child)
+        self._spare = (recipe, child)
         loop = asyncio.get_running_loop()
         self._spare_timer = loop.call_later(SPARE_S, self._drop_spare)
 
     async def _launch(self, instance: Instance) -> None:
-        if self._spare is not None and self._spare[0] == instance.manifest:
+        child = await self._worker(instance)
+        self._join(instance, child)
+        instance.pid = child.loaded.pid if child.loaded is not None else 0
+        self._share(instance)
+        self._fill(instance)
+
+    async def _worker(self, instance: Instance) -> Child:
+        """Return a child that is ready to serve an instance. Raises ExecutorFailure."""
+        recipe = self._recipe(instance.manifest, instance.setup)
+        if self._spare is not None and self._spare[0] == recipe:
             child = self._take_spare()
         else:
-            child = await self._load(instance.artifact, instance.manifest)
+            child = await self._load(instance.artifact, recipe)
         try:
             if instance.constants:
                 await self._bind(child, instance.constants)
@@ -158,17 +144,88 @@ class OnnxExecutor(RemoteExecutor):
         except BaseException:
             child.kill()
             raise
-        child.instance = instance
-        self._by_task[instance.task] = child
-        instance.link = child.link
-        instance.pid = child.loaded.pid if child.loaded is not None else 0
+        return child
 
-    async def _load(self, artifact: Path, manifest: Manifest) -> Child:
+    def _join(self, instance: Instance, child: Child) -> None:
+        child.instance = instance
+        self._by_task.setdefault(instance.task, []).append(child)
+        instance.links.append(child.link)
+        if child.loaded is not None and child.loaded.note:
+            instance.remarks["provider"] = child.loaded.note
+
+    def _fill(self, instance: Instance) -> None:
+        """Have as many children as the setup says, in the background."""
+        if instance.links and len(instance.links) < instance.setup.replicas:
+            self._spawn_task(self._grow(instance))
+
+    async def _grow(self, instance: Instance) -> None:
+        if instance.growing:
+            return
+        instance.growing = True
+        instance.remarks.pop("replicas", None)
+        try:
+            while self._lacks(instance):
+                child = await self._worker(instance)
+                if not self._lacks(instance):
+                    child.kill()
+                    return
+                self._join(instance, child)
+                self._share(instance)
+                instance.slots.release()
+        except ExecutorFailure as error:
+            # The others serve on; a tuning or the next loss of a child tries again.
+            text = f"{len(instance.links)} of {instance.setup.replicas} workers: {error}"
+            instance.remarks["replicas"] = text
+            log.warning("task %s: %s", instance.task, text)
+        finally:
+            instance.growing = False
+
+    def _lacks(self, instance: Instance) -> bool:
+        """Whether an instance runs and is to have more children."""
+        here = self._instances.get(instance.task) is instance
+        return here and 0 < len(instance.links) < instance.setup.replicas
+
+    def _share(self, instance: Instance) -> None:
+        """Give the processes of an instance their share of the machine."""
+        setup = instance.setup
+        first = zlib.crc32(instance.task.encode())
+        share = share_of(setup.cpu_percent, setup.priority, usable_cores(), first)
+        children = self._by_task.get(instance.task, ())
+        pids = [one.loaded.pid for one in children if one.loaded is not None]
+        instance.remarks["share"] = apply(share, pids)
+        if not instance.remarks["share"]:
+            del instance.remarks["share"]
+
+    async def tune(self, task: str, setup: Setup) -> None:
+        """Let an instance have so many children with such a share, without a restart."""
+        instance = self._instances.get(task)
+        if instance is None:
+            return
+        instance.setup = structs.replace(
+            setup, threads=instance.setup.threads, provider=instance.setup.provider
+        )
+        instance.remarks.pop("replicas", None)
+        for child in list(self._by_task.get(task, ())):
+            if len(instance.links) > max(1, setup.replicas) and not child.link.pending:
+                child.kill()
+        self._share(instance)
+        self._fill(instance)
+
+    def _freed(self, instance: Instance, link: Link) -> None:
+        """End a child that is one too many, now that its call is over."""
+        if len(instance.links) > max(1, instance.setup.replicas) and not link.pending:
+            for child in self._by_task.get(instance.task, ()):
+                if child.link is link:
+                    child.kill()
+                    return
+
+    async def _load(self, artifact: Path, recipe: Recipe) -> Child:
         child = self._fork()
+        manifest = recipe.manifest
         frame = load_frame(manifest, self._blobs) | {
             "path": str(artifact),
-            "providers": manifest.providers or self._providers,
-            "threads": self._threads,
+            "providers": recipe.providers,
+            "threads": recipe.threads,
         }
         try:
             reply = await asyncio.wait_for(child.link.ask(frame), START_TIMEOUT_S)
@@ -206,7 +263,7 @@ class OnnxExecutor(RemoteExecutor):
                     self._zygote_says,
                 )
             self._forks += 1
-            child = Child(self, self._zygote, self._forks)
+            child = Child(self._zygote, self._forks, self._child_hung_up)
         except EnvironmentFailure as error:
             raise failed(
                 FailureCode.EXECUTOR, Blame.ENVIRONMENT, str(error), retryable=True
@@ -228,13 +285,21 @@ class OnnxExecutor(RemoteExecutor):
             self._take_spare().kill()
             self._settle_down()
 
-    def child_hung_up(self, child: Child) -> None:
+    def _child_hung_up(self, child: Child) -> None:
         """Forget a child whose socket has ended; the zygote will say how it went."""
         child.stops.close()
         instance = child.instance
-        if instance is not None and instance.link is child.link:
-            instance.link = None
-            del self._by_task[instance.task]
+        if instance is not None and child.link in instance.links:
+            instance.links.remove(child.link)
+            left = self._by_task[instance.task]
+            left.remove(child)
+            if left:
+                # The slot of the last one stays: its next call loads the instance again.
+                instance.slots.shrink()
+                if len(left) < instance.setup.replicas and child.unwanted:
+                    self._fill(instance)
+            else:
+                del self._by_task[instance.task]
         if self._spare is not None and self._spare[1] is child:
             self._take_spare()
 
@@ -267,21 +332,27 @@ class OnnxExecutor(RemoteExecutor):
                 self._bury(child, reason)
 
     def _interrupt(self, run: Run) -> None:
-        child = self._by_task.get(run.instance.task)
-        if child is not None and child.link is run.sent:
+        child = self._serving(run)
+        if child is not None:
             child.stops.tell({"id": run.number})
 
     def _kill(self, run: Run) -> None:
-        child = self._by_task.get(run.instance.task)
-        if child is not None and child.link is run.sent:
+        child = self._serving(run)
+        if child is not None:
             child.kill()
+
+    def _serving(self, run: Run) -> Child | None:
+        """Return the child that has a call."""
+        children = self._by_task.get(run.instance.task, ())
+        return next((one for one in children if one.link is run.sent), None)
 
     async def stop(self, task: str) -> None:
         """End an instance and free what it held; unknown ones are ignored."""
-        child = self._by_task.get(task)
+        children = list(self._by_task.get(task, ()))
         await self._forget(task)
-        if child is not None:
+        for child in children:
             child.kill()
+        for child in children:
             try:
                 await asyncio.wait_for(child.gone.wait(), END_TIMEOUT_S)
             except TimeoutError:
@@ -297,13 +368,9 @@ class OnnxExecutor(RemoteExecutor):
             self._zygote.link.close()
 
     def _memory_bytes(self, instance: Instance) -> int:
-        """Read the proportional set size of the child."""
-        try:
-            rollup = Path(f"/proc/{instance.pid}/smaps_rollup").read_text(encoding="ascii")
-        except OSError:
-            return 0
-        found = [line for line in rollup.splitlines() if line.startswith("Pss:")]
-        return int(found[0].split()[1]) * 1024 if found else 0
+        """Read the proportional set size of the children together."""
+        children = self._by_task.get(instance.task, ())
+        return sum(pss_bytes(one.loaded.pid) for one in children if one.loaded is not None)
 
     async def close(self) -> None:
         """End every process of this executor."""

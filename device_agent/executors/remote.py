@@ -21,15 +21,18 @@ from device_agent.executors.contract import (
     read_failure,
 )
 from device_agent.executors.door import (
+    PLAIN,
+    USUAL,
     Done,
     ExecutorFailure,
     Failed,
     OnResult,
+    Setup,
     Stats,
     Value,
 )
 from device_agent.executors.link import Link, Reply
-from protocols.errors import Blame
+from protocols.errors import Blame, TonaBug
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
 
@@ -148,7 +151,12 @@ class RemoteExecutor:
             await asyncio.gather(*self._background)
 
     async def start(
-        self, task: str, artifact: Path, manifest: Manifest, constants: dict[str, Path]
+        self,
+        task: str,
+        artifact: Path,
+        manifest: Manifest,
+        constants: dict[str, Path],
+        setup: Setup = PLAIN,
     ) -> None:
         """Make an instance ready to be invoked; one of the same task is replaced.
 
@@ -156,7 +164,7 @@ class RemoteExecutor:
         """
         await self.stop(task)
         fitted = _fit_constants(manifest, constants)
-        instance = Instance(task, artifact, manifest, fitted, self._new_slots())
+        instance = Instance(task, artifact, manifest, fitted, self._new_slots(), setup)
         self._instances[task] = instance
         try:
             await self._ready(instance)
@@ -166,7 +174,7 @@ class RemoteExecutor:
             raise
 
     async def _ready(self, instance: Instance) -> None:
-        if instance.link is not None:
+        if instance.links:
             return
         if instance.starting is None:
             instance.starting = asyncio.create_task(self._launch(instance))
@@ -175,7 +183,12 @@ class RemoteExecutor:
         await asyncio.shield(instance.starting)
 
     async def invoke(
-        self, task: str, call: str, inputs: dict[str, Value], budget_ms: int
+        self,
+        task: str,
+        call: str,
+        inputs: dict[str, Value],
+        budget_ms: int,
+        priority: int = USUAL,
     ) -> Done | Failed:
         """Run one call; never raises but when its caller is cancelled."""
         instance = self._instances.get(task)
@@ -184,7 +197,7 @@ class RemoteExecutor:
         described = instance.contract.describe(inputs)
         if isinstance(described, Failed):
             return described
-        run = Run(instance)
+        run = Run(instance, priority)
         if instance.runs.setdefault(call, run) is not run:
             text = f"call {call[:80]!r} of task {task!r} is under way already"
             return Failed(FailureCode.BUSY, Blame.PEER, text, retryable=False)
@@ -209,6 +222,7 @@ class RemoteExecutor:
         inputs: dict[str, Value],
         budget_ms: int,
         on_result: OnResult,
+        priority: int = USUAL,
     ) -> bool:
         """Send a call if nothing is in its way; False, and nothing done, when `invoke` has to.
 
@@ -216,11 +230,14 @@ class RemoteExecutor:
         request and the executor, nor between its answer and `on_result`.
         """
         instance = self._instances.get(task)
-        if instance is None or instance.link is None or call in instance.runs:
+        if instance is None or not instance.links or call in instance.runs:
             return False
         described = instance.contract.describe(inputs)
         if isinstance(described, Failed) or not instance.slots.take():
             return False
+        link = instance.link
+        if link is None:
+            raise TonaBug(f"task {task} has lost its processes in between")
 
         def settled(result: Done | Failed) -> None:
             timer.cancel()
@@ -228,10 +245,10 @@ class RemoteExecutor:
             instance.count(result)
             on_result(result)
 
-        run = instance.runs[call] = Run(instance, settled)
+        run = instance.runs[call] = Run(instance, priority, settled)
         limit_ms = min(budget_ms, instance.manifest.limits.deadline_ms)
         timer = asyncio.get_running_loop().call_later(limit_ms / 1000, self._expire, run, budget_ms)
-        self._send(run, instance.link, *described)
+        self._send(run, link, *described)
         return True
 
     async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
@@ -239,12 +256,13 @@ class RemoteExecutor:
         instance = run.instance
         if not instance.slots.take() and not await self._queue(run):
             return
-        if instance.link is None:
+        if not instance.links:
             await self._wake(run)
-        if run.result is not None or instance.link is None:
+        link = instance.link
+        if run.result is not None or link is None:
             instance.slots.release()
             return
-        self._send(run, instance.link, described, inline)
+        self._send(run, link, described, inline)
         await run.wait()
 
     def _send(self, run: Run, link: Link, described: list[Described], inline: list[bytes]) -> None:
@@ -284,12 +302,17 @@ class RemoteExecutor:
             elif error is not None:
                 raise error
 
+    def _freed(self, instance: Instance, link: Link) -> None:
+        """Take note that a process has answered a call and has no other of it."""
+
     def _answered(self, run: Run, reply: Reply | None, body: memoryview) -> None:
-        run.sent = None
+        link, run.sent = run.sent, None
         kill = self._kills.pop(run, None)
         if kill is not None:
             kill.cancel()
         instance = run.instance
+        if reply is not None and link is not None:
+            self._freed(instance, link)
         instance.slots.release()
         if reply is None:
             text = f"the executor process of task {instance.task!r} ended during the call"
@@ -367,7 +390,8 @@ class RemoteExecutor:
         instance = self._instances.get(task)
         if instance is None:
             return None
-        return Stats(self._memory_bytes(instance), instance.calls, instance.failures)
+        remark = "; ".join(instance.remarks.values())
+        return Stats(self._memory_bytes(instance), instance.calls, instance.failures, remark)
 
     def _memory_bytes(self, instance: Instance) -> int:
         return instance.memory_bytes

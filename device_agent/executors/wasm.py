@@ -16,7 +16,7 @@ import msgspec
 
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import DIGEST_PREFIX
-from device_agent.executors.door import ExecutorFailure
+from device_agent.executors.door import PLAIN, ExecutorFailure, Setup
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import PROGRAMS, OnEnd, Process, no_end, probe
 from device_agent.executors.remote import (
@@ -85,8 +85,9 @@ class WasmExecutor(RemoteExecutor):
         about = msgspec.json.decode(found)
         return ExecutorInfo(kind=self.kind.value, version=about["version"])
 
-    async def deploy(self, artifact: Path, manifest: Manifest) -> None:
+    async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
         """Check and compile a module into the cache; idempotent. Raises ExecutorFailure."""
+        del setup
         self._running_host()
         try:
             await self._compiled(artifact, _hex(manifest))
@@ -146,8 +147,9 @@ class WasmExecutor(RemoteExecutor):
             reply = await self._load(host.link, dict(frame))
         loaded = check_failure(reply, f"loading task {instance.task!r}")
         if host.link.open:
-            instance.link = host.link
+            instance.links = [host.link]
             instance.pid = loaded.pid
+            self._remark(instance)
 
     async def _load(self, link: Link, frame: dict[str, object]) -> Reply | None:
         # One at a time: the host has one thread for it beside those of the calls.
@@ -185,9 +187,9 @@ class WasmExecutor(RemoteExecutor):
         host, self._host = self._host, None
         if host is None:
             return []
-        lost = [one for one in self._instances.values() if one.link is host.link]
+        lost = [one for one in self._instances.values() if host.link in one.links]
         for instance in lost:
-            instance.link = None
+            instance.links = []
         host.kill()
         self._spawn_task(host.end())
         return lost
@@ -208,6 +210,22 @@ class WasmExecutor(RemoteExecutor):
         if instance.link is not None and instance.link.open:
             instance.link.tell({"op": "unload", "id": 0, "key": instance.key})
         self._settle_down()
+
+    async def tune(self, task: str, setup: Setup) -> None:
+        """Let an instance run so: the core sends so many calls at once, threads are the bound."""
+        instance = self._instances.get(task)
+        if instance is not None:
+            instance.setup = setup
+            self._remark(instance)
+
+    def _remark(self, instance: Instance) -> None:
+        """Note what one process for all tasks cannot give each."""
+        setup = instance.setup
+        instance.remarks.clear()
+        if setup.cpu_percent > 0:
+            instance.remarks["share"] = "Wasm tasks share one process: no share of their own"
+        if setup.replicas > self._threads:
+            instance.remarks["replicas"] = f"Wasm tasks run {self._threads} calls at once together"
 
     def _retire(self) -> None:
         self._drop_host()

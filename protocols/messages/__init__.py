@@ -17,6 +17,7 @@ from protocols.messages.hierarchy import (
     ServiceDelete,
     ServiceOrder,
     ServiceReport,
+    TaskEvent,
     TaskReport,
 )
 from protocols.messages.host import Linking, Mirror, RemoteAnswer, RemoteCall
@@ -62,6 +63,7 @@ HIERARCHY = (
     | EnvelopeGrant
     | EnvelopeRevoke
     | TaskReport
+    | TaskEvent
     | NodeSummary
     | Escalation
     | EscalationAnswer
@@ -126,6 +128,7 @@ __all__ = [
     "ServiceReport",
     "SetSensing",
     "Status",
+    "TaskEvent",
     "TaskReport",
     "Tune",
     "Welcome",

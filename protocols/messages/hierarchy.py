@@ -232,6 +232,16 @@ class TaskReport(Message, tag="task-report", frozen=True):
     """Which one runs; empty: the manifest of the specification."""
 
 
+class TaskEvent(Message, tag="task-event", frozen=True):
+    """TS to TA: what the TS did about a task's quality and what came of it, for its story."""
+
+    task: Name
+    event: Id
+    """`danger`, `acted`, `helped`, `reverted`, `relaxed` or `calm`."""
+    detail: Text = ""
+    blame: Blame | None = None
+
+
 class NodeState(StrEnum):
     """What the scheduler believes of a node; the table stands in `controller/scheduler`."""
 
@@ -255,6 +265,10 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
     memory_available_bytes: Count = 0
     round_trip_ms: float | None = None
     reason: Text = ""
+    tasks: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
+    """Of which it has a copy, whichever anchor they are of: an anchor that takes a service over
+    leaves them where they are.
+    """
 
 
 class AnchorSummary(Message, tag="anchor-summary", frozen=True):

@@ -35,18 +35,23 @@ class Linking(Message, tag="linking", frozen=True):
     cause: Text = ""
     """As in a frame."""
     body: Annotated[bytes, Meta(max_length=BODY_MAX_BYTES)] = b""
-    """A frame's body (`protocols.codec`), or nothing."""
+    """A message in MessagePack, or nothing."""
+    more: bool = False
+    """Whether the body goes on in the next number."""
 
 
 class Mirror(Message, tag="mirror", frozen=True):
-    """What people watch on one process, shown on another: the newest state of a view or record."""
+    """What people watch on one process, shown on another: the newest state of a view or record.
+
+    One without a kind ends a beginning: what was not mirrored since is forgotten.
+    """
 
     kind: Id
     key: Id
     value: Annotated[bytes, Meta(max_length=BODY_MAX_BYTES)] = b""
     """MessagePack of the struct in `controller.records`; empty: gone."""
     first: bool = False
-    """Whether what was mirrored before is to be forgotten: the mirror begins anew."""
+    """Whether the mirror begins anew with this one."""
 
 
 class RemoteCall(Message, tag="remote-call", frozen=True):

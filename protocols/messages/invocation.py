@@ -130,6 +130,8 @@ class Invoke(Message, tag="invoke", frozen=True):
     """Under overload the lower ones are shed first; 9 is the highest."""
     job: bool = False
     """Whether this runs a job: its end goes to the TS as JobEnded."""
+    answer_encoding: Annotated[str, Meta(max_length=16)] = ""
+    """How tensors of the answer may be packed: empty for not at all, or `deflate`."""
 
 
 class Deliver(Message, tag="deliver", frozen=True):
@@ -161,6 +163,8 @@ class Deliver(Message, tag="deliver", frozen=True):
     """
     user: str = ""
     """Name of the client that asked."""
+    answer_encoding: Annotated[str, Meta(max_length=16)] = ""
+    """As in Invoke."""
 
 
 class Cancel(Message, tag="cancel", frozen=True):

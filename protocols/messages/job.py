@@ -47,6 +47,8 @@ class JobSubmit(Message, tag="job-submit", frozen=True):
     priority: Priority = PRIORITY_DEFAULT
     correlation: Correlation = b""
     """MQTT 5 correlation data of the client, returned with the answers."""
+    client: str = ""
+    """Who submits it; filled in by the TS, as the frame says."""
 
 
 class JobAccepted(Message, tag="job-accepted", frozen=True):
@@ -58,6 +60,9 @@ class JobAccepted(Message, tag="job-accepted", frozen=True):
     reason: Text = ""
     retryable: bool = False
     """Whether the same submission may be taken later."""
+    reply_to: str = ""
+    """Where the TS sends it on to, like correlation."""
+    correlation: Correlation = b""
 
 
 class JobRun(Message, tag="job-run", frozen=True):
@@ -65,7 +70,7 @@ class JobRun(Message, tag="job-run", frozen=True):
 
     job: Id
     attempt: Count
-    """Grows with every try; an answer of an older one counts as well as the newest."""
+    """Grows with every try; outputs of an older one count as well as those of the newest."""
     service: Name
     inputs: Values
     run_ms: Budget
@@ -87,7 +92,10 @@ class JobEnded(Message, tag="job-ended", frozen=True):
     timings: Timings = ()
     """As in Result."""
     number: Count = 0
-    """Of the node's outbox; the acknowledgement names it."""
+    """Of the node's outbox; the acknowledgement names it. 0: not kept there."""
+    reply_to: str = ""
+    """As in JobAccepted; empty on the way to the TA."""
+    correlation: Correlation = b""
 
 
 class JobKept(Message, tag="job-kept", frozen=True):
@@ -108,6 +116,7 @@ class JobQuery(Message, tag="job-query", frozen=True):
     """As in JobSubmit."""
     cancel: bool = False
     """True: end it, if it is not over."""
+    correlation: Correlation = b""
 
 
 class JobStatus(Message, tag="job-status", frozen=True):
@@ -118,3 +127,7 @@ class JobStatus(Message, tag="job-status", frozen=True):
     attempts: Count = 0
     """How often it was begun."""
     reason: Text = ""
+    """Of the last attempt that failed."""
+    reply_to: str = ""
+    """As in JobAccepted."""
+    correlation: Correlation = b""

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocols.base import Count, Id, Message, Name, Part, Text
+from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState
 
 
@@ -74,6 +75,8 @@ class Holding(Part, frozen=True):
     """As in Status."""
     generation: Count = 0
     """The generation of the specification that runs."""
+    tuning: Tuning = Tuning()
+    """How it runs: as assigned, with what a Tune has changed since."""
 
 
 class Birth(Message, tag="birth", frozen=True):

@@ -106,4 +106,6 @@ class Acknowledge(Message, tag="ack", frozen=True):
     incarnation: Count
     """Of the frame that brought it."""
     of: Id = "status"
-    """What is acknowledged."""
+    """What is acknowledged: `status`, or `job` for the end of a job's run."""
+    also: Annotated[tuple[Count, ...], Meta(max_length=512)] = ()
+    """Further numbers, acknowledged alike."""

@@ -167,18 +167,20 @@ class Session:
         tenant: str = DEFAULT_TENANT,
         response_topic: str = "",
         correlation: bytes = b"",
+        sender: str = "",
     ) -> bool:
         """Send or queue a message; False when there is no connection or the queue is full.
 
-        Never blocks. Raises TonaBug when the message exceeds its topic's bound or this identity
-        may not publish there.
+        `sender` is a role that speaks through this identity. Never blocks. Raises TonaBug when the
+        message exceeds its topic's bound or this identity may not publish there.
         """
         link = self._link
         if link is None or link.stage is not Stage.READY:
             self.counters.send_refused += 1
             return False
         name, qos, max_bytes = self._route(topic)
-        payload = codec.encode(self._frame(self._number, tenant, cause, body), max_bytes)
+        frame = self._frame(self._number, tenant, cause, body, sender)
+        payload = codec.encode(frame, max_bytes)
         properties = packets.request_properties(response_topic, correlation)
         if not link.publish(Parcel(name, payload, qos, properties)):
             self.counters.send_refused += 1
@@ -367,8 +369,8 @@ class Session:
 
     # Frames.
 
-    def _frame(self, number: int, tenant: str, cause: str, body: Body) -> Frame:
-        sender = self.settings.identity
+    def _frame(self, number: int, tenant: str, cause: str, body: Body, sender: str = "") -> Frame:
+        sender = sender or self.settings.identity
         return Frame(codec.VERSION, sender, self.incarnation, number, tenant, cause, body)
 
     def _filters(self) -> Sequence[str]:

@@ -1,87 +1,27 @@
 """The anchor as a decider: durable tasks, envelopes, escalation, restart."""
 
-from typing import Any
-
 import pytest
+from anchor_bench import Bench, said, sized
 from msgspec import structs
-from tests_support import INVENTORY, task_spec
+from tests_support import task_spec
 
-from controller.anchor import decider as anchor
-from controller.anchor.decider import Anchor, Settings
-from controller.anchor.lifecycle import TABLE, TaskEvent, advance
-from controller.decider import Event, Fired, Output, Received, Record
-from controller.records import StoryRecord, TaskRecord, TaskState
+from controller.anchor import stories
+from controller.decider import Fired, Output
+from controller.records import StoryRecord, TaskState
 from protocols.base import EPOCH_LIMIT
-from protocols.errors import TonaBug
 from protocols.messages import (
     AnchorWelcome,
     EnvelopeGrant,
     EnvelopeRevoke,
     Escalation,
     EscalationAnswer,
-    NodeSummary,
     SchedulerHello,
     ServiceDelete,
-    ServiceOrder,
     ServiceReport,
     TaskReport,
 )
 from protocols.messages.hierarchy import Attempt, NodeState, ServiceState
-from protocols.messages.invocation import Edge
 from protocols.messages.task import InstanceState
-from protocols.qoais import ServiceKind
-
-
-class Bench:
-    """An anchor with a store that survives its restarts."""
-
-    def __init__(self) -> None:
-        self.store: dict[tuple[str, str], Record] = {}
-        self.now_ms = 0
-        self.restart()
-
-    def restart(self) -> None:
-        self.ta = Anchor(Settings())
-        self.ta.restore(list(self.store.values()), self.now_ms)
-
-    def feed(self, *events: Event) -> Output:
-        output = self.ta.handle(list(events), self.now_ms)
-        for record in output.records:
-            if record.value is None:
-                self.store.pop((record.kind, record.key), None)
-            else:
-                self.store[record.kind, record.key] = record
-        return output
-
-    def hear(self, body: Any, sender: str = "ts-main") -> Output:
-        return self.feed(Received(sender, 0, 0, "default", "test", body))
-
-    def node(self, name: str, state: NodeState = NodeState.ONLINE) -> Output:
-        return self.hear(NodeSummary(name, state, 1, INVENTORY))
-
-    def order(self, generation: int = 1, *names: str, spares: int = 1) -> Output:
-        steps = names or ("a",)
-        specs = tuple(task_spec(f"svc.{name}") for name in steps)
-        order = ServiceOrder(
-            "svc",
-            "use",
-            ServiceKind.INFERENCE,
-            generation,
-            specs,
-            (Edge("y", steps[-1], "x"),),
-            spares=spares,
-        )
-        return self.hear(order, "namo-main")
-
-    def task(self, name: str = "svc.a") -> TaskRecord:
-        return self.ta.tasks[name]
-
-    def ready(self, node: str, epoch: int, generation: int = 1) -> Output:
-        return self.hear(TaskReport("svc.a", generation, node, epoch, InstanceState.READY))
-
-
-def said(output: Output, kind: type[Any]) -> list[Any]:
-    return [send.body for send in output.sends if isinstance(send.body, kind)]
 
 
 @pytest.fixture
@@ -139,10 +79,10 @@ def test_leases_never_overlap_even_across_restarts(bench: Bench) -> None:
 def test_a_restarted_anchor_knows_its_tasks(bench: Bench) -> None:
     bench.order()
     bench.ready("n1", 1)
-    stories = bench.ta._stories["svc.a"]
+    stories = bench.ta.book.stories._numbers["svc.a"]
     bench.restart()
     assert bench.task().state is TaskState.RUNNING
-    assert bench.ta._stories["svc.a"] == stories
+    assert bench.ta.book.stories._numbers["svc.a"] == stories
     output = bench.hear(SchedulerHello("ts-main", 2))
     [grant] = said(output, EnvelopeGrant)
     assert (grant.current_node, grant.current_epoch) == ("n1", 1)
@@ -167,7 +107,7 @@ def test_an_escalation_gets_other_nodes_or_a_refusal(bench: Bench) -> None:
     output = bench.hear(Escalation("e2", "svc.a", 1, "no node of the envelope", everywhere))
     [answer] = said(output, EscalationAnswer)
     assert not answer.granted
-    assert bench.task().state is TaskState.WAITING
+    assert bench.task().state is TaskState.FAILED
     [timer] = output.timers
     bench.now_ms = timer.at_ms or 0
     assert said(bench.feed(Fired(timer.key)), EnvelopeGrant), "it is tried again by itself"
@@ -212,30 +152,13 @@ def test_the_story_is_bounded_and_ordered(bench: Bench) -> None:
     assert numbers == list(range(numbers[0], numbers[0] + 64))
 
 
-def test_every_state_answers_or_refuses_every_event() -> None:
-    for state in TaskState:
-        for event in TaskEvent:
-            if (state, event) in TABLE:
-                assert advance(state, event) in TaskState
-            else:
-                with pytest.raises(TonaBug, match="its story"):
-                    advance(state, event, "its story")
-
-
-def tight(name: str = "n1", tasks: int = 1) -> NodeSummary:
-    """A node with room for so many tasks."""
-    memory = task_spec().manifest.limits.memory_bytes
-    inventory = structs.replace(INVENTORY, task_memory_bytes=tasks * memory)
-    return NodeSummary(name, NodeState.ONLINE, 1, inventory)
-
-
 def failed(*nodes: str, number: str = "e") -> Escalation:
     attempts = tuple(Attempt(f"run on {node}", "no memory") for node in nodes)
     return Escalation(number, "svc.a", 1, "no node of the envelope can run the task", attempts)
 
 
 def fired(bench: Bench, output: Output) -> Output:
-    [timer] = output.timers
+    [timer] = [one for one in output.timers if one.key.startswith("retry/")]
     bench.now_ms = timer.at_ms or 0
     return bench.feed(Fired(timer.key))
 
@@ -243,25 +166,23 @@ def fired(bench: Bench, output: Output) -> Output:
 def test_a_task_does_not_stand_in_its_own_way() -> None:
     """The room that a task has reserved on a node is room for that task."""
     bench = Bench()
-    bench.hear(tight())
+    bench.tight("n1")
     bench.order()
     waits = bench.hear(failed("n1"))
-    assert bench.task().state is TaskState.WAITING
+    assert bench.task().state is TaskState.FAILED
     assert [one.nodes for one in said(fired(bench, waits), EnvelopeGrant)] == [("n1",)]
 
 
 def test_a_new_generation_that_fits_nowhere_is_placed_when_a_node_comes() -> None:
     bench = Bench()
-    bench.hear(tight())
+    bench.tight("n1")
     bench.order(spares=0)
     bench.ready("n1", 1)
-    limits = structs.replace(task_spec().manifest.limits, memory_bytes=3 << 30)
-    large = task_spec()
-    large = structs.replace(large, manifest=structs.replace(large.manifest, limits=limits))
-    order = structs.replace(bench.ta.services["svc"].order, generation=2, tasks=(large,))
+    large = sized(task_spec(), 3 << 30)
+    order = structs.replace(bench.ta.book.services["svc"].order, generation=2, tasks=(large,))
     output = bench.hear(order, "namo-main")
     assert not said(output, EnvelopeGrant), "the node of the old one is too small"
-    assert bench.task().state is TaskState.RUNNING
+    assert bench.task().state is TaskState.MODIFYING
     assert said(output, ServiceReport)[-1].state is ServiceState.DEGRADED
     [grant] = said(bench.node("n2"), EnvelopeGrant)
     assert grant.nodes == ("n2",)
@@ -290,16 +211,16 @@ def test_a_waiting_task_is_tried_again_and_again() -> None:
 def test_a_waiting_task_is_tried_again_after_a_restart() -> None:
     bench = Bench()
     bench.order()
-    bench.ta = Anchor(Settings())
-    assert fired(bench, bench.ta.restore(list(bench.store.values()), bench.now_ms)).timers
+    bench.restart()
+    assert fired(bench, bench.restart()).timers
 
 
 def test_room_that_is_given_back_goes_to_who_waits() -> None:
     bench = Bench()
-    bench.hear(tight())
+    bench.tight("n1")
     bench.order()
     other = structs.replace(
-        bench.ta.services["svc"].order, service="late", tasks=(task_spec("late.a"),)
+        bench.ta.book.services["svc"].order, service="late", tasks=(task_spec("late.a"),)
     )
     bench.hear(other, "namo-main")
     assert bench.task("late.a").state is TaskState.WAITING
@@ -334,7 +255,7 @@ def test_a_lease_begins_above_what_nodes_have_seen(bench: Bench) -> None:
 
 
 def test_stories_of_what_is_over_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anchor, "MAX_OVER", 3)
+    monkeypatch.setattr(stories, "MAX_OVER", 3)
     for number in range(20):
         bench.order(2 * number + 1, f"t{number}")
         bench.hear(ServiceDelete("svc", 2 * number + 1), "namo-main")
@@ -342,4 +263,4 @@ def test_stories_of_what_is_over_are_bounded(bench: Bench, monkeypatch: pytest.M
             bench.restart()
     kept = {key.split("/")[0] for kind, key in bench.store if kind == "story"}
     assert kept == {"svc.t17", "svc.t18", "svc.t19"}
-    assert set(bench.ta._stories) == set(bench.ta._last_story) == kept
+    assert set(bench.ta.book.stories._numbers) == set(bench.ta.book.stories._last) == kept

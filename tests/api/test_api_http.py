@@ -5,14 +5,19 @@ import httpx
 import pytest
 
 from controller.api import client
-from controller.api.operations import TABLE, SubmitUseCase, Transfer
+from controller.api.operations import TABLE, Effect, SubmitUseCase, Transfer
 from controller.decider import Answer, Record
+from controller.job_view import job_view
 from controller.namo.submission import Submitted
 from controller.records import (
+    APPROVAL,
+    JOB,
     SERVICE,
     STORY,
     TASK,
     USE_CASE,
+    ApprovalRecord,
+    JobRecord,
     Placement,
     Rejection,
     ServiceRecord,
@@ -24,7 +29,9 @@ from controller.records import (
 )
 from protocols.errors import Blame, EnvironmentFailure, UserError
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
+from protocols.messages import JobSubmit
 from protocols.messages.hierarchy import NodeState, ServiceOrder, ServiceState, TaskSpec
+from protocols.messages.job import JobState
 from protocols.qoais import ServiceKind
 
 MANIFEST = Manifest(
@@ -59,6 +66,8 @@ def work(cell: Any) -> Any:
                 reason="fits",
             ),
         ),
+        (APPROVAL, "7", ApprovalRecord("7", "ocr", "default", "use the small model", "late")),
+        (JOB, "j", JobRecord(JobSubmit("j", "ocr", {}), "me", "default", JobState.RUNNING)),
         (STORY, "ocr.read/1", StoryRecord("ocr.read", 65, "ts", "moved")),
         (STORY, "ocr.read/0", StoryRecord("ocr.read", 64, "ta", "placed")),
     ]
@@ -88,6 +97,7 @@ async def test_every_operation_of_the_table_is_reachable(
     work: Any, http: httpx.AsyncClient
 ) -> None:
     names = {"usecase": "pages", "service": "ocr", "task": "ocr.read", "node": "n1"}
+    names |= {"approve": "7", "job": "j"}
     for one in TABLE:
         if one.transfer is not Transfer.JSON:
             continue
@@ -100,9 +110,16 @@ async def test_every_operation_of_the_table_is_reachable(
             work.answer = Answer("", work.registry.model.get(USE_CASE, "pages"))
         elif one.name == "node.drain":
             work.answer = Answer("", {"node": "n1", "state": "draining"})
+        elif thing == "job" and one.effect is Effect.WRITE:
+            arguments = arguments or {"job": "j", "service": "ocr"}
+            work.answer = Answer("", job_view(work.registry.model.get(JOB, "j")))
+        elif one.name in ("approve.grant", "approve.deny"):
+            work.answer = Answer("", work.registry.model.get(APPROVAL, "7"))
         result = await ask(http, one.name, **arguments)
         assert type(result) is (getattr(one.result, "__origin__", None) or one.result), one.name
-    assert [call[0] for call in work.calls] == ["usecase.submit", "usecase.delete", "node.drain"]
+    json = [one for one in TABLE if one.transfer is Transfer.JSON]
+    writes = [one.name for one in json if one.effect is Effect.WRITE]
+    assert [call[0] for call in work.calls] == writes
     assert work.calls[0][1] == SubmitUseCase("name = 'pages'", dry_run=True)
     assert work.calls[0][2] == "default"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from controller.broker import embedded_child, restarts
-from controller.broker.process import Child
 from controller.broker.supervisor import Supervisor
+from controller.child import READY_PREFIX, Child
 from protocols.errors import EnvironmentFailure
 
 SLEEPER = ["/bin/sleep", "600"]
@@ -67,16 +67,16 @@ async def test_renewal_is_no_failure_and_gives_a_fresh_process(monkeypatch: Any)
 async def test_a_child_that_ends_before_it_is_ready_leaves_its_last_words() -> None:
     child = await Child.spawn(["/bin/sh", "-c", "echo no such broker; exit 1"])
     with pytest.raises(EnvironmentFailure, match="no such broker"):
-        await child.ready()
+        await child.said(READY_PREFIX)
     await child.stop()
 
 
 async def test_a_flood_of_output_is_bounded() -> None:
     flood = "head -c 300000 /dev/zero | tr '\\0' x; echo; seq 1000; echo ready yes"
     child = await Child.spawn(["/bin/sh", "-c", flood])
-    assert await child.ready() == "yes"
+    assert await child.said(READY_PREFIX) == "yes"
     await child.wait()
-    assert child.last_words.endswith("1000")
+    assert child.last_words.endswith("1000 / ready yes")
     assert len(child.last_words) < 2000
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from controller.broker import restarts
+from controller.child import Child, environment
 from protocols.errors import EnvironmentFailure
-from tona.local.child import Child, environment
 from tona.local.supervisor import Supervisor
 
 WITHIN_S = 30
@@ -66,7 +66,7 @@ async def gone(pid: int) -> None:
 async def test_what_dies_is_started_again_and_what_is_killed_stays_down(
     supervisor: Supervisor, heard: Heard
 ) -> None:
-    assert await supervisor.start("a", lambda: python(SLEEPS), announces=True) == b"here\n"
+    assert await supervisor.start("a", lambda: python(SLEEPS), announces=True) == "here"
     first = supervisor.pid("a")
     os.kill(first, 9)
     assert await heard.next() == ("a", "was killed by signal 9: starting it again")
@@ -97,20 +97,19 @@ async def test_what_dies_over_and_over_is_given_up(
 
 
 async def test_stop_asks_first_and_kills_who_does_not_listen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("tona.local.child.STOP_TIMEOUT_S", 0.2)
     deaf = f"import signal; signal.signal(15, signal.SIG_IGN); {SLEEPS}; signal.pause()"
     child = await Child.spawn(python(deaf), tmp_path / "deaf.log")
-    await child.announced()
-    await child.stop()
+    await child.said()
+    await child.stop(within_s=0.2)
     assert await child.wait() == -9
 
 
 async def test_a_log_that_has_grown_is_put_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tona.local.child.LOG_MAX_BYTES", 3)
+    monkeypatch.setattr("controller.child.LOG_MAX_BYTES", 3)
     log = tmp_path / "a.log"
     for word in ("one", "four", "six"):
         child = await Child.spawn(python(f"import sys; sys.exit('{word}')"), log)

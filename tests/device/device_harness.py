@@ -93,6 +93,8 @@ class SimNode:
         self.calls: dict[str, commands.Execute] = {}
         self.started: list[commands.StartInstance] = []
         self.incarnation = 0
+        self.most: dict[str, int] = {}
+        """Workers that an instance has ever had: fewer are had only when calls have ended."""
         if restored is not None:
             self.journal = {one.task: one for one in restored.assigns}
         self.tell(restored or events.Restored())
@@ -118,8 +120,11 @@ class SimNode:
                 self.tombstones[task] = epoch
             case commands.Execute():
                 self.calls[command.call] = command
+            case commands.TuneInstance(instance, replicas):
+                self.most[instance] = max(replicas, self.most.get(instance, 1))
             case commands.StartInstance():
                 self.started.append(command)
+                self.most[command.instance] = command.replicas
                 return [events.InstanceReady(command.instance)] if self.helpful else []
             case commands.FetchArtifact(one, _, _, _) if self.helpful:
                 return [events.ArtifactReady(one)]
@@ -136,13 +141,17 @@ class SimNode:
     def check(self) -> None:
         """Hold the invariants of one node."""
         ready: dict[str, int] = {}
-        for one in self.core.assignments._instances.values():
+        for one in self.core.upkeep.instances.values():
             if one.state is InstanceState.READY:
                 ready[one.task] = ready.get(one.task, 0) + 1
-            assert one.running <= one.replicas
+            assert len(one.running) <= self.most.get(one.name, one.replicas)
             assert len(one.queue) <= one.manifest.limits.queue
-        assert all(count == 1 for count in ready.values()), ready
         for task, held in self.core.assignments.held.items():
+            serving = [one for one in (held.current, held.leaving) if one is not None]
+            serving = [one for one in serving if one.state is InstanceState.READY]
+            assert ready.get(task, 0) == len(serving), "nobody else is ready"
+            epochs = [one.epoch for one in serving]
+            assert len(set(epochs)) == len(epochs), "one instance an epoch"
             if not held.released:
                 assert self.journal[task] == held.assign
 

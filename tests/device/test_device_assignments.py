@@ -4,9 +4,9 @@ import pytest
 from device_harness import MIB, NODE, SimNode, assign, chain, digest, invoke, manifest, of
 
 from device_agent.core import commands, events
-from device_agent.core.assignments import DRAIN_MS, RESTARTS_MAX
 from device_agent.core.lifecycle import TABLE, Entry, LifecycleEvent, step
 from device_agent.core.timers import Timers
+from device_agent.core.upkeep import DRAIN_MS, RESTARTS_MAX
 from protocols.errors import Blame, TonaBug
 from protocols.messages import Assign, Drain, Release, Result, Status
 from protocols.messages.presence import Inventory
@@ -72,9 +72,14 @@ def test_a_new_generation_takes_over_when_it_is_ready() -> None:
     node.tell(events.ArtifactReady(digest("m2")))
     said = node.tell(events.InstanceReady("t~2"))
     assert not of(commands.StopInstance, said), "what runs is finished first"
-    node.call(invoke("r2", chain(("t", NODE, 2))))
+    node.call(invoke("r2", chain(("t", NODE, 2)), budget_ms=60_000))
     said = node.answer(next(iter(node.calls)))
     assert of(Result, said)[0].failure is None
+    node.call(invoke("late", chain(("t", NODE, 1)), budget_ms=60_000))
+    assert node.calls["3"].instance == "t~1", "its epoch is served for the grace"
+    said = node.after(2000)
+    assert not of(commands.StopInstance, said), "what runs is finished first"
+    said = node.answer("3")
     assert [one.instance for one in of(commands.StopInstance, said)] == ["t~1"]
     node.tell(events.InstanceStopped("t~1"))
     assert of(Result, node.answer())[0].request == "r2"
@@ -213,7 +218,7 @@ def test_a_task_comes_back_while_its_old_instance_drains() -> None:
     assert (last(node).state, last(node).epoch) == (InstanceState.READY, 2)
     node.answer()
     assert node.state() is InstanceState.READY
-    assert len(node.core.assignments._instances) == 1
+    assert len(node.core.upkeep.instances) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from device_agent.core import commands, events
+from device_agent.core.admission import LIVE_MAX
 from device_agent.core.capacity import HELD_MAX
 from device_agent.core.finished import FINISHED_MAX
-from device_agent.core.requests import LIVE_MAX
 from protocols import codec
 from protocols.codec import Frame
 from protocols.errors import Blame, PeerError
@@ -57,7 +57,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.seen = 0
 
     def instances(self, *states: InstanceState) -> list[Any]:
-        every = self.node.core.assignments._instances.values()
+        every = self.node.core.upkeep.instances.values()
         return [one for one in every if one.state in states]
 
     # The scheduler.
@@ -104,7 +104,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     @rule(good=st.booleans(), pick=small)
     def fetched(self, good: bool, pick: int) -> None:
-        waited = sorted(self.node.core.assignments._fetching)
+        waited = sorted(self.node.core.upkeep._fetching)
         if waited:
             one = waited[pick % len(waited)]
             self.node.tell(events.ArtifactReady(one) if good else events.ArtifactFailed(one, "x"))
@@ -157,17 +157,17 @@ class NodeMachine(RuleBasedStateMachine):
 
     @rule(pick=small)
     def invoke_again(self, pick: int) -> None:
-        live = sorted(self.node.core.requests._live)
+        live = sorted(self.node.core.requests.admission.live)
         if live:
             name = live[pick % len(live)]
-            request = self.node.core.requests._live[name]
+            request = self.node.core.requests.admission.live[name]
             before = len(self.node.calls)
             self.node.call(invoke(name, request.plan, attempt=request.attempt))
             assert len(self.node.calls) == before, "it runs twice"
 
     @rule(pick=small)
     def cancel(self, pick: int) -> None:
-        live = sorted(self.node.core.requests._live)
+        live = sorted(self.node.core.requests.admission.live)
         if live:
             self.cancelled.add(live[pick % len(live)])
             self.node.call(Cancel(live[pick % len(live)]))
@@ -194,18 +194,18 @@ class NodeMachine(RuleBasedStateMachine):
     def one_epoch_serves(self) -> None:
         self.node.check()
         for task, held in self.node.core.assignments.held.items():
-            every = [held.current, held.coming, *held.retiring]
+            every = [held.current, held.coming, held.leaving, *held.retiring]
             names = [one.name for one in every if one is not None]
             assert len(names) == len(set(names))
             ready = [one for one in every if one and one.state is InstanceState.READY]
-            assert len(ready) <= 1
+            assert len(ready) <= 2, "the serving one, and one whose grace is not over"
             assert all(one.epoch <= self.highest[task] for one in ready)
 
     @invariant()
     def slots_and_calls_agree(self) -> None:
         calls = self.node.core.requests.workers._calls.values()
-        for one in self.node.core.assignments._instances.values():
-            assert one.running == sum(job.instance is one for job in calls)
+        for one in self.node.core.upkeep.instances.values():
+            assert len(one.running) == sum(run.instance is one for run in calls)
             assert one.fetching == 0
 
     @invariant()
@@ -229,7 +229,7 @@ class NodeMachine(RuleBasedStateMachine):
         for task in TASKS:
             self.node.hear(Release(task, 100))
         self.node.after(200_000)
-        assert not self.node.core.assignments._instances or self.instances(InstanceState.DRAINING)
+        assert not self.node.core.upkeep.instances or self.instances(InstanceState.DRAINING)
 
 
 TestNode = NodeMachine.TestCase
@@ -282,13 +282,13 @@ def sizes(node: SimNode) -> dict[str, int]:
         "heap": len(core._turn.timers._heap),
         "outbox": len(core.outbox),
         "held": len(core.assignments.held),
-        "instances": len(core.assignments._instances),
-        "tombstones": len(core.assignments._tombstones),
+        "instances": len(core.upkeep.instances),
+        "tombstones": len(core.tasks.tombstones),
         "live": len(core.requests),
-        "finished": len(core.requests.finished),
+        "finished": len(core.requests.admission.finished),
         "calls": len(core.requests.workers._calls),
         "counts": len(core.counts),
-        "kept": len(core.requests._replies._kept),
+        "kept": len(core.replies._kept),
     }
 
 

@@ -17,8 +17,8 @@ from device_harness import (
 )
 
 from device_agent.core import commands, events
+from device_agent.core.admission import ACCEPT_AFTER_MS, LIVE_MAX
 from device_agent.core.finished import FINISHED_MAX, MARGIN_MS
-from device_agent.core.requests import ACCEPT_AFTER_MS, LIVE_MAX
 from protocols.codec import VERSION, Frame, encode
 from protocols.errors import Blame
 from protocols.manifest import Dtype
@@ -108,19 +108,19 @@ def test_answers_are_remembered_until_the_deadline_and_a_margin(node: SimNode) -
     node.after(1000 + MARGIN_MS - 100)
     assert not of(commands.Execute, node.call(invoke(budget_ms=10)))
     node.after(60_000)
-    assert len(node.core.requests.finished) == 0
-    assert node.core.requests.finished.size_bytes == 0
+    assert len(node.core.requests.admission.finished) == 0
+    assert node.core.requests.admission.finished.size_bytes == 0
 
 
 def test_remembered_answers_are_bounded_in_number_and_bytes(node: SimNode) -> None:
     for number in range(FINISHED_MAX + 50):
         node.call(invoke(f"r{number}", budget_ms=3_600_000))
         node.answer()
-    assert len(node.core.requests.finished) == FINISHED_MAX
+    assert len(node.core.requests.admission.finished) == FINISHED_MAX
     for number in range(200):
         node.call(invoke(f"big{number}", budget_ms=3_600_000))
         node.answer(y=tensor(bytes(60_000)))
-    assert node.core.requests.finished.size_bytes <= 4 << 20
+    assert node.core.requests.admission.finished.size_bytes <= 4 << 20
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_workers_and_queue_are_bounded_and_first_come_is_first_served(node: SimN
         node.call(invoke(f"r{number}", plan))
     assert len(node.calls) == 2
     said = failure(node.call(invoke("r6", plan)))
-    assert (said.code, said.retryable) == (FailureCode.BUSY, True)
+    assert (said.code, said.retryable) == (FailureCode.SHED, True)
     order = []
     while node.calls:
         order += [one.request for one in of(Result, node.answer())]
@@ -251,7 +251,7 @@ def test_the_deadline_answers_what_waits_and_what_runs(node: SimNode) -> None:
     assert "t is running" in result.failure.text
     assert of(commands.CancelCall, said)
     assert len(node.core.requests) == 0
-    assert node.core.assignments.held["t"].current.running == 0
+    assert node.core.assignments.held["t"].current.running == {}
 
 
 def test_a_late_answer_of_an_executor_is_counted(node: SimNode) -> None:

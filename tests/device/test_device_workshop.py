@@ -26,7 +26,11 @@ class Hands:
         self.crashes: list[BaseException] = []
         self.blobs = BlobFolder(folder / "blobs", 1 << 20, 60.0)
         cache = ArtifactCache(folder / "artifacts", 1 << 20, 0.0)
-        makers = Makers({}, lambda: pytest.fail("nothing is transferred"))
+        makers = Makers(
+            {},
+            lambda: pytest.fail("nothing is transferred"),
+            lambda: pytest.fail("nothing is read"),
+        )
         self.workshop = Workshop(makers, cache, self.blobs, self.told.append, self.crashes.append)
 
     def answered(self) -> Any:

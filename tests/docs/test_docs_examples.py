@@ -40,6 +40,13 @@ STRUCTS = {
         model.Input,
         model.Output,
         model.Constant,
+        model.Variant,
+        model.Leeway,
+        model.Zoned,
+        model.Source,
+        model.Alternative,
+        model.Trigger,
+        model.Threshold,
         Limits,
         Demand,
         LostPolicy,
@@ -158,7 +165,10 @@ def test_the_table_of_indicators_is_the_catalogue() -> None:
             one.category,
             one.dimension or "-",
             bound(one),
-            "yes" if one.measured else "-",
+            one.share,
+            "all" if len(one.kinds) == len(qoais.ServiceKind) else ", ".join(one.kinds),
+            "yes" if one.paper else "-",
+            one.how,
         ]
         for one in qoais.INDICATORS.values()
     ]

@@ -4,23 +4,20 @@ import random
 
 import msgspec
 import pytest
-from msgspec import Struct
+from namo_bench import DIGEST, Delete, Host, Submit, bodies
 
 from controller.decider import (
     Answer,
-    Called,
     Fired,
     Output,
-    Received,
-    Record,
     Role,
     Send,
     Timer,
     ToRole,
 )
 from controller.namo import submission
-from controller.namo.decider import RETRY_CAP_MS, RETRY_FIRST_MS, Namo
-from controller.records import SERVICE, USE_CASE, ServiceRecord, UseCaseRecord, UseCaseState
+from controller.namo.books import RETRY_CAP_MS, RETRY_FIRST_MS
+from controller.records import SERVICE, USE_CASE, ServiceRecord, UseCaseState
 from protocols.errors import Blame
 from protocols.messages import (
     Body,
@@ -33,18 +30,6 @@ from protocols.messages import (
 )
 from protocols.messages.hierarchy import ServiceState
 
-DIGEST = "sha256:" + "ef" * 32
-
-
-class Submit(Struct):
-    document: str
-    format: str = "json"
-    dry_run: bool = False
-
-
-class Delete(Struct):
-    name: str
-
 
 def document(name: str = "u", services: str = "a", expected_ms: float = 5, **more: object) -> str:
     task = {
@@ -54,7 +39,6 @@ def document(name: str = "u", services: str = "a", expected_ms: float = 5, **mor
         "artifact_bytes": 10,
         "inputs": {"x": {"from": "request.x", "dtype": "uint8", "shape": [-1]}},
         "outputs": {"y": {"dtype": "uint8", "shape": [-1]}},
-        "expected_ms": expected_ms,
     }
     sla = {"zone": {"latency_ms": {"at_most": 100}}}
     made = [
@@ -62,73 +46,12 @@ def document(name: str = "u", services: str = "a", expected_ms: float = 5, **mor
             "name": one,
             "kind": "computing",
             "outputs": {"y": "t.y"},
-            "tasks": [{**task, "replicas": 1 + (expected_ms > 5 and one == "a")}],
+            "tasks": [{**task, "expected_ms": expected_ms if one == "a" else 5}],
             "sla": sla,
         }
         for one in services
     ]
     return msgspec.json.encode({"name": name, "services": made, **more}).decode()
-
-
-class Host:
-    """Runs one decider the way a host does: records are kept, timers and messages collected."""
-
-    def __init__(self) -> None:
-        self.namo = Namo()
-        self.records: dict[tuple[str, str], Record] = {}
-        self.timers: dict[str, int] = {}
-        self.calls = 0
-        self.now_ms = 0
-
-    def take(self, out: Output) -> Output:
-        for record in out.records:
-            if record.value is None:
-                self.records.pop((record.kind, record.key), None)
-            else:
-                self.records[record.kind, record.key] = record
-        for timer in out.timers:
-            if timer.at_ms is None:
-                self.timers.pop(timer.key, None)
-            else:
-                self.timers[timer.key] = timer.at_ms
-        return out
-
-    def call(self, operation: str, arguments: Struct, tenant: str = "default") -> Output:
-        self.calls += 1
-        event = Called(f"c{self.calls}", operation, arguments, tenant, "by-hand", 77)
-        return self.take(self.namo.handle([event], self.now_ms))
-
-    def hear(self, body: Body, sender: str = "ta-main") -> Output:
-        event = Received(sender, 1, 1, "default", "heard", body)
-        return self.take(self.namo.handle([event], self.now_ms))
-
-    def report(self, service: str, generation: int, state: ServiceState) -> Output:
-        return self.hear(ServiceReport(service, generation, state, f"{service} is {state}"))
-
-    def fire(self) -> Output:
-        key, self.now_ms = min(self.timers.items(), key=lambda one: one[1])
-        del self.timers[key]
-        return self.take(self.namo.handle([Fired(key)], self.now_ms))
-
-    def restart(self) -> Output:
-        self.namo = Namo()
-        self.timers = {}
-        kept = sorted(self.records.values(), key=lambda one: (one.kind, one.key))
-        return self.take(self.namo.restore(kept, self.now_ms))
-
-    def use_case(self, name: str = "u") -> UseCaseRecord:
-        value = self.records[USE_CASE, name].value
-        assert isinstance(value, UseCaseRecord)
-        return value
-
-    def service(self, name: str = "a") -> ServiceRecord:
-        value = self.records[SERVICE, name].value
-        assert isinstance(value, ServiceRecord)
-        return value
-
-
-def bodies(out: Output) -> list[Body]:
-    return [send.body for send in out.sends]
 
 
 def refusal(out: Output) -> str:
@@ -156,6 +79,7 @@ def test_a_submission_is_recorded_ordered_and_answered() -> None:
         change="created",
         services=("a", "b"),
         tasks={"a.t": 100.0, "b.t": 100.0},
+        decompositions={"a": "main+spread at ta-main", "b": "main+spread at ta-main"},
     )
     assert out.timers == [Timer("order/a", RETRY_FIRST_MS), Timer("order/b", RETRY_FIRST_MS)]
 
@@ -391,7 +315,7 @@ def test_what_is_not_for_this_layer_is_left_alone() -> None:
 
 
 def test_tombstones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.namo.decider.MAX_TOMBSTONES", 2)
+    monkeypatch.setattr("controller.namo.books.MAX_TOMBSTONES", 2)
     host = Host()
     for at in range(5):
         host.call("usecase.submit", Submit(document(f"u{at}", services="abcde"[at])))

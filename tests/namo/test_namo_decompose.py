@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.namo.decompose import EXPECTED_MS, HOP_MS, decompose
+from controller.namo.decompose import decompose
 from controller.namo.graph import longest_through, needed, order
 from controller.namo.model import UseCase
 from controller.namo.usecase import parse
 from protocols.errors import UserError
 from protocols.manifest import ArtifactRef, Constant, Dtype, ExecutorKind, Port
 from protocols.messages.invocation import Edge
+from protocols.qoais_map import EXPECTED_MS, HOP_MS
 
 DIGEST = "sha256:" + "cd" * 32
 
@@ -32,7 +33,7 @@ FROM_REQUEST = {"from": "request.x", "dtype": "float32", "shape": [1, -1]}
 
 
 def use_case(tasks: list[dict[str, object]], outputs: dict[str, str], **more: object) -> UseCase:
-    service = {"name": "s", "kind": "computing", "tasks": tasks, "outputs": outputs, **more}
+    service = {"name": "s", "kind": "inference", "tasks": tasks, "outputs": outputs, **more}
     document = msgspec.json.encode({"name": "u", "services": [service]}).decode()
     return parse(document, "json")[0]
 

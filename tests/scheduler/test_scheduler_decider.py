@@ -144,21 +144,31 @@ def test_a_failed_node_leads_to_the_next_and_then_upwards(bench: Bench) -> None:
 def test_load_moves_a_task_make_before_break(bench: Bench) -> None:
     old = running(bench, "n1", "n2")
     bench.node("n2", LoadReport(1, 10.0))
-    output = bench.node("n1", LoadReport(1, 97.0))
+    assert not said(bench.lasts("n1", LoadReport(1, 97.0), 800, 200), Assign), "it has to last"
+    assert not said(bench.lasts("n1", LoadReport(1, 70.0), 200, 200), Assign)
+    assert not said(bench.node("n1", LoadReport(1, 97.0)), Assign), "one sample moves nothing"
+    output = bench.lasts("n1", LoadReport(1, 97.0))
     [assign] = told(output, "n2", Assign)
     assert not said(output, Route), "the old copy serves until the new one is ready"
     output = bench.ready("n2", assign.epoch)
     assert said(output, Route)[-1].plan.steps[0].node == "n2"
     assert [one.epoch for one in told(output, "n1", Release)] == [old]
-    again = bench.node("n2", LoadReport(1, 97.0))
+    again = bench.lasts("n2", LoadReport(1, 97.0))
     assert not said(again, Assign), "a task that has just moved stays"
 
 
 def test_a_link_in_danger_moves_a_task(bench: Bench) -> None:
     running(bench, "n1", "n2")
     bench.node("n2", LoadReport(1, 10.0))
-    output = bench.node("n1", LinkReport(1, "wlan0", "wifi", carrier=True, loss_percent=50.0))
-    assert told(output, "n2", Assign)
+    lossy = LinkReport(1, "wlan0", "wifi", carrier=True, loss_percent=50.0)
+    assert not told(bench.node("n1", lossy), "n2", Assign), "one report moves nothing"
+    assert told(bench.lasts("n1", lossy), "n2", Assign)
+
+
+def test_a_lost_carrier_moves_a_task_at_once(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    bench.node("n2", LoadReport(1, 10.0))
+    assert told(bench.node("n1", LinkReport(1, "eth0", "wired", carrier=False)), "n2", Assign)
 
 
 def test_a_scheduler_without_memory_adopts_what_runs() -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from scheduler_bench import READY, Bench, grant, running, said, told
+from scheduler_bench import READY, Bench, drain, grant, running, said, told
 from tests_support import INVENTORY
 
 from controller.decider import Output, Received, ToInvoke
-from controller.scheduler import decider, releases
+from controller.scheduler import fleet, releases
 from protocols import codec
 from protocols.base import EPOCH_LIMIT
 from protocols.codec import VERSION, Frame
@@ -36,15 +36,6 @@ from protocols.messages.task import InstanceState
 from protocols.topics import CONTROL_MAX_BYTES, INVOCATION_MAX_BYTES
 
 FAILED = InstanceState.FAILED
-
-
-class Drained(msgspec.Struct):
-    name: str
-
-
-def drain(bench: Bench, node: str) -> Output:
-    call = decider.Called("c", "node.drain", Drained(node), "default", "test", 0)
-    return bench.feed(call)
 
 
 def routed_to(output: Output) -> str:
@@ -100,7 +91,7 @@ def test_a_failed_copy_gives_its_room_back(bench: Bench) -> None:
 def test_a_failed_move_gives_its_room_back(bench: Bench) -> None:
     running(bench, "n1", "n2")
     bench.node("n2", LoadReport(1, 10.0))
-    [assign] = told(bench.node("n1", LoadReport(1, 97.0)), "n2", Assign)
+    [assign] = told(bench.lasts("n1", LoadReport(1, 97.0)), "n2", Assign)
     output = bench.node("n2", Status(1, "svc.a", assign.epoch, FAILED, "no memory"))
     assert [one.epoch for one in told(output, "n2", Release)] == [assign.epoch]
 
@@ -194,7 +185,7 @@ def test_a_task_in_danger_asks_for_epochs(bench: Bench) -> None:
     bench.anchor(msgspec.structs.replace(grant("n1", "n2"), epoch_to=1))
     bench.ready("n1", 1)
     bench.node("n2", LoadReport(1, 10.0))
-    [escalation] = said(bench.node("n1", LoadReport(1, 97.0)), Escalation)
+    [escalation] = said(bench.lasts("n1", LoadReport(1, 97.0)), Escalation)
     assert escalation.epoch_seen == 1
     assert not escalation.attempts, "no node has failed the task"
 
@@ -202,14 +193,14 @@ def test_a_task_in_danger_asks_for_epochs(bench: Bench) -> None:
 def test_what_strangers_say_is_kept_within_bounds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decider, "MAX_NODES", 5)
+    monkeypatch.setattr(fleet, "MAX_NODES", 5)
     monkeypatch.setattr(releases, "MAX_RELEASES", 5)
     for number in range(20):
         bench.born(f"stranger-{number}")
         bench.node("n1", Status(1, f"made.up-{number}", 1, READY))
     assert len(bench.ts.nodes) == 5
     assert bench.ts.counters["too_many_nodes"] == 18
-    assert len(bench.ts.mover._releases) == 5
+    assert len(bench.ts.table.releases) == 5
     assert told(bench.born("n1"), "n1", Release) == []
     assert bench.ts.nodes.state("n1") == "online", "who was known stays so"
 
@@ -234,17 +225,17 @@ def test_a_request_that_its_plan_makes_too_large_is_refused(bench: Bench) -> Non
 
 def whole(bench: Bench, ask: Any, size: int) -> Output:
     """Ask with as much as fits a frame without its plan, from a task that takes three values."""
-    route = bench.ts._routes["svc"]
+    route = bench.ts.serving.routes["svc"]
     assert route.plan is not None
     [step] = route.plan.steps
     inputs = tuple(msgspec.structs.replace(step.inputs[0], source_port=name) for name in "xyz")
     step = msgspec.structs.replace(step, inputs=inputs)
     plan = msgspec.structs.replace(route.plan, steps=(step,))
-    bench.ts._routes["svc"] = msgspec.structs.replace(route, plan=plan)
+    bench.ts.serving.routes["svc"] = msgspec.structs.replace(route, plan=plan)
     output: Output = ask(size, size, size - 700)
     frame_bytes = 2 * size + size - 700
     assert frame_bytes < INVOCATION_MAX_BYTES
-    bench.ts._routes["svc"] = route
+    bench.ts.serving.routes["svc"] = route
     return output
 
 

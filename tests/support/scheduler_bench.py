@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from msgspec import Struct
 from tests_support import INVENTORY, task_spec
 
-from controller.decider import Event, Fired, Output, Received, Send, ToNode
+from controller.decider import Called, Event, Fired, Output, Received, Send, ToNode
 from controller.scheduler.decider import Scheduler, Settings
 from protocols.messages import Assign, Birth, EnvelopeGrant, LoadReport, Status
 from protocols.messages.invocation import Edge
@@ -68,9 +69,28 @@ class Bench:
             output.extend(self.feed(Fired("sweep")))
         return output
 
+    def lasts(self, node: str, body: Any, ms: int = 1000, every_ms: int = 500) -> Output:
+        """Have a node say the same for a while, and return what came of it."""
+        output = self.node(node, body)
+        for _ in range(ms // every_ms):
+            self.now_ms += every_ms
+            output.extend(self.node(node, body))
+        return output
+
     def ready(self, node: str, epoch: int, generation: int = 1) -> Output:
         status = Status(1, "svc.a", epoch, InstanceState.READY, generation=generation)
         return self.node(node, status)
+
+
+class Drained(Struct):
+    """The arguments of `node.drain`."""
+
+    name: str
+
+
+def drain(bench: Bench, node: str) -> Output:
+    """Have an operator drain a node."""
+    return bench.feed(Called("c", "node.drain", Drained(node), "default", "test", 0))
 
 
 def said(output: Output, kind: type[Any]) -> list[Any]:

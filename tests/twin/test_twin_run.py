@@ -2,8 +2,9 @@
 
 import pytest
 
+from controller.twin.faults import Kind
+from controller.twin.network import Weather
 from controller.twin.run import Outcome, Plan, Twin
-from controller.twin.world import Faults
 
 
 def run(seed: int, plan: Plan) -> Outcome:
@@ -13,15 +14,21 @@ def run(seed: int, plan: Plan) -> Outcome:
 
 
 def test_a_hundred_nodes_run_the_whole_loop() -> None:
-    outcome = run(1, Plan(kills=10, cuts=5))
+    outcome = run(1, Plan(faults={Kind.NODE_CRASH: 10, Kind.CUT: 5, Kind.HOST_CRASH: 1}))
     assert outcome.unanswered == 0
     assert outcome.requests > 900
 
 
 def test_a_seed_replays_the_same_run() -> None:
-    plan = Plan(nodes=12, services=4, seconds=30, quiet_seconds=20, kills=3, cuts=2)
+    plan = Plan(
+        nodes=12,
+        services=4,
+        seconds=30,
+        quiet_seconds=20,
+        faults={Kind.NODE_CRASH: 3, Kind.CUT: 2, Kind.HOST_CRASH: 1},
+    )
     assert run(5, plan) == run(5, plan)
-    assert run(5, plan) != run(6, plan)
+    assert run(5, plan).fingerprint != run(6, plan).fingerprint
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -33,12 +40,10 @@ def test_faults_everywhere_lose_no_request_and_no_task(seed: int) -> None:
         nodes=8,
         services=4,
         seconds=50,
-        quiet_seconds=40,
-        kills=4,
-        cuts=4,
-        controller_kills=2,
+        quiet_seconds=60,
+        faults={Kind.NODE_CRASH: 4, Kind.CUT: 4, Kind.HOST_CRASH: 2},
         budget_ms=40_000,
-        faults=Faults(delay_ms=(1, 40), drop_share=0.02, double_share=0.02),
+        weather=Weather((1, 40), drop_share=0.02, double_share=0.02, reorder=True),
     )
     outcome = run(seed, plan)
     assert outcome.unanswered == 0

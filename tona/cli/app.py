@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from tona.cli import configure, fleet, profiles, tasks, trust, usecases
+from tona.cli import configure, fleet, jobs, profiles, quality, sim, tasks, trust, usecases
 from tona.cli.context import flags
 from tona.cli.controller import controller
 from tona.cli.demo import demo
@@ -73,11 +73,16 @@ app.command(rich_help_panel=_MACHINE)(doctor)
 app.add_typer(profiles.app, name="profile", rich_help_panel=_MACHINE)
 app.add_typer(configure.app, name="config", rich_help_panel=_MACHINE)
 app.add_typer(trust.app, name="ca", rich_help_panel=_MACHINE)
+app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
 app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
 app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
 app.add_typer(usecases.app, name="usecase", rich_help_panel=_WORK)
 app.add_typer(usecases.service_app, name="service", rich_help_panel=_WORK)
+usecases.service_app.command("qos")(quality.qos)
+usecases.service_app.command("explain")(quality.explain)
+app.add_typer(quality.approve_app, name="approve", rich_help_panel=_WORK)
 app.add_typer(tasks.app, name="task", rich_help_panel=_WORK)
 app.add_typer(tasks.artifact_app, name="artifact", rich_help_panel=_WORK)
 app.command(rich_help_panel=_WORK)(invoke)
+app.add_typer(jobs.app, name="job", rich_help_panel=_WORK)
 app.command(rich_help_panel=_WORK)(call)

@@ -30,4 +30,5 @@ def _names(operation: str, name: Callable[[Any], str]) -> Callable[[str], list[s
 nodes: Final = _names("fleet.status", lambda one: one.node)
 services: Final = _names("service.list", lambda one: one.order.service)
 tasks: Final = _names("task.list", lambda one: one.spec.task)
+approvals: Final = _names("approve.list", lambda one: one.number)
 use_cases: Final = _names("usecase.list", lambda one: one.name)

@@ -22,6 +22,17 @@ from tona.local.cell import Running
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
+_PROCESSES: Final = "Several processes"
+
+
+def _of_several(text: str) -> Any:
+    return Option(help=text, rich_help_panel=_PROCESSES)
+
+
+def _several(text: str) -> Any:
+    return _of_several(f"{text} Several with commas.")
+
+
 def controller(  # noqa: PLR0917 - each parameter is an option of its own name
     config: Annotated[Path | None, Option(help="TOML file with these options.")] = None,
     cell: Annotated[str | None, Option(help="Name of the cell.")] = None,
@@ -41,6 +52,21 @@ def controller(  # noqa: PLR0917 - each parameter is an option of its own name
     bundle: Annotated[str | None, Option(help="This controller's bundle.")] = None,
     heartbeat_ms: Annotated[int | None, Option(help="Pace of the nodes' heartbeats.")] = None,
     sample_ms: Annotated[int | None, Option(help="Pace of the nodes' sampling.")] = None,
+    roles: Annotated[str | None, _several("Of namo, ta and ts those that run here.")] = None,
+    namo: Annotated[str | None, _of_several("Name of the NAMO, here or elsewhere.")] = None,
+    ta: Annotated[str | None, _of_several("Name of the TA here, or of the nearest.")] = None,
+    ts: Annotated[str | None, _of_several("Name of the TS here, or of the nearest.")] = None,
+    anchors: Annotated[str | None, _several("TAs that NAMO and TS speak to.")] = None,
+    schedulers: Annotated[str | None, _several("TSs that the TA speaks to.")] = None,
+    uplink: Annotated[
+        str | None, _of_several("mqtt://HOST:PORT/CELL where roles of several processes meet.")
+    ] = None,
+    side: Annotated[str | None, _of_several("core or radio: where the TA stands.")] = None,
+    cells: Annotated[str | None, _several("Cells of the TA's schedulers.")] = None,
+    direct: Annotated[
+        str | None, _several("Brokers of cells whose nodes the TA also speaks to itself.")
+    ] = None,
+    stores: Annotated[str | None, _several("More API addresses with artifacts.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the controller of a cell until it is told to end (Ctrl-C or SIGTERM)."""

@@ -21,26 +21,41 @@ JSON: Final = "json:"
 SHOWN: Final = 8
 """Elements of a tensor that are printed."""
 
+Inputs = Annotated[
+    list[str] | None,
+    Option("--input", "-i", help="NAME=@FILE, NAME=TEXT or NAME=json:[...] (numbers); repeatable."),
+]
+Outputs = Annotated[
+    list[str] | None,
+    Option("--output", "-o", help="NAME=FILE: write an output's bytes there; repeatable."),
+]
+
 
 def invoke(
     service: Annotated[str, Argument(help="Its name.", autocompletion=complete.services)],
-    inputs: Annotated[
-        list[str] | None,
-        Option(
-            "--input", "-i", help="NAME=@FILE, NAME=TEXT or NAME=json:[...] (numbers); repeatable."
-        ),
-    ] = None,
-    outputs: Annotated[
-        list[str] | None,
-        Option("--output", "-o", help="NAME=FILE: write an output's bytes there; repeatable."),
-    ] = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
     deadline: Annotated[float, Option(min=0.001, help="In seconds.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Run a service once and print what it gives."""
-    given = [_input(one) for one in inputs or ()]
-    files = dict(_split(one, "--output") for one in outputs or ())
+    given, files = read_inputs(inputs), read_outputs(outputs)
     result = asyncio.run(_invoke(service, given, deadline))
+    show_result(service, result, files, as_json=as_json)
+
+
+def read_inputs(inputs: list[str] | None) -> list[tuple[str, Any]]:
+    """Return the inputs of a command line by name. Raises UserError."""
+    return [_input(one) for one in inputs or ()]
+
+
+def read_outputs(outputs: list[str] | None) -> dict[str, str]:
+    """Return which outputs go to which files. Raises UserError."""
+    return dict(_split(one, "--output") for one in outputs or ())
+
+
+def show_result(service: str, result: Any, files: dict[str, str], *, as_json: bool) -> None:
+    """Write the outputs that go to files, and print the result. Raises UserError."""
     unknown = files.keys() - result.outputs.keys()
     if unknown:
         raise UserError(
@@ -62,21 +77,27 @@ class Numbers(Struct, frozen=True):
 
 
 async def _invoke(service: str, given: list[tuple[str, Any]], deadline_s: float) -> Any:
-    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+    from tona.cli.api import target  # noqa: PLC0415 - slow to import
     from tona.client import connect  # noqa: PLC0415 - the same
 
     found = settings()
-    to = target(found)
+    inputs = await numbers_as_arrays(service, given)
+    async with connect(found.bundle.value or target(found).url) as client:
+        return await client.invoke(service, inputs, deadline_s=deadline_s)
+
+
+async def numbers_as_arrays(service: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return inputs as the SDK takes them; numbers get the types that the service says."""
+    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+
     dtypes: dict[str, str] = {}
     if any(isinstance(value, Numbers) for _, value in given):
-        async with Api(to) as api:
+        async with Api(target(settings())) as api:
             dtypes = _dtypes((await api.call("service.show", name=service)).order)
-    inputs = {
+    return {
         name: _array(name, value.value, dtypes.get(name)) if isinstance(value, Numbers) else value
         for name, value in given
     }
-    async with connect(found.bundle.value or to.url) as client:
-        return await client.invoke(service, inputs, deadline_s=deadline_s)
 
 
 def _dtypes(order: ServiceOrder) -> dict[str, str]:

@@ -13,17 +13,36 @@ from typer import Option
 
 from controller.broker.spec import EMBEDDED
 from controller.config import DEFAULT_API_PORT
+from controller.decider import Role
 from protocols.errors import UserError
 from tona.cli import errors
-from tona.cli.context import AsJson
+from tona.cli.context import AsJson, show, table
 from tona.cli.signals import told_to_end, unless
+from tona.local import deployed
 from tona.local.cell import NODES_MAX, Cell, Plan, Running
+from tona.local.deployed import Deployed, Seen
+from tona.local.deployments import DEPLOYMENTS
+from tona.local.deployments import deployment as find
 
 DEFAULT_NODES: Final = 1
+DEFAULT_NODES_OF_CELL: Final = 2
+"""In a deployment."""
 
 
 def up(
-    nodes: Annotated[int, Option(min=0, max=NODES_MAX, help="Device agents.")] = DEFAULT_NODES,
+    deployment: Annotated[
+        str | None,
+        Option(
+            help="One of the paper's deployments, its roles in processes of their own: "
+            + ", ".join(one.name for one in DEPLOYMENTS)
+            + ".",
+            autocompletion=lambda: [one.name for one in DEPLOYMENTS],
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        Option(min=0, max=NODES_MAX, help="Device agents; else 1, or 2 for each cell."),
+    ] = None,
     broker: Annotated[
         str, Option(help="embedded, mosquitto, or mqtt://HOST:PORT of one that runs already.")
     ] = EMBEDDED,
@@ -43,24 +62,48 @@ def up(
             "`tona up` stays on loopback without certificates: run `tona controller` and "
             f"`tona agent` with bundles to use {broker}"
         )
-    folder = (data or _state_folder(cell)).expanduser().absolute()
-    plan = Plan(
-        folder=folder,
-        nodes=nodes,
-        cell=cell,
-        broker=broker,
-        api_port=api_port,
-        broker_port=broker_port,
-    )
-    if asyncio.run(_run(plan, as_json)) is signal.SIGINT:
+    folder = (data or _state_folder(deployment or cell)).expanduser().absolute()
+    if deployment is None:
+        plan = Plan(
+            folder=folder,
+            nodes=DEFAULT_NODES if nodes is None else nodes,
+            cell=cell,
+            broker=broker,
+            api_port=api_port,
+            broker_port=broker_port,
+        )
+        ended = asyncio.run(_run(plan, as_json))
+    else:
+        spread = _spread(deployment, folder, nodes, broker, api_port)
+        ended = asyncio.run(_run(spread, as_json))
+    if ended is signal.SIGINT:
         raise typer.Exit(errors.INTERRUPTED)
 
 
-async def _run(plan: Plan, as_json: bool) -> signal.Signals:
+def _spread(
+    name: str, folder: Path, nodes: int | None, broker: str, api_port: int
+) -> deployed.Plan:
+    if "://" in broker:
+        raise UserError(
+            f"--broker {broker}: each process of a deployment starts a broker of its own; "
+            "choose embedded or mosquitto"
+        )
+    chosen = find(name)
+    cells = len(chosen.holding(Role.TS))
+    return deployed.Plan(
+        folder=folder,
+        deployment=chosen,
+        nodes=DEFAULT_NODES_OF_CELL * cells if nodes is None else nodes,
+        broker=broker,
+        api_port=api_port,
+    )
+
+
+async def _run(plan: Plan | deployed.Plan, as_json: bool) -> signal.Signals:
     told = told_to_end()
-    cell = Cell(plan, _complain)
+    cell = Cell(plan, _complain) if isinstance(plan, Plan) else Deployed(plan, _complain)
     try:
-        running = await unless(told, cell.start())
+        running: Running | Seen | None = await unless(told, cell.start())
         if running is not None:
             _announce(plan, running, as_json)
             failure = await unless(told, cell.failed())
@@ -71,10 +114,12 @@ async def _run(plan: Plan, as_json: bool) -> signal.Signals:
         await cell.stop()
 
 
-def _announce(plan: Plan, running: Running, as_json: bool) -> None:
+def _announce(plan: Plan | deployed.Plan, running: Running | Seen, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(msgspec.json.encode(running).decode() + "\n")
-    else:
+    elif isinstance(plan, deployed.Plan) and isinstance(running, Seen):
+        _show_deployed(plan, running)
+    elif isinstance(plan, Plan) and isinstance(running, Running):
         sys.stdout.write(
             f"cell {plan.cell}: API {running.api_url}, broker {running.broker}, "
             f"nodes {', '.join(plan.names) or 'none'}, logs {plan.folder / 'logs'}\n"
@@ -82,6 +127,19 @@ def _announce(plan: Plan, running: Running, as_json: bool) -> None:
             "\n"
         )
     sys.stdout.flush()
+
+
+def _show_deployed(plan: deployed.Plan, seen: Seen) -> None:
+    rows = table("PROCESS", "ROLES", "CELL", "BROKER", "API", "NODES")
+    for one in seen.processes:
+        nodes = ", ".join(node.name for node in seen.nodes if node.cell == one.cell)
+        roles = ", ".join(one.roles)
+        rows.add_row(one.name, roles, one.cell, one.broker, one.api_url, nodes or "-")
+    show(f"{seen.deployment}: {plan.deployment.summary}", rows)
+    show(
+        f"logs {plan.folder / 'logs'}; look with `tona fleet watch` (--api {seen.api_url}), "
+        "end with Ctrl-C"
+    )
 
 
 def _complain(name: str, what: str) -> None:

@@ -56,7 +56,7 @@ def submit(
         answer = await api.call(
             "usecase.submit", document=made.document, format=made.notation, dry_run=dry_run
         )
-        if wait and not dry_run:
+        if wait and not dry_run and not answer.dormant:
             await _served(api, answer, timeout)
         return answer
 
@@ -70,6 +70,10 @@ def submit(
     for name, budget_ms in answer.tasks.items():
         tasks.add_row(name, or_dash(budget_ms, "{:.0f} ms"))
     show(tasks)
+    if answer.dormant:
+        show("it is dormant: its trigger has not been pulled")
+    for note in answer.notes:
+        show(f"note: {note}")
     if answer.removed:
         show(f"no longer in it: {', '.join(answer.removed)}")
 

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from controller.broker.spec import EMBEDDED
+from controller.child import module_command
 from protocols.errors import EnvironmentFailure
-from tona.local.child import module_command
 from tona.local.supervisor import Supervisor, Told
 
 CONTROLLER: Final = "controller"
@@ -106,14 +106,18 @@ class Cell:
     def _node(self, name: str) -> Sequence[str]:
         if self._running is None:
             raise EnvironmentFailure("the controller has not started")
-        broker = urlsplit(self._running.broker).netloc
-        return module_command(
-            "device_agent",
-            f"--node={name}",
-            f"--cell={self.plan.cell}",
-            f"--broker={broker}",
-            f"--data={self.plan.folder / name}",
-        )
+        return node_command(name, self.plan.cell, self._running.broker, self.plan.folder / name)
+
+
+def node_command(name: str, cell: str, broker: str, data: Path) -> list[str]:
+    """Return the command of a device agent at a broker, given as `mqtt://HOST:PORT`."""
+    return module_command(
+        "device_agent",
+        f"--node={name}",
+        f"--cell={cell}",
+        f"--broker={urlsplit(broker).netloc}",
+        f"--data={data}",
+    )
 
 
 def _port(url: str) -> int:

@@ -5,10 +5,14 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from controller.broker import restarts
+from controller.child import Child, tethered
 from protocols.errors import EnvironmentFailure, TonaBug
-from tona.local.child import Child
+
+ANNOUNCE_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 15.0
 
 Command = Callable[[], Sequence[str]]
 Told = Callable[[str, str], None]
@@ -37,18 +41,18 @@ class Supervisor:
             asyncio.get_running_loop().create_future()
         )
 
-    async def start(self, name: str, command: Command, *, announces: bool = False) -> bytes:
+    async def start(self, name: str, command: Command, *, announces: bool = False) -> str:
         """Start a process and keep it; returns its first line where it announces itself.
 
         Raises EnvironmentFailure when the first start fails.
         """
         log = self._logs / f"{name}.log"
-        child = await Child.spawn(command(), log)
+        child = await Child.spawn(tethered(command()), log)
         kept = self._kept[name] = _Kept(command, log, child)
-        line = b""
+        line = ""
         if announces:
             try:
-                line = await child.announced()
+                line = await child.said(within_s=ANNOUNCE_TIMEOUT_S)
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"{name} did not start: {error} (log: {log})") from None
         kept.keeper = asyncio.create_task(self._keep(name, kept), name=f"keep {name}")
@@ -77,7 +81,7 @@ class Supervisor:
                 one.keeper.cancel()
         keepers = [one.keeper for one in kept if one.keeper is not None]
         await asyncio.gather(*keepers, return_exceptions=True)
-        await asyncio.gather(*(one.child.stop() for one in kept))
+        await asyncio.gather(*(one.child.stop(STOP_TIMEOUT_S) for one in kept))
 
     async def _keep(self, name: str, kept: _Kept) -> None:
         loop = asyncio.get_running_loop()
@@ -96,7 +100,7 @@ class Supervisor:
             # Chance only spreads restarts in time.
             await asyncio.sleep(restarts.delay_s(failures, random.random()))  # noqa: S311
             try:
-                kept.child = await Child.spawn(kept.command(), kept.log)
+                kept.child = await Child.spawn(tethered(kept.command()), kept.log)
             except EnvironmentFailure as error:
                 self._give_up(name, str(error))
                 return

@@ -1,0 +1,203 @@
+"""What an anchor knows: services, tasks, nodes, and what is reserved for whom.
+
+Whatever is durable changes through here only, so that a record, its reservation and its story leave
+in the same output.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from msgspec import structs
+
+from controller.anchor.desk import Desk
+from controller.anchor.ledger import Ledger
+from controller.anchor.lifecycle import TaskEvent, advance
+from controller.anchor.placement import NodeFacts, Snapshot
+from controller.anchor.settings import Settings
+from controller.anchor.stories import Stories
+from controller.decider import Record
+from controller.records import (
+    ANCHORED,
+    NODE,
+    STORY,
+    TASK,
+    AnchoredRecord,
+    NodeRecord,
+    StoryRecord,
+    TaskRecord,
+)
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.presence import Inventory
+
+AWAY_MS: Final = 30_000
+"""How long after a start a scheduler that is silent may take to speak of its nodes."""
+SPEAK_MS: Final = 5000
+"""How long one that has said hello may take to have them all."""
+PATIENCE: Final = "patience"
+
+
+class Book:
+    """The state that all parts of an anchor share."""
+
+    def __init__(self, desk: Desk, settings: Settings) -> None:
+        self.desk = desk
+        self.settings = settings
+        self.services: dict[str, AnchoredRecord] = {}
+        self.tasks: dict[str, TaskRecord] = {}
+        self.nodes: dict[str, NodeFacts] = {}
+        self.inventories: dict[str, Inventory] = {}
+        self.ledger = Ledger()
+        self.stories = Stories(desk)
+        self.seats: dict[str, str] = {}
+        """Where schedulers say that tasks are, of other anchors too: a task that is taken over
+        begins where it is.
+        """
+        self.revision = 0
+        self.counters: dict[str, int] = {
+            "unexpected_message": 0,
+            "stale_report": 0,
+            "unknown_scheduler": 0,
+        }
+        self._heard: set[str] = set()
+        """Nodes of which a scheduler has spoken since our start."""
+        self._patient_until_ms: dict[str, int] = {}
+        self._of_service: dict[str, dict[str, None]] = {}
+        self._sorted_nodes: tuple[NodeFacts, ...] | None = None
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Take in services, tasks and stories; nodes are lost until their scheduler speaks."""
+        for record in records:
+            match record.value:
+                case AnchoredRecord() as value if record.kind == ANCHORED:
+                    self.services[record.key] = value
+                case TaskRecord() as value if record.kind == TASK:
+                    self._hold(value)
+                case NodeRecord() as value if record.kind == NODE:
+                    self.put_node(NodeFacts(value.node, NodeState.LOST, value.inventory))
+                case StoryRecord() as value if record.kind == STORY:
+                    self.stories.restore(value)
+        self.stories.restored(self.tasks.keys())
+        for scheduler in self.settings.schedulers if self.tasks else ():
+            self.wait_for(scheduler, AWAY_MS)
+
+    # Tasks and services.
+
+    def put(self, task: TaskRecord, cause: str) -> TaskRecord:
+        """Make the newest state of a task durable, its reservation with it."""
+        self._hold(task)
+        self.desk.keep(TASK, task.spec.task, task, cause)
+        return task
+
+    def drop(self, task: TaskRecord, cause: str) -> None:
+        """Forget a task; its story stays for a while."""
+        name = task.spec.task
+        del self.tasks[name]
+        names = self._of_service.get(task.service, {})
+        names.pop(name, None)
+        if not names:
+            self._of_service.pop(task.service, None)
+        self.ledger.drop(name)
+        self.desk.keep(TASK, name, None, cause)
+        self.stories.ends(name, cause)
+
+    def put_service(self, name: str, record: AnchoredRecord | None, cause: str) -> None:
+        """Make the newest state of a service durable; None: it is gone."""
+        if record is None:
+            self.services.pop(name, None)
+        else:
+            self.services[name] = record
+        self.desk.keep(ANCHORED, name, record, cause)
+
+    def of_service(self, service: str) -> list[TaskRecord]:
+        """Return all tasks of a service, those that are being deleted among them."""
+        return [self.tasks[name] for name in self._of_service.get(service, {})]
+
+    def ordered(self, service: str) -> list[TaskRecord]:
+        """Return the tasks of a service's newest order, in topological order."""
+        held = self.services.get(service)
+        return [self.tasks[spec.task] for spec in held.order.tasks] if held is not None else []
+
+    def scheduler_of(self, service: str) -> str:
+        """Return the TS that holds a service's envelopes; empty while none does."""
+        return next((one.scheduler for one in self.ordered(service) if one.scheduler), "")
+
+    def after(self, task: TaskRecord, event: TaskEvent) -> TaskRecord:
+        """Return the task in the state that an event leads to."""
+        state = advance(task.state, event, self.stories.tale(task.spec.task))
+        return structs.replace(task, state=state)
+
+    def tell(self, task: str, event: str, detail: str, cause: str, layer: str = "ta") -> None:
+        """Add an entry to a task's story."""
+        self.stories.tell(task, layer, event, detail, cause)
+
+    def _hold(self, task: TaskRecord) -> None:
+        name = task.spec.task
+        self.tasks[name] = task
+        self._of_service.setdefault(task.service, {})[name] = None
+        self.ledger.put(task)
+
+    # Nodes.
+
+    def put_node(self, facts: NodeFacts) -> None:
+        """Take in what is known of a node; every plan made before is stale."""
+        self.revision += 1
+        if facts.scheduler:
+            self._heard.add(facts.node)
+        self.nodes[facts.node] = facts
+        self.inventories[facts.node] = facts.inventory
+        self._sorted_nodes = None
+
+    def wait_for(self, scheduler: str, ms: int) -> None:
+        """Take no node of a scheduler for lost that it has not spoken of, for so long."""
+        self._patient_until_ms[scheduler] = self.desk.now_ms + ms
+        self.desk.wake(f"{PATIENCE}/{scheduler}", self.desk.now_ms + ms)
+
+    def unknown(self, node: str, scheduler: str) -> bool:
+        """Whether nobody has spoken of a node since our start, and somebody may yet."""
+        until_ms = self._patient_until_ms.get(scheduler, 0)
+        return node not in self._heard and self.desk.now_ms < until_ms
+
+    def gone(self, node: str, scheduler: str) -> bool:
+        """Whether a node cannot be counted on: lost, being emptied, or in another cell now."""
+        facts = self.nodes.get(node)
+        if self.unknown(node, scheduler):
+            return False
+        if facts is None or facts.state in (NodeState.LOST, NodeState.DRAINING):
+            return True
+        return bool(scheduler) and facts.scheduler != scheduler
+
+    def usable(self, node: str, scheduler: str = "") -> bool:
+        """Whether a node is online, under this scheduler if one is named."""
+        facts = self.nodes.get(node)
+        if facts is None or facts.state is not NodeState.ONLINE:
+            return False
+        return not scheduler or facts.scheduler == scheduler
+
+    def snapshot(
+        self,
+        scheduler: str = "",
+        *,
+        without: Mapping[str, Mapping[str, int]] | None = None,
+        avoid_scheduler: str = "",
+    ) -> Snapshot:
+        """Return the fleet for placement; `without` are reservations that do not count, by task.
+
+        With a scheduler only the nodes of its cell stand in it.
+        """
+        if self._sorted_nodes is None:
+            self._sorted_nodes = tuple(self.nodes[name] for name in sorted(self.nodes))
+        nodes = self._sorted_nodes
+        if scheduler or avoid_scheduler:
+            nodes = tuple(
+                one
+                for one in nodes
+                if (not scheduler or one.scheduler == scheduler)
+                and (not avoid_scheduler or one.scheduler != avoid_scheduler)
+            )
+        memory = dict(self.ledger.memory_bytes)
+        instances = dict(self.ledger.instances)
+        for reserved in (without or {}).values():
+            for node, held in reserved.items():
+                memory[node] = memory.get(node, 0) - held
+                instances[node] = instances.get(node, 0) - 1
+        return Snapshot(self.revision, nodes, memory, dict(self.ledger.cpu_percent), instances)

@@ -1,0 +1,40 @@
+"""What every part of the anchor works with in a turn: its name, the time, the output."""
+
+from msgspec import Struct
+
+from controller.decider import Output, Record, Send, Target, Timer, ToRole
+from protocols.messages import Body
+
+
+class Desk:
+    """The time of this turn, and what shall leave the anchor when it ends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.now_ms = 0
+        self.output = Output()
+
+    def begin(self, now_ms: int) -> None:
+        """Begin a turn with an empty output."""
+        self.now_ms = now_ms
+        self.output = Output()
+
+    def tell(self, to: Target, body: Body, cause: str, tenant: str = "default") -> None:
+        """Say something once the records of this turn are durable."""
+        self.output.sends.append(Send(to, body, cause, tenant))
+
+    def tell_early(self, role: str, body: Body, cause: str, tenant: str = "default") -> None:
+        """Say something to another role that promises nothing, before the records are durable."""
+        self.output.early.append(Send(ToRole(role), body, cause, tenant))
+
+    def tell_role(self, role: str, body: Body, cause: str, tenant: str = "default") -> None:
+        """Say something to another role."""
+        self.tell(ToRole(role), body, cause, tenant)
+
+    def keep(self, kind: str, key: str, value: Struct | None, cause: str) -> None:
+        """Make the newest state of something durable; None: it is gone."""
+        self.output.records.append(Record(kind, key, value, cause))
+
+    def wake(self, key: str, at_ms: int | None) -> None:
+        """Set the timer of this key, or cancel it."""
+        self.output.timers.append(Timer(key, at_ms))

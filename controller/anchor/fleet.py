@@ -1,0 +1,164 @@
+"""Nodes, coarsely, as their schedulers summarise them; and the fleet, more coarsely, for NAMO."""
+
+from collections import Counter
+from statistics import median
+from typing import Final
+
+from controller.anchor.book import Book
+from controller.anchor.placement import NodeFacts
+from controller.anchor.placing import Placing
+from controller.anchor.search import unplaced
+from controller.anchor.transfers import Transfers
+from controller.decider import Received
+from protocols.messages import AnchorSummary, NodeSummary
+from protocols.messages.hierarchy import NodeState
+
+SUMMARY_MS: Final = 5000
+SOON_MS: Final = 500
+"""A clear change is told this soon, together with what else changes meanwhile."""
+MAX_SEATS: Final = 100_000
+TIMER: Final = "summary"
+
+
+class Fleet:
+    """Takes in node summaries, and sends what NAMO is to know of them."""
+
+    def __init__(self, book: Book, placing: Placing, transfers: Transfers) -> None:
+        self._book = book
+        self._placing = placing
+        self._transfers = transfers
+        self._incarnations: dict[str, int] = {}
+        self._seated: dict[str, tuple[str, ...]] = {}
+        self._changed: dict[str, tuple[str, bool]] = {}
+        """Nodes that came, went or changed in this turn: the cause, and whether to another cell."""
+        self._due_ms: int | None = None
+
+    def begin(self) -> None:
+        """Begin with the regular summaries."""
+        self._wake(SUMMARY_MS)
+
+    def summary(self, event: Received, summary: NodeSummary) -> None:
+        """Take in what a scheduler says of a node; the node is of the cell that it came to last."""
+        book, node = self._book, summary.node
+        if event.sender not in book.settings.schedulers:
+            book.counters["unknown_scheduler"] += 1
+            return
+        old = book.nodes.get(node)
+        if old is not None and old.scheduler not in ("", event.sender):
+            late = summary.incarnation < self._incarnations.get(node, 0)
+            if late or summary.state is not NodeState.ONLINE:
+                # The cell that it has left misses it.
+                return
+        self._incarnations[node] = summary.incarnation
+        self._seat(node, summary)
+        facts = NodeFacts(
+            node,
+            summary.state,
+            summary.inventory,
+            summary.cpu_percent,
+            summary.round_trip_ms,
+            event.sender,
+        )
+        book.put_node(facts)
+        if old is not None and (old.state, old.inventory, old.scheduler) == (
+            facts.state,
+            facts.inventory,
+            facts.scheduler,
+        ):
+            return
+        self._wake(SOON_MS)
+        moved = old is not None and old.scheduler != facts.scheduler
+        self._changed[node] = event.cause, moved or self._changed.get(node, ("", False))[1]
+
+    def _seat(self, node: str, summary: NodeSummary) -> None:
+        """Note which tasks a node has; only the newest word about a task counts."""
+        seats = self._book.seats
+        for task in self._seated.pop(node, ()):
+            if seats.get(task) == node:
+                del seats[task]
+        if summary.tasks and len(seats) < MAX_SEATS:
+            self._seated[node] = summary.tasks
+            seats.update(dict.fromkeys(summary.tasks, node))
+
+    def settle(self) -> None:
+        """Look at every service that the changes of this turn may concern."""
+        changed, self._changed = self._changed, {}
+        if not changed:
+            return
+        book, placing = self._book, self._placing
+        came = {node for node in changed if book.usable(node)}
+        cause = next(iter(changed.values()))[0]
+        for failed in placing.search.failed.values():
+            for node in came & failed.keys():
+                del failed[node]
+        moved = {node for node in came if changed[node][1]}
+        for service in list(book.services):
+            if self._concerned(service, new=bool(came)):
+                placing.later(service, cause)
+            if moved:
+                self._transfers.follow(service, cause)
+
+    def _concerned(self, service: str, *, new: bool) -> bool:
+        """Whether a service may need a node, or gain from one that came."""
+        book, order = self._book, self._book.services[service].order
+        if order.sources:
+            return True
+        for task in book.ordered(service):
+            there = sum(not book.gone(one, task.scheduler) for one in task.nodes)
+            if (new and unplaced(task)) or (not unplaced(task) and there < 1 + order.spares):
+                return True
+        return False
+
+    def patience_over(self, scheduler: str) -> None:
+        """Look at what was left alone while a scheduler had not spoken of all its nodes."""
+        for service in self._book.services:
+            if self._book.scheduler_of(service) == scheduler:
+                self._placing.later(service, "silence")
+
+    # For NAMO.
+
+    def fired(self) -> None:
+        """Tell NAMO how the fleet is, and come back."""
+        self._due_ms = None
+        self._book.desk.tell_role(self._book.settings.namo, self._summarise(), TIMER)
+        self._wake(SUMMARY_MS)
+
+    def again(self) -> None:
+        """Tell a NAMO that has begun anew."""
+        self._wake(0)
+
+    def _wake(self, in_ms: int) -> None:
+        at_ms = self._book.desk.now_ms + in_ms
+        if self._due_ms is None or at_ms < self._due_ms:
+            self._due_ms = at_ms
+            self._book.desk.wake(TIMER, at_ms)
+
+    def _summarise(self) -> AnchorSummary:
+        settings, reserved = self._book.settings, self._book.ledger.memory_bytes
+        known = self._book.nodes.values()
+        online = [one for one in known if one.state is NodeState.ONLINE]
+        free = [
+            max(0, one.inventory.task_memory_bytes - reserved.get(one.node, 0)) for one in online
+        ]
+        trips = [one.round_trip_ms for one in online if one.round_trip_ms is not None]
+        cpu_percent = sum(one.cpu_percent for one in online) / len(online) if online else 0.0
+        executors = Counter(
+            kind for one in online for kind in {info.kind for info in one.inventory.executors}
+        )
+        accelerators = Counter(
+            kind for one in online for kind in {info.kind for info in one.inventory.accelerators}
+        )
+        return AnchorSummary(
+            anchor=settings.name,
+            side=settings.side,
+            cells=settings.cells,
+            nodes=len(online),
+            cpu_count=sum(one.inventory.cpu_count for one in online),
+            cpu_percent=round(cpu_percent, 1),
+            task_memory_free_bytes=sum(free),
+            largest_free_bytes=max(free, default=0),
+            round_trip_ms=round(median(trips), 2) if trips else None,
+            executors=dict(sorted(executors.items())),
+            accelerators=dict(sorted(accelerators.items())),
+            lost=len(known) - len(online),
+        )

@@ -1,0 +1,108 @@
+"""What is set aside on each node, summed over the records of the tasks.
+
+Every task record says what it reserves and where (`TaskRecord.reserved`); the ledger is nothing but
+the sum, so that a reservation is durable with its task and gone with it.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from controller.records import TaskRecord
+from protocols.messages.presence import Inventory
+
+
+class Hold(Struct, frozen=True):
+    """What one task takes."""
+
+    memory_bytes: Mapping[str, int] = {}
+    """By node."""
+    cpu_node: str = ""
+    """Where it runs or is to run."""
+    cpu_percent: float = 0.0
+    """Of one core, there."""
+
+
+_NOTHING = Hold()
+
+
+class Ledger:
+    """Sums over all tasks, kept as they change."""
+
+    def __init__(self) -> None:
+        self.memory_bytes: dict[str, int] = {}
+        self.cpu_percent: dict[str, float] = {}
+        self.instances: dict[str, int] = {}
+        self._holds: dict[str, Hold] = {}
+        self._tasks: dict[str, set[str]] = {}
+
+    def put(self, task: TaskRecord) -> None:
+        """Replace what a task takes."""
+        name = task.spec.task
+        self._take(name, -1)
+        on = task.node or (task.nodes[0] if task.nodes else "")
+        self._holds[name] = Hold(task.reserved, on, task.spec.demand.cpu_percent)
+        self._take(name, 1)
+
+    def drop(self, task: str) -> None:
+        """Give back what a task takes."""
+        self._take(task, -1)
+        self._holds.pop(task, None)
+
+    def tasks_on(self, node: str) -> tuple[str, ...]:
+        """Return the tasks that take room on a node."""
+        return tuple(sorted(self._tasks.get(node, ())))
+
+    def overbooked(
+        self, changes: Mapping[str, Mapping[str, int]], inventories: Mapping[str, Inventory]
+    ) -> set[str]:
+        """Return the nodes that would hold more than they have, if tasks took these bytes instead.
+
+        A node that gets nothing more by the changes is not the changes' fault and is left out.
+        """
+        extra: dict[str, int] = {}
+        more: dict[str, int] = {}
+        for task, reserved in changes.items():
+            for node, held in self._holds.get(task, _NOTHING).memory_bytes.items():
+                extra[node] = extra.get(node, 0) - held
+                more[node] = more.get(node, 0) - 1
+            for node, wanted in reserved.items():
+                extra[node] = extra.get(node, 0) + wanted
+                more[node] = more.get(node, 0) + 1
+        found: set[str] = set()
+        for node, change in extra.items():
+            has = inventories.get(node)
+            room = has.task_memory_bytes if has else 0
+            slots = has.max_instances if has else 0
+            full = change > 0 and self.memory_bytes.get(node, 0) + change > room
+            crowded = more[node] > 0 and self.instances.get(node, 0) + more[node] > slots
+            if full or crowded:
+                found.add(node)
+        return found
+
+    def _take(self, task: str, sign: int) -> None:
+        hold = self._holds.get(task)
+        if hold is None:
+            return
+        for node, held in hold.memory_bytes.items():
+            _add(self.memory_bytes, node, sign * held)
+            _add(self.instances, node, sign)
+            tasks = self._tasks.setdefault(node, set())
+            if sign > 0:
+                tasks.add(task)
+            else:
+                tasks.discard(task)
+                if not tasks:
+                    del self._tasks[node]
+                    self.memory_bytes.pop(node, None)
+        if hold.cpu_node:
+            cpu = self.cpu_percent.get(hold.cpu_node, 0.0) + sign * hold.cpu_percent
+            self.cpu_percent[hold.cpu_node] = max(0.0, cpu)
+
+
+def _add(sums: dict[str, int], node: str, change: int) -> None:
+    after = sums.get(node, 0) + change
+    if after:
+        sums[node] = after
+    else:
+        sums.pop(node, None)

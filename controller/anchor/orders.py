@@ -1,0 +1,141 @@
+"""Orders of NAMO: services that shall run, change or end."""
+
+from typing import Final
+
+from msgspec import structs
+
+from controller.anchor.book import Book
+from controller.anchor.direct import Direct
+from controller.anchor.granting import Granting
+from controller.anchor.jobs import Jobs
+from controller.anchor.lifecycle import TaskEvent
+from controller.anchor.placing import Placing
+from controller.anchor.upward import Upward
+from controller.decider import Received
+from controller.records import AnchoredRecord, TaskRecord, TaskState
+from protocols.messages import ServiceDelete, ServiceOrder
+from protocols.messages.hierarchy import TaskSpec
+
+EPOCHS_OF_GENERATION: Final = 1_000_000
+"""Epochs of a task that is ordered anew begin above those of its former life on the nodes."""
+
+
+class Orders:
+    """Turns orders into durable tasks."""
+
+    def __init__(
+        self,
+        book: Book,
+        granting: Granting,
+        placing: Placing,
+        upward: Upward,
+        direct: Direct,
+        jobs: Jobs,
+    ) -> None:
+        self._book = book
+        self._granting = granting
+        self._placing = placing
+        self._upward = upward
+        self._direct = direct
+        self._jobs = jobs
+
+    def order(self, event: Received, order: ServiceOrder) -> None:
+        """Take in an order; one that is known already is answered and changes nothing."""
+        book = self._book
+        held = book.services.get(order.service)
+        if held is not None and held.order.generation >= order.generation:
+            self._upward.report(order.service, event.cause, again=True)
+            return
+        sources = held.sources if held is not None else ()
+        record = AnchoredRecord(order, event.tenant, event.sender, sources)
+        book.put_service(order.service, record, event.cause)
+        wanted = {spec.task for spec in order.tasks}
+        for old in book.of_service(order.service):
+            if old.spec.task not in wanted:
+                self._end(old, "not in the new generation", event.cause)
+        for spec in order.tasks:
+            self._want(spec, order, event)
+        self._placing.forget(order.service, wanted)
+        self._placing.place(order.service, event.cause)
+
+    def _want(self, spec: TaskSpec, order: ServiceOrder, event: Received) -> None:
+        book, name = self._book, spec.task
+        task = book.tasks.get(name)
+        above = max((order.generation - 1) * EPOCHS_OF_GENERATION, order.epochs_above)
+        what = "modified"
+        if task is None or task.state is TaskState.DELETING:
+            high = max(above, task.epoch_high if task is not None else 0)
+            task = TaskRecord(
+                spec,
+                order.service,
+                event.tenant,
+                order.generation,
+                TaskState.ACCEPTED,
+                node=book.seats.get(name, "") if order.epochs_above else "",
+                epoch_high=high,
+            )
+            what = "accepted"
+            book.stories.begins(name)
+        else:
+            if task.held is None and task.nodes:
+                # Its scheduler holds an envelope for this one until there is one for the newest.
+                task = structs.replace(task, held=task.spec, granted=task.generation)
+            task = structs.replace(
+                book.after(task, TaskEvent.ORDER),
+                spec=spec,
+                generation=order.generation,
+                epoch_high=max(task.epoch_high, order.epochs_above),
+                asked=None,
+            )
+        detail = f"generation {order.generation}"
+        if order.decomposition:
+            detail += f" of decomposition {order.decomposition}"
+        book.tell(name, what, detail, event.cause)
+        book.put(task, event.cause)
+
+    def delete(self, event: Received, delete: ServiceDelete) -> None:
+        """End a service; where another anchor has it now only forget it."""
+        book = self._book
+        held = book.services.get(delete.service)
+        if held is not None and held.order.generation > delete.generation:
+            self._upward.report(delete.service, event.cause, again=True)
+            return
+        if held is not None:
+            book.put_service(delete.service, None, event.cause)
+        reason = "the service was deleted"
+        if delete.transferred:
+            reason = "the service has another anchor"
+        for task in book.of_service(delete.service):
+            if delete.transferred:
+                # Its scheduler believes this only where nobody has granted a newer generation.
+                self._granting.revoke(task, task.scheduler, reason, event.cause)
+                self._forget(task, reason, event.cause)
+            else:
+                self._end(task, reason, event.cause)
+        self._jobs.gone(delete.service, reason)
+        to, cause = event.sender, event.cause
+        self._upward.deleted(delete.service, delete.generation, to, cause, event.tenant)
+
+    def _forget(self, task: TaskRecord, reason: str, cause: str) -> None:
+        """Drop a task that runs on under another anchor."""
+        self._book.tell(task.spec.task, "transferred", reason, cause)
+        self._book.drop(task, cause)
+        self._placing.forget(task.service, (task.spec.task,))
+
+    def _end(self, task: TaskRecord, reason: str, cause: str) -> None:
+        book, name = self._book, task.spec.task
+        if task.state is TaskState.DELETING:
+            return
+        for scheduler in dict.fromkeys(
+            (task.scheduler, task.leaving.scheduler if task.leaving else "")
+        ):
+            self._granting.revoke(task, scheduler, reason, cause)
+        task = structs.replace(book.after(task, TaskEvent.DELETE), reason=reason, asked=None)
+        book.tell(name, "deleted", reason, cause)
+        self._placing.forget(task.service, (name,))
+        if self._direct.release(task, reason, cause):
+            book.put(structs.replace(task, nodes=(), leaving=None), cause)
+        else:
+            book.after(task, TaskEvent.FORGET)
+            book.drop(task, cause)
+        self._placing.room(cause)

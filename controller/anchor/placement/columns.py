@@ -1,0 +1,155 @@
+"""The nodes of a snapshot as arrays, one entry for each node, in the order of cell and name."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from controller.anchor.placement.facts import NodeFacts, Snapshot
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.presence import Accelerator, ExecutorInfo
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+Bools = npt.NDArray[np.bool_]
+
+ROUND_TRIP_MS: Final = 2.0
+"""Of a node that has not measured its own yet."""
+BANDWIDTH_MBIT_PER_S: Final = 100.0
+"""Of a link that is not known."""
+BANDWIDTH_MIN_MBIT_PER_S: Final = 0.01
+"""A link that is said to be slower is taken to be so slow."""
+LOAD_MAX: Final = 0.9
+"""Above this share of its cores a node is taken to be so loaded."""
+FLEETS_KEPT: Final = 2
+"""Arrays are made once for the same tuple of nodes: services are often placed many at a time."""
+_BIT_MS: Final = 1e-3
+"""Milliseconds that one bit takes at 1 Mbit/s."""
+
+
+class Fleet:
+    """What the cost model needs of every node, whatever is reserved there."""
+
+    def __init__(self, facts: Sequence[NodeFacts]) -> None:
+        nodes = sorted(facts, key=attrgetter("scheduler", "node"))
+        inventories = [one.inventory for one in nodes]
+        online = NodeState.ONLINE
+        self.facts = nodes
+        self.names = [one.node for one in nodes]
+        self.index = {name: at for at, name in enumerate(self.names)}
+        self.online: Bools = np.array([one.state is online for one in nodes], bool)
+        self.cores = _floats([one.cpu_count for one in inventories])
+        self.memory = _floats([one.task_memory_bytes for one in inventories])
+        self.instances_max = _floats([one.max_instances for one in inventories])
+        self.cpu_percent = _floats([one.cpu_percent for one in nodes])
+        self.round_trip_ms = _known([one.round_trip_ms for one in nodes], ROUND_TRIP_MS)
+        rates = _known([one.bandwidth_mbit_per_s for one in nodes], BANDWIDTH_MBIT_PER_S)
+        self.byte_ms = 8 * _BIT_MS / np.maximum(rates, BANDWIDTH_MIN_MBIT_PER_S)
+        self.cells = _cells(nodes)
+        self.executors = _kinds([one.executors for one in inventories])
+        self.accelerators = _kinds([one.accelerators for one in inventories])
+
+
+class _Same:
+    """Tells tuples of nodes apart by identity: comparing them would cost what it is to save."""
+
+    def __init__(self, nodes: tuple[NodeFacts, ...]) -> None:
+        self.nodes = nodes
+
+    def __hash__(self) -> int:
+        return id(self.nodes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.nodes is self.nodes
+
+
+@lru_cache(FLEETS_KEPT)
+def _fleet(same: _Same) -> Fleet:
+    return Fleet(same.nodes)
+
+
+class Columns:
+    """A snapshot as arrays; bytes are exact in float64 up to 2 ** 53."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        fleet = _fleet(_Same(snapshot.nodes))
+        self.facts, self.names, self.index = fleet.facts, fleet.names, fleet.index
+        self.cells, self.online = fleet.cells, fleet.online
+        self.cores, self.memory = fleet.cores, fleet.memory
+        self.round_trip_ms, self.byte_ms = fleet.round_trip_ms, fleet.byte_ms
+        self._executors, self._accelerators = fleet.executors, fleet.accelerators
+        self.free = fleet.memory - self._spread(snapshot.reserved_bytes)
+        self.instances = self._spread(snapshot.instances)
+        self.room = fleet.instances_max - self.instances
+        reserved = self._spread(snapshot.reserved_cpu_percent)
+        self.load = (fleet.cpu_percent + reserved / fleet.cores) / 100
+        """Share of the node's cores, before the plan."""
+
+    def has_executor(self, kind: str) -> Bools:
+        """Return which nodes can run programs of this kind."""
+        return self._has(kind, self._executors)
+
+    def has_accelerator(self, kind: str) -> Bools:
+        """Return which nodes have one of this kind."""
+        return self._has(kind, self._accelerators)
+
+    def _has(self, kind: str, found: dict[str, Bools]) -> Bools:
+        return found.get(kind, np.zeros(len(self.names), bool))
+
+    def at(self, names: tuple[str, ...]) -> Bools:
+        """Return which nodes are among these names."""
+        found = np.zeros(len(self.names), bool)
+        for name in names:
+            if name in self.index:
+                found[self.index[name]] = True
+        return found
+
+    def _spread(self, amounts: Mapping[str, float]) -> Floats:
+        spread = np.zeros(len(self.names))
+        for name, amount in amounts.items():
+            at = self.index.get(name)
+            if at is not None:
+                spread[at] = amount
+        return spread
+
+
+def _cells(nodes: Sequence[NodeFacts]) -> list[slice]:
+    """Return where each cell's nodes stand."""
+    found: list[slice] = []
+    begin = 0
+    for _, some in groupby(nodes, key=attrgetter("scheduler")):
+        end = begin + len(list(some))
+        found.append(slice(begin, end))
+        begin = end
+    return found
+
+
+def _kinds(
+    owned: Sequence[Sequence[ExecutorInfo] | Sequence[Accelerator]],
+) -> dict[str, Bools]:
+    """Return for each kind which nodes own one."""
+    where = np.repeat(np.arange(len(owned)), np.array([len(some) for some in owned], np.intp))
+    numbers: dict[str, int] = {}
+    kinds = [one.kind for some in owned for one in some]
+    for kind in set(kinds):
+        numbers[kind] = len(numbers)
+    numbered = np.array([numbers[kind] for kind in kinds], np.intp)
+    found: dict[str, Bools] = {}
+    for kind, number in numbers.items():
+        found[kind] = np.zeros(len(owned), bool)
+        found[kind][where[numbered == number]] = True
+    return found
+
+
+def _floats(values: list[float] | list[int]) -> Floats:
+    return np.array(values, np.float64)
+
+
+def _known(values: list[float | None], otherwise: float) -> Floats:
+    """Return the values, and the other where there is none."""
+    known = np.array(values, np.float64)
+    return np.where(np.isnan(known), otherwise, known)

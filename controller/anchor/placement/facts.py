@@ -1,0 +1,55 @@
+"""What placement is asked and on what it decides: requests, and a frozen snapshot of the fleet."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from protocols.messages.hierarchy import NodeState, TaskSpec
+from protocols.messages.presence import Inventory
+
+
+class NodeFacts(Struct, frozen=True):
+    """What placement knows of a node."""
+
+    node: str
+    state: NodeState
+    inventory: Inventory
+    cpu_percent: float = 0.0
+    """Of all its cores, as measured."""
+    round_trip_ms: float | None = None
+    """To its broker and back; None: not measured yet."""
+    scheduler: str = ""
+    """The TS of its cell; the tasks of one plan all lie under one."""
+    bandwidth_mbit_per_s: float | None = None
+    """Of its link; None: not known."""
+
+
+class Snapshot(Struct, frozen=True):
+    """The fleet as the TA sees it, coarsely; `reserved_*` count what the TA has placed."""
+
+    revision: int
+    nodes: tuple[NodeFacts, ...]
+    reserved_bytes: Mapping[str, int] = {}
+    reserved_cpu_percent: Mapping[str, float] = {}
+    """Of one core, as demands are."""
+    instances: Mapping[str, int] = {}
+
+
+class Request(Struct, frozen=True):
+    """One task to place, with what the plan must consider around it.
+
+    Groups and origins, with the privacy that binds to them, stand in its specification.
+    """
+
+    spec: TaskSpec
+    spares: int
+    current: str = ""
+    """Where it runs now; another place costs a start."""
+    reserved_on: str = ""
+    """Where the snapshot has counted it already: it does not stand in its own way there."""
+    failed: Mapping[str, str] = {}
+    """Nodes that have just failed it, with the reason."""
+    fixed: str = ""
+    """It keeps this node, which is not examined: the others are placed around it."""
+    reserved_bytes: int | None = None
+    """What the snapshot has counted for it there; None: the manifest's limit."""

@@ -1,0 +1,373 @@
+"""Places for the tasks of a service, all or none, with room reserved and envelopes granted.
+
+A plan is held against the ledger before it is applied: what it reserves, the copies that still
+serve and the spares of everybody together never exceed a node. A spare gives way where the plan of
+another service could not be done otherwise. What runs goes on while nothing better is found.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+
+from msgspec import structs
+
+from controller.anchor.book import Book
+from controller.anchor.envelopes import Wider, choose_sources, leeway, need_bytes, taken_in
+from controller.anchor.granting import Granting
+from controller.anchor.lifecycle import HOMELESS, SERVING, TaskEvent
+from controller.anchor.search import Found, Search, unplaced
+from controller.anchor.upward import Upward
+from controller.records import AnchoredRecord, Leaving, Placement, TaskRecord, TaskState
+from protocols.errors import TonaBug
+from protocols.messages.hierarchy import Attempt, NodeState
+from protocols.messages.quality import Source, Tuning
+
+RETRY_MIN_MS: Final = 3000
+RETRY_MAX_MS: Final = 60_000
+"""A service that waits is tried again within these bounds, and at once when a node comes."""
+RETRY: Final = "retry/"
+TRANSFER: Final = "transfer/"
+TRANSFER_MS: Final = 60_000
+"""What a transfer to another cell may take before it is given up."""
+MAX_ENVELOPE: Final = 64
+"""Nodes of one envelope."""
+
+
+class Placing:
+    """Applies plans to the book."""
+
+    def __init__(
+        self,
+        book: Book,
+        granting: Granting,
+        upward: Upward,
+        placed: Callable[[str], None],
+    ) -> None:
+        self._book = book
+        self._granting = granting
+        self._upward = upward
+        self.placed = placed
+        """Told of every service that has another scheduler, or one at last."""
+        self.search = Search(book)
+        self.wider: dict[str, Wider] = {}
+        self.shunned: dict[str, dict[str, str]] = {}
+        """By service and input: the node that was found wanting as its source."""
+        self._short: dict[str, str] = {}
+        self._retries: dict[str, tuple[int, int]] = {}
+        """Of services that wait: how often tried again, and when they are tried next."""
+
+    # When.
+
+    def later(self, service: str, cause: str) -> None:
+        """Look at a service at the end of this turn."""
+        self._short.setdefault(service, cause)
+
+    def settle(self) -> None:
+        """Look at every service that asked for it."""
+        short, self._short = self._short, {}
+        for service, cause in short.items():
+            self.place(service, cause)
+
+    def room(self, cause: str) -> None:
+        """Look at whoever waits: there is room that there was not before."""
+        for task in self._book.tasks.values():
+            if unplaced(task):
+                self.later(task.service, cause)
+
+    def restored(self) -> None:
+        """Go on trying for whoever waited before."""
+        for task in self._book.tasks.values():
+            if unplaced(task):
+                self._try_later(task.service)
+
+    def fired(self, service: str) -> None:
+        """Try again; nodes that have failed a task are candidates again."""
+        waiting = [one for one in self._book.ordered(service) if unplaced(one)]
+        for task in waiting:
+            self.search.failed.pop(task.spec.task, None)
+        if waiting:
+            self._short[service] = "retry"
+            tries, _ = self._retries.get(service, (0, 0))
+            self._retries[service] = tries, self._book.desk.now_ms
+            self._try_later(service)
+
+    def forget(self, service: str, tasks: Iterable[str]) -> None:
+        """Forget tasks that are over, and their service if it is."""
+        for task in tasks:
+            self.search.failed.pop(task, None)
+            self.wider.pop(task, None)
+        if service not in self._book.services:
+            self._retries.pop(service, None)
+            self.shunned.pop(service, None)
+
+    def ran(self, service: str) -> None:
+        """Begin anew with short pauses: the service has run."""
+        self._retries.pop(service, None)
+
+    def _try_later(self, service: str) -> None:
+        """Have a service tried again, ever more rarely; what is due already stays so."""
+        now_ms = self._book.desk.now_ms
+        tries, due_ms = self._retries.get(service, (0, now_ms))
+        if due_ms <= now_ms:
+            due_ms = now_ms + min(RETRY_MAX_MS, RETRY_MIN_MS << min(tries, 10))
+            self._retries[service] = tries + 1, due_ms
+            self._book.desk.wake(RETRY + service, due_ms)
+
+    # Where.
+
+    def place(self, service: str, cause: str) -> None:
+        """Give the tasks that lack a node one each, or none; then fill up the spares."""
+        if service not in self._book.services:
+            return
+        lacking = self.search.lacking(service)
+        if lacking:
+            found = self.search.find(service, lacking)
+            if not (found.complete and self.apply(service, found, cause)):
+                self.wait(service, found, cause)
+        self._fill_up(service, cause)
+        self.feed(service, cause)
+        self._upward.report(service, cause)
+
+    def apply(self, service: str, found: Found, cause: str, why: str = "") -> bool:
+        """Reserve and grant what a complete plan says; False when there is no room for it."""
+        book = self._book
+        if any(one.revision != book.revision for one in found.plan.values()):
+            raise TonaBug(f"a plan for {service} is stale at revision {book.revision}")
+        before = book.scheduler_of(service)
+        away = bool(before) and found.scheduler != before
+        tasks = book.ordered(service)
+        changed = [
+            self._moved(one, found, away=away) for one in tasks if one.spec.task in found.free
+        ]
+        fitting = self._fit(changed, found)
+        if fitting is None:
+            return False
+        settled = {one.spec.task: one for one in fitting}
+        self._choose_sources(service, [settled.get(one.spec.task, one) for one in tasks], cause)
+        for task in fitting:
+            if task.service == service:
+                self._tell_placed(task, found, cause, why)
+            else:
+                reason = f"a spare makes room for {service}; envelope {', '.join(task.nodes)}"
+                book.tell(task.spec.task, "envelope", reason, cause)
+            if away and task.service == service and task.leaving is None:
+                self._granting.revoke(book.tasks[task.spec.task], before, "another cell", cause)
+            self._granting.grant(task, cause)
+        if any(one.leaving for one in fitting):
+            book.desk.wake(TRANSFER + service, book.desk.now_ms + TRANSFER_MS)
+        if found.scheduler != before:
+            self.placed(service)
+        return True
+
+    def _choose_sources(self, service: str, tasks: list[TaskRecord], cause: str) -> None:
+        held = self._book.services[service]
+        sources, _ = self._sources(held, tasks)
+        if sources != held.sources:
+            self._book.put_service(service, structs.replace(held, sources=sources), cause)
+
+    def _moved(self, task: TaskRecord, found: Found, *, away: bool) -> TaskRecord:
+        """Return a task with the envelope that a plan gives it."""
+        placement = found.plan[task.spec.task]
+        shunned = {*self.search.failed.get(task.spec.task, ()), *found.avoid}
+        nodes = tuple(one for one in placement.chosen if one not in shunned)
+        variant = placement.variant
+        leaving = None
+        if away and task.state in SERVING and task.node:
+            leaving = Leaving(task.scheduler, task.node, task.epoch, task.nodes)
+        elif not away:
+            wanted = 1 + self._book.services[task.service].order.spares - len(nodes)
+            nodes += self.search.spares(
+                structs.replace(task, scheduler=found.scheduler), wanted, {*nodes, *shunned}
+            )
+        moved = self._book.after(task, TaskEvent.TRANSFER if away else TaskEvent.PLACE)
+        return structs.replace(
+            moved,
+            nodes=nodes,
+            placement=placement,
+            reason="",
+            scheduler=found.scheduler,
+            leaving=leaving,
+            held=None,
+            node="" if away and leaving is None else task.node,
+            tuning=Tuning(variant=variant, priority=task.spec.priority),
+        )
+
+    def reserve(self, task: TaskRecord) -> TaskRecord:
+        """Return a task with leeway and reservation for its envelope and the copies that serve."""
+        autonomy = self._book.services[task.service].order.autonomy
+        facts = [self._book.nodes[node] for node in task.nodes if node in self._book.nodes]
+        before = self._book.tasks.get(task.spec.task)
+        wider = self.wider.get(task.spec.task, Wider())
+        granted = leeway(task, autonomy, facts, self._book.ledger, wider)
+        asked = need_bytes(task.held or task.spec, task.tuning, granted)
+        reserved = dict.fromkeys(task.nodes, asked)
+        held = before.reserved if before is not None else {}
+        # What serves now stays until the report that something else does.
+        for node in (task.node, task.leaving.node if task.leaving else ""):
+            if node and node in held:
+                reserved[node] = max(reserved.get(node, 0), held[node])
+        return structs.replace(task, leeway=granted, reserved=reserved)
+
+    def _fit(self, changed: list[TaskRecord], found: Found) -> list[TaskRecord] | None:
+        """Reserve for these tasks; spares that do not fit are dropped. None: it does not fit."""
+        wanted = {one.spec.task: self.reserve(one) for one in changed}
+        over = self._over(wanted.values())
+        if over:
+            wanted = {name: self._slimmer(one, over) for name, one in wanted.items()}
+            over = self._over(wanted.values())
+        if over and found.spares_yield:
+            over = self._make_room(wanted, over)
+        return None if over else list(wanted.values())
+
+    def _make_room(self, wanted: dict[str, TaskRecord], over: set[str]) -> set[str]:
+        """Add tasks that give up spares on these nodes; returns the nodes that stay too full."""
+        there = {name for node in over for name in self._book.ledger.tasks_on(node)}
+        for name in sorted(there - wanted.keys()):
+            task = self._book.tasks[name]
+            slim = self._slimmer(task, over)
+            if over and slim.nodes != task.nodes:
+                wanted[name] = slim
+                over = self._over(wanted.values())
+        return over
+
+    def _over(self, tasks: Iterable[TaskRecord]) -> set[str]:
+        changes = {one.spec.task: one.reserved for one in tasks}
+        return self._book.ledger.overbooked(changes, self._book.inventories)
+
+    def _slimmer(self, task: TaskRecord, over: Collection[str]) -> TaskRecord:
+        """Return a task without the spares on these nodes."""
+        kept = tuple(
+            node
+            for at, node in enumerate(task.nodes)
+            if at == 0 or node == task.node or node not in over
+        )
+        left = task.leaving.node if task.leaving else ""
+        reserved = {
+            node: held
+            for node, held in task.reserved.items()
+            if node in kept or node in (task.node, left)
+        }
+        return structs.replace(task, nodes=kept, reserved=reserved)
+
+    def _tell_placed(self, task: TaskRecord, found: Found, cause: str, why: str) -> None:
+        placement = task.placement
+        detail = f"{why}: " if why else ""
+        detail += f"{placement.reason if placement else ''}; envelope {', '.join(task.nodes)}"
+        if task.tuning.variant:
+            detail += f"; as variant {task.tuning.variant}"
+        if task.leaving is not None:
+            detail += f"; from {task.leaving.scheduler} to {found.scheduler}"
+        event = "transferring" if task.leaving is not None else "placed"
+        self._book.tell(task.spec.task, event, detail, cause)
+
+    # What else an envelope needs.
+
+    def _fill_up(self, service: str, cause: str) -> None:
+        """Replace spares that are gone; no node that is there is taken away."""
+        spares = self._book.services[service].order.spares
+        for task in self._book.ordered(service):
+            if task.leaving is not None or unplaced(task) or not self.search.home(task):
+                continue
+            there = [one for one in task.nodes if not self._book.gone(one, task.scheduler)]
+            if len(there) > spares:
+                continue
+            fresh = self.search.spares(task, 1 + spares - len(there), task.nodes)
+            if not fresh:
+                continue
+            # A lost node that ran the task may come back with it.
+            facts = self._book.nodes.get(task.node)
+            lost = facts is not None and facts.state is NodeState.LOST
+            back = (task.node,) if lost and task.node in task.nodes else ()
+            self.widen(task, (*there, *fresh, *back), cause, "a spare is gone")
+
+    def widen(self, task: TaskRecord, nodes: tuple[str, ...], cause: str, why: str) -> bool:
+        """Give a placed task these nodes, what it may do on them and room there; or nothing."""
+        after = structs.replace(
+            self._book.after(task, TaskEvent.PLACE),
+            nodes=nodes[:MAX_ENVELOPE],
+        )
+        after = self.reserve(after)
+        over = self._over([after])
+        if over:
+            after = self._slimmer(after, over - set(task.nodes))
+            if self._over([after]):
+                return False
+        if after.nodes == task.nodes and after.leeway == task.leeway:
+            return False
+        detail = f"{why}; envelope {', '.join(after.nodes)}"
+        self._book.tell(task.spec.task, "envelope", detail, cause)
+        self._granting.grant(after, cause)
+        return True
+
+    def feed(self, service: str, cause: str) -> bool:
+        """Choose again who provides the service's data; whoever takes it in is told."""
+        book = self._book
+        held = book.services[service]
+        tasks = book.ordered(service)
+        if not held.order.sources or any(unplaced(one) for one in tasks):
+            return False
+        sources, why = self._sources(held, tasks)
+        if sources == held.sources:
+            return False
+        book.put_service(service, structs.replace(held, sources=sources), cause)
+        before = {one.input: one for one in held.sources}
+        after = {one.input: one for one in sources}
+        changed = {name for name in why if before.get(name) != after.get(name)}
+        for task in tasks:
+            taken = changed & taken_in(task)
+            for name in sorted(taken):
+                book.tell(task.spec.task, "source", f"{name}: {why[name]}", cause)
+            if taken:
+                self._granting.grant(task, cause)
+        return True
+
+    def _sources(
+        self, held: AnchoredRecord, tasks: list[TaskRecord]
+    ) -> tuple[tuple[Source, ...], Mapping[str, str]]:
+        shunned = self.shunned.get(held.order.service, {})
+        return choose_sources(held.order.sources, held.sources, tasks, self._book.nodes, shunned)
+
+    # When there is nothing.
+
+    def wait(self, service: str, found: Found, cause: str) -> None:
+        """No node for some task: none gets one; NAMO is told once, and it is tried again."""
+        book = self._book
+        short = [one for one in found.free if not found.plan[one].chosen]
+        failing = [one for one in found.free if found.plan[one].chosen and self._failed(one, found)]
+        blocked = sorted(short) or sorted(failing)
+        for task in book.ordered(service):
+            name = task.spec.task
+            as_ordered = task.state in SERVING and task.served == task.generation
+            if name not in found.free or as_ordered:
+                continue
+            placement = found.plan[name]
+            event, reason = TaskEvent.NO_NODE, placement.reason
+            if name in failing:
+                event, reason = TaskEvent.FAIL, "every node that could run it has failed to"
+            elif name not in short:
+                other = blocked[0] if blocked else service
+                why = found.plan[other].reason if blocked else "no room is left"
+                reason = (
+                    f"its service is placed as a whole, and there is no node for {other}: {why}"
+                )
+            self._waits(task, event, structs.replace(placement, chosen=(), reason=reason), cause)
+        self._try_later(service)
+
+    def _failed(self, name: str, found: Found) -> bool:
+        return found.plan[name].chosen[0] in self.search.failed.get(name, {})
+
+    def _waits(self, task: TaskRecord, event: TaskEvent, placement: Placement, cause: str) -> None:
+        book, was = self._book, task.state
+        after = structs.replace(
+            book.after(task, event),
+            placement=placement,
+            reason=placement.reason,
+            granted=min(task.granted, task.generation - 1),
+        )
+        if after == task:
+            return
+        book.put(after, cause)
+        if after.state in (TaskState.WAITING, TaskState.FAILED) and after.state is not was:
+            book.tell(task.spec.task, after.state.value, placement.reason, cause)
+            attempts = [Attempt(f"place on {one.node}", one.reason) for one in placement.rejected]
+            if was not in HOMELESS or was is TaskState.ACCEPTED:
+                self._upward.escalate(after, placement.reason, attempts, cause)

@@ -1,0 +1,240 @@
+"""Looking for nodes: the tasks of a service against the fleet as it is booked now.
+
+A service is placed as a whole. Tasks that need no other node keep theirs and the others are placed
+around them. Nothing is changed here: whoever applies a plan holds it against the ledger again.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from msgspec import Struct, structs
+
+from controller.anchor.book import Book
+from controller.anchor.lifecycle import HOMELESS, SERVING
+from controller.anchor.placement import Request, place
+from controller.records import Placement, TaskRecord, TaskState
+from protocols.messages.hierarchy import NodeState
+
+
+class Found(Struct, frozen=True):
+    """A plan for a service."""
+
+    plan: Mapping[str, Placement]
+    free: frozenset[str]
+    """Tasks that were to be placed; the others keep their nodes."""
+    complete: bool
+    """Whether every one of them has a node that has not just failed it."""
+    scheduler: str = ""
+    """Of the cell of the nodes."""
+    spares_yield: bool = False
+    """Whether spares of other tasks make room for it."""
+    avoid: frozenset[str] = frozenset()
+    """Nodes that the tasks shall not be on, for their quality."""
+
+
+class Search:
+    """Asks placement, in the order in which answers are preferred."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self.failed: dict[str, dict[str, str]] = {}
+        """Nodes that have just failed a task, with the reason."""
+
+    def home(self, task: TaskRecord) -> str:
+        """Return the node that a task has, or will have by its envelope; empty for none."""
+        if task.state in HOMELESS:
+            return ""
+        nodes = (task.node, *task.nodes) if task.node in task.nodes else task.nodes
+        return next((node for node in nodes if not self._book.gone(node, task.scheduler)), "")
+
+    def lacking(self, service: str) -> frozenset[str]:
+        """Return the tasks of a service that need a node, or a word on their newest generation."""
+        tasks = self._book.ordered(service)
+        if any(one.leaving is not None for one in tasks) or self._unknown(tasks):
+            # On the way to another cell, that ends well or the service returns first; or it may
+            # run where its scheduler has not spoken of since our start.
+            return frozenset()
+        return frozenset(
+            one.spec.task
+            for one in tasks
+            if unplaced(one) or (not self.home(one) and self._replaced(one))
+        )
+
+    def find(self, service: str, free: Collection[str]) -> Found:
+        """Find nodes for these tasks: at best where they run, else in their cell, else in another.
+
+        When nothing is complete, the plan says why.
+        """
+        cell = self._book.scheduler_of(service)
+        tasks = self._book.ordered(service)
+        free = self._grouped(tasks, {*free, *self.lacking(service)})
+        if not cell:
+            # Taken over from another anchor: it is where its scheduler says.
+            cells = {self._book.nodes[one.node].scheduler for one in tasks if one.node}
+            cell = cells.pop() if len(cells) == 1 else ""
+        if cell and any(one.spec.task in free and self._serves(one) for one in tasks):
+            found = self._try(service, free, cell, keep=True)
+            if found.complete:
+                return found
+        first = self._try(service, free, cell)
+        if first.complete:
+            return first
+        for found in self._others(service, free, cell):
+            if found.complete:
+                return found
+        return first
+
+    def elsewhere(self, service: str, free: Collection[str], avoid: Collection[str]) -> Found:
+        """Find nodes for these tasks in their cell, but not these."""
+        cell = self._book.scheduler_of(service)
+        free = self._grouped(self._book.ordered(service), {*free, *self.lacking(service)})
+        return self._try(service, free, cell, avoid=frozenset(avoid))
+
+    def another_cell(self, service: str) -> Found:
+        """Find nodes for the whole service under another scheduler."""
+        cell = self._book.scheduler_of(service)
+        return self._try(service, _names(self._book.ordered(service)), "", away_from=cell)
+
+    def spares(self, task: TaskRecord, wanted: int, beside: Collection[str]) -> tuple[str, ...]:
+        """Return up to so many further nodes for a task, best first."""
+        name = task.spec.task
+        if wanted < 1 or (task.spec.group and task.state not in HOMELESS):
+            # A spare for one task of a group would part it from the others.
+            return ()
+        snapshot = self._book.snapshot(task.scheduler)
+        kept = tuple(one for one in snapshot.nodes if one.node not in beside)
+        request = Request(
+            task.spec,
+            wanted - 1,
+            failed=self.failed.get(name, {}),
+        )
+        chosen = place([request], structs.replace(snapshot, nodes=kept))[name].chosen
+        return tuple(node for node in chosen if node not in self.failed.get(name, {}))
+
+    def _others(self, service: str, free: frozenset[str], cell: str) -> Sequence[Found]:
+        found = [self._try(service, free, cell, spares_yield=True)]
+        if cell and not found[0].complete:
+            found.append(self.another_cell(service))
+        return found
+
+    def _try(
+        self,
+        service: str,
+        free: frozenset[str],
+        cell: str,
+        *,
+        away_from: str = "",
+        keep: bool = False,
+        avoid: frozenset[str] = frozenset(),
+        spares_yield: bool = False,
+    ) -> Found:
+        book = self._book
+        tasks = book.ordered(service)
+        order = book.services[service].order
+        requests = [
+            self._request(one, free, order.spares, avoid, away=bool(away_from), keep=keep)
+            for one in tasks
+        ]
+        # A copy that serves stays reserved until the next one is ready; all else of theirs counts
+        # no longer, for the plan replaces it.
+        without = {
+            one.spec.task: {
+                node: held
+                for node, held in one.reserved.items()
+                if node != one.node or not self._serves(one)
+            }
+            for one in tasks
+            if one.spec.task in free and not away_from
+        }
+        if spares_yield:
+            without |= self._spares_of_others(free)
+        snapshot = book.snapshot(cell, without=without, avoid_scheduler=away_from)
+        if self._unknown(tasks):
+            reason = "the nodes of its cell are not known yet"
+            none = Placement(snapshot.revision, reason=reason)
+            return Found({one.spec.task: none for one in tasks}, free, complete=False)
+        plan = place(requests, snapshot)
+        complete = all(self._good(plan[name], name, avoid) for name in free)
+        scheduler = ""
+        if complete and free:
+            scheduler = book.nodes[plan[next(iter(free))].chosen[0]].scheduler
+        return Found(plan, free, complete, scheduler, spares_yield, avoid)
+
+    def _request(
+        self,
+        task: TaskRecord,
+        free: frozenset[str],
+        spares: int,
+        avoid: frozenset[str],
+        *,
+        away: bool,
+        keep: bool,
+    ) -> Request:
+        name, spec = task.spec.task, task.spec
+        if name not in free:
+            home = self.home(task)
+            return Request(
+                spec, 0, home, home, fixed=home, reserved_bytes=task.reserved.get(home, 0)
+            )
+        serves = self._serves(task) and not away
+        if keep and serves:
+            spec = structs.replace(spec, nodes=(task.node,))
+        current = task.node if serves else ""
+        return Request(
+            spec,
+            spares,
+            current,
+            current,
+            self.failed.get(name, {}) | dict.fromkeys(avoid, "its quality is in danger there"),
+            reserved_bytes=task.reserved.get(current, 0) if current else None,
+        )
+
+    def _serves(self, task: TaskRecord) -> bool:
+        """Whether a copy of the task serves on a node that can be counted on."""
+        taken_over = task.state is TaskState.ACCEPTED and bool(task.node)
+        return (
+            (task.state in SERVING or taken_over)
+            and bool(task.node)
+            and self._book.usable(task.node, task.scheduler)
+        )
+
+    def _unknown(self, tasks: Iterable[TaskRecord]) -> bool:
+        """Whether a task may run on a node that nobody has spoken of yet."""
+        return any(
+            one.node and one.state not in HOMELESS and self._book.unknown(one.node, one.scheduler)
+            for one in tasks
+        )
+
+    def _replaced(self, task: TaskRecord) -> bool:
+        """Whether a task shall have another node although its own may come back."""
+        facts = self._book.nodes.get(task.node)
+        lost = facts is not None and facts.state is NodeState.LOST
+        return task.spec.policy.replace or not lost or task.node not in task.nodes
+
+    def _good(self, placement: Placement, name: str, avoid: frozenset[str]) -> bool:
+        bad = {*avoid, *self.failed.get(name, ())}
+        return bool(placement.chosen) and placement.chosen[0] not in bad
+
+    def _grouped(self, tasks: Sequence[TaskRecord], free: Collection[str]) -> frozenset[str]:
+        """Add the tasks that have to be on the same node as one of these."""
+        groups = {one.spec.group for one in tasks if one.spec.task in free and one.spec.group}
+        return frozenset(free) | _names(one for one in tasks if one.spec.group in groups)
+
+    def _spares_of_others(self, free: frozenset[str]) -> dict[str, dict[str, int]]:
+        return {
+            one.spec.task: {
+                node: one.reserved[node]
+                for node in one.nodes[1:]
+                if node != one.node and node in one.reserved
+            }
+            for one in self._book.tasks.values()
+            if one.spec.task not in free and one.leaving is None
+        }
+
+
+def unplaced(task: TaskRecord) -> bool:
+    """Whether a task, or its newest generation, still needs a node that can run it."""
+    return task.state in HOMELESS or task.granted < task.generation
+
+
+def _names(tasks: Iterable[TaskRecord]) -> frozenset[str]:
+    return frozenset(one.spec.task for one in tasks)

@@ -1,0 +1,18 @@
+"""What an anchor is told by its host."""
+
+from msgspec import Struct
+
+
+class Settings(Struct, frozen=True):
+    """Who this anchor is and to whom it speaks."""
+
+    name: str = "ta-main"
+    schedulers: tuple[str, ...] = ("ts-main",)
+    """The TS of its cells; nobody else's word about nodes and tasks counts."""
+    namo: str = "namo-main"
+    side: str = "core"
+    """`core` or `radio`."""
+    cells: tuple[str, ...] = ("cell",)
+    """Of its schedulers, for people and NAMO."""
+    direct: bool = False
+    """Whether it hears nodes and speaks to them itself, beside their schedulers."""

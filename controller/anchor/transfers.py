@@ -1,0 +1,134 @@
+"""A service on its way from one cell to another: make before break, for all its tasks together.
+
+The old scheduler serves until every task is ready at the new one, and is told then. What cannot be
+made ready there in time returns: the old scheduler gets its envelopes again.
+"""
+
+from msgspec import structs
+
+from controller.anchor.book import Book
+from controller.anchor.granting import Granting
+from controller.anchor.lifecycle import SERVING, TaskEvent
+from controller.anchor.placing import TRANSFER, TRANSFER_MS, Placing
+from controller.records import TaskRecord, TaskState
+from protocols.messages.hierarchy import NodeState
+
+
+class Transfers:
+    """Completes or gives up what placing has begun."""
+
+    def __init__(self, book: Book, granting: Granting, placing: Placing) -> None:
+        self._book = book
+        self._granting = granting
+        self._placing = placing
+
+    def restored(self) -> None:
+        """Watch over the transfers that a crash has interrupted."""
+        for task in self._book.tasks.values():
+            if task.leaving is not None:
+                at_ms = self._book.desk.now_ms + TRANSFER_MS
+                self._book.desk.wake(TRANSFER + task.service, at_ms)
+
+    def complete(self, service: str, cause: str) -> None:
+        """Let the old scheduler go, once everything is ready at the new one."""
+        tasks = self._book.ordered(service)
+        moving = [one for one in tasks if one.leaving is not None]
+        if not moving or not all(_arrived(one) for one in tasks):
+            return
+        for task in moving:
+            self._let_go(task, "it serves in another cell", cause)
+        self._book.desk.wake(TRANSFER + service, None)
+        self._placing.later(service, cause)
+        self._placing.room(cause)
+
+    def fired(self, service: str) -> None:
+        """Give up what has taken too long."""
+        self.give_up(service, f"not ready within {TRANSFER_MS // 1000} s", "transfer")
+
+    def give_up(self, service: str, why: str, cause: str) -> bool:
+        """Return to the old scheduler what has not arrived; False when nothing can return."""
+        book = self._book
+        moving = [one for one in book.ordered(service) if one.leaving is not None]
+        lost = [one for one in moving if not self._still_there(one)]
+        if not moving or lost:
+            for task in moving:
+                self._let_go(task, "its node there is lost", cause)
+            return False
+        for task in moving:
+            left = task.leaving
+            if left is None:
+                continue
+            self._granting.revoke(task, task.scheduler, f"it returns: {why}", cause)
+            held = task.reserved.get(left.node, 0)
+            returned = structs.replace(
+                book.after(task, TaskEvent.RETURN),
+                scheduler=left.scheduler,
+                nodes=(left.node,),
+                node=left.node,
+                epoch=left.epoch,
+                leaving=None,
+                reserved={left.node: held},
+            )
+            book.tell(task.spec.task, "returned", f"to {left.scheduler}: {why}", cause)
+            self._granting.grant(returned, cause)
+        book.desk.wake(TRANSFER + service, None)
+        self._placing.later(service, cause)
+        self._placing.placed(service)
+        return True
+
+    def follow(self, service: str, cause: str) -> None:
+        """Move the envelopes of a service after its nodes, when all that serve changed the cell."""
+        book = self._book
+        tasks = book.ordered(service)
+        here = book.scheduler_of(service)
+        serving = [one for one in tasks if one.state in SERVING and one.node]
+        cells = {book.nodes[one.node].scheduler for one in serving if book.usable(one.node)}
+        if len(cells) != 1 or here in cells or any(one.leaving for one in tasks):
+            return
+        [there] = cells
+        for task in tasks:
+            self._granting.revoke(
+                task, task.scheduler, f"its node is in the cell of {there}", cause
+            )
+            nodes = tuple(one for one in task.nodes if book.usable(one, there))
+            if task in serving and task.node not in nodes:
+                nodes = (task.node, *nodes)
+            if not nodes:
+                # Nothing of it has come along: it is placed anew.
+                after = structs.replace(task, scheduler=there, nodes=(), reserved={}, granted=0)
+                book.put(after, cause)
+                continue
+            after = self._placing.reserve(structs.replace(task, scheduler=there, nodes=nodes))
+            book.tell(task.spec.task, "followed", f"{task.node} to the cell of {there}", cause)
+            self._granting.renew(after, cause)
+        self._placing.placed(service)
+
+    def _let_go(self, task: TaskRecord, reason: str, cause: str) -> None:
+        left = task.leaving
+        if left is None:
+            return
+        self._granting.revoke(task, left.scheduler, reason, cause)
+        reserved = {
+            node: held
+            for node, held in task.reserved.items()
+            if node in task.nodes or (node == task.node and node != left.node)
+        }
+        node = "" if task.node == left.node else task.node
+        self._book.put(structs.replace(task, leaving=None, reserved=reserved, node=node), cause)
+        self._book.tell(task.spec.task, "left", f"{left.scheduler}: {reason}", cause)
+
+    def _still_there(self, task: TaskRecord) -> bool:
+        left = task.leaving
+        if left is None:
+            return False
+        facts = self._book.nodes.get(left.node)
+        return (
+            facts is not None
+            and facts.scheduler == left.scheduler
+            and facts.state is not NodeState.LOST
+        )
+
+
+def _arrived(task: TaskRecord) -> bool:
+    """Whether a task is ready at its new scheduler."""
+    return task.state in SERVING and task.state is not TaskState.TRANSFERRING

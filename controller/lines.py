@@ -1,0 +1,214 @@
+"""The MQTT sessions of one controller process, and which of them carries what.
+
+At *home* is the broker of its own cell: nodes and clients, where it runs a TS. Roles of several
+processes meet in one cell, at the *uplink*, which for one of them is home. The process of a TA may
+also listen *direct* at the brokers of its cells, to hear and tell nodes itself.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from controller.broker.address import Address
+from controller.decider import Role, Send, ToInvoke, ToNode, ToTopic
+from controller.host.host import Host
+from controller.host.linker import Linker
+from controller.host.neighbours import desk_of
+from controller.host.routing import (
+    heard_directly,
+    inboxes,
+    received,
+    role_of,
+    subscriptions,
+    topic_of,
+)
+from protocols.errors import UnknownTopic
+from protocols.messages import Linking
+from protocols.topics import Channel, Party, Speaker, build, parse
+from protocols.transport.backoff import Policy
+from protocols.transport.session import Inbound, Session
+from protocols.transport.settings import Settings
+
+QUEUE_MAX: Final = 100_000
+QUEUE_MAX_BYTES: Final = 64 << 20
+BACKOFF: Final = Policy(cap_ms=1000, stable_ms=3000)
+"""Controllers are few: their reconnecting is no storm, and everyone else waits for them."""
+NODES_MAX: Final = 100_000
+"""Nodes whose cell is remembered, of those heard directly."""
+
+
+class Place(NamedTuple):
+    """A cell of a broker, and how its certificate is met."""
+
+    address: Address
+    cell: str
+    tls: ssl.SSLContext | None = None
+
+
+class Plan(Struct, frozen=True):
+    """Which sessions a process holds."""
+
+    identity: str
+    home: Place
+    uplink: Place | None
+    """None: at home."""
+    direct: tuple[Place, ...]
+    epoch: int
+    """Of this life of the process: incarnation of its frames."""
+
+
+class Lines:
+    """Carries the messages of a host. `linker` is set before `run`."""
+
+    def __init__(self, plan: Plan, host: Host, linker: Linker) -> None:
+        self.plan = plan
+        self._host = host
+        self._linker = linker
+        self._cells: dict[str, str] = {}
+        """Of nodes that were heard directly."""
+        self._ends = [*host.roles, *(desk_of(role) for role in host.roles)]
+        cell = plan.home.cell
+        filters = subscriptions(cell, host.roles)
+        if plan.uplink is None:
+            filters += inboxes(cell, self._ends)
+        self.home = self._session(plan.home, filters, meeting=plan.uplink is None)
+        self.uplink = self.home
+        if plan.uplink is not None:
+            met = inboxes(plan.uplink.cell, self._ends)
+            self.uplink = self._session(plan.uplink, met, meeting=True)
+        self.direct = {
+            one.cell: self._session(one, heard_directly(one.cell), meeting=False)
+            for one in plan.direct
+        }
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Each once."""
+        rest = [] if self.uplink is self.home else [self.uplink]
+        return [self.home, *rest, *self.direct.values()]
+
+    def run(self) -> list[asyncio.Task[None]]:
+        """Begin to connect, and go on for ever."""
+        return [
+            asyncio.create_task(one.run(), name=f"session {one.settings.cell}")
+            for one in self.sessions
+        ]
+
+    async def close(self) -> None:
+        """End every session."""
+        await asyncio.gather(*(one.close() for one in self.sessions))
+
+    def failure(self) -> str:
+        """Say what is not connected; empty: everything is."""
+        for one in self.sessions:
+            if not one.connected:
+                at = f"{one.settings.host}:{one.settings.port}"
+                return f"no connection to the broker {at} {one.last_failure}".strip()
+        return ""
+
+    def counters(self) -> dict[str, int]:
+        """Return what the sessions have counted."""
+        named = {"mqtt": self.home}
+        if self.uplink is not self.home:
+            named["mqtt_uplink"] = self.uplink
+        counted = {
+            f"{name}_{field}": getattr(one.counters, field)
+            for name, one in named.items()
+            for field in one.counters.__struct_fields__
+        }
+        if self.direct:
+            counted["mqtt_direct_sent"] = sum(one.counters.sent for one in self.direct.values())
+            heard = sum(one.counters.received for one in self.direct.values())
+            counted["mqtt_direct_received"] = heard
+        return counted
+
+    # Out.
+
+    def send(self, send: Send, sender: str) -> bool:
+        """Send a message of a role to a node or a client; False: not now."""
+        session = self._session_of(send, sender)
+        topic = topic_of(session.settings.cell, send.to) if session is not None else None
+        if session is None or topic is None:
+            return False
+        return session.send(
+            topic,
+            send.body,
+            cause=send.cause,
+            tenant=send.tenant,
+            correlation=getattr(send.to, "correlation", b""),
+        )
+
+    def speak(self, own: str, frame: Linking) -> bool:
+        """Put a frame of a link into the inbox of its receiver."""
+        session = self.uplink
+        topic = build(session.settings.cell, Party.ROLE, frame.receiver, Channel.INBOX)
+        return session.send(topic, frame, cause="link", sender=own)
+
+    def _session_of(self, send: Send, sender: str) -> Session | None:
+        match send.to:
+            case ToNode(node=node) | ToInvoke(node=node):
+                if self._host.roles[sender] is Role.TA:
+                    return self.direct.get(self._cells.get(node, ""), self.home)
+            case ToTopic(topic=topic):
+                cell = _cell_of(topic)
+                return self.home if cell == self.plan.home.cell else self.direct.get(cell)
+        return self.home
+
+    # In.
+
+    def _session(self, place: Place, filters: list[str], *, meeting: bool) -> Session:
+        hear = self._hear if place is self.plan.home else self._hear_directly
+        return Session(
+            Settings(
+                host=place.address.host,
+                port=place.address.port,
+                identity=self.plan.identity,
+                speaker=Speaker.CONTROLLER,
+                cell=place.cell,
+                tls=place.tls,
+                backoff=BACKOFF,
+                queue_max=QUEUE_MAX,
+                queue_max_bytes=QUEUE_MAX_BYTES,
+            ),
+            subscriptions=filters,
+            on_message=self._hear_meeting(hear) if meeting else hear,
+            on_connected=lambda _: self._linker.wired() if meeting else None,
+            on_disconnected=lambda _: None,
+            # Frames of a controller are fenced by the store's owner, not by their connection.
+            next_incarnation=lambda: self.plan.epoch,
+        )
+
+    def _hear_meeting(self, hear: Callable[[Inbound], None]) -> Callable[[Inbound], None]:
+        def either(inbound: Inbound) -> None:
+            if inbound.topic.party is not Party.ROLE:
+                hear(inbound)
+            elif isinstance(inbound.frame.body, Linking) and inbound.topic.name in self._ends:
+                self._linker.hear(inbound.topic.name, inbound.frame.sender, inbound.frame.body)
+
+        return either
+
+    def _hear(self, inbound: Inbound) -> None:
+        role = role_of(inbound.topic, self._host.roles)
+        if role is not None:
+            self._host.post(
+                role, received(inbound.frame, inbound.response_topic, inbound.correlation)
+            )
+
+    def _hear_directly(self, inbound: Inbound) -> None:
+        role = next((name for name, one in self._host.roles.items() if one is Role.TA), None)
+        if role is None or inbound.topic.party is not Party.NODE:
+            return
+        node = inbound.topic.name
+        if node in self._cells or len(self._cells) < NODES_MAX:
+            self._cells[node] = inbound.topic.cell
+        self._host.post(role, received(inbound.frame))
+
+
+def _cell_of(topic: str) -> str:
+    try:
+        return parse(topic).cell
+    except UnknownTopic:
+        return ""

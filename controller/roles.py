@@ -1,0 +1,74 @@
+"""The roles of one process, made from its configuration, and which of all roles serves what."""
+
+from msgspec import Struct
+
+from controller.anchor.decider import Anchor
+from controller.anchor.settings import Settings as AnchorSettings
+from controller.config import Config
+from controller.decider import Decider, Role
+from controller.host.host import serving
+from controller.namo.decider import Namo
+from controller.records import FLEET, JOB, SERVICE
+from controller.registry import Registry
+from controller.scheduler.decider import Scheduler
+from controller.scheduler.decider import Settings as SchedulerSettings
+
+
+def deciders(config: Config, epoch: int, store_urls: tuple[str, ...]) -> list[Decider]:
+    """Return the roles that a process is to run; `epoch` is that of its life."""
+    made: list[Decider] = []
+    anchors = config.anchors or (config.ta,)
+    if Role.NAMO in config.roles:
+        made.append(Namo(config.namo, anchors[0], secured=config.secured))
+    if Role.TA in config.roles:
+        anchor = AnchorSettings(
+            name=config.ta,
+            schedulers=config.schedulers or (config.ts,),
+            namo=config.namo,
+            side=config.side,
+            cells=config.cells or (config.cell,),
+            direct=bool(config.direct),
+        )
+        made.append(Anchor(anchor))
+    if Role.TS in config.roles:
+        scheduler = SchedulerSettings(
+            name=config.ts,
+            epoch=epoch,
+            anchors=anchors,
+            heartbeat_ms=config.heartbeat_ms,
+            sample_ms=config.sample_ms,
+            store_urls=store_urls,
+        )
+        made.append(Scheduler(scheduler))
+    return made
+
+
+def elsewhere(config: Config) -> list[tuple[str, str]]:
+    """Return the links that a process opens by itself: a role of its own, and one elsewhere."""
+    anchors, pairs = config.anchors or (config.ta,), []
+    schedulers = config.schedulers or (config.ts,)
+    if Role.NAMO in config.roles:
+        pairs += [(config.namo, anchor) for anchor in anchors]
+    if Role.TA in config.roles:
+        pairs += [(config.ta, one) for one in (config.namo, *schedulers)]
+    if Role.TS in config.roles:
+        pairs += [(config.ts, anchor) for anchor in anchors]
+    own = {config.namo: Role.NAMO, config.ta: Role.TA, config.ts: Role.TS}
+    return [(one, other) for one, other in pairs if own.get(other) not in config.roles]
+
+
+def serving_role(config: Config, registry: Registry, operation: str, arguments: Struct) -> str:
+    """Return the name of the role that serves an operation; empty: none is known."""
+    wanted = serving(operation)
+    name = str(getattr(arguments, "name", ""))
+    own = {Role.NAMO: config.namo, Role.TA: config.ta, Role.TS: config.ts}[wanted]
+    if wanted is Role.NAMO:
+        return own
+    role = ""
+    if wanted is Role.TS:
+        role = getattr(registry.get(FLEET, name), "scheduler", "")
+    else:
+        job = registry.get(JOB, name)
+        service = job.submit.service if job is not None else getattr(arguments, "service", "")
+        role = getattr(registry.get(SERVICE, service), "anchor", "")
+    return role or (own if wanted in config.roles else "")

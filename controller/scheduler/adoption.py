@@ -1,0 +1,247 @@
+"""What nodes say of tasks: statuses and holdings, believed only where they can be true.
+
+A healthy copy that a node holds is adopted where it runs, never restarted. Until every anchor has
+granted what it holds, a copy without an envelope is an orphan that may still find one.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from controller.scheduler import envelope
+from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
+from controller.scheduler.desk import Desk
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.table import TaskTable
+from protocols.base import EPOCH_LIMIT
+from protocols.messages import Status
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.presence import Holding
+from protocols.messages.task import InstanceState, Reconcile
+
+MAX_ORPHANS: Final = 10_000
+
+_DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
+
+
+class Adoption:
+    """Brings the task table up to what nodes say."""
+
+    def __init__(self, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
+        self.welcomed = False
+        self._desk = desk
+        self._nodes = nodes
+        self._table = table
+        self._orphans: dict[tuple[str, str], tuple[Stamp, Holding]] = {}
+
+    # What nodes say.
+
+    def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> None:
+        """Take in what became of an assignment; a word older than the last one is ignored."""
+        over = status.state is InstanceState.STOPPED
+        self._table.releases.confirm(node, status.task, status.epoch, over=over)
+        entry = self._table.tasks.get(status.task)
+        mine = [one for one in (entry.copies() if entry else []) if one.node == node]
+        for one in mine:
+            if one.tuned < status.tuned <= one.number:
+                one.tuned = status.tuned
+        copy = next((one for one in mine if one.epoch == status.epoch), None)
+        if entry is not None and copy is not None:
+            self._learn(entry, copy, stamp, status.state, cause, status.reason)
+            return
+        newest = entry.on_node(node) if entry is not None else None
+        if entry is not None and newest is not None and newest.epoch < status.epoch:
+            self._overtaken(entry, newest, status.epoch, cause)
+        elif not over and status.state is not InstanceState.DRAINING:
+            holding = Holding(status.task, status.epoch, status.state, status.generation)
+            self._holding(node, stamp, holding, cause)
+
+    def _learn(
+        self,
+        entry: TaskEntry,
+        copy: Copy,
+        stamp: Stamp,
+        state: InstanceState,
+        cause: str,
+        reason: str = "",
+    ) -> None:
+        """Take in the state of a copy; a word older than the last one is ignored."""
+        if stamp < copy.heard:
+            return
+        copy.heard, copy.reported, copy.reason = stamp, state, reason
+        if state is InstanceState.READY:
+            copy.state = CopyState.READY
+        elif state in _DEAD_STATES:
+            copy.state = CopyState.FAILED
+            self._failed(entry, copy, reason or f"ended as {state}")
+        else:
+            copy.state = CopyState.ASSIGNED
+        self._table.mark(entry, cause)
+
+    def _failed(self, entry: TaskEntry, copy: Copy, reason: str) -> None:
+        """Blame the node for a copy that failed, or the change, where another copy serves there."""
+        current = entry.current
+        if copy is entry.coming:
+            entry.rebuff = reason
+        if (
+            copy is entry.coming
+            and current is not None
+            and current.state is CopyState.READY
+            and current.node == copy.node
+            and current.generation == copy.generation
+        ):
+            entry.tuning = current.tuning
+        else:
+            entry.failures[copy.node] = reason
+
+    def _overtaken(self, entry: TaskEntry, copy: Copy, epoch: int, cause: str) -> None:
+        """Go above an epoch that the node of a copy has seen, from a lease that is forgotten.
+
+        A TA that has lost its store begins anew, the nodes remember.
+        """
+        if copy.state is not CopyState.ASSIGNED:
+            return
+        copy.state, copy.reason = CopyState.FAILED, f"{copy.node} has seen epoch {epoch}"
+        if epoch < EPOCH_LIMIT:
+            entry.next_epoch = max(entry.next_epoch, epoch + 1)
+        else:
+            entry.failures[copy.node] = copy.reason
+        self._table.mark(entry, cause)
+
+    def node_born(self, node: str, stamp: Stamp, holdings: Iterable[Holding], cause: str) -> None:
+        """Reconcile what a node holds with what it should hold; healthy copies stay untouched."""
+        held = {holding.task: holding for holding in holdings}
+        for task in self._table.on(node):
+            entry = self._table.tasks[task]
+            entry.failures.pop(node, None)
+            for copy in entry.copies():
+                missing = task not in held or held[task].epoch != copy.epoch
+                if copy.node == node and missing and stamp >= copy.heard:
+                    copy.state, copy.reported, copy.sent_ms = CopyState.ASSIGNED, None, 0
+                if copy.node == node:
+                    # A process that began anew may have forgotten what it was told.
+                    copy.tuned = copy.tune_sent_ms = 0
+            self._table.mark(entry, cause)
+        for holding in held.values():
+            self._holding(node, stamp, holding, cause)
+        for entry in self._table.tasks.values():
+            if entry.awaiting_node and entry.grant.current_node == node:
+                entry.awaiting_node = entry.task in held
+                self._table.mark(entry, cause)
+            elif entry.current is None or entry.current.state is not CopyState.READY:
+                self._table.mark(entry, cause)
+
+    def node_lost(self, node: str) -> None:
+        """Forget what a lost node held beyond the grants; its next birth tells of it again."""
+        self._table.releases.forget(node)
+        for key in [key for key in self._orphans if key[0] == node]:
+            del self._orphans[key]
+
+    # Orphans.
+
+    def anchors_welcomed(self, cause: str) -> None:
+        """Release what nodes hold beyond the grants: all anchors have granted all they hold."""
+        self.welcomed = True
+        for (node, task), (_, holding) in self._orphans.items():
+            reason = "no envelope for this task"
+            self._table.release(node, task, holding.epoch, reason, cause)
+        self._orphans.clear()
+
+    def adopt_orphans(self, entry: TaskEntry, cause: str) -> None:
+        """Give a task that has just been granted the copies that nodes hold of it."""
+        found = [key for key in self._orphans if key[1] == entry.task]
+        for key in sorted(found, key=lambda key: -self._orphans[key][1].epoch):
+            stamp, holding = self._orphans.pop(key)
+            self._adopt(entry, key[0], stamp, holding, cause)
+
+    def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
+        entry = self._table.tasks.get(holding.task)
+        if entry is None:
+            if self.welcomed:
+                reason = "no envelope for this task"
+                self._table.release(node, holding.task, holding.epoch, reason, cause)
+            elif len(self._orphans) < MAX_ORPHANS:
+                self._orphans[node, holding.task] = (stamp, holding)
+            return
+        self._adopt(entry, node, stamp, holding, cause)
+
+    def _adopt(
+        self, entry: TaskEntry, node: str, stamp: Stamp, holding: Holding, cause: str
+    ) -> None:
+        """Keep a healthy copy that a node holds, or release it: one copy serves, the newest."""
+        mine = [copy for copy in entry.copies() if copy.node == node]
+        for copy in mine:
+            # Another epoch there: the assignment that is on its way replaces it.
+            if copy.epoch == holding.epoch:
+                self._learn(entry, copy, stamp, holding.state, cause)
+        if mine:
+            return
+        current, ready = entry.current, holding.state == InstanceState.READY
+        found = self._found(entry, node, stamp, holding)
+        if self._original(entry, found):
+            entry.wanted = node
+            self._table.mark(entry, cause)
+        elif holding.state in _DEAD_STATES or not _known(entry, found):
+            reason = "no copy is wanted there"
+            self._table.release(node, entry.task, found.epoch, reason, cause)
+        elif current is None or (found.epoch > current.epoch and not _serves(current, found)):
+            self._keep(entry, found, None, cause)
+        elif entry.coming is None and found.epoch > current.epoch:
+            self._keep(entry, current, found, cause)
+        elif entry.coming is None and ready and current.state is CopyState.ASSIGNED:
+            self._keep(entry, found, current, cause)
+        else:
+            self._table.release(node, entry.task, found.epoch, "a newer copy serves", cause)
+
+    def _found(self, entry: TaskEntry, node: str, stamp: Stamp, holding: Holding) -> Copy:
+        return Copy(
+            node,
+            holding.epoch,
+            holding.generation,
+            entry.grant,
+            CopyState.READY if holding.state == InstanceState.READY else CopyState.ASSIGNED,
+            holding.state,
+            self._desk.now_ms,
+            heard=stamp,
+            tuning=holding.tuning,
+        )
+
+    def _original(self, entry: TaskEntry, found: Copy) -> bool:
+        """Whether a copy that was replaced shall have its task back."""
+        return (
+            entry.grant.spec.policy.reconcile is Reconcile.KEEP_ORIGINAL
+            and entry.current is not None
+            and entry.current.epoch >= found.epoch
+            and found.state is CopyState.READY
+            and found.generation == entry.grant.generation
+            and found.node in entry.grant.nodes
+            and self._nodes.state(found.node) is NodeState.ONLINE
+            and entry.coming is None
+            and entry.epochs_left() > 0
+        )
+
+    def _keep(self, entry: TaskEntry, current: Copy, coming: Copy | None, cause: str) -> None:
+        """Make these the copies of a task, and release the one that is neither."""
+        before = entry.copies()
+        entry.current, entry.coming, entry.awaiting_node = current, coming, False
+        newest = coming or current
+        if newest not in before and envelope.allows(entry.grant, newest.tuning):
+            # It runs as a scheduler before this one had tuned it, and goes on so.
+            entry.tuning = newest.tuning
+        for copy in before:
+            if copy not in (current, coming):
+                self._table.abandon(entry, copy, "a newer copy is held", cause)
+        for copy in entry.copies():
+            self._table.join(copy.node, entry.task)
+        self._table.mark(entry, cause)
+
+
+def _known(entry: TaskEntry, found: Copy) -> bool:
+    """Whether an earlier life of the scheduler may have given this; all else is not believed."""
+    grant = entry.grant
+    given = found.node in grant.nodes or found.node == grant.current_node
+    return given and found.epoch < entry.first_epoch
+
+
+def _serves(current: Copy, found: Copy) -> bool:
+    """Whether the current copy is to serve until a newer one that was found is ready."""
+    return current.state is CopyState.READY and found.state is not CopyState.READY

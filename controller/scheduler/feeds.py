@@ -1,0 +1,220 @@
+"""Feeds: which node's data feeds a service, how fast and how reduced, and where answers go.
+
+A node that provides a source is the client of the service: it is told the plan, and told again
+whenever that changes, at its birth, a few times in any case, and now and then for ever: a feed has
+no acknowledgement, and the newest number holds.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from controller.decider import ToNode
+from controller.scheduler.copies import TaskEntry
+from controller.scheduler.desk import Desk
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.table import TaskTable
+from protocols.messages import Feed, Route
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.invocation import Plan
+from protocols.messages.quality import Source, SourceKind
+
+REPEAT_MS: Final = 1000
+REPEATS: Final = 3
+REFRESH_MS: Final = 30_000
+BUDGET_MIN_MS: Final = 1000
+BUDGET_MAX_MS: Final = 10_000
+BUDGETS_PER_LATENCY: Final = 5
+"""A request that has waited for so many times its latency is of no use any more."""
+
+
+class Data(Struct, frozen=True):
+    """How a service's sources are read; the default is as they are declared."""
+
+    rate_per_s: float = 0.0
+    decimation: int = 1
+    function: str = ""
+
+
+AS_DECLARED: Final = Data()
+
+
+class _Told(Struct):
+    feed: Feed
+    sent_ms: int = 0
+    times: int = 0
+
+
+class Feeds:
+    """By service and node: what was told last."""
+
+    def __init__(self, epoch: int, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
+        self._desk = desk
+        self._nodes = nodes
+        self._table = table
+        self._number = epoch << 20
+        self._data: dict[str, Data] = {}
+        self._providers: dict[tuple[str, str], str] = {}
+        """Of each service and input, as chosen last."""
+        self._told: dict[tuple[str, str], _Told] = {}
+        self._stale: dict[str, None] = {}
+        self._fed: dict[str, None] = {}
+        """Services that have sources."""
+
+    # What others read and change.
+
+    def data(self, service: str) -> Data:
+        """Return how the sources of a service are read."""
+        return self._data.get(service, AS_DECLARED)
+
+    def set_data(self, service: str, data: Data) -> None:
+        """Have the sources of a service read so."""
+        if data == AS_DECLARED:
+            self._data.pop(service, None)
+        else:
+            self._data[service] = data
+        self._stale[service] = None
+
+    def sources(self, service: str) -> tuple[Source, ...]:
+        """Return what feeds a service beside clients."""
+        entry = self._entry(service)
+        return entry.grant.sources if entry is not None else ()
+
+    def renew(self, service: str) -> None:
+        """Look at the feeds of a service at the end of this turn."""
+        self._stale[service] = None
+
+    def node_born(self, node: str) -> None:
+        """Tell a node again what it may have forgotten."""
+        for (_, one), told in self._told.items():
+            if one == node:
+                told.sent_ms, told.times = 0, 0
+
+    def node_changed(self, node: str) -> None:
+        """Look for other providers where a node of a feed has come or gone."""
+        del node
+        self._stale.update(self._fed)
+
+    def settle(self, route: Callable[[str], Route | None]) -> None:
+        """Tell nodes what has changed for them."""
+        stale, self._stale = self._stale, {}
+        for service in stale:
+            found = route(service)
+            self._settle(service, found.plan if found else None)
+
+    def sweep(self) -> None:
+        """Say again what may not have been heard."""
+        for key, told in list(self._told.items()):
+            wait_ms = REPEAT_MS if told.times < REPEATS else REFRESH_MS
+            if self._desk.now_ms - told.sent_ms >= wait_ms:
+                if not told.feed.sources and told.times >= REPEATS:
+                    del self._told[key]
+                else:
+                    self._say(key[1], told)
+
+    # How it is done.
+
+    def _entry(self, service: str) -> TaskEntry | None:
+        found = [self._table.tasks.get(task) for task in self._table.of_service(service)]
+        entries = [entry for entry in found if entry is not None]
+        return max(entries, key=lambda entry: entry.grant.generation) if entries else None
+
+    def _settle(self, service: str, plan: Plan | None) -> None:
+        entry = self._entry(service)
+        if entry is not None and entry.grant.sources:
+            self._fed[service] = None
+        elif service in self._fed:
+            del self._fed[service]
+        else:
+            return
+        by_node: dict[str, list[Source]] = {}
+        for source in entry.grant.sources if entry is not None else ():
+            node = self._provider(service, source)
+            by_node.setdefault(node, []).append(source)
+        by_node.pop("", None)
+        for (one, node), told in list(self._told.items()):
+            if one == service and node not in by_node and told.feed.sources:
+                self._tell(node, Feed(service, 0))
+        if entry is None:
+            self._forget(service)
+            return
+        for node, sources in by_node.items():
+            self._tell(node, self._feed(entry, plan, tuple(sources)))
+
+    def _forget(self, service: str) -> None:
+        self._data.pop(service, None)
+        for key in [key for key in self._providers if key[0] == service]:
+            del self._providers[key]
+
+    def _feed(self, entry: TaskEntry, plan: Plan | None, sources: tuple[Source, ...]) -> Feed:
+        grant, data = entry.grant, self.data(entry.grant.service)
+        latency_ms = latency_bound(entry)
+        budget_ms = BUDGET_MAX_MS
+        if latency_ms is not None:
+            wanted_ms = int(latency_ms * BUDGETS_PER_LATENCY)
+            budget_ms = max(BUDGET_MIN_MS, min(BUDGET_MAX_MS, wanted_ms))
+        return Feed(
+            grant.service,
+            0,
+            plan,
+            sources,
+            grant.sinks,
+            budget_ms,
+            data.rate_per_s,
+            data.decimation,
+            data.function,
+            grant.spec.priority,
+        )
+
+    def _provider(self, service: str, source: Source) -> str:
+        """Return the node that shall provide a source: it stays while it is there."""
+        candidates = source.nodes or self._having(service, source)
+        online = [node for node in candidates if self._nodes.state(node) is NodeState.ONLINE]
+        key = (service, source.input)
+        if self._providers.get(key) not in online:
+            self._providers[key] = online[0] if online else ""
+        return self._providers[key]
+
+    def _having(self, service: str, source: Source) -> tuple[str, ...]:
+        """Return the nodes of the service's envelopes that have a source."""
+        found: dict[str, None] = {}
+        for task in self._table.of_service(service):
+            entry = self._table.tasks.get(task)
+            for node in entry.grant.nodes if entry is not None else ():
+                if node in self._nodes and self._has(node, source):
+                    found[node] = None
+        return tuple(found)
+
+    def _has(self, node: str, source: Source) -> bool:
+        inventory = self._nodes.inventory(node)
+        match source.kind:
+            case SourceKind.SENSOR:
+                return source.name in inventory.sensors
+            case SourceKind.FILE:
+                return inventory.files
+            case SourceKind.TOPIC:
+                return True
+
+    def _tell(self, node: str, feed: Feed) -> None:
+        key = (feed.service, node)
+        old = self._told.get(key)
+        if old is not None and msgspec.structs.replace(old.feed, number=0) == feed:
+            return
+        self._number += 1
+        self._told[key] = told = _Told(msgspec.structs.replace(feed, number=self._number))
+        self._say(node, told)
+
+    def _say(self, node: str, told: _Told) -> None:
+        told.sent_ms, told.times = self._desk.now_ms, told.times + 1
+        if self._nodes.state(node) in (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING):
+            self._desk.tell(ToNode(node), told.feed, "feed")
+
+
+def latency_bound(entry: TaskEntry) -> float | None:
+    """Return the latency that was agreed for the whole service, ms."""
+    for bound in entry.grant.sla.zone.bounds:
+        if bound.indicator == "latency_ms" and bound.at_most is not None:
+            return bound.at_most
+    return None

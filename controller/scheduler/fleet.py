@@ -1,0 +1,259 @@
+"""The nodes of the cell: births and deaths, reports, silence; what anchors and people see of them.
+
+Whose word counts is decided here, once, for every message of a node.
+"""
+
+from typing import Final, Protocol
+
+from controller.decider import Received, ToNode, ToRole
+from controller.records import FLEET, NODE, NodeRecord, NodeView
+from controller.scheduler.desk import Desk
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.pace import Pace
+from controller.scheduler.presence import NodeEvent, advance
+from controller.scheduler.settings import Settings
+from controller.scheduler.table import TaskTable
+from protocols.messages import (
+    Birth,
+    Death,
+    Drain,
+    LinkReport,
+    LoadReport,
+    NodeSummary,
+    RebirthRequest,
+    Welcome,
+)
+from protocols.messages.hierarchy import NodeState
+
+REBIRTH_QUIET_MS: Final = 1000
+"""An unknown node is asked for its birth at most this often."""
+MAX_UNKNOWN: Final = 100_000
+MAX_NODES: Final = 100_000
+"""Names of nodes that were ever seen; beyond it a new one is counted and not taken in."""
+SUMMARY_STEP_PERCENT: Final = 20.0
+"""A change of load of this much is worth telling the TA, who sees coarsely."""
+_DRAINED: Final = "drained by an operator"
+
+
+class Watcher(Protocol):
+    """Who acts on a node's change of state."""
+
+    def __call__(
+        self, node: str, after: NodeState, reason: str, cause: str, *, orderly: bool
+    ) -> None:
+        """Take it in."""
+        ...
+
+
+class Fleet:
+    """Keeps the node table, and tells anchors and people of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        desk: Desk,
+        nodes: NodeTable,
+        table: TaskTable,
+        watcher: Watcher,
+    ) -> None:
+        self.counters = {"late_incarnation": 0, "too_many_nodes": 0, "unexpected_message": 0}
+        self.recorded: dict[str, NodeRecord] = {}
+        self.pace = Pace(settings.sample_ms, settings.heartbeat_ms, desk, table)
+        self._settings = settings
+        self._desk = desk
+        self._nodes = nodes
+        self._table = table
+        self._watcher = watcher
+        self._asked_ms: dict[str, int] = {}
+        self._dirty: set[int] = set()
+
+    # What nodes say.
+
+    def birth(self, event: Received, birth: Birth) -> bool:
+        """Take in a birth and welcome the node; returns whether its word counts."""
+        node = event.sender
+        known = self._nodes.slots.get(node)
+        if known is not None and event.incarnation < self._nodes.incarnations[known]:
+            self.counters["late_incarnation"] += 1
+            return False
+        if node not in self.recorded and len(self.recorded) >= MAX_NODES:
+            self.counters["too_many_nodes"] += 1
+            return False
+        heartbeat_ms = self._settings.heartbeat_ms
+        now_ms = self._desk.now_ms
+        slot = self._nodes.born(node, event.incarnation, birth, heartbeat_ms, now_ms)
+        self._advance(slot, NodeEvent.BIRTH, birth.draining, event.cause)
+        if birth.draining:
+            # A scheduler before this one asked for it, and the node has not forgotten.
+            self._advance(slot, NodeEvent.DRAIN, birth.draining, event.cause)
+        elif self._nodes.states[slot] is NodeState.DRAINING:
+            self._desk.tell(ToNode(node), Drain(_DRAINED), event.cause)
+        self._asked_ms.pop(node, None)
+        welcome = Welcome(
+            scheduler=self._settings.name,
+            scheduler_epoch=self._settings.epoch,
+            incarnation=event.incarnation,
+            heartbeat_ms=heartbeat_ms,
+            sample_ms=self.pace.born(node),
+            store_urls=self._settings.store_urls,
+        )
+        self._desk.tell(ToNode(node), welcome, event.cause)
+        record = NodeRecord(node, birth.agent_version, birth.boot_id, birth.inventory)
+        if self.recorded.get(node) != record:
+            self.recorded[node] = record
+            self._desk.keep(NODE, node, record, event.cause)
+        self.summarise(slot, event.cause)
+        return True
+
+    def death(self, event: Received, death: Death) -> None:
+        """Take in a farewell, or a will, which is only a hint."""
+        slot = self.known(event, ask=False)
+        if slot is None:
+            return
+        what = NodeEvent.FAREWELL if death.orderly else NodeEvent.WILL
+        self._advance(slot, what, death.reason, event.cause)
+        if self._nodes.states[slot] is NodeState.SUSPECT:
+            self._ask_rebirth(event.sender, "a will was published for you", event.cause)
+
+    def load(self, event: Received, load: LoadReport) -> bool:
+        """Take in a load report; returns whether it counts."""
+        slot = self.heard(event)
+        if slot is None:
+            return False
+        self._nodes.loaded(slot, load)
+        step = abs(float(self._nodes.summarised_cpu_percent[slot]) - load.cpu_percent)
+        if step >= SUMMARY_STEP_PERCENT:
+            self.summarise(slot, event.cause)
+        return True
+
+    def link(self, event: Received, link: LinkReport) -> bool:
+        """Take in a link report; returns whether it counts."""
+        slot = self.heard(event)
+        if slot is None:
+            return False
+        self._nodes.linked(slot, link)
+        return True
+
+    def heard(self, event: Received) -> int | None:
+        """Take in that a node has spoken; returns its slot when its word counts."""
+        slot = self.known(event)
+        if slot is not None:
+            self._nodes.heard(slot, self._desk.now_ms)
+            self._dirty.add(slot)
+            if self._nodes.states[slot] is NodeState.SUSPECT:
+                self._advance(slot, NodeEvent.HEARD, "", event.cause)
+        return slot
+
+    def known(self, event: Received, *, ask: bool = True) -> int | None:
+        """Return the slot of a node whose word counts, else ask it for its birth."""
+        slot = self._nodes.slots.get(event.sender)
+        if slot is not None and event.incarnation < self._nodes.incarnations[slot]:
+            self.counters["late_incarnation"] += 1
+            return None
+        unborn = (
+            slot is None
+            or event.incarnation > self._nodes.incarnations[slot]
+            or self._nodes.states[slot] is NodeState.LOST
+        )
+        if unborn:
+            if ask:
+                self._ask_rebirth(event.sender, "your birth is not known here", event.cause)
+            return None
+        return slot
+
+    def _ask_rebirth(self, node: str, reason: str, cause: str) -> None:
+        asked_ms = self._asked_ms.get(node)
+        if asked_ms is not None and self._desk.now_ms - asked_ms < REBIRTH_QUIET_MS:
+            return
+        if len(self._asked_ms) >= MAX_UNKNOWN:
+            self._asked_ms.clear()
+        self._asked_ms[node] = self._desk.now_ms
+        request = RebirthRequest(self._settings.name, self._settings.epoch, reason)
+        self._desk.tell(ToNode(node), request, cause)
+
+    def _advance(self, slot: int, event: NodeEvent, reason: str, cause: str) -> None:
+        before = self._nodes.states[slot]
+        after = advance(before, event)
+        if after is before and event is not NodeEvent.BIRTH:
+            return
+        self._nodes.set_state(slot, after, self._desk.now_ms, reason)
+        self._dirty.add(slot)
+        if after is not before:
+            self.summarise(slot, cause)
+            node = self._nodes.names[slot]
+            self._watcher(node, after, reason, cause, orderly=event is NodeEvent.FAREWELL)
+
+    # Time, and people.
+
+    def sweep(self) -> None:
+        """Suspect who is silent, give up who stays so."""
+        now_ms = self._desk.now_ms
+        for slot in self._nodes.unconfirmed(now_ms):
+            silent_ms = self._nodes.silent_ms(slot, now_ms)
+            self._advance(slot, NodeEvent.TIMEOUT, f"silent for {silent_ms} ms", "sweep")
+        for slot in self._nodes.silent(now_ms):
+            reason = f"silent for {self._nodes.silent_ms(slot, now_ms)} ms"
+            if self._nodes.states[slot] is NodeState.DRAINING:
+                self._advance(slot, NodeEvent.TIMEOUT, reason, "sweep")
+                continue
+            self._advance(slot, NodeEvent.SILENCE, reason, "sweep")
+            self._ask_rebirth(self._nodes.names[slot], "you have been silent", "sweep")
+        self.pace.sweep()
+
+    def drain(self, node: str, cause: str, tenant: str) -> bool:
+        """Have a node emptied; returns whether it is online."""
+        slot = self._nodes.slots.get(node)
+        if slot is None or self._nodes.states[slot] is NodeState.LOST:
+            return False
+        self._advance(slot, NodeEvent.DRAIN, _DRAINED, cause)
+        self._desk.tell(ToNode(node), Drain(_DRAINED), cause, tenant)
+        return True
+
+    def show(self) -> None:
+        """Tell people, and nodes their pace, at the end of a turn."""
+        for node in self._table.take_changed_nodes():
+            if node in self._nodes:
+                self._dirty.add(self._nodes.slots[node])
+                self.pace.changed(node)
+                if len(self._settings.anchors) > 1:
+                    # Another anchor may take over what runs there.
+                    self.summarise(self._nodes.slots[node], "tasks")
+        for slot in self._dirty:
+            self._view(slot)
+        self._dirty.clear()
+
+    def summarise(self, slot: int, cause: str, anchors: tuple[str, ...] = ()) -> None:
+        """Tell anchors how a node fares, coarsely; all of them unless some are named."""
+        load, link = self._nodes.loads[slot], self._nodes.links[slot]
+        self._nodes.summarised_cpu_percent[slot] = self._nodes.cpu_percent[slot]
+        summary = NodeSummary(
+            node=self._nodes.names[slot],
+            state=self._nodes.states[slot],
+            incarnation=self._nodes.incarnations[slot],
+            inventory=self._nodes.births[slot].inventory,
+            cpu_percent=load.cpu_percent if load else 0.0,
+            memory_available_bytes=load.memory_available_bytes if load else 0,
+            round_trip_ms=link.round_trip_ms if link else None,
+            reason=self._nodes.reasons[slot],
+            tasks=self._table.on(self._nodes.names[slot])[:256],
+        )
+        for anchor in anchors or self._settings.anchors:
+            self._desk.tell(ToRole(anchor), summary, cause)
+
+    def _view(self, slot: int) -> None:
+        birth = self._nodes.births[slot]
+        node = self._nodes.names[slot]
+        view = NodeView(
+            node=node,
+            state=self._nodes.states[slot],
+            scheduler=self._settings.name,
+            inventory=birth.inventory,
+            agent_version=birth.agent_version,
+            load=self._nodes.loads[slot],
+            link=self._nodes.links[slot],
+            tasks=self._table.on(node),
+            reason=self._nodes.reasons[slot],
+            warnings=birth.warnings,
+            silent_ms=self._nodes.silent_ms(slot, self._desk.now_ms),
+        )
+        self._desk.show(FLEET, node, view)

@@ -1,0 +1,137 @@
+"""Clients: routes when they change or are asked for; requests without one get the plan here."""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from controller.decider import Received, ToInvoke, ToService, ToTopic
+from controller.scheduler import routes
+from controller.scheduler.desk import Desk
+from controller.scheduler.table import TaskTable
+from protocols.errors import Blame
+from protocols.messages import Invoke, Result, Route, RouteRequest
+from protocols.messages.invocation import Failure, FailureCode, Plan
+from protocols.topics import INVOCATION_MAX_BYTES
+
+FRAME_BYTES: Final = 1024
+"""Room for what stands around a request in its frame."""
+
+
+class Serving:
+    """The routes of the cell."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        table: TaskTable,
+        epoch: int,
+        store_urls: tuple[str, ...],
+        credit: Callable[[str], int],
+    ) -> None:
+        self.routes: dict[str, Route] = {}
+        self._desk = desk
+        self._table = table
+        self._epoch = epoch << 20
+        self._store_urls = store_urls
+        self._credit = credit
+
+    def route(self, service: str) -> Route | None:
+        """Return the newest route of a service."""
+        return self.routes.get(service)
+
+    def renew(self, service: str) -> bool:
+        """Make the route of a service anew; returns whether it is another one, and said so."""
+        tasks = self._table.of_service(service)
+        old = self.routes.get(service)
+        if tasks:
+            plan = routes.build_plan(self._table.tasks, tasks)
+        elif old is None:
+            return False
+        else:
+            plan = f"service {service!r} was deleted"
+        encoding = self._encoding(plan)
+        credit = 0 if isinstance(plan, str) else self._credit(service)
+        if (
+            old is not None
+            and old.plan == (None if isinstance(plan, str) else plan)
+            and old.encoding == encoding
+            and not routes.another_credit(old.credit, credit)
+        ):
+            return False
+        self._epoch += 1
+        new = routes.route(service, self._epoch, plan, self._store_urls, credit, encoding)
+        if tasks:
+            self.routes[service] = new
+        else:
+            self.routes.pop(service, None)
+        self._desk.tell(ToService(service), new, "route")
+        return True
+
+    def _encoding(self, plan: Plan | str) -> str:
+        """Return how clients shall pack: as the tasks do that they feed."""
+        if isinstance(plan, str):
+            return ""
+        fed = [step for step in plan.steps if routes.is_entry(step)]
+        found = {self._table.tasks[step.task].tuning.encoding for step in fed}
+        return found.pop() if len(found) == 1 else ""
+
+    # What clients say.
+
+    def requested(self, event: Received, request: RouteRequest) -> None:
+        """Answer where a service is served."""
+        reply_to = request.reply_to or event.reply_to
+        if not reply_to:
+            return
+        route = self.routes.get(request.service)
+        if route is None:
+            reason = f"there is no service {request.service!r} here"
+            route = routes.route(request.service, self._epoch, reason, (), 0, "")
+        self._desk.tell(ToTopic(reply_to, event.correlation), route, event.cause)
+
+    def invoke(self, event: Received, invoke: Invoke) -> None:
+        """Hand a request on to the nodes that its service begins on, or refuse it."""
+        route = self.routes.get(invoke.service)
+        if route is None or route.plan is None:
+            reason = route.reason if route else f"there is no service {invoke.service!r} here"
+            code = FailureCode.NOT_READY if route else FailureCode.NO_SERVICE
+            failure = Failure(code, Blame.USER, reason, retryable=route is not None)
+            self._refuse(event, invoke, failure)
+            return
+        forwarded = [
+            (node, _planned(event, invoke, route.plan, names))
+            for node, names in routes.entry_inputs(route.plan).items()
+        ]
+        if any(_too_large(one) for _, one in forwarded):
+            text = (
+                "the values do not fit into one message beside the plan: send large ones as blobs"
+            )
+            failure = Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
+            self._refuse(event, invoke, failure)
+            return
+        for node, one in forwarded:
+            self._desk.tell(ToInvoke(node), one, event.cause, event.tenant)
+
+    def _refuse(self, event: Received, invoke: Invoke, failure: Failure) -> None:
+        reply_to = invoke.reply_to or event.reply_to
+        if reply_to:
+            to = ToTopic(reply_to, invoke.correlation or event.correlation)
+            answer = Result(invoke.request, invoke.attempt, failure=failure)
+            self._desk.tell(to, answer, event.cause)
+
+
+def _planned(event: Received, invoke: Invoke, plan: Plan, names: set[str]) -> Invoke:
+    """Return the part of a request that one entry node takes, with the plan."""
+    return msgspec.structs.replace(
+        invoke,
+        inputs={name: value for name, value in invoke.inputs.items() if name in names},
+        reply_to=invoke.reply_to or event.reply_to,
+        plan=plan,
+        # Only an anchor makes jobs.
+        job=False,
+        correlation=invoke.correlation or event.correlation,
+    )
+
+
+def _too_large(invoke: Invoke) -> bool:
+    return len(msgspec.msgpack.encode(invoke)) > INVOCATION_MAX_BYTES - FRAME_BYTES

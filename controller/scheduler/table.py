@@ -1,0 +1,129 @@
+"""The task table: entries and their copies, by task, service and node; what has changed."""
+
+from controller.decider import Send
+from controller.scheduler.copies import Copy, CopyState, TaskEntry
+from controller.scheduler.desk import Desk
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.releases import Releases
+from protocols.messages.hierarchy import NodeState
+
+
+class TaskTable:
+    """What the scheduler holds of tasks; whoever changes an entry marks it to be settled."""
+
+    def __init__(self, desk: Desk, nodes: NodeTable) -> None:
+        self.desk = desk
+        self.nodes = nodes
+        self.tasks: dict[str, TaskEntry] = {}
+        self.services: dict[str, tuple[str, ...]] = {}
+        self.releases = Releases()
+        self._dirty: dict[str, str] = {}
+        self._changed_services: set[str] = set()
+        self._changed_nodes: set[str] = set()
+        self._by_node: dict[str, set[str]] = {}
+
+    def of_service(self, service: str) -> tuple[str, ...]:
+        """Return the tasks of a service in topological order; empty when it has none here."""
+        return self.services.get(service, ())
+
+    def anchor_of(self, service: str) -> str:
+        """Return the anchor that owns the tasks of a service here; empty when there is none."""
+        for task in self.of_service(service):
+            entry = self.tasks.get(task)
+            if entry is not None:
+                return entry.anchor
+        return ""
+
+    def on(self, node: str) -> tuple[str, ...]:
+        """Return the tasks that have a copy on a node."""
+        return tuple(sorted(self._by_node.get(node, ())))
+
+    # What has changed.
+
+    def mark(self, entry: TaskEntry, cause: str) -> None:
+        """Have an entry settled at the end of this turn."""
+        self._dirty.setdefault(entry.task, cause)
+
+    def take_marked(self) -> dict[str, str]:
+        """Return the tasks to settle and their causes, once."""
+        marked, self._dirty = self._dirty, {}
+        return marked
+
+    def service_changed(self, service: str) -> None:
+        """Have the route of a service looked at."""
+        self._changed_services.add(service)
+
+    def take_changed_nodes(self) -> set[str]:
+        """Return the nodes that have won or lost a copy, once."""
+        changed, self._changed_nodes = self._changed_nodes, set()
+        return changed
+
+    def take_changed_services(self) -> set[str]:
+        """Return the services whose route may have changed, once."""
+        changed, self._changed_services = self._changed_services, set()
+        return changed
+
+    # Copies.
+
+    def forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
+        """Release every copy of a task and drop it."""
+        del self.tasks[entry.task]
+        for copy in entry.copies():
+            self.release(copy.node, entry.task, copy.highest, reason, cause)
+            self.leave(copy.node, entry.task)
+        service = entry.grant.service
+        self.service_changed(service)
+        if not any(one.grant.service == service for one in self.tasks.values()):
+            self.services.pop(service, None)
+
+    def abandon(self, entry: TaskEntry, copy: Copy, reason: str, cause: str) -> None:
+        """Let go of a copy; its node is told, unless it has another one."""
+        other = entry.on_node(copy.node)
+        if other is None:
+            self.leave(copy.node, entry.task)
+            self.release(copy.node, entry.task, copy.highest, reason, cause)
+        else:
+            other.highest = max(other.highest, copy.highest)
+
+    def join(self, node: str, task: str) -> None:
+        """Note that a node has a copy of a task."""
+        self._by_node.setdefault(node, set()).add(task)
+        self._counted(node)
+
+    def leave(self, node: str, task: str) -> None:
+        """Note that a node has no copy of a task any more."""
+        held = self._by_node.get(node, set())
+        held.discard(task)
+        if not held:
+            self._by_node.pop(node, None)
+        self._counted(node)
+
+    def _counted(self, node: str) -> None:
+        self._changed_nodes.add(node)
+        slot = self.nodes.slots.get(node)
+        if slot is not None:
+            self.nodes.copies[slot] = len(self._by_node.get(node, ()))
+
+    def release(self, node: str, task: str, epoch: int, reason: str, cause: str) -> None:
+        """Have a node give a task up, unless the node is lost."""
+        if self.nodes.state(node) is NodeState.LOST:
+            return
+        send = self.releases.begin(node, task, epoch, reason, cause, self.desk.now_ms)
+        self.say(send)
+
+    def say(self, send: Send) -> None:
+        """Send a message that is made already."""
+        self.desk.output.sends.append(send)
+
+    def usable(self, entry: TaskEntry) -> list[str]:
+        """Return the nodes of an envelope that can run its task now, best first."""
+        return [
+            node
+            for node in entry.grant.nodes
+            if self.nodes.state(node) is NodeState.ONLINE and node not in entry.failures
+        ]
+
+
+def serves(entry: TaskEntry) -> bool:
+    """Whether a task is served now."""
+    return entry.current is not None and entry.current.state is CopyState.READY

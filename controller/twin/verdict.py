@@ -1,0 +1,77 @@
+"""Convergence: what still moves, or is left over, once faults have stopped."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from controller.records import TaskRecord, TaskState
+from controller.twin.rules import BrokenRule, Rule
+from protocols.messages.task import InstanceState
+
+if TYPE_CHECKING:
+    from controller.twin.run import Twin
+
+
+def unsettled(twin: "Twin") -> BrokenRule | None:
+    """Return the first thing that is not as it must be in the end; None: everything is."""
+    for rule, text in _open(twin):
+        return twin.checkers.broken(rule, text)
+    return None
+
+
+def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
+    yield from _answers(twin)
+    holders, tasks = _holders(twin), twin.tasks()
+    for node in twin.nodes.values():
+        if node.wanted and not node.alive:
+            yield Rule.CONVERGENCE, f"{node.name} does not run"
+        for task in node.core.tasks.held if node.alive else ():
+            if task not in tasks or tasks[task].node != node.name:
+                yield Rule.CONVERGENCE, f"{node.name} still holds {task}"
+    for name, kept in tasks.items():
+        text = _amiss(name, kept, holders.get(name, []), twin.drained)
+        if text:
+            yield Rule.CONVERGENCE, text
+
+
+def _holders(twin: "Twin") -> dict[str, list[str]]:
+    """Return for each task the nodes on which it serves."""
+    holders: dict[str, list[str]] = {}
+    for node in twin.nodes.values():
+        for holding in node.core.tasks.holdings() if node.alive else ():
+            if holding.state is InstanceState.READY:
+                holders.setdefault(holding.task, []).append(node.name)
+    return holders
+
+
+def _amiss(name: str, task: TaskRecord, holders: list[str], drained: set[str]) -> str:
+    """Return what is not as it must be with a task; empty when nothing is."""
+    if task.state is TaskState.WAITING and task.reason:
+        return ""
+    if task.state is not TaskState.RUNNING:
+        return f"{name} is {task.state}: {task.reason}"
+    if task.node in drained:
+        return f"{name} runs on {task.node}, which was drained"
+    if holders != [task.node]:
+        return f"{name} is held by {holders}, not {task.node}"
+    return ""
+
+
+def _answers(twin: "Twin") -> Iterator[tuple[Rule, str]]:
+    now_ms = twin.world.now_ms
+    waiting = {task.service for task in twin.tasks().values() if task.state is TaskState.WAITING}
+    for client in twin.clients.values():
+        for request, asked in client.requests.items():
+            if len(asked.answers) > 1:
+                text = f"{request} got {len(asked.answers)} different answers"
+                raise twin.checkers.broken(Rule.DOUBLED, text)
+            if asked.answered_ms is None and now_ms < asked.deadline_ms:
+                yield Rule.CONVERGENCE, f"{request} is not answered: {asked.failure}"
+        for name, job in client.jobs.items():
+            if job.doubled:
+                raise twin.checkers.broken(Rule.DOUBLED, f"{name}: {job.doubled}")
+            if client.service in waiting:
+                continue
+            if job.accepted and job.open:
+                yield Rule.LOST, f"{name} was accepted and has not ended"
+            elif job.open:
+                yield Rule.CONVERGENCE, f"{name} was not accepted"

@@ -1,0 +1,397 @@
+"""Feeds: this node as the client of a service, with data of its own.
+
+At the pace of a feed the shell reads its sources (`ReadSource`); values of a topic come as they are
+published, at most at their pace. The newest value of every input makes an item, which becomes a
+request. A few requests may be under way at once; meanwhile one item waits, and a newer one takes
+its place: old data is worth less than new. Every item is answered, replaced or failed, and each is
+counted: `fed` is the sum of `feed answered`, `feed failed` and those under way.
+
+With a service that has sinks this node passes on the answers to its feed, and those that end here.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final
+
+from msgspec import Struct, field, structs
+
+from device_agent.core.commands import Follow, ForgetFeed, KeepFeed, ReadSource, Unfollow
+from device_agent.core.events import (
+    BlobFailed,
+    Published,
+    SourceFailed,
+    SourceRead,
+    Stored,
+    StoreFailed,
+)
+from device_agent.core.feed_values import fitted, load_vector, topic_of
+from device_agent.core.flights import Flight, Flights, Local, entries
+from device_agent.core.sinks import Sinks
+from device_agent.core.turn import Turn
+from device_agent.core.values import LOAD
+from protocols.errors import MalformedFrame
+from protocols.messages.invocation import Accepted, Invoke, Plan, Result, Value
+from protocols.messages.quality import Feed, Source, SourceKind
+from protocols.messages.sense import LoadReport
+from protocols.topics import Channel
+
+FEEDS_MAX: Final = 64
+"""Services that one node feeds or gives sinks to."""
+UNDER_WAY_MAX: Final = 8
+"""Requests of one feed at once."""
+PERIOD_MIN_MS: Final = 10.0
+READ_MS: Final = 10_000
+"""After this a source that is being read counts as failed."""
+CHANGES: Final = "changes"
+
+
+class FeedState(Struct, eq=False):
+    """One feed and what is known for it."""
+
+    feed: Feed
+    stamp: tuple[int, int] = (0, 0)
+    """Incarnation of its sender and number of the last Feed that was taken."""
+    values: dict[str, Value] = field(default_factory=dict)
+    """The newest of each input."""
+    reading: dict[str, float] = field(default_factory=dict)
+    """Inputs whose source is being read, and since when."""
+    cursors: dict[str, str] = field(default_factory=dict)
+    """The last file of each folder that was read."""
+    sent: dict[str, Value] | None = None
+    waiting: dict[str, Value] | None = None
+    """The newest item, for which there is no room yet."""
+    under_way: int = 0
+    next_ms: float = 0.0
+    heard_ms: dict[str, float] = field(default_factory=dict)
+    """When a value of each topic was last taken."""
+
+    @property
+    def period_ms(self) -> float:
+        """Between two readings of the sources; 0: nothing is read."""
+        rates = [_rate(self.feed, one) for one in self.feed.sources if _is_read(one)]
+        return max(PERIOD_MIN_MS, 1000.0 / max(rates)) if rates and max(rates) > 0 else 0.0
+
+
+class Feeder:
+    """Every feed of this node. `local` takes the requests that begin here."""
+
+    def __init__(self, turn: Turn, local: Local, life: Callable[[], str]) -> None:
+        """Take no feed yet; `life` names this connection or process, unique for ever."""
+        self._turn = turn
+        self._life = life
+        self._feeds: dict[str, FeedState] = {}
+        self._numbers = count(1)
+        self._load: LoadReport | None = None
+        self._followed: dict[tuple[str, Channel], None] = {}
+        self.sinks = Sinks(turn)
+        self.flights = Flights(turn, local, self._ended)
+        self._doors: dict[type, Callable[[Any], None]] = {
+            SourceRead: self._read_done,
+            SourceFailed: self._read_failed,
+            Published: self._published,
+            Stored: self.sinks.stored,
+            StoreFailed: self.sinks.failed,
+        }
+        self._clocks: dict[str, Callable[[str], None]] = {
+            "feed": self._due,
+            "flight": self.flights.on_timer,
+            "sink": self.sinks.on_timer,
+        }
+
+    # What the scheduler and the journal say.
+
+    def restore(self, feeds: tuple[Feed, ...]) -> None:
+        """Go on with the feeds that the journal kept."""
+        for feed in feeds[:FEEDS_MAX]:
+            self._begin(feed)
+
+    def take(self, feed: Feed, incarnation: int, cause: str) -> None:
+        """Feed a service so from now on; an older word than the last changes nothing."""
+        state = self._feeds.get(feed.service)
+        stamp = (incarnation, feed.number)
+        if state is not None and stamp <= state.stamp:
+            self._turn.counts["stale feed"] += stamp < state.stamp
+            return
+        if state is not None:
+            state.stamp = stamp
+            if feed == structs.replace(state.feed, number=feed.number):
+                return
+        if not feed.sources and not feed.sinks:
+            self._turn.out.append(ForgetFeed(feed.service, cause))
+            if state is not None:
+                self._end(feed.service)
+            return
+        if state is None and len(self._feeds) >= FEEDS_MAX:
+            self._turn.counts["feed refused"] += 1
+            return
+        self._turn.out.append(KeepFeed(feed, cause))
+        self._begin(feed)
+        self._feeds[feed.service].stamp = stamp
+
+    def _begin(self, feed: Feed) -> None:
+        state = self._feeds.get(feed.service)
+        if state is None:
+            state = self._feeds[feed.service] = FeedState(feed)
+        elif state.feed.sources != feed.sources:
+            state = self._feeds[feed.service] = _renewed(state, feed)
+        state.feed = feed
+        self._turn.sinks.discard(feed.service)
+        if feed.sinks:
+            self._turn.sinks.add(feed.service)
+        self.flights.move(feed.service, feed.plan)
+        self._follow()
+        if not feed.sources:
+            state.waiting = None
+        self._launch(state)
+        key = ("feed", feed.service)
+        self._turn.timers.cancel(key)
+        if state.period_ms:
+            # The pace goes on as before; a faster one begins at once.
+            due_ms = max(self._turn.now_ms, min(state.next_ms, self._turn.now_ms + state.period_ms))
+            state.next_ms = due_ms
+            self._turn.timers.set(key, due_ms)
+
+    def _end(self, service: str) -> None:
+        del self._feeds[service]
+        self._turn.sinks.discard(service)
+        self._turn.counts["feed failed"] += self.flights.drop(service)
+        self._turn.timers.cancel(("feed", service))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Have the shell subscribe to what the sources name, and to nothing else."""
+        wanted = {
+            topic: None
+            for service, state in self._feeds.items()
+            for source in state.feed.sources
+            if source.kind is SourceKind.TOPIC and (topic := topic_of(service, source)[:2])[0]
+        }
+        for topic in wanted.keys() - self._followed.keys():
+            self._turn.out.append(Follow(*topic))
+        for topic in self._followed.keys() - wanted.keys():
+            self._turn.out.append(Unfollow(*topic))
+        self._followed = wanted
+
+    # What the shell says.
+
+    def sampled(self, load: LoadReport) -> None:
+        """Keep the newest load: it is a sensor."""
+        self._load = load
+
+    def connected(self) -> None:
+        """Say again what may not have been heard."""
+        self.sinks.connected()
+        self.flights.connected()
+
+    def disconnected(self) -> None:
+        """Keep records from now on."""
+        self.sinks.disconnected()
+
+    def handle(self, event: SourceRead | SourceFailed | Published | Stored | StoreFailed) -> None:
+        """Take in what the shell says of sources, topics and the store."""
+        self._doors[type(event)](event)
+
+    def on_timer(self, subject: str, name: str) -> None:
+        """Act on what is due: a feed, a request of one, an output for the store."""
+        self._clocks[subject](name)
+
+    def _due(self, service: str) -> None:
+        """Read the sources of a feed."""
+        state, now_ms = self._feeds.get(service), self._turn.now_ms
+        if state is None or not state.period_ms:
+            return
+        # Late ticks are not made up for: that would only bunch requests.
+        state.next_ms = max(state.next_ms + state.period_ms, now_ms)
+        self._turn.timers.set(("feed", service), state.next_ms)
+        for source in state.feed.sources:
+            if _is_read(source):
+                self._read(state, source)
+        if not state.reading and state.values and _all_here(state.feed):
+            self._offer(state)
+
+    def _read(self, state: FeedState, source: Source) -> None:
+        service, name = state.feed.service, source.input
+        since_ms = state.reading.get(name)
+        if since_ms is not None:
+            if self._turn.now_ms < since_ms + READ_MS:
+                self._turn.counts["feed slow"] += 1
+                return
+            self._turn.counts["feed unread"] += 1
+        if source.kind is SourceKind.SENSOR and source.name == LOAD:
+            if self._load is not None:
+                state.values[name] = load_vector(self._load)
+                state.reading.pop(name, None)
+            return
+        state.reading[name] = self._turn.now_ms
+        self._turn.out.append(
+            ReadSource(
+                service,
+                name,
+                source.kind,
+                source.name,
+                source.dtype,
+                source.shape,
+                state.feed.decimation,
+                state.cursors.get(name, ""),
+                service,
+            )
+        )
+
+    def _read_done(self, event: SourceRead) -> None:
+        """Take a value of a source, or the word that there is nothing new."""
+        state = self._feeds.get(event.service)
+        if state is None or state.reading.pop(event.input, None) is None:
+            self._turn.counts["feed late"] += 1
+            return
+        if event.cursor:
+            state.cursors[event.input] = event.cursor
+        if event.value is not None:
+            state.values[event.input] = event.value
+            if not state.reading:
+                self._offer(state)
+
+    def _read_failed(self, event: SourceFailed) -> None:
+        """Count a source that could not be read; the next time may do better."""
+        state = self._feeds.get(event.service)
+        if state is not None:
+            state.reading.pop(event.input, None)
+        self._turn.counts["feed unread"] += 1
+
+    def _published(self, event: Published) -> None:
+        """Take a value that a topic source names."""
+        body = event.body
+        values = body.inputs if isinstance(body, Invoke) else None
+        if isinstance(body, Result):
+            values = body.outputs
+        if values is None or (event.channel is Channel.INPUT) is not isinstance(body, Invoke):
+            self._turn.counts["foreign message"] += 1
+            return
+        for service, state in list(self._feeds.items()):
+            for source in state.feed.sources:
+                if source.kind is SourceKind.TOPIC:
+                    named, channel, port = topic_of(service, source)
+                    if (named, channel) == (event.service, event.channel) and port in values:
+                        self._hear(state, source, values[port])
+
+    def _hear(self, state: FeedState, source: Source, value: Value) -> None:
+        now_ms, rate = self._turn.now_ms, _rate(state.feed, source)
+        since_ms = state.heard_ms.get(source.input)
+        if rate <= 0 or (since_ms is not None and now_ms < since_ms + 1000.0 / rate):
+            self._turn.counts["feed thinned"] += 1
+            return
+        try:
+            fit = fitted(source, value, state.feed.decimation)
+        except MalformedFrame:
+            self._turn.counts["feed misfit"] += 1
+            return
+        state.heard_ms[source.input] = now_ms
+        state.values[source.input] = fit
+        if not any(_is_read(one) for one in state.feed.sources):
+            self._offer(state)
+
+    # From a value to a request.
+
+    def _offer(self, state: FeedState) -> None:
+        """Make an item of the newest values: send it, or let it wait in the place of an older."""
+        feed = state.feed
+        names = {one.input for one in feed.sources}
+        if names - state.values.keys():
+            self._turn.counts["feed incomplete"] += 1
+            return
+        item = {name: state.values[name] for name in names}
+        last = state.waiting or state.sent
+        if feed.function == CHANGES and item == last:
+            self._turn.counts["feed unchanged"] += 1
+            return
+        if state.waiting is not None:
+            self._turn.counts["feed replaced"] += 1
+        state.waiting = item
+        self._launch(state)
+
+    def _launch(self, state: FeedState) -> None:
+        """Send the item that waits, if there is a plan and room."""
+        feed, item = state.feed, state.waiting
+        plan = feed.plan
+        if item is None or plan is None or state.under_way >= UNDER_WAY_MAX:
+            return
+        state.waiting = None
+        self._turn.counts["fed"] += 1
+        if not _covers(plan, item):
+            self._turn.counts["feed failed"] += 1
+            return
+        state.sent = item
+        state.under_way += 1
+        number = next(self._numbers)
+        self.flights.send(
+            Flight(
+                f"{self._turn.node}-{self._life()}-{number}",
+                feed.service,
+                plan,
+                item,
+                self._turn.now_ms + feed.budget_ms,
+                feed.budget_ms,
+                feed.priority,
+                f"feed of {feed.service}",
+                "default",
+            )
+        )
+
+    def _ended(self, flight: Flight, result: Result) -> None:
+        self._turn.counts["feed answered" if result.failure is None else "feed failed"] += 1
+        state = self._feeds.get(flight.service)
+        if state is None:
+            return
+        state.under_way -= 1
+        if result.failure is None:
+            self._sink(flight.service, result, flight.cause, flight.tenant)
+        self._launch(state)
+
+    def heard(self, body: Accepted | Result) -> None:
+        """Take in the answer to a request of a feed."""
+        self.flights.heard(body)
+
+    def blob_failed(self, event: BlobFailed) -> None:
+        """Take note that a large input could not be brought to the store."""
+        if event.pushing:
+            self.flights.blob_failed(event.digest, event.text)
+
+    def sink(self, service: str, result: Result, cause: str, tenant: str) -> None:
+        """Pass on an answer that ended on this node, where the service has sinks."""
+        if service in self._feeds:
+            self._sink(service, result, cause, tenant)
+
+    def _sink(self, service: str, result: Result, cause: str, tenant: str) -> None:
+        feed = self._feeds[service].feed
+        if feed.sinks:
+            until_ms = self._turn.now_ms + feed.budget_ms
+            self.sinks.give(feed.sinks, service, result, cause, tenant, until_ms)
+
+
+def _renewed(before: FeedState, feed: Feed) -> FeedState:
+    """Return the state of a feed with other sources; folders that stay go on where they were."""
+    stay = {(one.input, one.kind, one.name) for one in feed.sources}
+    cursors = {
+        one.input: before.cursors[one.input]
+        for one in before.feed.sources
+        if (one.input, one.kind, one.name) in stay and one.input in before.cursors
+    }
+    return FeedState(feed, before.stamp, cursors=cursors, under_way=before.under_way)
+
+
+def _all_here(feed: Feed) -> bool:
+    """Whether every source that is read is the node's own load, which needs no shell."""
+    read = [one for one in feed.sources if _is_read(one)]
+    return all(one.name == LOAD and one.kind is SourceKind.SENSOR for one in read)
+
+
+def _is_read(source: Source) -> bool:
+    return source.kind is not SourceKind.TOPIC
+
+
+def _rate(feed: Feed, source: Source) -> float:
+    return feed.rate_per_s or source.rate_per_s
+
+
+def _covers(plan: Plan, item: dict[str, Value]) -> bool:
+    """Whether an item has every input that the plan takes."""
+    return all(name in item for names in entries(plan).values() for name in names)

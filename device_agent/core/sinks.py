@@ -1,0 +1,135 @@
+"""Where answers go beside the client: the output topic of the service, or the cell's store.
+
+A stored output is a large value like any other; its digest is then published as a small record.
+What cannot leave waits, within a bound of number and time, and is counted when it is given up.
+"""
+
+from collections import deque
+from itertools import count
+from typing import Final
+
+from msgspec import Struct, structs
+
+from device_agent.core.commands import Publish, StoreValue
+from device_agent.core.events import Stored, StoreFailed
+from device_agent.core.turn import Turn
+from protocols.messages.invocation import Result, Tensor, Value
+from protocols.messages.quality import Sink, SinkKind
+
+STORING_MAX: Final = 64
+"""Outputs on their way to the store."""
+KEPT_MAX: Final = 256
+"""Records that wait for a connection; the oldest make room."""
+PAUSE_FIRST_MS: Final = 500
+PAUSE_MAX_MS: Final = 30_000
+
+
+class _Storing(Struct, eq=False):
+    """One output on its way to the store."""
+
+    service: str
+    record: Result
+    output: str
+    value: Tensor
+    cause: str
+    tenant: str
+    until_ms: float
+    pauses: int = 0
+
+
+class Sinks:
+    """Answers on their way to where nobody waits for them."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._online = False
+        self._kept: deque[tuple[float, Publish]] = deque(maxlen=KEPT_MAX)
+        self._storing: dict[str, _Storing] = {}
+        self._keys = count(1)
+
+    def connected(self) -> None:
+        """Publish what has waited and is not too old."""
+        self._online = True
+        now_ms = self._turn.now_ms
+        late = sum(until_ms <= now_ms for until_ms, _ in self._kept)
+        self._turn.counts["sink late"] += late
+        self._turn.out.extend(said for until_ms, said in self._kept if until_ms > now_ms)
+        self._kept.clear()
+
+    def disconnected(self) -> None:
+        """Keep records from now on."""
+        self._online = False
+
+    def give(
+        self,
+        sinks: tuple[Sink, ...],
+        service: str,
+        result: Result,
+        cause: str,
+        tenant: str,
+        until_ms: float,
+    ) -> None:
+        """Bring the outputs of an answer where they are wanted, until a time."""
+        wanted = {kind: [one.output for one in sinks if one.kind is kind] for kind in SinkKind}
+        outputs = result.outputs
+        topic = {one: outputs[one] for one in wanted[SinkKind.TOPIC] if one in outputs}
+        if topic:
+            self._publish(service, result, topic, cause, tenant, until_ms)
+        for output in wanted[SinkKind.STORE]:
+            value = outputs.get(output)
+            if isinstance(value, Tensor):
+                self._store(_Storing(service, result, output, value, cause, tenant, until_ms))
+            elif value is not None:
+                # A large value lies in the store already: its answer names it there.
+                self._publish(service, result, {output: value}, cause, tenant, until_ms)
+
+    def stored(self, event: Stored) -> None:
+        """Publish the record of an output that the store has."""
+        one = self._storing.pop(event.key, None)
+        if one is not None:
+            outputs: dict[str, Value] = {one.output: event.blob}
+            self._publish(one.service, one.record, outputs, one.cause, one.tenant, one.until_ms)
+
+    def failed(self, event: StoreFailed) -> None:
+        """Try again after a while, as long as there is time."""
+        one = self._storing.get(event.key)
+        if one is None:
+            return
+        one.pauses += 1
+        wait_ms = min(PAUSE_FIRST_MS * 2 ** min(one.pauses - 1, 16), PAUSE_MAX_MS)
+        due_ms = self._turn.now_ms + self._turn.spread(wait_ms)
+        if due_ms >= one.until_ms:
+            del self._storing[event.key]
+            self._turn.counts["sink failed"] += 1
+        else:
+            self._turn.timers.set(("sink", event.key), due_ms)
+
+    def on_timer(self, key: str) -> None:
+        """Store again what could not be stored."""
+        one = self._storing.get(key)
+        if one is not None:
+            self._turn.out.append(StoreValue(key, one.value, self._turn.store_urls, one.cause))
+
+    def _store(self, one: _Storing) -> None:
+        if len(self._storing) >= STORING_MAX:
+            self._turn.counts["sink failed"] += 1
+            return
+        key = str(next(self._keys))
+        self._storing[key] = one
+        self._turn.out.append(StoreValue(key, one.value, self._turn.store_urls, one.cause))
+
+    def _publish(
+        self,
+        service: str,
+        result: Result,
+        outputs: dict[str, Value],
+        cause: str,
+        tenant: str,
+        until_ms: float,
+    ) -> None:
+        said = Publish(service, structs.replace(result, outputs=outputs), cause, tenant)
+        if self._online:
+            self._turn.out.append(said)
+        else:
+            self._turn.counts["sink late"] += len(self._kept) == KEPT_MAX
+            self._kept.append((until_ms, said))

@@ -1,0 +1,162 @@
+"""What comes to this node and leaves it beside messages: artifacts, large values, sources.
+
+Every command is answered, whatever happens.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from device_agent.artifacts.blobs import BlobFolder
+from device_agent.core import commands, events
+from device_agent.executors.door import ExecutorFailure
+from protocols.errors import EnvironmentFailure
+from protocols.manifest import ArtifactRef
+from protocols.messages import invocation
+
+if TYPE_CHECKING:
+    from device_agent.artifacts.fetch import Fetcher
+    from device_agent.sources import Reading, Sources
+
+TRIM_EVERY_S: Final = 2.0
+
+log = logging.getLogger("tona.node")
+
+
+class Transfers:
+    """Carries out what the core wants of stores, blob folder and sources.
+
+    `fetcher` and `sources` make what is loaded only when it is first needed.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobFolder,
+        fetcher: "Callable[[], Fetcher]",
+        sources: "Callable[[], Sources]",
+        tell: Callable[[events.Event], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._blobs = blobs
+        self._make_fetcher = fetcher
+        self._make_sources = sources
+        self._tell = tell
+        self._spawn = spawn
+        self.fetching: Fetcher | None = None
+        """None: nothing was transferred yet."""
+        self._sources: Sources | None = None
+        self._trimmed_s = 0.0
+        self.doors: dict[type, Callable[[Any], object]] = {
+            commands.FetchArtifact: lambda command: spawn(self._fetch_artifact(command)),
+            commands.FetchBlob: self._fetch_blob,
+            commands.PushBlob: lambda command: spawn(self._push_blob(command)),
+            commands.StoreValue: lambda command: spawn(self._store_value(command)),
+            commands.ReadSource: lambda command: spawn(self._read_source(command)),
+        }
+
+    def store(self, data: bytes) -> str:
+        """Lay bytes into the blob folder; return their digest. Raises OSError."""
+        from hashlib import sha256  # noqa: PLC0415 - rare: outputs are small, or files already
+
+        digest = f"sha256:{sha256(data).hexdigest()}"
+        part = self._blobs.part(digest)
+        try:
+            part.write_bytes(data)
+            part.replace(self._blobs.path(digest))
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        return digest
+
+    def trim(self) -> None:
+        """Keep the blob folder within its bounds."""
+        now_s = time.time()
+        if not 0 <= now_s - self._trimmed_s < TRIM_EVERY_S:
+            self._trimmed_s = now_s
+            try:
+                self._blobs.trim(now_s)
+            except EnvironmentFailure as error:
+                log.warning("%s", error)
+
+    def _fetcher(self) -> "Fetcher":
+        if self.fetching is None:
+            self.fetching = self._make_fetcher()
+        return self.fetching
+
+    async def _fetch_artifact(self, command: commands.FetchArtifact) -> None:
+        ref = ArtifactRef(command.digest, command.size_bytes)
+        try:
+            await self._fetcher().fetch_artifact(ref, list(command.urls))
+        except ExecutorFailure as error:
+            failed = error.failed
+            self._tell(
+                events.ArtifactFailed(command.digest, failed.text, failed.blame, failed.retryable)
+            )
+        else:
+            self._tell(events.ArtifactReady(command.digest))
+
+    def _fetch_blob(self, command: commands.FetchBlob) -> None:
+        if self._blobs.has(command.digest, command.size_bytes):
+            self._have(command.digest)
+        else:
+            self._spawn(self._get_blob(command))
+
+    async def _get_blob(self, command: commands.FetchBlob) -> None:
+        try:
+            await self._fetcher().fetch_blob(command.digest, command.size_bytes, list(command.urls))
+        except ExecutorFailure as error:
+            self._tell(events.BlobFailed(command.digest, error.failed.text))
+        else:
+            self._have(command.digest)
+
+    def _have(self, digest: str) -> None:
+        # A pin renews the time of last use, so that `trim` leaves the file to the call that waits.
+        self._blobs.pin(digest)
+        self._blobs.unpin(digest)
+        self._tell(events.BlobReady(digest))
+
+    async def _push_blob(self, command: commands.PushBlob) -> None:
+        try:
+            await self._fetcher().push_blob(command.digest, list(command.urls))
+        except ExecutorFailure as error:
+            self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
+        else:
+            self._tell(events.BlobPushed(command.digest))
+
+    async def _store_value(self, command: commands.StoreValue) -> None:
+        value = command.value
+        try:
+            digest = self.store(value.data)
+            await self._fetcher().push_blob(digest, list(command.urls))
+        except OSError as error:
+            text = f"the value does not fit into {self._blobs.folder}: {error.strerror}"
+            self._tell(events.StoreFailed(command.key, text))
+        except ExecutorFailure as error:
+            self._tell(events.StoreFailed(command.key, error.failed.text))
+        else:
+            blob = invocation.Blob(value.dtype, value.shape, digest, len(value.data))
+            self._tell(events.Stored(command.key, blob))
+
+    # Sources.
+
+    async def _read_source(self, command: commands.ReadSource) -> None:
+        if self._sources is None:
+            self._sources = self._make_sources()
+        try:
+            found = await asyncio.to_thread(self._sources.read, command)
+            value = self._value(found) if found is not None else None
+        except (EnvironmentFailure, OSError) as error:
+            self._tell(events.SourceFailed(command.service, command.input, str(error)))
+            return
+        cursor = found.cursor if found is not None else ""
+        self._tell(events.SourceRead(command.service, command.input, value, cursor))
+
+    def _value(self, found: "Reading") -> invocation.Value:
+        """Return what a source gave as a message carries it."""
+        if len(found.data) <= invocation.INLINE_MAX_BYTES:
+            return invocation.Tensor(found.dtype, found.shape, found.data)
+        digest = self.store(found.data)
+        self.trim()
+        return invocation.Blob(found.dtype, found.shape, digest, len(found.data))

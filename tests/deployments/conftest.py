@@ -1,0 +1,7 @@
+"""The scenario runs on the cells of the whole-loop tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "loop"))

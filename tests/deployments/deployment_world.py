@@ -1,0 +1,64 @@
+"""A deployment of real processes, and the ways to look into it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from loop_cell import Loop
+
+from tona.local.deployed import Deployed, Plan, Seen
+from tona.local.deployments import deployment
+
+
+class World(Loop):
+    """A running deployment; `get` and `until` speak with the API that people use."""
+
+    def __init__(self, deployed: Deployed, seen: Seen, http: httpx.AsyncClient) -> None:
+        super().__init__(deployed, seen, http)  # type: ignore[arg-type] - of a cell only pid is used
+        self.deployed = deployed
+        self.seen = seen
+
+    async def online(self, count: int) -> None:
+        """Wait until so many nodes are online, as the API for people says."""
+        await self.until(
+            "/v1/fleet", lambda fleet: sum(one["state"] == "online" for one in fleet) == count
+        )
+
+    async def delete(self, use_case: str) -> None:
+        """Delete a use case, and wait until no task of it is anywhere."""
+        async with asyncio.timeout(30):
+            while True:
+                answer = await self.http.delete(f"/v1/usecases/{use_case}")
+                if answer.status_code == 200:
+                    break
+                await asyncio.sleep(0.1)
+        await self.until("/v1/tasks", lambda tasks: not tasks)
+        await self.until("/v1/fleet", lambda fleet: not any(one["tasks"] for one in fleet))
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, name: str, nodes: int, broker: str = "embedded"
+) -> AsyncIterator[World]:
+    said: list[str] = []
+    plan = Plan(folder=folder, deployment=deployment(name), nodes=nodes, broker=broker)
+    deployed = Deployed(plan, lambda one, text: said.append(f"{one} {text}"))
+    try:
+        seen = await deployed.start()
+        async with httpx.AsyncClient(base_url=seen.api_url, timeout=15) as http:
+            world = World(deployed, seen, http)
+            await world.online(nodes)
+            yield world
+    finally:
+        await deployed.stop()
+
+
+async def serving(world: World) -> str:
+    """Return the node that runs the first task."""
+    tasks: list[dict[str, Any]] = await world.until(
+        "/v1/tasks", lambda tasks: tasks and all(one["node"] for one in tasks)
+    )
+    return str(tasks[0]["node"])

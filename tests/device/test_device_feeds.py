@@ -1,0 +1,375 @@
+"""Feeds and sinks on a fake clock: a node as the client of a service with its own data."""
+
+import struct
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from device_harness import NODE, SimNode, assign, chain, digest, failed, invoke, of, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from device_agent.core import commands, events
+from device_agent.core.feeder import FEEDS_MAX, UNDER_WAY_MAX
+from device_agent.core.pictures import decimate
+from protocols.errors import Blame
+from protocols.manifest import Dtype
+from protocols.messages import Accepted, Feed, Invoke, LoadReport, QualityReport, Result
+from protocols.messages.invocation import Blob, Failure, FailureCode, Tensor, Value
+from protocols.messages.quality import Sink, SinkKind, Source, SourceKind
+from protocols.packing import pack
+from protocols.topics import Channel
+
+INBOX = f"tona/1/cell/node/{NODE}/invoke"
+CAMERA = Source("x", SourceKind.SENSOR, "camera", Dtype.UINT8, (-1,), rate_per_s=10.0)
+REMOTE = chain(("t", "node-b", 1))
+LOCAL = chain(("t", NODE, 1))
+
+
+def feed(number: int = 1, **changed: Any) -> Feed:
+    plain = Feed("s", number, LOCAL, (CAMERA,), budget_ms=1000)
+    return structs.replace(plain, **changed)
+
+
+def fed(**changed: Any) -> SimNode:
+    node = SimNode()
+    node.join()
+    node.hear(assign("t"))
+    node.hear(feed(**changed))
+    return node
+
+
+def read(node: SimNode, value: Value | None = None, **more: Any) -> list[commands.Command]:
+    """Let the sources be read that are due, and answer the last with a value."""
+    said = node.at(node.core.next_due_ms or node.now_ms)
+    asked = of(commands.ReadSource, said)
+    assert asked, said
+    one = asked[-1]
+    return node.tell(events.SourceRead(one.service, one.input, value or tensor(), **more))
+
+
+def tally(node: SimNode) -> tuple[int, int, int]:
+    counts = node.core.counts
+    return counts["fed"], counts["feed answered"], counts["feed failed"]
+
+
+def test_a_sensor_is_read_at_its_pace_and_makes_requests_here_without_the_wire() -> None:
+    node = fed()
+    said = read(node)
+    (ask,) = of(commands.Execute, said)
+    assert ask.inputs == {"x": tensor()}
+    assert not of(Invoke, said), "nothing goes over the wire"
+    node.answer()
+    assert tally(node) == (1, 1, 0)
+    asked = of(commands.ReadSource, node.after(1000))
+    assert len(asked) == 1, "an answer is waited for before the next reading"
+    assert node.core.counts["feed slow"] == 9
+
+
+def test_the_pace_of_the_feed_replaces_that_of_its_sources() -> None:
+    node = fed(rate_per_s=2.0)
+    times = []
+    for _ in range(4):
+        read(node)
+        times.append(node.now_ms)
+        node.answer()
+    assert [b - a for a, b in pairwise(times)] == [500.0] * 3
+
+
+def test_its_answers_are_measured_as_those_of_a_user_with_the_name_of_the_node() -> None:
+    node = fed()
+    read(node)
+    node.now_ms += 40
+    node.answer()
+    (report,) = of(QualityReport, node.tell(events.Sampled(LoadReport(int(node.now_ms), 1.0))))
+    assert (report.users[0].user, report.users[0].latency_ms) == (NODE, 40.0)
+
+
+def test_requests_elsewhere_are_those_of_a_client() -> None:
+    node = fed(plan=REMOTE, priority=7)
+    (sent,) = of(commands.Forward, read(node))
+    assert sent.node == "node-b"
+    ask = sent.body
+    assert (ask.reply_to, ask.attempt, ask.budget_ms, ask.priority) == (INBOX, 1, 1000, 7)
+    assert ask.request.startswith(f"{NODE}-1-"), "unique by node and incarnation"
+    node.call(Accepted(ask.request, 1, "node-b"))
+    node.call(Result(ask.request, 1, {"answer": tensor(b"ok")}))
+    assert tally(node) == (1, 1, 0)
+    node.call(Result(ask.request, 1, {"answer": tensor(b"ok")}))
+    assert tally(node) == (1, 1, 0)
+    assert node.core.counts["feed late"] == 1
+
+
+def test_silence_failures_and_moves_ask_again_and_the_deadline_ends_it() -> None:
+    node = fed(plan=REMOTE, budget_ms=60_000, rate_per_s=0.01)
+    (first,) = of(commands.Forward, read(node))
+    again = of(commands.Forward, node.after(1000))
+    assert [one.body.attempt for one in again] == [2]
+    busy = Failure(FailureCode.BUSY, Blame.ENVIRONMENT, "full", retryable=True)
+    node.call(Result(first.body.request, 2, {}, busy))
+    assert [one.body.attempt for one in of(commands.Forward, node.after(2000))] == [3]
+    moved = node.hear(feed(2, plan=chain(("t", "node-c", 2)), budget_ms=60_000, rate_per_s=0.01))
+    assert [(one.node, one.body.attempt) for one in of(commands.Forward, moved)] == [("node-c", 4)]
+    node.after(60_000)
+    assert tally(node)[1:] == (0, 1)
+    assert len(node.core.feeder.flights) <= 1
+
+
+def test_a_failure_that_may_not_be_retried_ends_it() -> None:
+    node = fed()
+    read(node)
+    call = next(iter(node.calls))
+    del node.calls[call]
+    bad = structs.replace(failed(call), retryable=False)
+    node.tell(bad)
+    assert tally(node) == (1, 0, 1)
+
+
+def test_only_so_many_are_under_way_and_newer_data_replaces_what_waits() -> None:
+    node = fed(plan=REMOTE, budget_ms=60_000)
+    for number in range(UNDER_WAY_MAX + 5):
+        read(node, tensor(bytes([number])))
+    sent = of(commands.Forward, node.said)
+    assert len({one.body.request for one in sent}) == UNDER_WAY_MAX
+    assert node.core.counts["feed replaced"] == 4
+    said = node.call(Result(sent[0].body.request, 1, {"answer": tensor()}))
+    (newest,) = of(commands.Forward, said)
+    assert newest.body.inputs == {"x": tensor(bytes([UNDER_WAY_MAX + 4]))}
+
+
+def test_without_a_plan_the_newest_item_waits_for_one() -> None:
+    node = fed(plan=None)
+    read(node, tensor(b"1"))
+    read(node, tensor(b"2"))
+    assert tally(node) == (0, 0, 0)
+    said = node.hear(feed(2))
+    assert of(commands.Execute, said)[0].inputs == {"x": tensor(b"2")}
+
+
+def test_changes_sends_only_what_differs() -> None:
+    node = fed(function="changes")
+    for data in (b"1", b"1", b"1", b"2", b"1"):
+        read(node, tensor(data))
+        while node.calls:
+            node.answer()
+    assert tally(node) == (3, 3, 0)
+    assert node.core.counts["feed unchanged"] == 2
+
+
+def test_a_folder_gives_its_files_one_after_another() -> None:
+    source = structs.replace(CAMERA, kind=SourceKind.FILE, name="in")
+    node = fed(sources=(source,))
+    (ask,) = of(commands.ReadSource, node.at(node.core.next_due_ms or 0))
+    assert (ask.kind, ask.name, ask.cursor) == (SourceKind.FILE, "in", "")
+    node.tell(events.SourceRead("s", "x", tensor(b"1"), "a.raw"))
+    node.answer()
+    (ask,) = of(commands.ReadSource, node.after(100))
+    assert ask.cursor == "a.raw"
+    assert not node.tell(events.SourceRead("s", "x")), "nothing new"
+    (ask,) = of(commands.ReadSource, node.after(100))
+    assert ask.cursor == "a.raw"
+
+
+def test_a_source_that_cannot_be_read_is_counted_and_read_again() -> None:
+    node = fed()
+    for _ in range(3):
+        node.at(node.core.next_due_ms or 0)
+        node.tell(events.SourceFailed("s", "x", "the camera is gone"))
+    assert node.core.counts["feed unread"] == 3
+    read(node)
+    assert tally(node)[0] == 1
+
+
+def test_the_load_of_the_node_is_a_sensor_of_its_own() -> None:
+    load = Source("x", SourceKind.SENSOR, "load", Dtype.FLOAT32, (8,), rate_per_s=10.0)
+    node = fed(sources=(load,), plan=REMOTE)
+    assert not of(Invoke, node.after(200)), "nothing was sampled yet"
+    node.tell(
+        events.Sampled(
+            LoadReport(1, 50.0, memory_used_bytes=1, memory_available_bytes=3, power_w=2.5)
+        )
+    )
+    (ask, *_) = of(Invoke, node.after(100))
+    figures = struct.unpack("<8f", ask.inputs["x"].data)
+    assert (figures[0], figures[1], figures[6], figures[7]) == (50.0, 25.0, 2.5, 0.0)
+    assert figures[2] != figures[2], "what is not sensed is not a number, never 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "channel", "body"),
+    [
+        ("other.boxes", Channel.OUTPUT, Result("r", 1, {"boxes": tensor(b"new")})),
+        ("s.boxes", Channel.INPUT, Invoke("r", "s", 10, {"boxes": tensor(b"new")})),
+    ],
+)
+def test_a_topic_feeds_as_it_comes_at_most_at_its_pace(
+    name: str, channel: Channel, body: Any
+) -> None:
+    source = Source("x", SourceKind.TOPIC, name, Dtype.UINT8, (-1,), rate_per_s=1.0)
+    node = fed(sources=(source,))
+    service = name.partition(".")[0]
+    assert of(commands.Follow, node.said) == [commands.Follow(service, channel)]
+    said = node.tell(events.Published(service, channel, body))
+    assert of(commands.Execute, said)[0].inputs == {"x": tensor(b"new")}
+    node.tell(events.Published(service, channel, body))
+    assert node.core.counts["feed thinned"] == 1
+    node.tell(events.Published("third", channel, body))
+    assert tally(node)[0] == 1
+    said = node.hear(feed(2, sources=()))
+    assert of(commands.Unfollow, said) == [commands.Unfollow(service, channel)]
+
+
+def test_what_is_published_amiss_feeds_nothing() -> None:
+    source = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (2,), rate_per_s=1000.0)
+    node = fed(sources=(source,))
+    wrong = (
+        Tensor(Dtype.UINT8, (3,), b"abc"),
+        Tensor(Dtype.UINT8, (2,), b"abc"),
+        Tensor(Dtype.UINT8, (2,), b"ab", "deflate"),
+        Tensor(Dtype.FLOAT32, (2,), b"ab"),
+    )
+    for value in wrong:
+        node.tell(events.Published("other", Channel.OUTPUT, Result("r", 1, {"y": value})))
+    node.tell(events.Published("other", Channel.OUTPUT, Accepted("r", 1, "n")))
+    assert node.core.counts["feed misfit"] == len(wrong)
+    assert tally(node) == (0, 0, 0)
+
+
+def test_several_inputs_make_one_request() -> None:
+    other = structs.replace(CAMERA, input="z", name="other")
+    node = fed(plan=REMOTE, sources=(CAMERA, other))
+    said = node.at(node.core.next_due_ms or 0)
+    assert [one.input for one in of(commands.ReadSource, said)] == ["x", "z"]
+    assert not of(Invoke, node.tell(events.SourceRead("s", "x", tensor(b"1"))))
+    assert of(Invoke, node.tell(events.SourceRead("s", "z", tensor(b"2"))))
+    assert tally(node)[0] == 1
+
+
+def test_inputs_that_the_plan_lacks_fail_and_are_counted() -> None:
+    node = fed(sources=(structs.replace(CAMERA, input="z"),))
+    read(node)
+    assert tally(node) == (1, 0, 1)
+
+
+def test_large_values_go_to_the_store_before_a_request_elsewhere() -> None:
+    blob = Blob(Dtype.UINT8, (100_000,), digest("big"), 100_000)
+    node = fed(plan=REMOTE)
+    said = read(node, blob)
+    assert [one.digest for one in of(commands.PushBlob, said)] == [blob.digest]
+    assert not of(Invoke, said)
+    assert of(Invoke, node.tell(events.BlobPushed(blob.digest)))
+    here = fed()
+    said = read(here, blob)
+    assert not of(commands.PushBlob, said)
+    assert [one.digest for one in of(commands.FetchBlob, said)] == [blob.digest]
+
+
+def test_an_older_feed_is_stale_and_one_without_anything_ends_it() -> None:
+    node = fed(number=5)
+    assert isinstance(of(commands.KeepFeed, node.said)[0], commands.KeepFeed)
+    assert not node.hear(feed(4, rate_per_s=99.0))
+    assert not node.hear(feed(5))
+    assert node.core.counts["stale feed"] == 1
+    read(node)
+    said = node.hear(feed(6, sources=()))
+    assert [one.service for one in of(commands.ForgetFeed, said)] == ["s"]
+    assert not of(commands.ReadSource, node.after(10_000))
+    assert tally(node) == (1, 0, 1), "what was under way is not waited for"
+
+
+def test_feeds_are_bounded() -> None:
+    node = SimNode()
+    node.join()
+    for number in range(FEEDS_MAX + 3):
+        node.hear(feed(service=f"s{number}"))
+    assert len(node.core.feeder._feeds) == FEEDS_MAX
+    assert node.core.counts["feed refused"] == 3
+
+
+def test_a_reboot_goes_on_feeding_without_a_controller() -> None:
+    node = SimNode(events.Restored((assign("t"),), (), (feed(),), incarnation=7))
+    read(node)
+    request = next(iter(node.core.requests.admission.live))
+    assert request == f"{NODE}-b7-1", "unique before the first connection too"
+    node.answer()
+    assert tally(node) == (1, 1, 0)
+
+
+def test_answers_to_a_feed_go_to_the_sinks_and_wait_for_a_connection() -> None:
+    sinks = (Sink("answer", SinkKind.TOPIC), Sink("answer", SinkKind.STORE))
+    node = fed(sinks=sinks)
+    read(node)
+    said = node.answer(y=tensor(b"ok"))
+    (told,) = of(commands.Publish, said)
+    assert (told.service, told.body.outputs) == ("s", {"answer": tensor(b"ok")})
+    (store,) = of(commands.StoreValue, said)
+    node.tell(events.StoreFailed(store.key, "the store is away"))
+    (again,) = of(commands.StoreValue, node.after(800))
+    assert again.key == store.key
+    node.tell(events.Disconnected("x"))
+    blob = Blob(Dtype.UINT8, (2,), digest("ok"), 2)
+    assert not of(commands.Publish, node.tell(events.Stored(store.key, blob)))
+    node.connect()
+    assert [one.body.outputs for one in of(commands.Publish, node.said)][1:] == [{"answer": blob}]
+
+
+def test_a_store_that_stays_away_is_given_up_and_counted() -> None:
+    node = fed(sinks=(Sink("answer", SinkKind.STORE),), rate_per_s=0.001)
+    read(node)
+    node.answer()
+    for _ in range(20):
+        for one in of(commands.StoreValue, node.after(100)):
+            node.tell(events.StoreFailed(one.key, "away"))
+    key = of(commands.StoreValue, node.said)[0].key
+    node.tell(events.StoreFailed(key, "away"))
+    assert node.core.counts["sink failed"] == 1
+
+
+def test_answers_to_clients_that_end_here_go_to_the_sinks_too() -> None:
+    node = fed(sources=(), sinks=(Sink("answer", SinkKind.TOPIC),))
+    node.call(invoke())
+    said = node.answer()
+    assert len(of(commands.Reply, said)) == 1
+    assert len(of(commands.Publish, said)) == 1
+    theirs = structs.replace(invoke("other"), reply_to="tona/1/cell/node/node-z/invoke", plan=LOCAL)
+    node.call(theirs)
+    said = node.answer()
+    assert len(of(commands.Reply, said)) == 1
+    assert not of(commands.Publish, said), "the feeder of that node passes it on"
+
+
+def test_packed_answers_are_unpacked_before_a_sink() -> None:
+    plain = tensor(bytes(1000))
+    node = fed(plan=REMOTE, sinks=(Sink("answer", SinkKind.TOPIC),))
+    (ask,) = of(Invoke, read(node))
+    assert ask.answer_encoding == "deflate"
+    said = node.call(Result(ask.request, 1, {"answer": pack(plain)}))
+    assert of(commands.Publish, said)[0].body.outputs == {"answer": plain}
+    (ask,) = of(Invoke, read(node, tensor(b"2")))
+    bomb = Tensor(Dtype.UINT8, (10,), pack(plain).data, "deflate")
+    node.call(Result(ask.request, 1, {"answer": bomb}))
+    assert tally(node) == (2, 1, 1)
+
+
+@given(
+    st.sampled_from(((5, 7), (4, 6, 3), (2, 5, 4, 2))),
+    st.sampled_from((Dtype.UINT8, Dtype.FLOAT32, Dtype.FLOAT16)),
+    st.integers(1, 9),
+)
+@settings(deadline=None, derandomize=True)
+def test_decimation_is_what_slicing_an_array_gives(
+    shape: tuple[int, ...], dtype: Dtype, step: int
+) -> None:
+    np = pytest.importorskip("numpy")
+    whole = np.arange(int(np.prod(shape))).astype(np.dtype(dtype.value)).reshape(shape)
+    wanted = whole[:, ::step, ::step] if len(shape) == 4 else whole[::step, ::step]
+    small, data = decimate(dtype, shape, whole.tobytes(), step)
+    assert small == wanted.shape
+    assert data == wanted.tobytes()
+
+
+def test_what_is_no_picture_is_not_decimated() -> None:
+    assert decimate(Dtype.UINT8, (6,), b"abcdef", 2) == ((6,), b"abcdef")
+    assert decimate(Dtype.UINT8, (2, 3), b"abc", 2) == ((2, 3), b"abc")
+    assert decimate(Dtype.UINT8, (0, 3), b"", 2) == ((0, 2), b"")

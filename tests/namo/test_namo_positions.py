@@ -1,0 +1,295 @@
+"""Escalations: another decomposition, another anchor, a refusal; and no oscillation."""
+
+from typing import Any
+
+import pytest
+from namo_bench import Host, a_service, bodies, chain, step, summary
+
+from controller.decider import Output, ToRole
+from controller.namo.positions import COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
+from protocols.messages import Escalation, EscalationAnswer, ServiceDelete, ServiceOrder
+from protocols.messages.hierarchy import ServiceState
+
+ALTERNATIVE: dict[str, Any] = {
+    "name": "small",
+    "tasks": [step("quick", expected_ms=1)],
+    "outputs": {"y": "quick.y"},
+}
+SLOW: dict[str, Any] = {
+    "indicator": "latency_ms",
+    "target": 50.0,
+    "measured": 400.0,
+    "broken": True,
+}
+
+
+def served(**more: Any) -> Host:
+    """Return a host whose service `a` runs, and has an alternative."""
+    host = Host()
+    host.hear(summary())
+    host.submit(a_service(chain("p", "q"), alternatives=[ALTERNATIVE], **more))
+    host.runs(epoch_high=40)
+    return host
+
+
+def escalate(host: Host, number: str = "e1", task: str = "", **more: Any) -> Output:
+    record = host.service()
+    task = task or record.order.tasks[0].task
+    said = Escalation(number, task, record.order.generation, "too slow", **more)
+    return host.hear(said, record.anchor)
+
+
+def answer_of(out: Output) -> EscalationAnswer:
+    (found,) = [body for body in bodies(out) if isinstance(body, EscalationAnswer)]
+    return found
+
+
+def order_in(out: Output) -> ServiceOrder:
+    (found,) = [body for body in bodies(out) if isinstance(body, ServiceOrder)]
+    return found
+
+
+def test_another_decomposition_is_ordered_and_the_anchor_told() -> None:
+    host = served()
+    assert host.service().order.decomposition == "small+spread"
+    out = escalate(host, **SLOW)
+    made = order_in(out)
+    assert (made.decomposition, made.generation) == ("main+spread", 2)
+    assert answer_of(out).granted
+    assert answer_of(out).reason == (
+        "generation 2: small+spread at ta-main did not do: main+spread at ta-main is ordered"
+    )
+    assert host.service().state is ServiceState.DEPLOYING
+    assert host.service().candidates[0].decomposition == "main+spread"
+    assert made.epochs_above == 0
+
+
+def test_a_change_has_time_to_help_and_no_candidate_is_tried_twice() -> None:
+    host = served()
+    escalate(host, **SLOW)
+    soon = answer_of(escalate(host, "e2", **SLOW))
+    assert not soon.granted
+    assert "it has 30 s to show whether that helps" in soon.reason
+    host.runs()
+    host.pass_time(COOLDOWN_MS)
+    third = escalate(host, "e3", **SLOW)
+    assert order_in(third).decomposition == "main+fused"
+    host.runs()
+    host.pass_time(COOLDOWN_MS)
+    last = answer_of(escalate(host, "e4", **SLOW))
+    assert not last.granted
+    assert "small+spread at ta-main: tried already" in last.reason
+
+
+def test_tries_are_bounded_however_many_candidates_there_are() -> None:
+    host = Host()
+    ways = [
+        {**ALTERNATIVE, "name": f"w{at}", "tasks": [step("quick", expected_ms=1 + at)]}
+        for at in range(8)
+    ]
+    host.hear(summary())
+    host.submit(a_service([step("t")], alternatives=ways))
+    orders = 0
+    for at in range(20):
+        host.runs()
+        out = escalate(host, f"e{at}", **SLOW)
+        orders += any(isinstance(body, ServiceOrder) for body in bodies(out))
+        host.pass_time(COOLDOWN_MS)
+    assert orders == MAX_TRIES - 1
+    assert "ways to do service 'a' were tried within 10 minutes" in answer_of(out).reason
+
+
+def test_after_calm_all_candidates_may_be_tried_again() -> None:
+    host = served()
+    escalate(host, **SLOW)
+    host.runs()
+    host.pass_time(700_000)
+    assert order_in(escalate(host, "e2", **SLOW)).decomposition == "small+spread"
+
+
+def test_a_new_document_begins_anew() -> None:
+    host = served()
+    escalate(host, **SLOW)
+    host.submit(a_service(chain("p", "q", replicas=2), alternatives=[ALTERNATIVE]))
+    assert not any(key.startswith("settle/") for key in host.timers)
+    host.runs()
+    assert answer_of(escalate(host, "e2", **SLOW)).granted
+
+
+def test_what_is_predicted_to_be_no_better_than_measured_is_not_tried() -> None:
+    host = served()
+    said = {**SLOW, "measured": 2.0, "target": 1.0}
+    refused = answer_of(escalate(host, **said))
+    assert not refused.granted
+    assert "promises no more" in refused.reason
+
+
+# Another anchor.
+
+
+def moved() -> tuple[Host, Output]:
+    """Return a host that moves its service from ta-main, which has no node left, to ta-radio."""
+    host = Host()
+    host.hear(summary("ta-main", cells=("north",)))
+    host.submit(a_service([step("t")]))
+    host.runs(epoch_high=40)
+    host.hear(summary("ta-main", cells=("north",), nodes=0))
+    host.hear(summary("ta-radio", cells=("south",)), "ta-radio")
+    return host, escalate(host)
+
+
+def test_another_anchor_begins_its_epochs_above_those_of_the_old_one() -> None:
+    host, out = moved()
+    made = order_in(out)
+    assert (made.generation, made.epochs_above) == (2, 40 + EPOCH_MARGIN)
+    assert {send.to for send in out.sends if isinstance(send.body, ServiceOrder)} == {
+        ToRole("ta-radio")
+    }
+    assert not any(isinstance(body, ServiceDelete) for body in bodies(out))
+    assert answer_of(out).granted
+    record = host.service()
+    assert (record.anchor, record.leaving) == ("ta-radio", ("ta-main",))
+
+
+def test_the_old_anchor_lets_go_only_when_the_new_one_runs_it() -> None:
+    host, _ = moved()
+    host.report("a", 1, ServiceState.DEGRADED, "ta-main")
+    assert host.service().state is ServiceState.DEPLOYING
+    out = host.runs()
+    assert [(send.to, send.body) for send in out.sends] == [
+        (ToRole("ta-main"), ServiceDelete("a", 2, transferred=False))
+    ]
+    # It is said again until it is heard.
+    assert bodies(host.fire()) == bodies(out)
+    host.report("a", 2, ServiceState.DELETED, "ta-main")
+    assert host.service().leaving == ()
+    assert host.service().state is ServiceState.RUNNING
+    assert not any(key.startswith("leave/") for key in host.timers)
+
+
+def test_where_anchors_share_a_cell_the_tasks_run_on() -> None:
+    host = Host()
+    host.hear(summary("ta-main", cells=("north",)))
+    host.submit(a_service([step("t")]))
+    host.runs()
+    host.hear(summary("ta-main", cells=("north",), executors={}))
+    host.hear(summary("ta-radio", cells=("north",)), "ta-radio")
+    escalate(host)
+    assert bodies(host.runs()) == [ServiceDelete("a", 2, transferred=True)]
+
+
+def test_a_new_anchor_that_does_not_run_it_is_given_up_for_the_next() -> None:
+    host, _ = moved()
+    host.report("a", 2, ServiceState.WAITING, "ta-radio")
+    host.hear(summary("ta-third", cells=("west",)), "ta-third")
+    (out,) = [out for out in host.pass_time(COOLDOWN_MS) if any(bodies(out))]
+    made = order_in(out)
+    assert made.generation == 3
+    assert made.epochs_above == 40 + 2 * EPOCH_MARGIN
+    assert host.service().anchor == "ta-third"
+    assert host.service().leaving == ("ta-main", "ta-radio")
+    gone = host.runs()
+    assert {send.to for send in gone.sends} == {ToRole("ta-main"), ToRole("ta-radio")}
+    host.report("a", 3, ServiceState.DELETED, "ta-radio")
+    assert host.service().leaving == ("ta-main",)
+
+
+def test_a_move_survives_a_crash_at_any_time() -> None:
+    host, out = moved()
+    again = host.restart()
+    assert order_in(again) == order_in(out)
+    assert not any(isinstance(body, ServiceDelete) for body in bodies(again))
+    host.runs()
+    assert bodies(host.restart()) == [ServiceDelete("a", 2, transferred=True)]
+
+
+def test_a_deletion_in_the_middle_of_a_move_ends_it_at_both_anchors() -> None:
+    from namo_bench import Delete  # noqa: PLC0415 - only here
+
+    host, _ = moved()
+    out = host.call("usecase.delete", Delete("u"))
+    assert {(send.to, send.body) for send in out.sends} == {
+        (ToRole(anchor), ServiceDelete("a", 2)) for anchor in ("ta-main", "ta-radio")
+    }
+    host.report("a", 2, ServiceState.DELETED, "ta-main")
+    host.report("a", 2, ServiceState.DELETED, "ta-radio")
+    assert host.use_case().state == "deleted"
+    assert host.timers == {}
+
+
+def test_a_late_word_of_the_old_anchor_changes_nothing() -> None:
+    host, _ = moved()
+    host.runs()
+    host.report("a", 2, ServiceState.DELETED, "ta-main")
+    for state in ServiceState:
+        host.report("a", 2, state, "ta-main")
+        host.report("a", 1, state, "ta-main")
+    assert host.service().state is ServiceState.RUNNING
+
+
+# Waiting.
+
+
+def test_what_waits_is_looked_at_again_when_there_may_be_room() -> None:
+    host = Host()
+    host.hear(summary("ta-main"))
+    host.submit(a_service([step("t")]))
+    host.report("a", 1, ServiceState.WAITING)
+    refused = answer_of(escalate(host))
+    assert not refused.granted
+    assert "has no other decomposition" in refused.reason
+    host.hear(summary("ta-radio", cells=("south",)), "ta-radio")
+    orders = [body for out in host.pass_time(COOLDOWN_MS) for body in bodies(out)]
+    assert [one.service for one in orders if isinstance(one, ServiceOrder)] == ["a"]
+    assert host.service().anchor == "ta-radio"
+
+
+def test_what_goes_on_waiting_is_looked_at_ever_more_rarely() -> None:
+    host = Host()
+    host.submit(a_service([step("t")]))
+    host.report("a", 1, ServiceState.WAITING)
+    escalate(host)
+    host.timers.pop("order/a", None)
+    gaps = []
+    for _ in range(6):
+        before = host.now_ms
+        host.fire()
+        gaps.append(host.now_ms - before)
+    assert gaps == [30_000, 60_000, 120_000, 240_000, 300_000, 300_000]
+
+
+def test_steps_that_must_share_a_node_are_no_easier_to_place() -> None:
+    host = Host()
+    host.hear(summary())
+    host.submit(a_service(chain("p", "q")))
+    host.report("a", 1, ServiceState.WAITING)
+    assert host.service().order.decomposition == "main+spread"
+    assert not answer_of(escalate(host)).granted
+
+
+def test_a_group_that_finds_no_node_is_spread() -> None:
+    host = Host()
+    host.hear(summary(round_trip_ms=40.0))
+    host.submit(a_service(chain("p", "q")))
+    assert host.service().order.decomposition == "main+fused"
+    out = escalate(host)
+    assert order_in(out).decomposition == "main+spread"
+    assert {one.group for one in order_in(out).tasks} == {""}
+
+
+def test_a_link_begun_anew_says_everything_again_to_that_anchor_alone() -> None:
+    host, _ = moved()
+    host.submit(a_service([step("t")], "b"), name="v")
+    host.runs("a")
+    host.runs("b")
+    assert sorted(send.body.service for send in host.linked("ta-radio").sends) == ["a", "b"]
+    assert bodies(host.linked("ta-main")) == [ServiceDelete("a", 2)]
+    assert bodies(host.linked("ts-main")) == []
+
+
+@pytest.mark.parametrize("autonomy", ["full", "partial"])
+def test_a_proposal_that_needs_no_person_is_granted_at_once(autonomy: str) -> None:
+    host = served(sla={"zone": {"autonomy": {"level": autonomy}}})
+    out = escalate(host, proposal="use the variant tiny", **SLOW)
+    assert answer_of(out).granted
+    assert out.records == []

@@ -1,0 +1,155 @@
+"""What the scheduler says again: after a link began anew, with several anchors, at another pace."""
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from quality_bench import SMALL, envelope
+from scheduler_bench import READY, Bench, grant, running, said, told
+from tests_support import task_spec
+
+from controller.decider import Linked, Received, ToInvoke
+from controller.scheduler.pace import FASTEST_SAMPLE_MS, sample_ms
+from protocols.messages import (
+    AnchorWelcome,
+    Assign,
+    EnvelopeRevoke,
+    Invoke,
+    NodeSummary,
+    Release,
+    Route,
+    SchedulerHello,
+    SetSensing,
+    Status,
+    TaskReport,
+    Tune,
+    Welcome,
+)
+from protocols.messages.hierarchy import TaskQos
+from protocols.messages.presence import Holding
+from protocols.messages.quality import Leeway, Tuning
+from protocols.messages.task import InstanceState
+
+
+def test_a_link_that_began_anew_brings_the_anchor_up_to_date(bench: Bench) -> None:
+    epoch = running(bench, "n1", "n2")
+    output = bench.feed(Linked("ta-main"))
+    assert said(output, SchedulerHello)
+    assert [one.epoch for one in said(output, TaskReport)] == [epoch]
+    bench.anchor(grant("n1", "n2", first=33))
+    output = bench.anchor(AnchorWelcome("ta-main", 1, 1))
+    assert {one.node for one in said(output, NodeSummary)} == {"n1", "n2", "n3"}
+    assert not said(output, Assign), "what runs is left alone"
+    assert not said(output, Release)
+    assert not said(bench.feed(Linked("namo-main")), SchedulerHello)
+
+
+def test_what_an_anchor_no_longer_holds_is_released(bench: Bench) -> None:
+    """Its revoke may have been lost with the link."""
+    epoch = running(bench, "n1", "n2")
+    bench.feed(Linked("ta-main"))
+    output = bench.anchor(AnchorWelcome("ta-main", 1, 0))
+    assert [one.epoch for one in told(output, "n1", Release)] == [epoch]
+
+
+def test_a_welcome_whose_grants_have_not_come_drops_nothing(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    bench.feed(Linked("ta-main"))
+    assert not said(bench.anchor(AnchorWelcome("ta-main", 1, 1)), Release)
+
+
+def test_orphans_wait_for_every_anchor() -> None:
+    bench = Bench(anchors=("ta-a", "ta-b"))
+    bench.born("n1", holdings=(Holding("old.x", 3, READY, 1),))
+    assert not said(welcome(bench, "ta-a"), Release)
+    assert [one.task for one in said(welcome(bench, "ta-b"), Release)] == ["old.x"]
+
+
+def welcome(bench: Bench, anchor: str):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an Output
+    return bench.feed(Received(anchor, 0, 0, "default", "test", AnchorWelcome(anchor, 1, 0)))
+
+
+def test_another_anchor_takes_over_what_runs() -> None:
+    bench = Bench(anchors=("ta-a", "ta-b"))
+    for anchor in ("ta-a", "ta-b"):
+        welcome(bench, anchor)
+    bench.born("n1", "n2")
+    bench.feed(Received("ta-a", 0, 0, "default", "test", grant("n1", "n2")))
+    bench.ready("n1", 1)
+    moved = grant("n1", "n2", generation=2, first=1001, current_node="n1", current_epoch=1)
+    output = bench.feed(Received("ta-b", 0, 0, "default", "test", moved))
+    [assign] = told(output, "n1", Assign)
+    assert (assign.epoch, assign.generation) == (1001, 2)
+    assert not said(output, Route), "the old epoch serves until the node has adopted the new one"
+    output = bench.ready("n1", 1001, 2)
+    assert said(output, Route)[-1].plan.steps[0].epoch == 1001
+    assert not said(output, Release)
+    assert [send.to.role for send in output.sends if isinstance(send.body, TaskReport)] == ["ta-b"]
+    late = EnvelopeRevoke("svc.a", 1, "another anchor has it")
+    assert not said(bench.feed(Received("ta-a", 0, 0, "default", "test", late)), Release)
+
+
+def test_a_variant_outlives_the_scheduler_that_chose_it() -> None:
+    bench = Bench(epoch=2)
+    tuned = Tuning(variant="small", priority=6)
+    bench.born("n1", holdings=(Holding("svc.a", 7, READY, 1, tuned),))
+    bench.born("n2")
+    leeway = Leeway(variants=("small",), priority_max=6)
+    offered = envelope("n1", "n2", first=33, leeway=leeway, current_node="n1", current_epoch=7)
+    output = bench.anchor(offered)
+    assert not said(output, Assign)
+    assert not said(output, Tune)
+    assert said(output, TaskReport)[-1].variant == "small"
+    # Where its envelope does not allow that, it runs as the anchor wants it.
+    narrow = msgspec.structs.replace(offered, leeway=Leeway(), epoch_from=65, epoch_to=96)
+    [assign] = told(bench.anchor(narrow), "n1", Assign)
+    assert assign.tuning.variant == ""
+
+
+def test_a_variant_that_fails_everywhere_gives_way_to_what_the_anchor_wants() -> None:
+    bench = Bench()
+    bench.anchor(AnchorWelcome("ta-main", 1, 0))
+    bench.born("n1")
+    leeway = Leeway(variants=("small",))
+    bench.anchor(envelope("n1", leeway=leeway))
+    entry = bench.ts.table.tasks["svc.a"]
+    bench.ready("n1", 1)
+    entry.tuning = Tuning(variant="small")
+    bench.ts.table.mark(entry, "test")
+    [assign] = told(bench.passes(200, "n1"), "n1", Assign)
+    assert assign.manifest == SMALL.manifest
+    bench.ready("n1", 2)
+    output = bench.node("n1", Status(3, "svc.a", 2, InstanceState.FAILED, "it crashes"))
+    output.extend(bench.passes(400, "n1"))
+    assert told(output, "n1", Assign)[-1].tuning.variant == ""
+
+
+def test_a_client_makes_no_job_of_its_request(bench: Bench) -> None:
+    running(bench, "n1")
+    invoke = Invoke("r", "svc", 1000, {}, "tona/1/cell/client/c/reply", job=True, priority=9)
+    output = bench.feed(Received("c", 1, 0, "default", "r", invoke))
+    [sent] = [send.body for send in output.sends if isinstance(send.to, ToInvoke)]
+    assert (sent.job, sent.priority) == (False, 9)
+
+
+# Pace.
+
+
+def test_a_tight_task_quickens_its_node_until_it_is_gone(bench: Bench) -> None:
+    tight = task_spec(qos=TaskQos(latency_ms=500.0))
+    offered = msgspec.structs.replace(grant("n1"), spec=tight)
+    output = bench.anchor(offered)
+    assert [one.sample_ms for one in told(output, "n1", SetSensing)] == [100]
+    assert not told(output, "n2", SetSensing)
+    output = bench.ready("n1", 1)
+    output.extend(bench.passes(10_000, "n1", "n2", "n3"))
+    assert len(told(output, "n1", SetSensing)) == 2, "it is told a few times, no more"
+    [hello] = told(bench.born("n1", holdings=(Holding("svc.a", 1, READY, 1),)), "n1", Welcome)
+    assert hello.sample_ms == 100, "a node that comes again is told at once"
+    output = bench.anchor(EnvelopeRevoke("svc.a", 1, "over"))
+    assert told(output, "n1", SetSensing)[0].sample_ms == 1000
+
+
+@given(usual=st.integers(50, 10_000), budgets=st.lists(st.none() | st.floats(0.1, 1e7), max_size=8))
+def test_the_pace_stays_within_its_bounds(usual: int, budgets: list[float | None]) -> None:
+    pace = sample_ms(usual, budgets)
+    assert FASTEST_SAMPLE_MS <= pace <= usual

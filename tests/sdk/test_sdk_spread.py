@@ -1,0 +1,139 @@
+"""A client of several cells: where it sends, and what it does when a service goes elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from protocols.errors import Blame
+from protocols.messages.invocation import Failure, FailureCode
+from tona import spread
+from tona.errors import BadInput, CannotConnect, ServiceUnavailable, error_of
+from tona.spread import SpreadClient, _Cell, _Place
+from tona.target import at_cell
+
+HERE, THERE = _Cell("c1", "mqtt://127.0.0.1:1"), _Cell("c2", "mqtt://127.0.0.1:2")
+GONE = error_of(Failure(FailureCode.NO_SERVICE, Blame.USER, "there is no service", retryable=True))
+
+
+class OneCell:
+    """A client of one cell that answers, fails, or keeps a request for ever."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.does: Any = None
+        self.asked: list[float] = []
+        self.given_up = 0
+
+    async def invoke(self, service: str, inputs: Any, *, deadline_s: float, priority: int) -> str:
+        del service, inputs, priority
+        self.asked.append(deadline_s)
+        if isinstance(self.does, Exception):
+            raise self.does
+        if self.does == "wait":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.given_up += 1
+                raise
+        return f"answer of {self.name}"
+
+    async def close(self) -> None:
+        pass
+
+
+class Spread(SpreadClient):
+    """With two cells of the test, and a controller that says what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(at_cell("c0", "127.0.0.1", 9, "http://127.0.0.1:9"))
+        self.says: list[_Place | Exception] = []
+        self.looked = 0
+        self.thrice = asyncio.Event()
+        self.cells = {HERE: OneCell("c1"), THERE: OneCell("c2")}
+
+    async def _ask_where(self, service: str) -> _Place:
+        del service
+        self.looked += 1
+        said = self.says.pop(0) if len(self.says) > 1 else self.says[0]
+        if self.looked >= 3:
+            self.thrice.set()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async def _client(self, cell: _Cell, due_s: float) -> Any:
+        del due_s
+        return self.cells[cell]
+
+
+@pytest.fixture
+async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Spread]:
+    monkeypatch.setattr(spread, "LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr(spread, "LOOK_PAUSE_S", 0.01)
+    monkeypatch.setattr(spread, "UNKNOWN_S", 0.1)
+    made = Spread()
+    yield made
+    await made.close()
+
+
+async def test_a_service_is_looked_for_once_and_asked_in_its_cell(client: Spread) -> None:
+    client.says = [_Place(known=True, cell=THERE)]
+    for _ in range(3):
+        assert await client.invoke("s", {}) == "answer of c2"  # type: ignore[comparison-overlap]
+    assert client.looked == 1
+    assert client.cells[HERE].asked == []
+
+
+async def test_a_request_that_waits_follows_its_service(client: Spread) -> None:
+    client.says = [_Place(known=True, cell=HERE), _Place(known=True, cell=THERE)]
+    client.cells[HERE].does = "wait"
+    result = await asyncio.wait_for(client.invoke("s", {}, deadline_s=20), 30)
+    assert result == "answer of c2"  # type: ignore[comparison-overlap]
+    assert client.cells[HERE].given_up == 1
+    assert client.cells[THERE].asked[0] < 20
+
+
+async def test_a_cell_that_knows_the_service_no_more_is_left(client: Spread) -> None:
+    client.says = [_Place(known=True, cell=HERE), _Place(known=True, cell=THERE)]
+    client.cells[HERE].does = GONE
+    assert await client.invoke("s", {}) == "answer of c2"  # type: ignore[comparison-overlap]
+
+
+async def test_where_it_has_not_gone_its_failure_is_told(client: Spread) -> None:
+    client.says = [_Place(known=True, cell=HERE)]
+    client.cells[HERE].does = GONE
+    with pytest.raises(ServiceUnavailable, match="there is no service"):
+        await client.invoke("s", {})
+
+
+async def test_a_controller_that_is_away_and_a_place_to_come_are_waited_for(
+    client: Spread,
+) -> None:
+    away = CannotConnect("nobody answers")
+    client.says = [away, _Place(known=True), _Place(known=True, cell=HERE)]
+    assert await client.invoke("s", {}) == "answer of c1"  # type: ignore[comparison-overlap]
+
+
+async def test_a_controller_that_goes_away_leaves_requests_where_they_are(client: Spread) -> None:
+    client.says = [_Place(known=True, cell=HERE), CannotConnect("nobody answers")]
+    client.cells[HERE].does = "wait"
+    task = asyncio.create_task(client.invoke("s", {}))
+    await asyncio.wait_for(client.thrice.wait(), 30)
+    assert client.cells[HERE].given_up == 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert client.cells[HERE].given_up == 1
+
+
+async def test_what_is_nowhere_is_told_at_the_deadline_or_at_once(client: Spread) -> None:
+    client.says = [_Place(known=True)]
+    with pytest.raises(ServiceUnavailable, match="no place yet"):
+        await client.invoke("s", {}, deadline_s=0.1)
+    client.says = [_Place(known=False)]
+    with pytest.raises(ServiceUnavailable, match="there is no service 's'"):
+        await client.invoke("s", {}, deadline_s=60)
+    with pytest.raises(BadInput, match="cannot name a service"):
+        await client.submit("a b", {}, accept_s=0.1)

@@ -1,0 +1,257 @@
+"""`tona sim`: the twin as simulator, for faults and for capacity."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from typer import Argument, Option
+
+from protocols.errors import UserError
+from tona.cli import errors
+from tona.cli.context import (
+    AsJson,
+    console,
+    details,
+    or_dash,
+    show,
+    show_json,
+    table,
+    with_api,
+)
+
+app = typer.Typer(
+    name="sim",
+    help="Simulate: the production deciders on simulated nodes, from one seed.",
+    no_args_is_help=True,
+)
+
+BROKEN: Final = 1
+"""Exit code when a rule was broken."""
+
+Cores = Annotated[int | None, Option("--jobs", "-j", min=1, help="Processes; else all cores.")]
+
+
+@app.command()
+def faults(
+    schedules: Annotated[int, Option(min=1, help="How many; the seeds are consecutive.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="The first seed.")] = 1,
+    jobs: Cores = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run fault schedules and check that nothing is lost, doubled or left over; 1 when it is."""
+    from rich.progress import Progress  # noqa: PLC0415 - slow to import
+
+    from controller.twin.pool import cores, run_many  # noqa: PLC0415 - as above
+
+    began_s = time.monotonic()
+    with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
+        bar = progress.add_task("schedules", total=schedules)
+        tally = run_many(
+            seed,
+            schedules,
+            jobs or cores(),
+            lambda total: progress.update(bar, completed=total.schedules),
+        )
+    seconds = time.monotonic() - began_s
+    if as_json:
+        told = msgspec.to_builtins(tally) | {"seed": seed, "seconds": round(seconds, 3)}
+        show_json(msgspec.json.encode(told))
+    else:
+        show(_tally(tally, seconds))
+        show(details((name, str(count)) for name, count in sorted(tally.faults.items())))
+    for one in tally.first:
+        console(stderr=True).print(
+            f"tona: {one.text}\n      again: tona sim replay --seed {one.seed} --trace FILE"
+        )
+    if tally.broken:
+        raise typer.Exit(BROKEN)
+
+
+def _tally(tally: Any, seconds: float) -> Any:
+    return details(
+        (
+            ("schedules", f"{tally.schedules} in {seconds:.1f} s"),
+            ("jobs", f"{tally.tasks}, {tally.tasks_failed} of them ended with a reason"),
+            ("invocations", f"{tally.invocations}, {tally.answered} of them answered in time"),
+            ("tasks of services", str(tally.placed)),
+            ("executions", str(tally.executions)),
+            ("messages", str(tally.messages)),
+            ("simulated", f"{tally.simulated_s:.0f} s"),
+            ("lost", str(tally.lost)),
+            ("doubled", str(tally.doubled)),
+            ("violations", str(tally.violations)),
+        )
+    )
+
+
+@app.command()
+def replay(
+    seed: Annotated[int, Option(min=0, help="Of the schedule.")],
+    trace: Annotated[Path | None, Option(help="Write all that happens to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one fault schedule again, twice, and compare what happened; 1 when a rule is broken."""
+    from controller.twin.pool import replay as run  # noqa: PLC0415 - slow to import
+
+    verdict, hashed, lines = run(seed, traced=trace is not None)
+    _, again, _ = run(seed)
+    if trace is not None:
+        trace.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    told = {"seed": seed, "hash": hashed, "again": again, "verdict": verdict.text or "kept"}
+    if as_json:
+        show_json(msgspec.json.encode(told | {"rule": verdict.rule, "outcome": verdict.outcome}))
+    else:
+        show(details((name, str(value)) for name, value in told.items()))
+    if hashed != again:
+        console(stderr=True).print(f"tona: seed {seed} did not replay: {hashed}, then {again}")
+        raise typer.Exit(errors.BUG)
+    if verdict.rule is not None:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
+def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
+    nodes: Annotated[int, Option(min=1, max=100_000, help="Of the fleet.")] = 10_000,
+    hours: Annotated[float, Option(min=0.1, max=24 * 31, help="Simulated.")] = 24.0,
+    trace: Annotated[
+        Path | None,
+        Option(help="CSV with a time and a load, or a row an arrival; else a day's curve."),
+    ] = None,
+    tasks: Annotated[
+        int, Option(min=0, help="At the top of the trace; 0: half as many as nodes.")
+    ] = 0,
+    cpu_percent: Annotated[float, Option(help="Of one core, of a task at the top.")] = 60.0,
+    memory_mib: Annotated[int, Option(min=1, help="Of a task.")] = 256,
+    node_cpus: Annotated[int, Option(min=1, help="Cores of a node.")] = 4,
+    node_memory_mib: Annotated[int, Option(min=2, help="Half of it is for tasks.")] = 4096,
+    heartbeat_s: Annotated[float, Option(min=1.0, help="The longest silence of a node.")] = 300.0,
+    seed: Annotated[int, Option(min=0)] = 1,
+    plot: Annotated[Path | None, Option(help="Write the day as an SVG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask what a fleet that reports on change asks of its controller over a day."""
+    from rich.progress import Progress  # noqa: PLC0415 - slow to import
+
+    from controller.twin import capacity as twin  # noqa: PLC0415 - as above
+    from controller.twin import traces  # noqa: PLC0415 - as above
+
+    question = twin.Question(
+        nodes=nodes,
+        hours=hours,
+        heartbeat_s=heartbeat_s,
+        tasks=tasks,
+        task_cpu_percent=cpu_percent,
+        task_memory_bytes=memory_mib << 20,
+        cpu_count=node_cpus,
+        memory_bytes=node_memory_mib << 20,
+        seed=seed,
+    )
+    points = traces.read(trace, hours) if trace is not None else traces.diurnal(hours)
+    with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
+        bar = progress.add_task("hours", total=hours)
+        answer = twin.answer(
+            question, points, lambda share: progress.update(bar, completed=share * hours)
+        )
+    if plot is not None:
+        plot.write_text(twin.picture(answer), encoding="utf-8")
+    if as_json:
+        show_json(msgspec.json.encode(answer))
+    else:
+        show(_capacity(answer))
+
+
+def _capacity(answer: Any) -> Any:
+    def pair(values: tuple[float, float], form: str) -> str:
+        return f"mean {form.format(values[0])}, most {form.format(values[1])}"
+
+    kinds = ", ".join(f"{kind} {count}" for kind, count in answer.messages.items())
+    return details(
+        (
+            ("messages", pair(answer.messages_per_s, "{:.1f}/s")),
+            ("bytes", pair(tuple(one / 1000 for one in answer.bytes_per_s), "{:.1f} kB/s")),
+            ("scheduler", pair(answer.ts_load_percent, "{:.2f} % of a core")),
+            ("anchor", pair(answer.ta_load_percent, "{:.2f} % of a core")),
+            ("tasks wanted", f"most {answer.peak_wanted}"),
+            ("tasks waiting", f"most {answer.peak_waiting}"),
+            ("nodes needed", f"{answer.nodes_needed}, for {answer.needed_for}"),
+            ("by kind", kinds),
+            ("took", f"{answer.seconds:.0f} s"),
+        )
+    )
+
+
+@app.command()
+def run(
+    from_live: Annotated[
+        bool, Option("--from-live", help="Take the fleet of the controller as it is now.")
+    ] = False,
+    save: Annotated[
+        Path | None, Option(help="Keep the prediction, for `tona sim compare`.")
+    ] = None,
+    seed: Annotated[int, Option(min=0)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Predict latencies, and where tasks would go if a node were lost."""
+    from controller.twin import live  # noqa: PLC0415 - slow to import
+
+    if not from_live:
+        raise UserError("say --from-live: there is nothing else to take a fleet from")
+    prediction = live.predict(with_api(_snapshot), seed)
+    if save is not None:
+        save.write_bytes(msgspec.json.encode(prediction))
+    if as_json:
+        show_json(msgspec.json.encode(prediction))
+        return
+    made = table("SERVICE", ">ANSWERED", ">P50", ">P99")
+    for name, one in sorted(prediction.latency.items()):
+        waits = (or_dash(one.p50_ms, "{:.1f} ms"), or_dash(one.p99_ms, "{:.1f} ms"))
+        made.add_row(name, f"{one.answered} of {one.requests}", *waits)
+    show(made)
+    moves = table("IF LOST", "TASK", "GOES TO")
+    for node, tasks in prediction.losses.items():
+        for task, where in tasks.items():
+            moves.add_row(node, task, where)
+    show(moves)
+
+
+@app.command()
+def compare(
+    file: Annotated[Path, Argument(help="A prediction that `tona sim run --save` has kept.")],
+    as_json: AsJson = False,
+) -> None:
+    """Hold a prediction against what the fleet measures now."""
+    from controller.twin import live  # noqa: PLC0415 - slow to import
+
+    try:
+        prediction = msgspec.json.decode(file.read_bytes(), type=live.Prediction)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{file}: no prediction of `tona sim run --save`: {error}") from None
+    rows = live.compare(prediction, with_api(_snapshot))
+    if as_json:
+        show_json(msgspec.json.encode(rows))
+        return
+    made = table("WHAT", ">PREDICTED", ">MEASURED", ">APART")
+    for row in rows:
+        made.add_row(
+            row.what,
+            or_dash(row.predicted),
+            or_dash(row.measured),
+            or_dash(row.error_percent, "{:+.0f} %"),
+        )
+    show(made)
+
+
+async def _snapshot(api: Any) -> Any:
+    """Return the live fleet."""
+    from controller.twin.live import Snapshot  # noqa: PLC0415 - slow to import
+
+    services = await api.call("service.list")
+    return Snapshot(
+        tuple(await api.call("fleet.status")),
+        tuple(await api.call("usecase.list")),
+        tuple(services),
+        tuple(await api.call("task.list")),
+        tuple([await api.call("service.qos", name=one.order.service) for one in services]),
+    )

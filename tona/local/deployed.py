@@ -1,0 +1,166 @@
+"""A deployment on loopback: every controller process and every device agent a real process."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from controller.broker.lease import PortLease
+from controller.broker.spec import EMBEDDED
+from controller.child import module_command
+from controller.decider import Role
+from protocols.errors import EnvironmentFailure
+from tona.local.cell import Running, node_command
+from tona.local.deployments import Deployment, Process
+from tona.local.supervisor import Supervisor, Told
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What to run; an API port of 0 means any free one."""
+
+    folder: Path
+    deployment: Deployment
+    nodes: int
+    broker: str = EMBEDDED
+    """`embedded` or `mosquitto`: each process starts one of its own."""
+    api_port: int = 0
+    """Of the process of NAMO."""
+
+
+class ProcessSeen(Struct, frozen=True):
+    """A controller process that runs."""
+
+    name: str
+    roles: tuple[str, ...]
+    cell: str
+    api_url: str
+    broker: str
+    pid: int
+
+
+class NodeSeen(Struct, frozen=True):
+    """A device agent that runs."""
+
+    name: str
+    cell: str
+    pid: int
+
+
+class Seen(Struct, frozen=True):
+    """Who is where; the line that `tona up --deployment NAME --json` prints."""
+
+    deployment: str
+    api_url: str
+    """Of the process of NAMO: the one for people."""
+    processes: tuple[ProcessSeen, ...]
+    nodes: tuple[NodeSeen, ...]
+
+
+class Deployed:
+    """Starts and keeps the processes of a plan; lives on the main thread's event loop."""
+
+    def __init__(self, plan: Plan, told: Told) -> None:
+        self.plan = plan
+        self.nodes = plan.deployment.nodes(plan.nodes)
+        """The cell of each node."""
+        self._supervisor = Supervisor(plan.folder / "logs", told)
+        self._leases: list[PortLease] = []
+        self._brokers: dict[str, str] = {}
+        self._apis: dict[str, int] = {}
+
+    @property
+    def logs(self) -> Path:
+        """Where each process writes its log."""
+        return self.plan.folder / "logs"
+
+    async def start(self) -> Seen:
+        """Start every controller process, then the nodes. Raises UserError, EnvironmentFailure."""
+        processes = self.plan.deployment.processes
+        for number, one in enumerate(processes):
+            # Known before anything runs, so that each process can be told of all others.
+            self._brokers[one.name] = f"mqtt://{LOOPBACK}:{self._port(0)}"
+            self._apis[one.name] = self._port(0 if number else self.plan.api_port)
+        seen = await asyncio.gather(*(self._start_process(one) for one in processes))
+        await asyncio.gather(*(self._start_node(name) for name in self.nodes))
+        nodes = [NodeSeen(name, cell, self.pid(name)) for name, cell in self.nodes.items()]
+        return Seen(self.plan.deployment.name, seen[0].api_url, tuple(seen), tuple(nodes))
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a controller process or a node's device agent."""
+        return self._supervisor.pid(name)
+
+    def crash(self, name: str) -> int:
+        """Kill a process at once (SIGKILL); it is started again. Returns its process id."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    async def failed(self) -> EnvironmentFailure:
+        """Wait until a process is beyond mending, and return why; may never return."""
+        return await self._supervisor.failed()
+
+    async def stop(self) -> None:
+        """Stop the nodes, then the controller processes; safe after a failed start."""
+        await self._supervisor.stop(*self.nodes)
+        await self._supervisor.stop(*(one.name for one in self.plan.deployment.processes))
+        for lease in self._leases:
+            lease.close()
+
+    def _port(self, wanted: int) -> int:
+        lease = PortLease(LOOPBACK, wanted)
+        self._leases.append(lease)
+        return lease.port
+
+    async def _start_process(self, process: Process) -> ProcessSeen:
+        line = await self._supervisor.start(
+            process.name, lambda: self._process(process), announces=True
+        )
+        try:
+            running = msgspec.json.decode(line, type=Running)
+        except msgspec.DecodeError:
+            raise EnvironmentFailure(f"{process.name} announced {line[:80]!r}") from None
+        roles = tuple(process.role(one) for one in process.roles)
+        pid = self.pid(process.name)
+        return ProcessSeen(process.name, roles, running.cell, running.api_url, running.broker, pid)
+
+    async def _start_node(self, name: str) -> None:
+        await self._supervisor.start(name, lambda: self._node(name))
+
+    def _node(self, name: str) -> Sequence[str]:
+        cell = self.nodes[name]
+        return node_command(name, cell, self._brokers[cell], self.plan.folder / name)
+
+    def _process(self, process: Process) -> Sequence[str]:
+        deployment, first = self.plan.deployment, self.plan.deployment.processes[0]
+        schedulers = deployment.holding(Role.TS)
+        near = {
+            role: process.role(role) if role in process.roles else deployment.names(role)[0]
+            for role in Role
+        }
+        told = {
+            "name": process.name,
+            "cell": process.name,
+            "data": self.plan.folder / process.name,
+            "api-port": self._apis[process.name],
+            "broker": self.plan.broker,
+            "broker-port": self._brokers[process.name].rpartition(":")[2],
+            "roles": ",".join(process.roles),
+            **{role.value: name for role, name in near.items()},
+            "anchors": ",".join(deployment.names(Role.TA)),
+            "schedulers": ",".join(deployment.names(Role.TS)),
+            "cells": ",".join(one.name for one in schedulers),
+            "side": process.side,
+            "uplink": "" if process is first else f"{self._brokers[first.name]}/{first.name}",
+            "stores": "" if process is first else f"http://{LOOPBACK}:{self._apis[first.name]}",
+        }
+        if process.direct:
+            told["direct"] = ",".join(f"{self._brokers[one.name]}/{one.name}" for one in schedulers)
+        options = [f"--{name}={value}" for name, value in told.items() if value != ""]
+        return module_command("tona", "controller", "--json", *options)

@@ -1,0 +1,224 @@
+"""The client of a controller whose cells are spread over several processes and brokers.
+
+It asks the controller in which cell a service takes its requests, and holds a client for each cell
+that it needs. A request that waits for long is looked after: when its service has gone over to
+another cell, it is sent there under a new id, and answered once.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from protocols import topics
+from protocols.errors import Blame, EnvironmentFailure
+from protocols.messages.invocation import Failure, FailureCode
+from protocols.messages.quality import PRIORITY_DEFAULT
+from protocols.transport.session import DEFAULT_TENANT
+from tona import values
+from tona.client import DEADLINE_MAX_S, DEADLINE_S, AsyncClient
+from tona.errors import CannotConnect, ClientClosed, ServiceUnavailable, bad_input, error_of
+from tona.job_client import ACCEPT_S, RUN_S, Job
+from tona.store import Store
+from tona.target import Target, at_cell
+
+LOOK_AGAIN_S: Final = 2.0
+"""A request that waits has its service looked for again this often."""
+LOOK_PAUSE_S: Final = 0.25
+"""Between two looks for a service that has no cell yet, or when the controller is away."""
+UNKNOWN_S: Final = 3.0
+"""How long a controller that does not know a service is not believed: it may just be starting."""
+CELLS_MAX: Final = 1024
+"""Cells that one client is connected to."""
+
+_R = TypeVar("_R")
+
+
+class _Cell(Struct, frozen=True):
+    cell: str
+    broker: str
+
+
+class _Place(Struct, frozen=True):
+    """What `service.where` says; only what a client needs."""
+
+    known: bool
+    cell: _Cell | None = None
+
+
+class SpreadClient(AsyncClient):
+    """Invokes services wherever they are; made by `connect`, for one event loop."""
+
+    def __init__(self, target: Target, *, tenant: str = DEFAULT_TENANT) -> None:
+        super().__init__(target, tenant=tenant)
+        self._url = target.api_url
+        self._api = Store(target.context)
+        self._places: dict[str, _Cell] = {}
+        self._clients: dict[_Cell, AsyncClient] = {}
+        self._looks: dict[str, asyncio.Task[_Place]] = {}
+        self._opening = asyncio.Lock()
+
+    async def close(self) -> None:
+        """End every open request with ClientClosed, and every connection; idempotent."""
+        clients = list(self._clients.values())
+        self._clients.clear()
+        await asyncio.gather(*(one.close() for one in clients))
+        for look in self._looks.values():
+            look.cancel()
+        self._api.close()
+        await super().close()
+
+    async def invoke(
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float = DEADLINE_S,
+        priority: int = PRIORITY_DEFAULT,
+    ) -> values.Result:
+        """Run a service once and return its answer; see `AsyncClient.invoke`."""
+        if not 0 < deadline_s <= DEADLINE_MAX_S:
+            raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
+
+        async def once(client: AsyncClient, left_s: float) -> values.Result:
+            return await client.invoke(service, inputs, deadline_s=left_s, priority=priority)
+
+        return await self._wherever(service, deadline_s, once)
+
+    async def submit(
+        self,
+        service: str,
+        inputs: Mapping[str, Any],
+        *,
+        job: str = "",
+        deadline_s: float = 0.0,
+        run_s: float = RUN_S,
+        priority: int = PRIORITY_DEFAULT,
+        accept_s: float = ACCEPT_S,
+    ) -> Job:
+        """Submit a job and return when it can no more be lost; see `AsyncClient.submit`."""
+        # One name wherever it is tried, or it could be done twice.
+        job = job or self.job_name()
+
+        async def once(client: AsyncClient, left_s: float) -> Job:
+            return await client.submit(
+                service,
+                inputs,
+                job=job,
+                deadline_s=deadline_s,
+                run_s=run_s,
+                priority=priority,
+                accept_s=left_s,
+            )
+
+        return await self._wherever(service, accept_s, once)
+
+    def job(self, service: str, job: str) -> Job:
+        """Return the handle of a job that was submitted before, in the cell last known."""
+        cell = self._places.get(service)
+        client = self._clients.get(cell) if cell is not None else None
+        return client.job(service, job) if client is not None else super().job(service, job)
+
+    async def _wherever(
+        self,
+        service: str,
+        within_s: float,
+        once: Callable[[AsyncClient, float], Awaitable[_R]],
+    ) -> _R:
+        """Do something at the cell of a service, and again elsewhere when it has gone there."""
+        if not topics.valid_name(service):
+            raise bad_input(f"{service!r} cannot name a service")
+        due_s = self._loop.time() + within_s
+        while True:
+            cell, client = await self._at(service, due_s)
+            left_s = max(0.001, due_s - self._loop.time())
+            task = asyncio.ensure_future(once(client, left_s))
+            try:
+                while not task.done():
+                    await asyncio.wait({task}, timeout=LOOK_AGAIN_S)
+                    if not task.done() and await self._gone(service, cell):
+                        break
+                else:
+                    try:
+                        return task.result()
+                    except ServiceUnavailable:
+                        if self._loop.time() >= due_s or not await self._gone(service, cell):
+                            raise
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+
+    async def _gone(self, service: str, cell: _Cell) -> bool:
+        """Whether a service is in another cell than that now."""
+        try:
+            place = await self._look(service)
+        except EnvironmentFailure:
+            return False
+        if place.cell is None or place.cell == cell:
+            return False
+        self._places[service] = place.cell
+        return True
+
+    async def _at(self, service: str, due_s: float) -> tuple[_Cell, AsyncClient]:
+        """Return the client of a service's cell. Raises ServiceUnavailable when there is none."""
+        told, code = "its cell is not known", FailureCode.NOT_READY
+        believed_s = self._loop.time() + UNKNOWN_S
+        while True:
+            cell = self._places.get(service)
+            try:
+                if cell is None:
+                    place = await self._look(service)
+                    cell = place.cell
+                    told, code = "its tasks have no place yet", FailureCode.NOT_READY
+                    if not place.known:
+                        told, code = f"there is no service {service!r}", FailureCode.NO_SERVICE
+                if cell is not None:
+                    self._places[service] = cell
+                    return cell, await self._client(cell, due_s)
+            except EnvironmentFailure as error:
+                told = str(error)
+            last_s = min(due_s, believed_s) if code is FailureCode.NO_SERVICE else due_s
+            if self._loop.time() + LOOK_PAUSE_S >= last_s:
+                raise error_of(Failure(code, Blame.ENVIRONMENT, told, retryable=True))
+            await asyncio.sleep(LOOK_PAUSE_S)
+
+    async def _client(self, cell: _Cell, due_s: float) -> AsyncClient:
+        async with self._opening:
+            if self._running is None:
+                raise ClientClosed("the client is closed: connect anew")
+            client = self._clients.get(cell)
+            if client is not None:
+                return client
+            if len(self._clients) >= CELLS_MAX:
+                raise CannotConnect(f"this client is connected to {CELLS_MAX} cells already")
+            broker = urlsplit(cell.broker)
+            client = AsyncClient(
+                at_cell(cell.cell, broker.hostname or "", broker.port or 0), tenant=self._tenant
+            )
+            try:
+                await client.open(max(0.1, due_s - self._loop.time()))
+            except CannotConnect:
+                await client.close()
+                raise
+            self._clients[cell] = client
+            return client
+
+    async def _look(self, service: str) -> _Place:
+        """Ask where a service is, once for all who want to know. Raises EnvironmentFailure."""
+        look = self._looks.get(service)
+        if look is None:
+            look = self._loop.create_task(self._ask_where(service))
+            self._looks[service] = look
+            look.add_done_callback(lambda _: self._looks.pop(service, None))
+        return await asyncio.shield(look)
+
+    async def _ask_where(self, service: str) -> _Place:
+        answer = await self._api.text(self._url, f"/v1/services/{service}/where")
+        try:
+            return msgspec.json.decode(answer, type=_Place)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CannotConnect(f"{self._url} is no controller of ours: {error}") from None
