@@ -247,7 +247,7 @@ class AsyncClient:
 
     def job(self, service: str, job: str) -> Job:
         """Return the handle of a job that was submitted before, perhaps by another client."""
-        return Job(self._jobs, service, job, None)
+        return Job(self._jobs, service, job)
 
     # Values.
 
@@ -282,12 +282,11 @@ class AsyncClient:
             self._asking(body.service), body, cause=body.job, tenant=self._tenant
         )
 
-    async def _unpack_job(self, service: str, ended: Ended) -> values.Result:
-        begin_s = self._loop.time()
+    async def _unpack_job(self, service: str, ended: Ended, begin_s: float) -> values.Result:
         if ended.failure is not None:
             raise error_of(ended.failure)
         urls: tuple[str, ...] = ()
-        due_s = begin_s + DEADLINE_S
+        due_s = self._loop.time() + DEADLINE_S
         if any(isinstance(one, Blob) for one in ended.outputs.values()):
             urls = await self._stores(service, DEADLINE_S)
         unpacked = await self._unpack(ended.outputs, urls, due_s)

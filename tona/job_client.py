@@ -39,20 +39,28 @@ ASK_AGAIN_S: Final = 2.0
 Word = JobAccepted | JobStatus | JobEnded
 Sender = Callable[[JobSubmit | JobQuery], bool]
 """Says something on the topic of its service."""
-Unpacker = Callable[[str, Ended], Awaitable[Result]]
-"""Makes a result of the end of a service's job; raises what `invoke` raises."""
+Unpacker = Callable[[str, Ended, float], Awaitable[Result]]
+"""Makes a result of the end of a service's job, known since a time of the loop's clock; raises
+what `invoke` raises.
+"""
 
 
 class Job:
     """A durable invocation: it goes on whatever becomes of this client."""
 
     def __init__(
-        self, desk: "JobDesk", service: str, job: str, end: asyncio.Future[Ended | None] | None
+        self,
+        desk: "JobDesk",
+        service: str,
+        job: str,
+        end: asyncio.Future[Ended | None] | None = None,
+        begin_s: float | None = None,
     ) -> None:
         self.id = job
         self.service = service
         self._desk = desk
         self._end = end
+        self._begin_s = desk.now_s() if begin_s is None else begin_s
 
     async def result(self, timeout_s: float | None = None) -> Result:
         """Wait for the end and return the outputs; may be asked again, by other clients too.
@@ -65,7 +73,7 @@ class Job:
             ended = await asyncio.shield(self._end)
             if ended is None:
                 raise ClientClosed("the client was closed while the job was under way: it goes on")
-            return await self._desk.unpack(self.service, ended)
+            return await self._desk.unpack(self.service, ended, self._begin_s)
 
     async def status(self) -> JobStatus | JobEnded:
         """Ask where it stands, or how it has ended. Raises Refused when it is not known."""
@@ -97,14 +105,18 @@ class JobDesk:
             JobsWake: self._wake,
         }
 
+    def now_s(self) -> float:
+        """Return the loop's clock."""
+        return self._loop.time()
+
     # For the application.
 
     async def submit(self, body: JobSubmit, accept_s: float) -> Job:
         """Submit a job; returns when it is durable. Raises Refused or ServiceUnavailable."""
         name = body.job
-        until_s = self._loop.time() + accept_s
+        begin_s = self._loop.time()
         try:
-            async with asyncio.timeout_at(until_s), self._window:
+            async with asyncio.timeout_at(begin_s + accept_s), self._window:
                 taken = self._taken[name] = self._loop.create_future()
                 end = self._ends[name] = self._loop.create_future()
                 self._do(Opened(body))
@@ -123,7 +135,7 @@ class JobDesk:
         if refused:
             self._ends.pop(name, None)
             raise _refusal(refused)
-        return Job(self, body.service, name, end)
+        return Job(self, body.service, name, end, begin_s)
 
     def follow(self, service: str, name: str) -> asyncio.Future[Ended | None]:
         """Have the end of a job looked after, and return what it comes to; None: we were closed."""

@@ -60,6 +60,7 @@ COMMON: Final = {
     "anchor": "Name of the TA.",
     "attempt": "As in Invoke.",
     "bounds": "All of them hold.",
+    "correlation": "MQTT 5 correlation data of the client, returned with the answer.",
     "dtype": "Type of the items.",
     "epoch": "Of the assignment.",
     "generation": "Version of the specification.",

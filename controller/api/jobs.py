@@ -1,6 +1,6 @@
 """The arguments of the operations on jobs: values as JSON, and how they become a submission."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -12,7 +12,8 @@ from protocols.messages.job import JobState
 from protocols.messages.quality import PRIORITY_DEFAULT, Priority
 
 JobKey = Annotated[str, Meta(min_length=1, max_length=128)]
-API_CLIENT = "api"
+LIMIT_MAX: Final = 10_000
+API_CLIENT: Final = "api"
 """Who a job that came over HTTP is said to be of."""
 
 
@@ -90,3 +91,5 @@ class ListJobs(Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = ""
     service: str = ""
     state: JobState | None = None
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX)] = 1000
+    """At most so many, by their identifiers."""

@@ -174,7 +174,7 @@ def _jobs(arguments: ListJobs, registry: Registry) -> list[JobView]:
             arguments.service in ("", one.submit.service) and arguments.state in (None, one.state)
         ),
     )
-    return [job_view(one, whole=False) for one in found]
+    return [job_view(one, whole=False) for one in found[: arguments.limit]]
 
 
 def _job(arguments: Named, registry: Registry) -> JobView:

@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from controller.api.quality import ServiceQos
+from controller.config import Config
 from controller.decider import Record
 from controller.records import (
     ANCHORED,
@@ -37,9 +38,6 @@ from protocols.messages import Assign
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.invocation import REQUEST
 
-ANCHOR: Final = "ta-main"
-NAMO: Final = "namo-main"
-SCHEDULER: Final = "ts-main"
 REQUESTS: Final = 200
 """Sent to each service, one at a time."""
 GAP_MS: Final = 20
@@ -134,7 +132,7 @@ def twin_of(snapshot: Snapshot, seed: int) -> Twin:
         load = view.load.cpu_percent if view.load is not None else 0.0
         node = twin.add_node(view.node, Shape(cpu_percent=(load, load)))
         node.hands.is_like(view.inventory, costs)
-    twin.head.store.append(list(_records(snapshot)))
+    twin.head.store.append(list(_records(snapshot, twin.head.config)))
     for task in snapshot.tasks:
         held = twin.nodes.get(task.node)
         if held is not None and task.epoch:
@@ -148,16 +146,17 @@ def twin_of(snapshot: Snapshot, seed: int) -> Twin:
     return twin
 
 
-def _records(snapshot: Snapshot) -> Iterable[Record]:
+def _records(snapshot: Snapshot, config: Config) -> Iterable[Record]:
+    """Yield the live records, as if the roles of the twin had written them."""
     for use_case in snapshot.use_cases:
         yield Record(USE_CASE, use_case.name, use_case, "snapshot")
     for service in snapshot.services:
         name = service.order.service
-        yield Record(SERVICE, name, structs.replace(service, anchor=ANCHOR), "snapshot")
-        anchored = AnchoredRecord(service.order, service.tenant, NAMO)
+        yield Record(SERVICE, name, structs.replace(service, anchor=config.ta), "snapshot")
+        anchored = AnchoredRecord(service.order, service.tenant, config.namo)
         yield Record(ANCHORED, name, anchored, "snapshot")
     for task in snapshot.tasks:
-        renamed = structs.replace(task, scheduler=SCHEDULER)
+        renamed = structs.replace(task, scheduler=config.ts)
         yield Record(TASK, task.spec.task, renamed, "snapshot")
     for view in snapshot.nodes:
         record = NodeRecord(view.node, view.agent_version, "snapshot", view.inventory)

@@ -1,6 +1,7 @@
 """One run of the twin: a fleet, use cases, clients and faults from one seed."""
 
 import json
+import traceback
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
@@ -22,7 +23,6 @@ from controller.twin.store import SimStore
 from controller.twin.usecases import RAW_NODES, Flavour, chain
 from controller.twin.verdict import unsettled
 from controller.twin.world import Clock, Tell, World
-from protocols.errors import TonaBug
 
 WATCH_MS: Final = 1000
 SUBMIT_MS: Final = 2500
@@ -269,8 +269,10 @@ class Twin:
             for network in self.networks:
                 network.calm = network.weather = Weather()
             self._settle()
-        except TonaBug as bug:
-            raise self.checkers.broken(Rule.BUG, str(bug)) from bug
+        except BrokenRule:
+            raise
+        except Exception as bug:  # noqa: BLE001 - whatever a decider stumbles over is a finding
+            raise self.checkers.broken(Rule.BUG, _stumble(bug)) from bug
         return self._outcome()
 
     def _settle(self) -> None:
@@ -358,3 +360,9 @@ class Twin:
         bound = RAW_NODES if Flavour.PRIVATE in plan.flavours else ()
         for name in dice.sample(sorted(self.nodes.keys() - set(bound)), plan.drains):
             self.world.at(dice.randint(6000, last_ms), partial(self.drain, name))
+
+
+def _stumble(bug: Exception) -> str:
+    """Say what was raised, and where."""
+    frame = traceback.extract_tb(bug.__traceback__)[-1]
+    return f"{type(bug).__name__}: {bug} ({frame.filename}:{frame.lineno} in {frame.name})"

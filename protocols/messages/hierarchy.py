@@ -237,9 +237,11 @@ class TaskEvent(Message, tag="task-event", frozen=True):
 
     task: Name
     event: Id
-    """`danger`, `acted`, `helped`, `reverted`, `relaxed` or `calm`."""
+    """`danger`, `acted`, `helped`, `reverted`, `kept`, `relaxing`, `relaxed` or `calm`."""
     detail: Text = ""
+    """What exactly, with its figures."""
     blame: Blame | None = None
+    """Whose fault it is, where it is one."""
 
 
 class NodeState(StrEnum):

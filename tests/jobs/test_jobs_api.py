@@ -88,6 +88,7 @@ def test_jobs_are_listed_without_their_outputs_and_shown_with_them() -> None:
     ]
     assert [one.job for one in ask("job.list", state=JobState.FAILED)] == ["j2"]
     assert not ask("job.list", service="other")
+    assert len(ask("job.list", limit=1)) == 1
     shown = ask("job.show", name="j1")
     assert shown.outputs["y"].data == b"hello"
     assert shown.outputs["z"].digest == DIGEST

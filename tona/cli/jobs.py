@@ -73,6 +73,7 @@ def list_jobs(
         str, Option(help="Only of this service.", autocompletion=complete.services)
     ] = "",
     state: Annotated[JobState | None, Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, Option(min=1, max=10_000, help="At most so many.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """List the jobs that are open, and those that are remembered."""
@@ -86,7 +87,8 @@ def list_jobs(
             )  # fmt: skip
         show(made)
 
-    listing("job.list", as_json, draw, prefix=prefix, service=service, state=state)
+    asked = {"prefix": prefix, "service": service, "state": state, "limit": limit}
+    listing("job.list", as_json, draw, **asked)
 
 
 @app.command("show")
