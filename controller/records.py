@@ -151,6 +151,10 @@ class Leaving(Struct, frozen=True):
     epoch: int
     nodes: tuple[str, ...] = ()
     """Its envelope there."""
+    spec: TaskSpec | None = None
+    """What the envelope there is for, where it is not the newest."""
+    granted: int = 0
+    """The generation of that."""
 
 
 class Asked(Struct, frozen=True):
@@ -226,6 +230,8 @@ class NodeRecord(Struct, frozen=True):
     agent_version: str
     boot_id: str
     inventory: Inventory
+    draining: str = ""
+    """Why an operator has it emptied, until the operator ends that; empty: it is not."""
 
 
 class ArtifactRecord(Struct, frozen=True):

@@ -20,6 +20,8 @@ from protocols.topics import valid_name
 
 DEFAULT_CELL: Final = "cell"
 DEFAULT_BROKER: Final = "127.0.0.1:1883"
+SENSORS_MAX: Final = 63
+"""Beside the node's own load; an inventory names no more."""
 _NAME_MAX: Final = 64
 _V4: Final = 4
 _LOOPBACK_NET: Final = 127
@@ -100,6 +102,8 @@ def _from_file(path: Path) -> Config:
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}; options are strings, sensors tables") from None
+    if len(config.sensors) > SENSORS_MAX:
+        raise UserError(f"{path}: {len(config.sensors)} sensors, a node has at most {SENSORS_MAX}")
     for name, sensor in config.sensors.items():
         _check_sensor(path, name, sensor)
     return config

@@ -10,8 +10,10 @@ import gc
 import logging
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +21,7 @@ from device_agent.core import commands, events
 from device_agent.core.core import Core
 from device_agent.prepared import Prepared
 from device_agent.senses import Senses
+from device_agent.sensing.delivery import account
 from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
 from device_agent.workshop import Workshop
 from protocols import topics
@@ -96,8 +99,8 @@ class Daemon:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ms: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.broker_address = ""
-        """Numeric, of the last connection."""
+        self.broker_line: socket.socket | None = None
+        """Of the last connection."""
         self._doors: dict[type, Callable[[Any], Any]] = {
             commands.Say: self._say,
             commands.Forward: self._forward,
@@ -199,11 +202,17 @@ class Daemon:
         self._send(self._own[command.channel], command.body, command.cause, command.tenant)
 
     def _forward(self, command: commands.Forward) -> None:
+        self._writing()
         self._send(self._inbox(command.node), command.body, command.cause, command.tenant)
 
     def _reply(self, command: commands.Reply) -> None:
         topic = self._parse(command.topic)
+        self._writing()
         self._send(topic, command.body, command.cause, command.tenant, command.correlation)
+
+    def _writing(self) -> None:
+        if self._senses is not None:
+            self._senses.writing()
 
     def _publish(self, command: commands.Publish) -> None:
         topic = self._service_topic(command.service, Channel.OUTPUT)
@@ -256,8 +265,15 @@ class Daemon:
         return self._incarnation
 
     def _connected(self, incarnation: int) -> None:
-        if self._senses is not None and self.broker_address:
-            self._senses.attach(self.broker_address)
+        line, session = self.broker_line, self.session
+        if self._senses is not None and line is not None:
+            # A line that has just broken has no other side: its end is about to be told.
+            with suppress(OSError):
+                self._senses.attach(
+                    line.getpeername()[0],
+                    lambda: account(line),
+                    lambda: session.buffered_bytes,
+                )
         jitter = int.from_bytes(os.urandom(4)) / 2**32
         self.tell(events.Connected(incarnation, jitter))
 

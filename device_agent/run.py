@@ -182,10 +182,10 @@ class Node:
         return structs.replace(settings, tls=tls.client_context(bundle)), files
 
     async def _open_socket(self, settings: Settings) -> socket.socket:
-        """Note the broker's numeric address, to know which interface leads there."""
+        """Note the line to the broker: which interface leads there, and what it carries."""
         line = await open_socket(settings)
         if self._daemon is not None:
-            self._daemon.broker_address = line.getpeername()[0]
+            self._daemon.broker_line = line
         return line
 
     def _announce(self, inventory: Inventory, warnings: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from device_agent.core import events
+from device_agent.sensing.delivery import LOOK_MS, TcpInfo
 from device_agent.sensing.link import LinkSensor
 from device_agent.sensing.sampler import Sampler
 from protocols.errors import EnvironmentFailure
@@ -50,10 +51,23 @@ class Senses:
         self._set("sample", sample_ms, self._sample)
         self._set("probe", probe_ms, self._send_probe)
 
-    def attach(self, address: str) -> None:
-        """Follow the interface that leads to the broker's numeric address."""
+    def attach(
+        self,
+        address: str,
+        look: Callable[[], TcpInfo | None],
+        buffered: Callable[[], int],
+    ) -> None:
+        """Follow the interface that leads to the broker's numeric address, and the connection."""
         if self._link is not None:
             self._link.attach(address)
+            self._link.delivery.attach(look, buffered)
+
+    def writing(self) -> None:
+        """See what becomes of values that are about to be sent."""
+        if self._link is None or "look" in self._timers:
+            return
+        if self._link.delivery.writing(self._loop.time() * 1000):
+            self._set("look", LOOK_MS, self._look)
 
     def probed(self, number: int) -> None:
         """Take note that a probe is back."""
@@ -80,6 +94,11 @@ class Senses:
         self._tell(events.Sampled(self._sampler.sample(now_ms)))
         if self._link is not None:
             self._tell(events.LinkSampled(self._link.sample(now_ms)))
+
+    def _look(self) -> None:
+        del self._timers["look"]
+        if self._link is not None and self._link.delivery.look(self._loop.time() * 1000):
+            self._set("look", LOOK_MS, self._look)
 
     def _send_probe(self) -> None:
         self._set("probe", self._probe_ms, self._send_probe)

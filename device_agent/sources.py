@@ -4,7 +4,7 @@ A sensor is a file that is read anew each time: a value of sysfs, a device, the 
 camera. Files lie below the folder that the configuration names; no `..`, no link and no other kind
 of file leads out of it. A name that is a folder gives its files one after another, by name.
 
-Reading blocks, so it happens in threads, which are there only while something feeds.
+Reading blocks, so it happens in threads, which are there only while something is read.
 """
 
 import os
@@ -38,6 +38,14 @@ class Reading(Struct, frozen=True):
     cursor: str = ""
 
 
+class Unusable(EnvironmentFailure):
+    """A file of a folder cannot be used; the next one may be."""
+
+    def __init__(self, text: str, cursor: str) -> None:
+        super().__init__(text)
+        self.cursor = cursor
+
+
 class Sources:
     """The sensors and files of this node."""
 
@@ -51,7 +59,10 @@ class Sources:
         return tuple(sorted(self._sensors))
 
     def read(self, command: ReadSource) -> Reading | None:
-        """Read a source now; None when a folder has nothing new. Raises EnvironmentFailure."""
+        """Read a source now; None when a folder has nothing new.
+
+        Raises EnvironmentFailure; Unusable where the fault is one file's of a folder.
+        """
         try:
             if command.kind is SourceKind.SENSOR:
                 data, cursor = self._sensor(command), ""
@@ -65,9 +76,10 @@ class Sources:
             raise EnvironmentFailure(text) from None
         shape = fit(command.dtype, command.shape, len(data))
         if shape is None:
-            raise EnvironmentFailure(
+            raise Unusable(
                 f"source {command.name!r} gave {len(data)} bytes, which is no "
-                f"{command.dtype.value}{list(command.shape)}"
+                f"{command.dtype.value}{list(command.shape)}",
+                cursor,
             )
         shape, data = decimate(command.dtype, shape, data, command.decimation)
         return Reading(command.dtype, shape, data, cursor)
@@ -80,6 +92,8 @@ class Sources:
             raise EnvironmentFailure(told)
         endless = -1 in command.shape
         most = SOURCE_MAX_BYTES if endless else tensor_bytes(command.dtype, command.shape)
+        if most > SOURCE_MAX_BYTES:
+            raise _too_much(command.name)
         with _closing(os.open(sensor.path, _PLAIN)) as handle:
             return _read(handle, command.name, most, whole=endless)
 
@@ -118,7 +132,10 @@ def _next(folder: int, name: str, cursor: str) -> tuple[bytes, str] | None:
             continue
         with _closing(handle):
             if stat.S_ISREG(os.fstat(handle).st_mode):
-                return _read(handle, f"{name}/{one}"), one
+                try:
+                    return _read(handle, f"{name}/{one}"), one
+                except EnvironmentFailure as error:
+                    raise Unusable(str(error), one) from None
     return None
 
 
@@ -138,9 +155,13 @@ def _read(handle: int, name: str, most: int = SOURCE_MAX_BYTES, *, whole: bool =
     while size < most + whole and (part := os.read(handle, min(_READ_BYTES, most + whole - size))):
         parts.append(part)
         size += len(part)
-    if size > min(most, SOURCE_MAX_BYTES):
-        raise EnvironmentFailure(f"source {name!r} has more than {SOURCE_MAX_BYTES} bytes")
+    if size > most:
+        raise _too_much(name)
     return b"".join(parts)
+
+
+def _too_much(name: str) -> EnvironmentFailure:
+    return EnvironmentFailure(f"source {name!r} has more than {SOURCE_MAX_BYTES} bytes")
 
 
 def fit(dtype: Dtype, shape: tuple[int, ...], size: int) -> tuple[int, ...] | None:

@@ -5,8 +5,11 @@ Every command is answered, whatever happens.
 
 import asyncio
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from device_agent.artifacts.blobs import BlobFolder
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from device_agent.sources import Reading, Sources
 
 TRIM_EVERY_S: Final = 2.0
+READERS_MAX: Final = 8
+"""Sources that are read at once; one that hangs keeps its place, the others go on."""
 
 log = logging.getLogger("tona.node")
 
@@ -47,13 +52,17 @@ class Transfers:
         self.fetching: Fetcher | None = None
         """None: nothing was transferred yet."""
         self._sources: Sources | None = None
+        self._reading: set[tuple[str, str]] = set()
+        """Services and inputs whose source is being read, or waits to be: once each."""
+        self._unread: deque[commands.ReadSource] = deque()
+        self._readers = 0
         self._trimmed_s = 0.0
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.FetchArtifact: lambda command: spawn(self._fetch_artifact(command)),
             commands.FetchBlob: self._fetch_blob,
             commands.PushBlob: lambda command: spawn(self._push_blob(command)),
             commands.StoreValue: lambda command: spawn(self._store_value(command)),
-            commands.ReadSource: lambda command: spawn(self._read_source(command)),
+            commands.ReadSource: self._read_source,
         }
 
     def store(self, data: bytes) -> str:
@@ -141,21 +150,67 @@ class Transfers:
 
     # Sources.
 
-    async def _read_source(self, command: commands.ReadSource) -> None:
+    def _read_source(self, command: commands.ReadSource) -> None:
+        """Read in a thread that neither the loop nor the end of the process waits for."""
+        key = command.service, command.input
+        if key in self._reading:
+            text = f"source {command.name!r} is still being read"
+            self._tell(events.SourceFailed(*key, text))
+            return
+        self._reading.add(key)
+        self._unread.append(command)
+        self._read_next()
+
+    def _read_next(self) -> None:
+        if not self._unread or self._readers >= READERS_MAX:
+            return
         if self._sources is None:
             self._sources = self._make_sources()
+        self._readers += 1
+        command = self._unread.popleft()
+        work = self._sources, command, asyncio.get_running_loop()
+        thread = threading.Thread(target=self._reader, args=work, name="source", daemon=True)
         try:
-            found = await asyncio.to_thread(self._sources.read, command)
-            value = self._value(found) if found is not None else None
+            thread.start()
+        except RuntimeError as error:
+            self._have_read(command, EnvironmentFailure(f"no thread to read in: {error}"))
+
+    def _reader(
+        self,
+        sources: "Sources",
+        command: commands.ReadSource,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Read and tell the loop; the thread's outermost edge."""
+        found: Reading | BaseException | None
+        try:
+            found = sources.read(command)
+        except Exception as error:  # noqa: BLE001 - the loop judges it
+            found = error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(self._have_read, command, found)
+
+    def _have_read(
+        self, command: commands.ReadSource, found: "Reading | BaseException | None"
+    ) -> None:
+        service, name = command.service, command.input
+        self._readers -= 1
+        self._reading.discard((service, name))
+        self._read_next()
+        try:
+            if isinstance(found, BaseException):
+                raise found
+            value = self._value(found, command.inline_bytes) if found is not None else None
         except (EnvironmentFailure, OSError) as error:
-            self._tell(events.SourceFailed(command.service, command.input, str(error)))
+            cursor = getattr(error, "cursor", "")
+            self._tell(events.SourceFailed(service, name, str(error), cursor))
             return
         cursor = found.cursor if found is not None else ""
-        self._tell(events.SourceRead(command.service, command.input, value, cursor))
+        self._tell(events.SourceRead(service, name, value, cursor))
 
-    def _value(self, found: "Reading") -> invocation.Value:
+    def _value(self, found: "Reading", inline_bytes: int) -> invocation.Value:
         """Return what a source gave as a message carries it."""
-        if len(found.data) <= invocation.INLINE_MAX_BYTES:
+        if len(found.data) <= inline_bytes:
             return invocation.Tensor(found.dtype, found.shape, found.data)
         digest = self.store(found.data)
         self.trim()

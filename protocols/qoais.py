@@ -196,7 +196,8 @@ INDICATORS: Final[dict[str, Indicator]] = {
                 "the run's part of the time a request spends there", measured=True, paper=True),
         # Table 1, connection: each but reliability with its jitter. Loss is ours.
         _number("bandwidth_mbit_per_s", _P, _CONNECTION, "Mbit/s", _HIGH, _EACH, _ALL,
-                "speed of the node's interface, as its driver tells it", measured=True, paper=True),
+                "carried by the node's connection, else its driver's word", measured=True,
+                paper=True),
         _number("bandwidth_jitter_percent", _P, _CONNECTION, "%", _LOW, _EACH, _ALL,
                 "declared by whoever runs the network", paper=True),
         _number("delay_ms", _P, _CONNECTION, "ms", _LOW, _PATH, _ALL,

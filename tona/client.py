@@ -443,7 +443,7 @@ class AsyncClient:
 
     def _message(self, inbound: Inbound) -> None:
         body = inbound.frame.body
-        if isinstance(body, Route):
+        if isinstance(body, Route) and body.service in self._asked:
             self._urls[body.service] = body.blob_urls
             self._routed.set()
         if isinstance(body, Result | Accepted | Route):

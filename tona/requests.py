@@ -24,6 +24,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from protocols.errors import Blame
+from protocols.manifest import MAX_PORTS
 from protocols.messages.invocation import (
     Blob,
     Failure,
@@ -85,7 +86,8 @@ class Counters(Struct):
     """What was dropped or done again; every number only grows."""
 
     late: int = 0
-    """Answers to requests that had ended, or to attempts that were given up."""
+    """Answers to requests that had ended, to attempts that were given up, or of impossible parts.
+    """
     stale_routes: int = 0
     retries: int = 0
 
@@ -295,6 +297,9 @@ class Requests:
     def _collect(self, request: _Request, result: Result) -> None:
         if result.parts == 1:
             self._finish(request, result.outputs, None, result.timings)
+            return
+        if not result.part < result.parts <= MAX_PORTS:
+            self.counters.late += 1
             return
         request.parts[result.attempt, result.part] = result
         whole = [one for (attempt, _), one in request.parts.items() if attempt == result.attempt]

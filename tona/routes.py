@@ -25,7 +25,7 @@ def entries(plan: Plan) -> tuple[Entry, ...]:
     wanted: dict[str, set[str]] = {}
     for step in plan.steps:
         names = {edge.source_port for edge in step.inputs if edge.source == REQUEST}
-        if names:
+        if names or not step.inputs:
             wanted.setdefault(step.node, set()).update(names)
     return tuple(Entry(node, frozenset(names)) for node, names in wanted.items())
 

@@ -16,7 +16,7 @@ from protocols.manifest import Dtype, tensor_bytes
 from protocols.messages import invocation as wire
 from protocols.messages.invocation import INLINE_MAX_BYTES, Timing
 from protocols.topics import valid_name
-from tona.errors import bad_input, error_of
+from tona.errors import InvocationError, bad_input, error_of
 
 np: Any
 try:
@@ -119,14 +119,20 @@ def dense(value: wire.Tensor) -> Any:
     try:
         plain = packing.unpack(value)
     except MalformedFrame as error:
-        text = f"the answer cannot be read: {error}"
-        code = wire.FailureCode.EXECUTOR
-        raise error_of(wire.Failure(code, Blame.PEER, text, retryable=False)) from None
+        raise _unreadable(f"the answer cannot be read: {error}") from None
     return unpack(plain.dtype, plain.shape, plain.data)
 
 
+def _unreadable(text: str) -> InvocationError:
+    code = wire.FailureCode.EXECUTOR
+    return error_of(wire.Failure(code, Blame.PEER, text, retryable=False))
+
+
 def unpack(dtype: Dtype, shape: tuple[int, ...], data: bytes) -> Any:
-    """Turn the bytes of a value into what an application works with."""
+    """Turn the bytes of a value into what an application works with. Raises TaskFailed."""
+    if min(shape, default=0) < 0 or tensor_bytes(dtype, shape) != len(data):
+        text = f"the answer is no {dtype.value}{list(shape)}: it has {len(data)} bytes"
+        raise _unreadable(text)
     if np is None:
         return Tensor(dtype, shape, data)
     return np.frombuffer(data, _LITTLE[dtype]).reshape(shape)
@@ -156,22 +162,29 @@ def _plain(name: str, value: Any) -> tuple[Dtype, tuple[int, ...], Content]:
         case bytearray() | memoryview():
             data = bytes(value)
             return Dtype.UINT8, (len(data),), data
-        case Tensor():
-            if tensor_bytes(value.dtype, value.shape) != len(value.data):
-                raise bad_input(
-                    f"input {name!r}: {value.dtype} {list(value.shape)} takes "
-                    f"{tensor_bytes(value.dtype, value.shape)} bytes, {len(value.data)} were given"
-                )
-            return value.dtype, tuple(value.shape), value.data
-        case wire.Tensor():
-            plain = packing.unpack(value)
-            return plain.dtype, plain.shape, plain.data
+        case Tensor() | wire.Tensor():
+            return _from_tensor(name, value)
     if np is not None and isinstance(value, _ARRAYS):
         return _from_array(name, np.asarray(value))
     raise bad_input(
         f"input {name!r} is of type {type(value).__name__}: "
         "give bytes, text, a numpy array or a tona.Tensor"
     )
+
+
+def _from_tensor(name: str, value: Tensor | wire.Tensor) -> tuple[Dtype, tuple[int, ...], Content]:
+    if isinstance(value, wire.Tensor):
+        try:
+            value = packing.unpack(value)
+        except MalformedFrame as error:
+            raise bad_input(f"input {name!r}: {error}") from None
+    size = tensor_bytes(value.dtype, value.shape)
+    if size != len(value.data):
+        raise bad_input(
+            f"input {name!r}: {value.dtype} {list(value.shape)} takes {size} bytes, "
+            f"{len(value.data)} were given"
+        )
+    return value.dtype, tuple(value.shape), value.data
 
 
 def _from_array(name: str, array: Any) -> tuple[Dtype, tuple[int, ...], Content]:

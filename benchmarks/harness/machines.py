@@ -122,6 +122,15 @@ class Island:
         """Give the interface its carrier, or take it away."""
         _ip("-n", self.name, "link", "set", "cut1", "up" if on else "down")
 
+    def narrow(self, mbit_per_s: float) -> None:
+        """Have the way of TCP from the island carry so much, and hold what is too much back."""
+        rate = ("rate", f"{mbit_per_s * 1000:.0f}kbit", "burst", "16k", "latency", "800ms")
+        _run("tc", "-n", self.name, "qdisc", "replace", "dev", "way0", "root", "tbf", *rate)
+
+    def widen(self) -> None:
+        """Have the way of TCP carry what it can again."""
+        _run("tc", "-n", self.name, "qdisc", "replace", "dev", "way0", "root", "pfifo")
+
     @asynccontextmanager
     async def watched(self) -> AsyncIterator["asyncio.Queue[tuple[int, bool]]"]:
         """Yield a queue of the kernel's words on the carrier: when a bare listener had them."""
@@ -144,7 +153,11 @@ class Island:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run([_tool("ip"), *arguments], check=True)
+    _run("ip", *arguments)
+
+
+def _run(tool: str, *arguments: str) -> None:
+    subprocess.run([_tool(tool), *arguments], check=True)
 
 
 def _inside(name: str, make: Callable[[], LinkMonitor]) -> LinkMonitor:

@@ -15,6 +15,7 @@ from benchmarks.stories.tales import (
     END_S,
     SERVICE,
     SPAN_S,
+    TARGET_MS,
     Tale,
     cast,
     prepare_camera,
@@ -37,7 +38,7 @@ async def tell(tale: Tale, folder: Path, turns_per_ms: float, *, loops: bool) ->
     """Tell one tale once, on a cell of its own."""
     flags = [f"--files={folder / 'files'}"] if tale.name == "data" else []
     prepare_camera(folder / "files")
-    async with stage(folder, dict(tale.nodes), flags) as one:
+    async with stage(folder, dict(tale.nodes), flags, tale.users_apart) as one:
         document = tale.document(await cast(one, turns_per_ms))
         await one.submit(document if loops else silenced(document))
         return await told(one, SERVICE, SPAN_S, tale.acts)
@@ -74,7 +75,7 @@ def draw(tale: Tale, runs: dict[str, Run], path: Path) -> None:
             [
                 (at + 0.5, found)
                 for at in range(int(SPAN_S))
-                if (found := satisfaction(run, tale.target_ms, at, at + 1)) is not None
+                if (found := satisfaction(run, TARGET_MS, at, at + 1)) is not None
             ],
         )
         for name, run in runs.items()
@@ -95,7 +96,7 @@ def draw(tale: Tale, runs: dict[str, Run], path: Path) -> None:
         if one.at_s > CAUSE_S / 2
     ][:12]
     panels = [
-        picture.Panel("latency of requests, ms", latency, tale.target_ms, 5 * tale.target_ms),
+        picture.Panel("latency of requests, ms", latency, TARGET_MS, 5 * TARGET_MS),
         picture.Panel("satisfaction ratio", ratio, None, 1.0),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def report_on(report: Report, tale: Tale, runs: dict[str, Run]) -> None:
     """Take the figures of one tale in."""
     for name, run in runs.items():
         for phase, (start_s, end_s) in PHASES.items():
-            found = satisfaction(run, tale.target_ms, start_s, end_s)
+            found = satisfaction(run, TARGET_MS, start_s, end_s)
             if found is not None:
                 report.figure(f"{tale.name}_{name}_{phase}_ratio", found)
         report.figure(f"{tale.name}_{name}_answered_count", run.answered)

@@ -13,7 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import tona
 from benchmarks.harness.cell import Cell, cell
+from benchmarks.harness.machines import Island
 from benchmarks.harness.processes import running
+from protocols.topics import Speaker
 
 DEADLINE_S: Final = 5.0
 LOOK_S: Final = 0.25
@@ -63,8 +65,10 @@ class Run(NamedTuple):
 class Stage:
     """A running cell with one service; `at_s` is the story's clock."""
 
-    def __init__(self, one: Cell, folder: Path) -> None:
+    def __init__(self, one: Cell, folder: Path, island: Island | None = None) -> None:
         self.cell = one
+        self.island = island
+        """Where the nodes are, if they are apart from the rest."""
         self.folder = folder
         self.met: list[Met] = []
         self.seen: list[Seen] = []
@@ -101,13 +105,16 @@ class Stage:
     ) -> AsyncIterator[None]:
         """Have so many users ask at this rate each, whatever becomes of what they asked before."""
         async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(tona.connect(self.cell.api_url))
-                for _ in range(count)
-            ]
+            trust = self.cell.trust
+            clients = {
+                name: await stack.enter_async_context(
+                    tona.connect(self.cell.api_url if trust is None else trust.bundle(name))
+                )
+                for name in _names(count)
+            }
             loops = [
-                asyncio.create_task(self._user(f"user-{at}", one, service, value, rate_per_s))
-                for at, one in enumerate(clients)
+                asyncio.create_task(self._user(name, one, service, value, rate_per_s))
+                for name, one in clients.items()
             ]
             try:
                 yield
@@ -203,13 +210,31 @@ async def stage(
     folder: Path,
     nodes: dict[str, Callable[[list[str]], list[str]]],
     flags: Sequence[str] = (),
+    users_apart: int = 0,
 ) -> AsyncIterator[Stage]:
-    """Run a controller and these agents, each with the way its command is run."""
+    """Run a controller and these agents, each with the way its command is run.
+
+    With `users_apart`, the nodes are on an island, and there may be so many users.
+    """
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(cell(folder, sample_ms=250))
+        island = None
+        if users_apart:
+            island = Island()
+            stack.enter_context(island.standing())
+            who = dict.fromkeys(nodes, Speaker.NODE)
+            who |= dict.fromkeys(_names(users_apart), Speaker.CLIENT)
+            made = cell(folder, trusted_host=island.host, identities=who, sample_ms=250)
+        else:
+            made = cell(folder, sample_ms=250)
+        one = await stack.enter_async_context(made)
         for name, around in nodes.items():
-            await stack.enter_async_context(one.agent(name, around, flags))
-        yield Stage(one, folder)
+            way = (lambda command, on=around: island.around(on(command))) if island else around
+            await stack.enter_async_context(one.agent(name, way, flags))
+        yield Stage(one, folder, island)
+
+
+def _names(count: int) -> list[str]:
+    return [f"user-{at}" for at in range(count)]
 
 
 async def told(

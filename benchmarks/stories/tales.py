@@ -15,7 +15,10 @@ END_S: Final = 28.0
 HEAVY_MS: Final = 40.0
 LIGHT_MS: Final = 8.0
 USERS: Final = 2
+TARGET_MS: Final = 150.0
 PICTURE_BYTES: Final = 48 * 1024
+ANSWER_BYTES: Final = 56 * 1024
+NARROW_MBIT_PER_S: Final = 3.0
 Around = Callable[[list[str]], list[str]]
 
 
@@ -27,12 +30,11 @@ class Tale(NamedTuple):
     cause: str
     layer: str
     """Who is to answer: `ts`, `ta` or `namo`."""
-    event: str
-    """A word of the entry in the task's story that says so."""
     nodes: Mapping[str, Around]
     document: Callable[["Cast"], dict[str, Any]]
     acts: Callable[[Stage], Awaitable[None]]
-    target_ms: float
+    users_apart: int = 0
+    """So many users ask over a way that can get narrow; 0: everybody is on one machine."""
 
 
 class Cast(NamedTuple):
@@ -98,18 +100,23 @@ def _heavy_with_light(cast: Cast) -> dict[str, Any]:
     }
     leeway = {"variants": ["light"], "moves": False}
     task = _task(cast.heavy, HEAVY_MS, variants=[light], accuracy_percent=97.0, leeway=leeway)
-    return {"name": SERVICE, "services": [_service(150.0, task)]}
+    return {"name": SERVICE, "services": [_service(TARGET_MS, task)]}
 
 
 def _workers(cast: Cast) -> dict[str, Any]:
     leeway = {"replicas_max": 2, "moves": False}
     task = _task(cast.heavy, HEAVY_MS, leeway=leeway)
-    return {"name": SERVICE, "services": [_service(150.0, task)]}
+    return {"name": SERVICE, "services": [_service(TARGET_MS, task)]}
+
+
+def _packable(cast: Cast) -> dict[str, Any]:
+    task = _task(cast.light, LIGHT_MS, leeway={"encodings": ["deflate"], "moves": False})
+    return {"name": SERVICE, "services": [_service(TARGET_MS, task)]}
 
 
 def _plain(cast: Cast) -> dict[str, Any]:
     task = _task(cast.heavy, HEAVY_MS, leeway={"moves": False})
-    return {"name": SERVICE, "services": [_service(150.0, task)]}
+    return {"name": SERVICE, "services": [_service(TARGET_MS, task)]}
 
 
 def _two_ways(cast: Cast) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def _two_ways(cast: Cast) -> dict[str, Any]:
         "name": "glance",
     }
     other = {"name": "coarse", "outputs": {"y": "glance.y"}, "tasks": [coarse]}
-    service = _service(150.0, sharp, alternatives=[other])
+    service = _service(TARGET_MS, sharp, alternatives=[other])
     return {"name": SERVICE, "services": [service]}
 
 
@@ -134,7 +141,7 @@ def _fed(cast: Cast) -> dict[str, Any]:
         "dtype": "uint8",
         "shape": [PICTURE_BYTES],
     }
-    service = _service(150.0, task, sources={"x": source}, sinks={"y": "topic"})
+    service = _service(TARGET_MS, task, sources={"x": source}, sinks={"y": "topic"})
     return {"name": SERVICE, "services": [service]}
 
 
@@ -151,6 +158,19 @@ def _asking(rate_per_s: float, cause_rate_per_s: float, burners: int) -> Any:
             await one.until(SPAN_S)
 
     return acts
+
+
+async def _narrowing(one: Stage) -> None:
+    island = one.island
+    assert island is not None
+    # Two bits of news in each byte.
+    value = bytes(one & 0x30 for one in hashlib.shake_128(b"a picture").digest(ANSWER_BYTES))
+    async with one.users(SERVICE, value, lambda: 2.0, USERS):
+        await one.until(CAUSE_S)
+        island.narrow(NARROW_MBIT_PER_S)
+        await one.until(END_S)
+        island.widen()
+        await one.until(SPAN_S)
 
 
 async def _feeding(one: Stage) -> None:
@@ -174,54 +194,54 @@ def tales() -> tuple[Tale, ...]:
             "Algorithm: another granted variant",
             "two strangers' programs on the node's core",
             "ts",
-            "variant",
             {"node-1": first},
             _heavy_with_light,
             _asking(4, 4, 2),
-            150.0,
         ),
         Tale(
             "computing",
             "Computing: a second worker",
             "three times as many requests",
             "ts",
-            "replicas",
             {"node-1": list},
             _workers,
-            _asking(4, 12, 0),
-            150.0,
+            _asking(3, 10, 0),
+        ),
+        Tale(
+            "connection",
+            "Connection: packed answers",
+            f"the node's link carries {NARROW_MBIT_PER_S:g} Mbit/s",
+            "ts",
+            {"node-1": list},
+            _packable,
+            _narrowing,
+            USERS,
         ),
         Tale(
             "data",
             "Data: a slower source",
             "two strangers' programs on the node's core",
             "ts",
-            "rate",
             {"node-1": first},
             _fed,
             _feeding,
-            150.0,
         ),
         Tale(
             "anchor",
             "Task Anchor: another node than the envelope had",
             "two strangers' programs on the node's core",
             "ta",
-            "granted",
             {"node-1": first, "node-2": second},
             _plain,
             _asking(4, 4, 2),
-            150.0,
         ),
         Tale(
             "namo",
             "NAMO: another decomposition",
             "two strangers' programs on the only node's core",
             "namo",
-            "decomposition",
             {"node-1": first},
             _two_ways,
             _asking(4, 4, 2),
-            150.0,
         ),
     )

@@ -25,6 +25,7 @@ from controller.records import (
     NodeRecord,
     StoryRecord,
     TaskRecord,
+    TaskState,
 )
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Inventory
@@ -125,6 +126,13 @@ class Book:
         """Return the task in the state that an event leads to."""
         state = advance(task.state, event, self.stories.tale(task.spec.task))
         return structs.replace(task, state=state)
+
+    def homeless(self, task: TaskRecord) -> TaskRecord:
+        """Return a task that has no envelope any more, and needs another one."""
+        if task.state is not TaskState.ACCEPTED:
+            task = self.after(task, TaskEvent.UNREADY)
+        task = self.after(task, TaskEvent.NO_NODE)
+        return structs.replace(task, nodes=(), node="", reserved={}, leaving=None)
 
     def tell(self, task: str, event: str, detail: str, cause: str, layer: str = "ta") -> None:
         """Add an entry to a task's story."""

@@ -141,16 +141,15 @@ class Escalations:
         if task.leaving is not None and self._transfers.give_up(service, why, cause):
             return False, f"the service returns to {task.leaving.scheduler}"
         task = self._book.tasks[name]
-        found = self._placing.search.find(service, {name})
-        if found.complete and self._placing.apply(service, found, cause):
-            self._upward.report(service, cause)
-            return True, f"new envelope {', '.join(self._book.tasks[name].nodes)}"
-        if leases and any(self._book.usable(one) and one not in failed for one in task.nodes):
-            self._granting.grant(task, cause)
-            return True, f"fresh epochs for {', '.join(task.nodes)}"
-        self._placing.wait(service, found, cause)
+        granted = self._placing.seek(service, {name}, cause)
         self._upward.report(service, cause)
-        return False, self._book.tasks[name].reason or found.plan[name].reason
+        after = self._book.tasks[name]
+        if granted:
+            return True, f"new envelope {', '.join(after.nodes)}"
+        if leases and any(self._book.usable(one) and one not in failed for one in after.nodes):
+            self._granting.renew(after, cause)
+            return True, f"fresh epochs for {', '.join(after.nodes)}"
+        return False, after.reason or "no node can run it now"
 
     def _quality(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
         """Try the next remedy of the episode; then NAMO."""

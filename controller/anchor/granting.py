@@ -58,7 +58,8 @@ class Granting:
                 continue
             grant = structs.replace(
                 _grant(task, held, left.epoch + 1, left.epoch),
-                generation=task.served or task.generation,
+                generation=left.granted,
+                spec=left.spec or task.spec,
                 nodes=left.nodes or (left.node,),
                 current_node=left.node,
                 current_epoch=left.epoch,

@@ -98,6 +98,7 @@ TABLE: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
     **_all(_E.START, _S.RUNNING, _S.READY),
     # Modify.
     **_all(_E.ORDER, _S.MODIFYING, *SERVING),
+    (_S.TRANSFERRING, _E.ORDER): _S.TRANSFERRING,
     **_all(_E.OLDER, _S.MODIFYING, *_DEPLOYING[1:], *SERVING),
     # Monitor.
     **_all(_E.UNREADY, _S.MOVING, *SERVING),
@@ -110,9 +111,7 @@ TABLE: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
     **_all(_E.TRANSFER, _S.TRANSFERRING, *SERVING),
     # What does not serve has nothing to keep: the other cell begins anew.
     **_all(_E.TRANSFER, _S.PLACED, *_DEPLOYING),
-    **_all(_E.RETURN, _S.RUNNING, _S.READY, _S.TRANSFERRING, *_WELL),
-    **_all(_E.RETURN, _S.MODIFYING, _S.MODIFYING),
-    **_all(_E.RETURN, _S.MOVING, *_DEPLOYING[1:]),
+    **_all(_E.RETURN, _S.RUNNING, *SERVING),
     # Delete.
     **_all(_E.DELETE, _S.DELETING, *_LIVING, _S.DELETING),
     **_same(_E.READY, _S.DELETING),

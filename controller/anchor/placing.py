@@ -98,6 +98,7 @@ class Placing:
         if service not in self._book.services:
             self._retries.pop(service, None)
             self.shunned.pop(service, None)
+            self.search.forget(service)
 
     def ran(self, service: str) -> None:
         """Begin anew with short pauses: the service has run."""
@@ -120,12 +121,22 @@ class Placing:
             return
         lacking = self.search.lacking(service)
         if lacking:
-            found = self.search.find(service, lacking)
-            if not (found.complete and self.apply(service, found, cause)):
-                self.wait(service, found, cause)
+            self.seek(service, lacking, cause)
         self._fill_up(service, cause)
         self.feed(service, cause)
         self._upward.report(service, cause)
+
+    def seek(self, service: str, tasks: Collection[str], cause: str) -> bool:
+        """Apply the first plan for these tasks that can be done; else they wait."""
+        refused: list[Found] = []
+        for found in self.search.plans(service, tasks):
+            if found.complete and self.apply(service, found, cause):
+                return True
+            refused.append(found)
+        # The one that looked at the whole cell says best why there is nothing.
+        whole = [one for one in refused if not one.kept]
+        self._wait(service, whole[0], cause)
+        return False
 
     def apply(self, service: str, found: Found, cause: str, why: str = "") -> bool:
         """Reserve and grant what a complete plan says; False when there is no room for it."""
@@ -172,7 +183,8 @@ class Placing:
         variant = placement.variant
         leaving = None
         if away and task.state in SERVING and task.node:
-            leaving = Leaving(task.scheduler, task.node, task.epoch, task.nodes)
+            granted = task.granted if task.held is not None else task.generation
+            leaving = Leaving(task.scheduler, task.node, task.epoch, task.nodes, task.held, granted)
         elif not away:
             wanted = 1 + self._book.services[task.service].order.spares - len(nodes)
             nodes += self.search.spares(
@@ -202,7 +214,8 @@ class Placing:
         reserved = dict.fromkeys(task.nodes, asked)
         held = before.reserved if before is not None else {}
         # What serves now stays until the report that something else does.
-        for node in (task.node, task.leaving.node if task.leaving else ""):
+        serving = task.node if task.state in SERVING else ""
+        for node in (serving, task.leaving.node if task.leaving else ""):
             if node and node in held:
                 reserved[node] = max(reserved.get(node, 0), held[node])
         return structs.replace(task, leeway=granted, reserved=reserved)
@@ -328,7 +341,7 @@ class Placing:
 
     # When there is nothing.
 
-    def wait(self, service: str, found: Found, cause: str) -> None:
+    def _wait(self, service: str, found: Found, cause: str) -> None:
         """No node for some task: none gets one; NAMO is told once, and it is tried again."""
         book = self._book
         short = [one for one in found.free if not found.plan[one].chosen]
@@ -344,11 +357,10 @@ class Placing:
             if name in failing:
                 event, reason = TaskEvent.FAIL, "every node that could run it has failed to"
             elif name not in short:
-                other = blocked[0] if blocked else service
-                why = found.plan[other].reason if blocked else "no room is left"
-                reason = (
-                    f"its service is placed as a whole, and there is no node for {other}: {why}"
-                )
+                why = "there is no room for it beside what serves"
+                if blocked:
+                    why = f"there is no node for {blocked[0]}: {found.plan[blocked[0]].reason}"
+                reason = f"its service is placed as a whole, and {why}"
             self._waits(task, event, structs.replace(placement, chosen=(), reason=reason), cause)
         self._try_later(service)
 

@@ -45,7 +45,7 @@ class Reports:
         """Take in what became of a task; the word of a scheduler that it has left is a story."""
         book = self._book
         task = book.tasks.get(report.task)
-        if task is None or not task.epoch <= report.epoch <= task.epoch_high:
+        if task is None or _stale(task, report):
             book.counters["stale_report"] += 1
             return
         if event.sender != task.scheduler:
@@ -147,3 +147,12 @@ class Reports:
             detail += f": {report.reason}"
         told = _TOLD.get(report.state, report.state.value)
         self._book.stories.tell(report.task, "ts", told, detail, cause, report.blame)
+
+
+def _stale(task: TaskRecord, report: TaskReport) -> bool:
+    """Whether a report speaks of an epoch that is over, or was never leased.
+
+    An older copy may serve again: its node has come back before the next one was ready.
+    """
+    again = report.state is InstanceState.READY and task.state not in SERVING
+    return report.epoch > task.epoch_high or (report.epoch < task.epoch and not again)

@@ -4,7 +4,8 @@ A service is placed as a whole. Tasks that need no other node keep theirs and th
 around them. Nothing is changed here: whoever applies a plan holds it against the ledger again.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct, structs
 
@@ -13,6 +14,8 @@ from controller.anchor.lifecycle import HOMELESS, SERVING
 from controller.anchor.placement import Request, place
 from controller.records import Placement, TaskRecord, TaskState
 from protocols.messages.hierarchy import NodeState
+
+REST_MS: Final = 60_000
 
 
 class Found(Struct, frozen=True):
@@ -27,6 +30,8 @@ class Found(Struct, frozen=True):
     """Of the cell of the nodes."""
     spares_yield: bool = False
     """Whether spares of other tasks make room for it."""
+    kept: bool = False
+    """Whether only the nodes were looked at where the tasks run now."""
     avoid: frozenset[str] = frozenset()
     """Nodes that the tasks shall not be on, for their quality."""
 
@@ -38,6 +43,7 @@ class Search:
         self._book = book
         self.failed: dict[str, dict[str, str]] = {}
         """Nodes that have just failed a task, with the reason."""
+        self._resting_until_ms: dict[str, int] = {}
 
     def home(self, task: TaskRecord) -> str:
         """Return the node that a task has, or will have by its envelope; empty for none."""
@@ -59,29 +65,26 @@ class Search:
             if unplaced(one) or (not self.home(one) and self._replaced(one))
         )
 
-    def find(self, service: str, free: Collection[str]) -> Found:
-        """Find nodes for these tasks: at best where they run, else in their cell, else in another.
+    def plans(self, service: str, free: Collection[str]) -> Iterator[Found]:
+        """Yield plans for these tasks, best first: where they run, else in their cell, else beyond.
 
-        When nothing is complete, the plan says why.
+        The last resorts are room that spares of others have, and another cell. A plan that is not
+        complete says why. At least one is yielded.
         """
         cell = self._book.scheduler_of(service)
         tasks = self._book.ordered(service)
         free = self._grouped(tasks, {*free, *self.lacking(service)})
         if not cell:
             # Taken over from another anchor: it is where its scheduler says.
-            cells = {self._book.nodes[one.node].scheduler for one in tasks if one.node}
+            known = self._book.nodes
+            cells = {known[one.node].scheduler for one in tasks if self._book.usable(one.node)}
             cell = cells.pop() if len(cells) == 1 else ""
         if cell and any(one.spec.task in free and self._serves(one) for one in tasks):
-            found = self._try(service, free, cell, keep=True)
-            if found.complete:
-                return found
-        first = self._try(service, free, cell)
-        if first.complete:
-            return first
-        for found in self._others(service, free, cell):
-            if found.complete:
-                return found
-        return first
+            yield self._try(service, free, cell, keep=True)
+        yield self._try(service, free, cell)
+        yield self._try(service, free, cell, spares_yield=True)
+        if cell:
+            yield self.another_cell(service)
 
     def elsewhere(self, service: str, free: Collection[str], avoid: Collection[str]) -> Found:
         """Find nodes for these tasks in their cell, but not these."""
@@ -89,9 +92,20 @@ class Search:
         free = self._grouped(self._book.ordered(service), {*free, *self.lacking(service)})
         return self._try(service, free, cell, avoid=frozenset(avoid))
 
+    def rest(self, service: str) -> None:
+        """Leave a service in its cell for a while: another one has just failed it."""
+        self._resting_until_ms[service] = self._book.desk.now_ms + REST_MS
+
+    def forget(self, service: str) -> None:
+        """Forget a service that is over."""
+        self._resting_until_ms.pop(service, None)
+
     def another_cell(self, service: str) -> Found:
         """Find nodes for the whole service under another scheduler."""
         cell = self._book.scheduler_of(service)
+        if self._book.desk.now_ms < self._resting_until_ms.get(service, 0):
+            tasks = self._book.ordered(service)
+            return self._nothing(tasks, _names(tasks), "it has just returned from another cell")
         return self._try(service, _names(self._book.ordered(service)), "", away_from=cell)
 
     def spares(self, task: TaskRecord, wanted: int, beside: Collection[str]) -> tuple[str, ...]:
@@ -109,12 +123,6 @@ class Search:
         )
         chosen = place([request], structs.replace(snapshot, nodes=kept))[name].chosen
         return tuple(node for node in chosen if node not in self.failed.get(name, {}))
-
-    def _others(self, service: str, free: frozenset[str], cell: str) -> Sequence[Found]:
-        found = [self._try(service, free, cell, spares_yield=True)]
-        if cell and not found[0].complete:
-            found.append(self.another_cell(service))
-        return found
 
     def _try(
         self,
@@ -140,7 +148,7 @@ class Search:
             one.spec.task: {
                 node: held
                 for node, held in one.reserved.items()
-                if node != one.node or not self._serves(one)
+                if node != one.node or one.state not in SERVING
             }
             for one in tasks
             if one.spec.task in free and not away_from
@@ -149,15 +157,13 @@ class Search:
             without |= self._spares_of_others(free)
         snapshot = book.snapshot(cell, without=without, avoid_scheduler=away_from)
         if self._unknown(tasks):
-            reason = "the nodes of its cell are not known yet"
-            none = Placement(snapshot.revision, reason=reason)
-            return Found({one.spec.task: none for one in tasks}, free, complete=False)
+            return self._nothing(tasks, free, "the nodes of its cell are not known yet")
         plan = place(requests, snapshot)
         complete = all(self._good(plan[name], name, avoid) for name in free)
         scheduler = ""
         if complete and free:
             scheduler = book.nodes[plan[next(iter(free))].chosen[0]].scheduler
-        return Found(plan, free, complete, scheduler, spares_yield, avoid)
+        return Found(plan, free, complete, scheduler, spares_yield, keep, avoid)
 
     def _request(
         self,
@@ -196,6 +202,10 @@ class Search:
             and bool(task.node)
             and self._book.usable(task.node, task.scheduler)
         )
+
+    def _nothing(self, tasks: Iterable[TaskRecord], free: frozenset[str], reason: str) -> Found:
+        none = Placement(self._book.revision, reason=reason)
+        return Found({one.spec.task: none for one in tasks}, free, complete=False)
 
     def _unknown(self, tasks: Iterable[TaskRecord]) -> bool:
         """Whether a task may run on a node that nobody has spoken of yet."""

@@ -10,7 +10,7 @@ from controller.anchor.book import Book
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, TaskEvent
 from controller.anchor.placing import TRANSFER, TRANSFER_MS, Placing
-from controller.records import TaskRecord, TaskState
+from controller.records import Leaving, TaskRecord, TaskState
 from protocols.messages.hierarchy import NodeState
 
 
@@ -54,27 +54,40 @@ class Transfers:
             for task in moving:
                 self._let_go(task, "its node there is lost", cause)
             return False
-        for task in moving:
-            left = task.leaving
-            if left is None:
-                continue
+        for task in book.ordered(service):
             self._granting.revoke(task, task.scheduler, f"it returns: {why}", cause)
-            held = task.reserved.get(left.node, 0)
-            returned = structs.replace(
-                book.after(task, TaskEvent.RETURN),
-                scheduler=left.scheduler,
-                nodes=(left.node,),
-                node=left.node,
-                epoch=left.epoch,
-                leaving=None,
-                reserved={left.node: held},
-            )
-            book.tell(task.spec.task, "returned", f"to {left.scheduler}: {why}", cause)
-            self._granting.grant(returned, cause)
+            if task.leaving is not None:
+                self._return(task, task.leaving, why, cause)
+            else:
+                # It did not serve before: it is placed anew where the others are.
+                there = moving[0].leaving.scheduler if moving[0].leaving else ""
+                book.put(structs.replace(book.homeless(task), scheduler=there), cause)
+        self._placing.search.rest(service)
         book.desk.wake(TRANSFER + service, None)
         self._placing.later(service, cause)
         self._placing.placed(service)
         return True
+
+    def _return(self, task: TaskRecord, left: Leaving, why: str, cause: str) -> None:
+        """Let the old scheduler have its envelope again, for the generation that serves there."""
+        book = self._book
+        after = book.after(task, TaskEvent.RETURN)
+        if left.spec is not None:
+            after = book.after(after, TaskEvent.OLDER)
+        after = structs.replace(
+            after,
+            scheduler=left.scheduler,
+            nodes=(left.node,),
+            node=left.node,
+            epoch=left.epoch,
+            leaving=None,
+            held=left.spec,
+            granted=left.granted,
+            served=left.granted,
+            reserved={left.node: task.reserved.get(left.node, 0)},
+        )
+        book.tell(task.spec.task, "returned", f"to {left.scheduler}: {why}", cause)
+        self._granting.renew(after, cause)
 
     def follow(self, service: str, cause: str) -> None:
         """Move the envelopes of a service after its nodes, when all that serve changed the cell."""
@@ -95,8 +108,7 @@ class Transfers:
                 nodes = (task.node, *nodes)
             if not nodes:
                 # Nothing of it has come along: it is placed anew.
-                after = structs.replace(task, scheduler=there, nodes=(), reserved={}, granted=0)
-                book.put(after, cause)
+                book.put(structs.replace(book.homeless(task), scheduler=there), cause)
                 continue
             after = self._placing.reserve(structs.replace(task, scheduler=there, nodes=nodes))
             book.tell(task.spec.task, "followed", f"{task.node} to the cell of {there}", cause)

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
-from controller.api.places import ServicePlace
+from controller.api.places import Draining, ServicePlace
 from controller.api.quality import ServiceQos
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
@@ -211,13 +211,6 @@ class Explanation(Struct, frozen=True):
     reason: str
     placement: Placement | None
     """The last decision; None: there was none yet."""
-
-
-class Draining(Struct, frozen=True):
-    """A node takes no new invocation."""
-
-    node: str
-    state: NodeState
 
 
 class SystemInfo(Struct, frozen=True):
@@ -507,6 +500,18 @@ TABLE: Final = (
         _CONTROL,
         "POST",
         "/v1/nodes/{name}/drain",
+        Effect.WRITE,
+        kind=FLEET,
+    ),
+    Operation(
+        "node.resume",
+        "Let a node that was drained take tasks again.",
+        Named,
+        Draining,
+        Permission.OPERATE,
+        _CONTROL,
+        "POST",
+        "/v1/nodes/{name}/resume",
         Effect.WRITE,
         kind=FLEET,
     ),

@@ -1,8 +1,16 @@
-"""Where clients find what they ask for, when it is not where the API is."""
+"""Where clients find what they ask for, and which nodes take tasks."""
 
 from msgspec import Struct
 
 from controller.records import CellView
+from protocols.messages.hierarchy import NodeState
+
+
+class Draining(Struct, frozen=True):
+    """Whether a node is emptied, or takes new tasks again."""
+
+    node: str
+    state: NodeState
 
 
 class ServicePlace(Struct, frozen=True):

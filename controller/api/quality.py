@@ -257,6 +257,6 @@ def _link(node: NodeView | None) -> dict[str, Value]:
         "delay_ms": trip,
         "jitter_ms": link.jitter_ms,
         "loss_percent": link.loss_percent,
-        "bandwidth_mbit_per_s": link.speed_mbit_per_s,
+        "bandwidth_mbit_per_s": link.bandwidth_mbit_per_s,
     }
     return {name: float(value) for name, value in measured.items() if value is not None}

@@ -49,11 +49,13 @@ class Approvals:
     ) -> None:
         """Ask a person, or refuse what one has just denied; the anchor hears the answer then."""
         service = record.order.service
-        until_ms = self._denied.get((service, decision), 0)
+        now_ms = self._books.now_ms
+        self._denied = {key: until for key, until in self._denied.items() if now_ms < until}
+        denied = (service, decision) in self._denied
         pending = [one for one in self._pending() if one.service == service]
         same = next((one for one in pending if one.decision == decision), None)
-        if self._books.now_ms < until_ms or (same is None and len(self._pending()) >= MAX_PENDING):
-            why = "a person has denied this" if until_ms else "too many decisions wait already"
+        if denied or (same is None and len(self._pending()) >= MAX_PENDING):
+            why = "a person has denied this" if denied else "too many decisions wait already"
             self.reply(escalation, event.sender, why, event.cause, record.tenant, granted=False)
             return
         asked = ApprovalRecord(

@@ -1,8 +1,9 @@
 """The ways to do a service, weighed: decompositions x {spread, fused} x anchors; pure.
 
 TONA paper, "Logical Architecture" and "Task Procedures", steps 3 and 4: NAMO decomposes and picks
-the anchor position. Whatever keeps the agreement comes first, then what loses a request the least
-time; a name breaks ties, so that equal inputs give equal choices.
+the anchor position. Whatever keeps the agreement comes first; where that bounds the latency, the
+most accurate of those; then what loses a request the least time. A name breaks ties, so that equal
+inputs give equal choices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from controller.namo.model import Alternative, Service
 from controller.records import Candidate
 from protocols.messages.hierarchy import AnchorSummary, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST
+from protocols.qoais_map import LATENCY
 
 MAX_ANCHORS: Final = 8
 """Anchors that are weighed for one service: the least loaded."""
@@ -84,12 +86,16 @@ def weigh(
     return sorted(found, key=_rank)
 
 
-def _rank(one: Weighed) -> tuple[bool, bool, bool, float, str, str]:
+def _rank(one: Weighed) -> tuple[bool, bool, bool, float, float, str, str]:
     told = one.estimate
+    # What keeps the agreement on latency is quick enough: then the more accurate one is better.
+    quick = any(bound.indicator == LATENCY for bound in one.order.sla.zone.bounds)
+    weighs = quick and _keeps(one)
     return (
         bool(told.never),
         bool(told.unfit),
         bool(told.short),
+        -told.values.get("accuracy_percent", 100.0) if weighs else 0.0,
         told.cost_ms,
         one.name,
         one.anchor,
@@ -185,7 +191,14 @@ def _why(chosen: Weighed, others: Sequence[Weighed]) -> str:
         return f"none keeps the agreement, this is nearest to it: {said.short}"
     if not others:
         return f"the only way there is, {cost}"
+    if any(one.estimate.cost_ms < said.cost_ms and _keeps(one) for one in others):
+        return f"keeps the agreement with the most accuracy of {1 + len(others)}: {cost}"
     return f"keeps the agreement with the least time lost of {1 + len(others)}: {cost}"
+
+
+def _keeps(one: Weighed) -> bool:
+    said = one.estimate
+    return not (said.never or said.unfit or said.short)
 
 
 def _why_not(one: Weighed, chosen: Weighed) -> str:
@@ -196,6 +209,14 @@ def _why_not(one: Weighed, chosen: Weighed) -> str:
     if said.short and not chosen.estimate.short:
         return said.short
     cost = f"{said.cost_ms:.1f} ms lost against {chosen.estimate.cost_ms:.1f} ms"
+    own, best = (told.values.get("accuracy_percent") for told in (said, chosen.estimate))
+    if (
+        own is not None
+        and best is not None
+        and own < best
+        and said.cost_ms < chosen.estimate.cost_ms
+    ):
+        return f"{cost}, but {own:.1f} % accurate against {best:.1f} %"
     if said.values["parallel_ms"] > 0:
         return f"{cost}, {said.values['parallel_ms']:.1f} ms of it parallel work given up"
     return cost

@@ -1,6 +1,5 @@
 """What a service promises: bounds that fit its kind, zones of users, privacy and security."""
 
-import math
 from typing import Final
 
 from controller.namo.lines import Path
@@ -100,7 +99,7 @@ def _number_problem(bound: Bound) -> str:
     if indicator.direction is Direction.HIGHER and bound.at_least is None:
         return f"{indicator.name} is better the higher it is: give at_least"
     value = bound.at_least if bound.at_most is None else bound.at_most
-    if value is not None and not (math.isfinite(value) and value >= 0):
+    if value is not None and value < 0:
         return f"{indicator.name} must be a number from 0"
     if value is not None and indicator.unit == "%" and value > 100:  # noqa: PLR2004 - percent
         return f"{indicator.name} is a percentage: at most 100"

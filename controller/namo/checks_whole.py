@@ -1,6 +1,5 @@
 """The use case as a whole: its services beside each other, who asks, and the trigger."""
 
-import math
 from typing import Final
 
 from controller.namo.model import Origin, Service, Threshold, Trigger, UseCase
@@ -54,8 +53,6 @@ def _check_trigger(trigger: Trigger, problems: Problems) -> None:
 def _threshold_problem(one: Threshold) -> str:
     if (one.at_least is None) == (one.at_most is None):
         return "give exactly one of at_least, at_most"
-    if not all(math.isfinite(n) for n in (one.at_least, one.at_most, one.until) if n is not None):
-        return "give finite numbers"
     if one.until is not None:
         if one.at_least is not None and one.until > one.at_least:
             return f"until lies above at_least, {one.at_least:g}: it would clear at once"

@@ -23,7 +23,7 @@ from controller.decider import (
     Role,
 )
 from controller.namo.approvals import DENY, GRANT, Approvals
-from controller.namo.books import LEAVE, ORDER, Books, is_open
+from controller.namo.books import LEAVE, ORDER, Books, alive, is_open
 from controller.namo.candidates import Position
 from controller.namo.positions import SETTLE, Positions
 from controller.namo.reader import near
@@ -155,7 +155,7 @@ class Namo:
         # Services first: a use case takes the worst of their states.
         self._order(plan.services, call.cause)
         for name in plan.answer.removed:
-            self._end(name, call.cause)
+            self._end(name, plan.record.name, call.cause)
         books.put_use_case(plan.record, call.cause)
         books.refresh(plan.record.name, call.cause)
         self._triggers.changed(plan.record, call.cause)
@@ -173,7 +173,7 @@ class Namo:
         record = self._find(name, call.tenant)
         if record.state not in OVER:
             for service in record.services:
-                self._end(service, call.cause)
+                self._end(service, name, call.cause)
             record = replace(record, state=UseCaseState.DELETING, reason="")
             self.books.put_use_case(record, call.cause)
             self.books.refresh(name, call.cause)
@@ -194,11 +194,10 @@ class Namo:
         if granted and record.decomposition:
             self._positions.approved(record, call.cause)
 
-    def _end(self, service: str, cause: str) -> None:
+    def _end(self, service: str, use_case: str, cause: str) -> None:
+        """End a service, unless it is over, or its name was taken by another use case."""
         record = self.books.services.get(service)
-        if record is None or record.state is ServiceState.DELETED:
-            return
-        if record.ending:
+        if record is None or not alive(record) or record.order.use_case != use_case:
             return
         self._approvals.withdraw(service, cause)
         self._positions.forget(service)

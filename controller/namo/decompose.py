@@ -31,7 +31,7 @@ from protocols.manifest import ArtifactRef, Limits, Manifest, Port
 from protocols.manifest import Constant as Filled
 from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge, Plan, Step
-from protocols.messages.quality import Declared, Sink, Source, UserZone, Variant
+from protocols.messages.quality import Declared, Feed, Sink, Source, UserZone, Variant
 from protocols.qoais import Sla, Zone
 from protocols.qoais_map import qoais_of
 from protocols.topics import CONTROL_MAX_BYTES
@@ -106,7 +106,9 @@ def order_of(
 
 
 def _check_size(made: ServiceOrder) -> None:
-    size = max(len(msgspec.msgpack.encode(one)) for one in (made, _widest_plan(made)))
+    plan = _widest_plan(made)
+    fed = Feed(made.service, EPOCH_LIMIT, plan, made.sources, made.sinks)
+    size = max(len(msgspec.msgpack.encode(one)) for one in (made, plan, fed))
     if size > CONTROL_MAX_BYTES - FRAME_BYTES:
         raise UserError(
             f"service {made.service!r} takes {size} bytes to describe, "

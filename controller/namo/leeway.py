@@ -13,6 +13,8 @@ THREADS_MAX: Final = {ExecutorKind.WASM: 0, ExecutorKind.ONNX: 8}
 PRIORITY_STEPS: Final = 2
 """How far above its own a task's priority may be raised."""
 PRIORITY_TOP: Final = 9
+CPU_PERCENT_TOP: Final = 100.0 * 4096
+"""More than any node has."""
 NONE: Final = Leeway(moves=False)
 
 
@@ -29,7 +31,7 @@ def leeway_of(task: Task, spec: TaskSpec, autonomy: Autonomy) -> Leeway:
     return Leeway(
         variants=tuple(one.name for one in variants if _keeps(one, spec.qos.bounds)),
         moves=own.moves,
-        cpu_percent_max=100.0 * max(replicas, 1) * max(threads, 1)
+        cpu_percent_max=min(CPU_PERCENT_TOP, 100.0 * max(replicas, 1) * max(threads, 1))
         if own.cpu_percent_max is None
         else own.cpu_percent_max,
         threads_max=threads,

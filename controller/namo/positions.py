@@ -168,13 +168,13 @@ class Positions:
         held = self._books.use_cases.get(order.use_case)
         if held is None:
             return []
-        use_case, _ = parse(held.document, "json")
-        service = next((one for one in use_case.services if one.name == order.service), None)
-        if service is None:
-            return []
         generation = order.generation + 1
         place = (record.anchor, memory_of(record))
         try:
+            use_case, _ = parse(held.document, "json")
+            service = next((one for one in use_case.services if one.name == order.service), None)
+            if service is None:
+                return []
             return weigh(service, order.use_case, generation, self._position(), place)
         except UserError:
             return []

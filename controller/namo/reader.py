@@ -6,6 +6,7 @@ allowed.
 """
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -31,6 +32,7 @@ MAX_TEXT: Final = 600
 MAX_QUOTED: Final = 80
 """Characters of a value or key that are repeated."""
 
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _S = TypeVar("_S", bound=Struct)
 
 
@@ -154,11 +156,24 @@ def _any(annotation: Any, value: object, path: Path, problems: Problems) -> obje
 
 def _leaf(annotation: Any, value: object, path: Path, problems: Problems) -> object:
     bare, metas = _strip(annotation)
+    unfit = _unfit(value)
+    if unfit:
+        problems.add(path, unfit)
+        return _WRONG
     try:
         return msgspec.convert(value, annotation)
     except msgspec.ValidationError as error:
         problems.add(path, _sentence(bare, metas, value, str(error)))
         return _WRONG
+
+
+def _unfit(value: object) -> str:
+    """Return why a value cannot be kept as JSON and read again; empty: it can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"expected a finite number, got {value}"
+    if isinstance(value, str) and _HALF.search(value):
+        return "the text holds half of a surrogate pair, which is no character"
+    return ""
 
 
 def _sentence(bare: Any, metas: tuple[Meta, ...], value: object, error: str) -> str:

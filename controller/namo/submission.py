@@ -76,8 +76,6 @@ def plan_submission(
     names = tuple(service.name for service in use_case.services)
     check_tenant(tenant, call.tenant, f"use case {use_case.name!r}")
     _check_use_case(before, tenant)
-    for name in names:
-        _check_service(services.get(name), use_case.name)
     same = before is not None and before.document == document
     generation = next_generation(use_case, use_cases, services, same=same)
     sleeps = before is None or before.state is UseCaseState.DORMANT
@@ -151,11 +149,13 @@ def plan_services(
 ) -> tuple[ServiceRecord, ...]:
     """Choose how each service is done; only those that differ from what is ordered.
 
-    Raises UserError when no way to do a service could ever keep what was agreed.
+    Raises UserError when no way to do a service could ever keep what was agreed, or its name is
+    another's.
     """
     made = []
     for service in use_case.services:
         held = services.get(service.name)
+        _check_service(held, use_case.name)
         if held is not None and alive(held):
             again = rebuilt(service, held.order, use_case.name)
             if again == held.order:

@@ -32,7 +32,7 @@ class Triggers:
         self,
         books: Books,
         position: Callable[[], Position],
-        end: Callable[[str, str], None],
+        end: Callable[[str, str, str], None],
     ) -> None:
         self._books = books
         self._position = position
@@ -57,10 +57,15 @@ class Triggers:
 
     def _know(self, record: UseCaseRecord) -> None:
         self._triggers.pop(record.name, None)
-        if _MARK in record.document and record.state not in _OVER:
+        if _MARK not in record.document or record.state in _OVER:
+            return
+        try:
             use_case, _ = parse(record.document, "json")
-            if use_case.trigger is not None:
-                self._triggers[record.name] = use_case.trigger
+        except UserError:
+            # Another version has taken it in: what runs of it goes on, it is not switched.
+            return
+        if use_case.trigger is not None:
+            self._triggers[record.name] = use_case.trigger
 
     def look(self, cause: str) -> None:
         """Hold every trigger against the newest aggregates."""
@@ -122,7 +127,7 @@ class Triggers:
 
     def _withdraw(self, record: UseCaseRecord, trigger: Trigger, cause: str) -> None:
         for service in record.services:
-            self._end(service, cause)
+            self._end(service, record.name, cause)
         reason = f"let go: {_told(trigger, self._books.present())}"
         self._books.put_use_case(replace(record, state=UseCaseState.DORMANT, reason=reason), cause)
 

@@ -76,14 +76,15 @@ def parse(document: str, notation: str) -> tuple[UseCase, str]:
     check_use_case(use_case, problems)
     if problems.count or head is None:
         raise DocumentError(problems.sentences())
-    return use_case, msgspec.json.encode(tree).decode()
+    normalised = msgspec.json.encode(tree).decode()
+    _check_length(normalised, "it is, as JSON,")
+    return use_case, normalised
 
 
 def _load(document: str, notation: str) -> tuple[dict[str, Any], dict[Path, int]]:
     if notation not in FORMATS:
         raise DocumentError((f"format {notation!r} is not known: give toml or json",))
-    if len(document) > MAX_DOCUMENT_BYTES:
-        raise DocumentError((f"it is longer than {MAX_DOCUMENT_BYTES} characters",))
+    _check_length(document, "it is")
     try:
         if notation == "toml":
             if long := _LONG_KEY.search(document):
@@ -103,6 +104,11 @@ def _load(document: str, notation: str) -> tuple[dict[str, Any], dict[Path, int]
     if not isinstance(tree, dict):
         raise DocumentError(("the document must be a table (a JSON object)",))
     return tree, lines
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise DocumentError((f"{what} longer than {MAX_DOCUMENT_BYTES} characters",))
 
 
 def _no_constant(name: str) -> None:

@@ -16,6 +16,7 @@ from protocols.base import EPOCH_LIMIT
 from protocols.messages import Status
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
+from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState, Reconcile
 
 MAX_ORPHANS: Final = 10_000
@@ -44,6 +45,9 @@ class Adoption:
         for one in mine:
             if one.tuned < status.tuned <= one.number:
                 one.tuned = status.tuned
+            if entry is not None and one.epoch == status.serving_epoch:
+                # It serves beside what is prepared there, whatever a birth has left out.
+                self._learn(entry, one, stamp, InstanceState.READY, cause)
         copy = next((one for one in mine if one.epoch == status.epoch), None)
         if entry is not None and copy is not None:
             self._learn(entry, copy, stamp, status.state, cause, status.reason)
@@ -52,8 +56,15 @@ class Adoption:
         if entry is not None and newest is not None and newest.epoch < status.epoch:
             self._overtaken(entry, newest, status.epoch, cause)
         elif not over and status.state is not InstanceState.DRAINING:
-            holding = Holding(status.task, status.epoch, status.state, status.generation)
+            tuning = self._tuning_of(node, status)
+            holding = Holding(status.task, status.epoch, status.state, status.generation, tuning)
             self._holding(node, stamp, holding, cause)
+
+    def _tuning_of(self, node: str, status: Status) -> Tuning:
+        """Return how a copy without an envelope runs: only a birth tells of it."""
+        orphan = self._orphans.get((node, status.task))
+        known = orphan is not None and orphan[1].epoch == status.epoch
+        return orphan[1].tuning if orphan is not None and known else Tuning()
 
     def _learn(
         self,

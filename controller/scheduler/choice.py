@@ -86,7 +86,7 @@ def predicted_use(
     target = danger.target
     if danger.indicator == LATENCY and forecast.level_ms is not None:
         if danger.whole or option.task != danger.task:
-            gained = (level or 0.0) - forecast.level_ms
+            gained = (level or 0.0) - forecast.level_ms + forecast.saved_ms
             return max(0.0, danger.measured - gained) / target
         return forecast.level_ms / target
     if danger.indicator == AVAILABILITY and forecast.level_ms is not None:

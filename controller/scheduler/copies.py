@@ -89,8 +89,6 @@ class TaskEntry(Struct):
     """After a restart: the node that ran the task may still come with it."""
     tuning: Tuning = Tuning()
     """How it shall run."""
-    tunes: int = 0
-    """Number of the last Tune of this task."""
     wanted: str = ""
     """A node that it shall move to; empty: it may stay where it is."""
     rebuff: str = ""

@@ -23,6 +23,8 @@ PACE_WEIGHT: Final = 24.0
 LOAD_WEIGHT: Final = 256.0
 """...and what load adds after so many."""
 MAX_MEANS: Final = 20_000
+LEAST_MS: Final = 1e-6
+"""What is said to have taken less was not measured."""
 SETTLED_WEIGHT: Final = 32.0
 SETTLED_SHARE: Final = 0.1
 """Once a program has run so often on a node, a run changes its own cost by this share only."""
@@ -41,6 +43,8 @@ SATURATED: Final = 0.95
 OVERLOAD_MS: Final = 20_000.0
 """Wait that a utilisation of 1 above saturation would add."""
 PACKING_GUESS: Final = 0.6
+LINK_VARIABILITY: Final = 0.5
+"""Messages of one task come by chance and are of one size."""
 _RUNS_COUNTED: Final = 32.0
 _Key = TypeVar("_Key", bound=Hashable)
 _OF_BOARD, _OF_FLEET, _CALIBRATED, _DECLARED = 0.7, 0.5, 0.3, 0.15
@@ -120,7 +124,7 @@ class CostModel:
         expected_ms: float | None = None,
     ) -> None:
         """Take in the mean of some runs under a load."""
-        if run_ms <= 0 or runs <= 0:
+        if run_ms < LEAST_MS or runs <= 0:
             return
         known = self._runs.get((work, node))
         left = known.left(self.now_ms) if known is not None else 0.0
@@ -212,7 +216,8 @@ class CostModel:
 
     def learn_sent(self, digest: str, encoding: str, made_bytes: int, sent_bytes: int) -> None:
         """Take in how much of what a program made has left its node."""
-        if made_bytes > 0:
+        # What stays on its node says nothing of how small it can be made.
+        if made_bytes > 0 and sent_bytes > 0:
             self._add(self._sent, (digest, encoding), sent_bytes / made_bytes, 1)
 
     def packing(self, digest: str, encoding: str) -> float:
@@ -226,7 +231,7 @@ class CostModel:
 
     def learn_fetch(self, node: str, fetched_bytes: float, fetch_ms: float) -> None:
         """Take in how long a node waited for a large value."""
-        if fetched_bytes > 0 and fetch_ms > 0:
+        if fetched_bytes > 0 and fetch_ms >= LEAST_MS:
             self._add(self._fetches, node, fetched_bytes / fetch_ms, 1)
 
     def hop_ms(
@@ -235,15 +240,20 @@ class CostModel:
         round_trips_ms: tuple[float, float],
         sent_bytes: float,
         speed_mbit_per_s: float | None,
+        sent_per_s: float = 0.0,
     ) -> float:
-        """Return what a way between two nodes takes through their broker; on one node nothing."""
+        """Return what a way between two nodes takes through their broker; on one node nothing.
+
+        With what is sent so often, bytes also wait for those before them.
+        """
         if nodes[0] == nodes[1]:
             return 0.0
         speed = speed_mbit_per_s * 125.0 if speed_mbit_per_s else None
         fetch = self._fetches.get(nodes[1])
         if fetch is not None and (speed is None or fetch.value < speed):
             speed = fetch.value
-        return sum(round_trips_ms) / 2 + (sent_bytes / speed if speed else 0.0)
+        moving = sent_bytes / speed if speed else 0.0
+        return sum(round_trips_ms) / 2 + moving + wait_ms(sent_per_s, moving, 1, LINK_VARIABILITY)
 
     def _add(
         self,

@@ -32,6 +32,7 @@ from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
 from controller.scheduler.mover import Mover
 from controller.scheduler.nodes import NodeTable
+from controller.scheduler.quality import sane_report
 from controller.scheduler.serving import Serving
 from controller.scheduler.settings import Settings
 from controller.scheduler.table import TaskTable
@@ -180,8 +181,12 @@ class Scheduler:
             self.keeper.relief.link(event.sender, link, event.cause)
 
     def _on_quality(self, event: Received, quality: QualityReport) -> None:
-        if self.fleet.heard(event) is not None:
+        if self.fleet.heard(event) is None:
+            return
+        if sane_report(quality):
             self.keeper.quality(event.sender, quality, event.cause)
+        else:
+            self.counters["absurd_report"] += 1
 
     def _on_status(self, event: Received, status: Status) -> None:
         if self.fleet.heard(event) is None:
@@ -209,8 +214,9 @@ class Scheduler:
             self.adoption.adopt_orphans(self.table.tasks[grant.spec.task], event.cause)
         if event.sender in self._unwelcome:
             self._unwelcome[event.sender].add(grant.spec.task)
-        self.keeper.granted(grant)
-        self.feeds.renew(grant.service)
+        if self.table.tasks[grant.spec.task].grant is grant:
+            self.keeper.granted(grant)
+            self.feeds.renew(grant.service)
 
     def _on_revoke(self, event: Received, revoke: EnvelopeRevoke) -> None:
         self.mover.revoke(revoke, event.cause)
@@ -274,11 +280,12 @@ class Scheduler:
 
     def _on_call(self, event: Called) -> None:
         node = str(getattr(event.arguments, "name", ""))
-        if event.operation != "node.drain":
+        served = {"node.drain": self.fleet.drain, "node.resume": self.fleet.resume}
+        if event.operation not in served:
             raise TonaBug(f"the scheduler has no operation {event.operation!r}")
-        if self.fleet.drain(node, event.cause, event.tenant):
-            value = {"node": node, "state": "draining"}
-            self.desk.answer(Answer(event.call, value=value))
+        state = served[event.operation](node, event.cause, event.tenant)
+        if state is not None:
+            self.desk.answer(Answer(event.call, value={"node": node, "state": state.value}))
         else:
-            error = f"node {node!r} is not online"
+            error = f"there is no node {node!r} here"
             self.desk.answer(Answer(event.call, error=error, blame=Blame.USER))

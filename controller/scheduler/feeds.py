@@ -15,15 +15,20 @@ from controller.decider import ToNode
 from controller.scheduler.copies import TaskEntry
 from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
+from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable
 from protocols.messages import Feed, Route
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.invocation import Plan
+from protocols.messages.invocation import REQUEST, Plan
 from protocols.messages.quality import Source, SourceKind
 
 REPEAT_MS: Final = 1000
 REPEATS: Final = 3
 REFRESH_MS: Final = 30_000
+MAX_TOLD: Final = 100_000
+"""Feeds, and ends of feeds, that are remembered; beyond it the oldest is forgotten."""
+PRIVACY: Final = "data_privacy"
+STAYS: Final = "node"
 BUDGET_MIN_MS: Final = 1000
 BUDGET_MAX_MS: Final = 10_000
 BUDGETS_PER_LATENCY: Final = 5
@@ -54,7 +59,7 @@ class Feeds:
         self._desk = desk
         self._nodes = nodes
         self._table = table
-        self._number = epoch << 20
+        self._number = epoch << EPOCH_SHIFT
         self._data: dict[str, Data] = {}
         self._providers: dict[tuple[str, str], str] = {}
         """Of each service and input, as chosen last."""
@@ -108,11 +113,11 @@ class Feeds:
         """Say again what may not have been heard."""
         for key, told in list(self._told.items()):
             wait_ms = REPEAT_MS if told.times < REPEATS else REFRESH_MS
-            if self._desk.now_ms - told.sent_ms >= wait_ms:
-                if not told.feed.sources and told.times >= REPEATS:
-                    del self._told[key]
-                else:
+            if told.feed.sources or told.times < REPEATS:
+                if self._desk.now_ms - told.sent_ms >= wait_ms:
                     self._say(key[1], told)
+            elif key[0] not in self._fed:
+                del self._told[key]
 
     # How it is done.
 
@@ -130,12 +135,16 @@ class Feeds:
         else:
             return
         by_node: dict[str, list[Source]] = {}
+        others: dict[str, None] = {}
         for source in entry.grant.sources if entry is not None else ():
             node = self._provider(service, source)
             by_node.setdefault(node, []).append(source)
+            others.update(dict.fromkeys(source.nodes))
         by_node.pop("", None)
-        for (one, node), told in list(self._told.items()):
-            if one == service and node not in by_node and told.feed.sources:
+        others.update({node: None for one, node in self._told if one == service})
+        for node in others:
+            # Who could provide it may do so, as an earlier scheduler has told it.
+            if node not in by_node:
                 self._tell(node, Feed(service, 0))
         if entry is None:
             self._forget(service)
@@ -171,11 +180,31 @@ class Feeds:
     def _provider(self, service: str, source: Source) -> str:
         """Return the node that shall provide a source: it stays while it is there."""
         candidates = source.nodes or self._having(service, source)
+        if self._stays(service):
+            homes = self._homes(service, source)
+            candidates = tuple(node for node in candidates if homes == {node})
         online = [node for node in candidates if self._nodes.state(node) is NodeState.ONLINE]
         key = (service, source.input)
         if self._providers.get(key) not in online:
             self._providers[key] = online[0] if online else ""
         return self._providers[key]
+
+    def _stays(self, service: str) -> bool:
+        """Whether raw input may not leave the node that it comes to be on."""
+        entry = self._entry(service)
+        bounds = entry.grant.sla.zone.bounds if entry is not None else ()
+        return any(one.indicator == PRIVACY and one.level == STAYS for one in bounds)
+
+    def _homes(self, service: str, source: Source) -> set[str]:
+        """Return the nodes of the tasks that take a source in, where they run now."""
+        found = (self._table.tasks.get(task) for task in self._table.of_service(service))
+        return {
+            entry.current.node
+            for entry in found
+            if entry is not None and entry.current is not None
+            for edge in entry.grant.spec.inputs
+            if (edge.source, edge.source_port) == (REQUEST, source.input)
+        }
 
     def _having(self, service: str, source: Source) -> tuple[str, ...]:
         """Return the nodes of the service's envelopes that have a source."""
@@ -203,12 +232,15 @@ class Feeds:
         if old is not None and msgspec.structs.replace(old.feed, number=0) == feed:
             return
         self._number += 1
+        if len(self._told) >= MAX_TOLD:
+            del self._told[next(iter(self._told))]
         self._told[key] = told = _Told(msgspec.structs.replace(feed, number=self._number))
         self._say(node, told)
 
     def _say(self, node: str, told: _Told) -> None:
-        told.sent_ms, told.times = self._desk.now_ms, told.times + 1
-        if self._nodes.state(node) in (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING):
+        told.sent_ms = self._desk.now_ms
+        if self._nodes.state(node) is not NodeState.LOST:
+            told.times += 1
             self._desk.tell(ToNode(node), told.feed, "feed")
 
 

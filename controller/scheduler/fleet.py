@@ -5,12 +5,15 @@ Whose word counts is decided here, once, for every message of a node.
 
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from controller.decider import Received, ToNode, ToRole
 from controller.records import FLEET, NODE, NodeRecord, NodeView
 from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.pace import Pace
 from controller.scheduler.presence import NodeEvent, advance
+from controller.scheduler.quality import sane
 from controller.scheduler.settings import Settings
 from controller.scheduler.table import TaskTable
 from protocols.messages import (
@@ -32,7 +35,7 @@ MAX_NODES: Final = 100_000
 """Names of nodes that were ever seen; beyond it a new one is counted and not taken in."""
 SUMMARY_STEP_PERCENT: Final = 20.0
 """A change of load of this much is worth telling the TA, who sees coarsely."""
-_DRAINED: Final = "drained by an operator"
+DRAINED: Final = "drained by an operator"
 
 
 class Watcher(Protocol):
@@ -56,7 +59,12 @@ class Fleet:
         table: TaskTable,
         watcher: Watcher,
     ) -> None:
-        self.counters = {"late_incarnation": 0, "too_many_nodes": 0, "unexpected_message": 0}
+        self.counters = {
+            "late_incarnation": 0,
+            "too_many_nodes": 0,
+            "unexpected_message": 0,
+            "absurd_report": 0,
+        }
         self.recorded: dict[str, NodeRecord] = {}
         self.pace = Pace(settings.sample_ms, settings.heartbeat_ms, desk, table)
         self._settings = settings
@@ -83,11 +91,15 @@ class Fleet:
         now_ms = self._desk.now_ms
         slot = self._nodes.born(node, event.incarnation, birth, heartbeat_ms, now_ms)
         self._advance(slot, NodeEvent.BIRTH, birth.draining, event.cause)
-        if birth.draining:
-            # A scheduler before this one asked for it, and the node has not forgotten.
-            self._advance(slot, NodeEvent.DRAIN, birth.draining, event.cause)
+        wanted = self._wanted(node, birth)
+        if birth.draining == DRAINED and not wanted:
+            self._desk.tell(ToNode(node), Drain(over=True), event.cause)
+        elif wanted or birth.draining:
+            self._advance(slot, NodeEvent.DRAIN, wanted or birth.draining, event.cause)
+            if not birth.draining:
+                self._desk.tell(ToNode(node), Drain(wanted), event.cause)
         elif self._nodes.states[slot] is NodeState.DRAINING:
-            self._desk.tell(ToNode(node), Drain(_DRAINED), event.cause)
+            self._advance(slot, NodeEvent.RESUME, "", event.cause)
         self._asked_ms.pop(node, None)
         welcome = Welcome(
             scheduler=self._settings.name,
@@ -98,12 +110,22 @@ class Fleet:
             store_urls=self._settings.store_urls,
         )
         self._desk.tell(ToNode(node), welcome, event.cause)
-        record = NodeRecord(node, birth.agent_version, birth.boot_id, birth.inventory)
-        if self.recorded.get(node) != record:
-            self.recorded[node] = record
-            self._desk.keep(NODE, node, record, event.cause)
+        record = NodeRecord(node, birth.agent_version, birth.boot_id, birth.inventory, wanted)
+        self._keep(record, event.cause)
         self.summarise(slot, event.cause)
         return True
+
+    def _wanted(self, node: str, birth: Birth) -> str:
+        """Return why an operator has a node emptied; where no record says, as the node says."""
+        known = self.recorded.get(node)
+        if known is not None:
+            return known.draining
+        return birth.draining if birth.draining == DRAINED else ""
+
+    def _keep(self, record: NodeRecord, cause: str) -> None:
+        if self.recorded.get(record.node) != record:
+            self.recorded[record.node] = record
+            self._desk.keep(NODE, record.node, record, cause)
 
     def death(self, event: Received, death: Death) -> None:
         """Take in a farewell, or a will, which is only a hint."""
@@ -130,6 +152,9 @@ class Fleet:
         """Take in a link report; returns whether it counts."""
         slot = self.heard(event)
         if slot is None:
+            return False
+        if not sane(link.round_trip_ms, link.jitter_ms, link.speed_mbit_per_s):
+            self.counters["absurd_report"] += 1
             return False
         self._nodes.linked(slot, link)
         return True
@@ -200,14 +225,32 @@ class Fleet:
             self._ask_rebirth(self._nodes.names[slot], "you have been silent", "sweep")
         self.pace.sweep()
 
-    def drain(self, node: str, cause: str, tenant: str) -> bool:
-        """Have a node emptied; returns whether it is online."""
+    def drain(self, node: str, cause: str, tenant: str) -> NodeState | None:
+        """Have a node emptied, also one that is away; returns its state, None: nobody knows it."""
+        known = self.recorded.get(node)
+        if known is None:
+            return None
+        self._keep(replace(known, draining=DRAINED), cause)
         slot = self._nodes.slots.get(node)
         if slot is None or self._nodes.states[slot] is NodeState.LOST:
-            return False
-        self._advance(slot, NodeEvent.DRAIN, _DRAINED, cause)
-        self._desk.tell(ToNode(node), Drain(_DRAINED), cause, tenant)
-        return True
+            return NodeState.LOST
+        self._advance(slot, NodeEvent.DRAIN, DRAINED, cause)
+        self._desk.tell(ToNode(node), Drain(DRAINED), cause, tenant)
+        return NodeState.DRAINING
+
+    def resume(self, node: str, cause: str, tenant: str) -> NodeState | None:
+        """Let a node take tasks again; returns its state, None: nobody knows it."""
+        known = self.recorded.get(node)
+        if known is None:
+            return None
+        self._keep(replace(known, draining=""), cause)
+        slot = self._nodes.slots.get(node)
+        if slot is None or self._nodes.states[slot] is NodeState.LOST:
+            return NodeState.LOST
+        if self._nodes.states[slot] is NodeState.DRAINING:
+            self._advance(slot, NodeEvent.RESUME, "", cause)
+        self._desk.tell(ToNode(node), Drain(over=True), cause, tenant)
+        return self._nodes.states[slot]
 
     def show(self) -> None:
         """Tell people, and nodes their pace, at the end of a turn."""

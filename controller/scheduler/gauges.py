@@ -9,7 +9,7 @@ from controller.records import ServiceQuality, TaskQuality
 from controller.scheduler import envelope
 from controller.scheduler.copies import TaskEntry, program
 from controller.scheduler.cost import CostModel
-from controller.scheduler.danger import ENTER_USE, STALE_MS, TREND_USE, Danger, Watch
+from controller.scheduler.danger import ENTER_USE, STALE_MS, Danger, Watch
 from controller.scheduler.desk import Desk
 from controller.scheduler.feeds import Feeds, latency_bound
 from controller.scheduler.levers import accuracy_of, expected_of, work_of
@@ -34,6 +34,7 @@ LATE_SHARE: Final = 0.02
 _EARLY: Final = {LATENCY, AVAILABILITY}
 """Indicators that grow with load: their danger begins before the bound is met."""
 _SHARES: Final = {"compute_ms", "delay_ms", "jitter_ms"}
+"""What a latency is split into, by the map to resource QoS."""
 _JUST_BELOW: Final = 0.999
 """What is just at its bound keeps it."""
 _KEPT_BY_OTHERS: Final = {
@@ -133,18 +134,21 @@ class Gauges:
                     if one.indicator in watches and watches[one.indicator].danger
                 ]
         whole = self._watches.get(f"[{service}]", {}).get(LATENCY)
-        if not found and whole is not None and whole.danger:
-            heaviest = max(
-                self._entries(service), key=lambda one: self.meters.number(one.task, Col.LEVEL_MS)
-            )
+        entries = self._entries(service)
+        if not found and entries and whole is not None and whole.danger:
+            heaviest = max(entries, key=lambda one: self.meters.number(one.task, Col.LEVEL_MS))
             use = self._whole_use(service)
-            target = latency_bound(heaviest)
+            target = latency_bound(heaviest) or _tightest(heaviest)
             if use is not None and target is not None:
                 found = [Danger(heaviest.task, LATENCY, use * target, target, use, whole=True)]
         return sorted(found, key=lambda one: (-one.use, one.task))
 
-    def use_now(self, service: str, task: str, indicator: str) -> float | None:
+    def use_now(
+        self, service: str, task: str, indicator: str, *, whole: bool = False
+    ) -> float | None:
         """Return the present use of an indicator; of the service where the task has none."""
+        if whole:
+            return self._whole_use(service)
         entry = self._table.tasks.get(task)
         if entry is None:
             return None
@@ -171,15 +175,15 @@ class Gauges:
     def _all_uses(self, entry: TaskEntry) -> Iterator[Use]:
         task, meters, qos = entry.task, self.meters, entry.grant.spec.qos
         level, target = meters.get(task, Col.LEVEL_MS), qos.latency_ms
-        tight = True
         if level is not None and target is not None:
-            tight = level / target >= TREND_USE
             yield Use(LATENCY, level, target, level / target)
         yield from self._refusals(entry)
         values = self.values(entry)
+        agreed = {bound.indicator for bound in qos.bounds}
         for bound in (*qos.bounds, *entry.grant.resources):
-            # Shares of the latency are only asked for while that is tight.
-            if bound.indicator in _SHARES and not tight:
+            # A share of the latency that nobody agreed on says where its time goes. It is no
+            # danger: what one share is over, another may be under.
+            if bound.indicator in _SHARES and bound.indicator not in agreed:
                 continue
             value = values.get(bound.indicator)
             found = _use(bound, value) if value is not None else None
@@ -231,7 +235,7 @@ class Gauges:
             found["delay_ms"] = trip / 2 if trip is not None else None
             found["jitter_ms"] = link.jitter_ms
             found["loss_percent"] = link.loss_percent
-            found["bandwidth_mbit_per_s"] = link.speed_mbit_per_s
+            found["bandwidth_mbit_per_s"] = link.bandwidth_mbit_per_s
         manifest = program(entry.grant, entry.tuning.variant)
         constants = sum(one.artifact.size_bytes for one in manifest.constants)
         found["storage_bytes"] = float(manifest.artifact.size_bytes + constants)
@@ -361,6 +365,13 @@ class Gauges:
             danger.get(task, ""),
             self.values(entry),
         )
+
+
+def _tightest(entry: TaskEntry) -> float | None:
+    """Return the lowest latency that one user was promised, ms."""
+    bounds = [bound for one in entry.grant.users for bound in one.zone.bounds]
+    promised = [one.at_most for one in bounds if one.indicator == LATENCY and one.at_most]
+    return min(promised, default=None)
 
 
 def _use(bound: Bound, value: float) -> float | None:

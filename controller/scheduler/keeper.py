@@ -138,7 +138,7 @@ class Keeper:
             target = entry.grant.spec.qos.latency_ms
             if run_ms and target is not None:
                 workers = envelope.replicas_of(entry.grant, entry.tuning)
-                credit = min(credit, max(CREDIT_MIN, int(workers * target / run_ms)))
+                credit = int(min(credit, max(CREDIT_MIN, workers * target / run_ms)))
         return credit
 
     # The loop.
@@ -238,6 +238,7 @@ class Keeper:
             here,
             self._feeds.data(service),
             self._desk.now_ms,
+            whole=one.whole,
         )
         detail = f"{one}: {option.key}, predicted {chosen.use * one.target:.4g}"
         self._tell(entry, "acted", detail, cause)
@@ -251,7 +252,8 @@ class Keeper:
         entry.rebuff = ""
         entry.tuning = trial.tuning if back else option.tuning
         node = trial.node if back else option.node
-        if current is not None and node != current.node and node in self._table.usable(entry):
+        heads = {one.node for one in (current, entry.coming) if one is not None}
+        if heads - {node} and node in self._table.usable(entry):
             entry.wanted, entry.moved_ms = node, self._desk.now_ms
         data = trial.data if back else option.data
         if data != self._feeds.data(service):
@@ -269,7 +271,7 @@ class Keeper:
             self._failed(service, control, entry, f"the node refused: {entry.rebuff}", cause)
             return
         self._follow(service, trial, entry)
-        use = self.gauges.use_now(service, option.task, trial.indicator)
+        use = self.gauges.use_now(service, option.task, trial.indicator, whole=trial.whole)
         if trial.relaxes:
             use = self.gauges.worst_use(service)
         samples = self.gauges.meters.samples(option.task)
@@ -308,7 +310,7 @@ class Keeper:
         option = trial.option
         worse = trial.applied_ms is None or not option.key.startswith("move") or "refused" in said
         if not worse:
-            use = self.gauges.use_now(service, option.task, trial.indicator)
+            use = self.gauges.use_now(service, option.task, trial.indicator, whole=trial.whole)
             worse = use is not None and use > trial.use_before
         self.bars.put(option.task, option.key, self._desk.now_ms)
         self._complaints.tried(option.task, option.key, said)
@@ -341,7 +343,9 @@ class Keeper:
         control.told = ""
         for task in self._table.of_service(service):
             entry = self._table.tasks.get(task)
-            if entry is not None and self._complaints.raised(task):
+            if entry is None or self.relief.troubles(entry):
+                continue
+            if self._complaints.raised(task):
                 self._tell(entry, "calm", "its quality is kept again", "calm")
                 self._complaints.drop(task)
         if now_ms - control.calm_ms >= control.relax_ms:

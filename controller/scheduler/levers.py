@@ -78,6 +78,8 @@ class Forecast(Struct, frozen=True):
     energy_j: float | None
     accuracy_percent: float | None
     confidence: float = 0.0
+    saved_ms: float = 0.0
+    """What the ways take less than now: a gain for the service, not for what its task measures."""
 
 
 class Place(Struct, frozen=True):
@@ -216,16 +218,17 @@ class Levers:
         tail = min(TAIL_MAX, max(1.0, tail))
         old_sent = self._meters.number(entry.task, Col.SENT_BYTES)
         share = sent / old_sent * arrivals if old_sent and option.node == here else 1.0
-        ways = self._ways(place, option.node, sent, share)
-        ways -= self._ways(place, here, old_sent, 1.0)
+        ways = self._ways(place, option.node, sent, share, offered)
+        ways -= self._ways(place, here, old_sent, 1.0, offered / arrivals)
         fetch = self._meters.number(entry.task, Col.FETCH_MS)
         fetch *= (now.decimation / option.data.decimation) ** 2
-        level = max(0.0, wait + run_ms * tail + fetch + ways)
+        level = wait + run_ms * tail + fetch + max(0.0, ways)
         energy = self._meters.get(entry.task, Col.ENERGY_J)
         if energy is not None:
             energy *= run_ms / run_now
         use = offered * run_ms / 1000 / workers
-        return Forecast(level, run_ms, use, sent, energy, accuracy, after.confidence)
+        saved = max(0.0, -ways)
+        return Forecast(level, run_ms, use, sent, energy, accuracy, after.confidence, saved)
 
     def expected_ms(self, entry: TaskEntry, place: Place, data: Data) -> float | None:
         """Return what the cost model expects of a task as it runs now, ms."""
@@ -287,21 +290,27 @@ class Levers:
         sent /= self._cost.packing(digest, entry.tuning.encoding)
         return sent * (now.decimation / option.data.decimation) ** 2
 
-    def _ways(self, place: Place, node: str, sent_bytes: float, share: float) -> float:
+    def _ways(
+        self, place: Place, node: str, sent_bytes: float, share: float, per_s: float
+    ) -> float:
         """Return what the ways to a task and from it take, ms."""
         total = 0.0
         for other in place.before:
-            total += self._hop(other, node, 0.0, 1.0)
+            total += self._hop(other, node, 0.0, 1.0, 0.0)
         for other in place.after:
-            total += self._hop(node, other, sent_bytes, share)
+            total += self._hop(node, other, sent_bytes, share, per_s)
         return total
 
-    def _hop(self, one: str, other: str, sent_bytes: float, share: float) -> float:
-        here = congested_ms(*self._nodes.round_trips_ms(one), share)
+    def _hop(self, one: str, other: str, sent_bytes: float, share: float, per_s: float) -> float:
+        now, idle = self._nodes.round_trips_ms(one)
         there, _ = self._nodes.round_trips_ms(other)
         slot = self._nodes.slots.get(one)
         link = self._nodes.links[slot] if slot is not None else None
-        speed = link.speed_mbit_per_s if link is not None else None
+        speed = link.bandwidth_mbit_per_s if link is not None else None
+        if link is not None and link.delivery_mbit_per_s is not None:
+            # What waits on the link is worked out from its bytes then.
+            return self._cost.hop_ms((one, other), (idle, there), sent_bytes, speed, per_s)
+        here = congested_ms(now, idle, share)
         return self._cost.hop_ms((one, other), (here, there), sent_bytes, speed)
 
 

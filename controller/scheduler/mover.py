@@ -15,6 +15,7 @@ from controller.scheduler.copies import Copy, CopyState, TaskEntry, program, reb
 from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS
+from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable, serves
 from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke, EscalationAnswer, Tune
 from protocols.messages.hierarchy import NodeState
@@ -23,6 +24,7 @@ from protocols.messages.quality import Tuning
 ESCALATE_AGAIN_MS: Final = 3000
 ESCALATE_MAX_MS: Final = 60_000
 """An escalation that was refused, or not answered, is repeated within these bounds."""
+ID_LENGTH: Final = 128
 AWAIT_NODE_MS: Final = 3000
 """After a restart: how long the node that ran a task may take to come with it."""
 
@@ -34,8 +36,9 @@ class Mover:
         self._desk = desk
         self._nodes = nodes
         self._table = table
-        self._first_tune = epoch << 20
-        """Numbers of Tunes grow over the scheduler's lives."""
+        self._life = epoch
+        self._tunes = epoch << EPOCH_SHIFT
+        """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
         self._reported: dict[str, tuple[str, int, str, str]] = {}
 
     # What the TA says.
@@ -52,7 +55,7 @@ class Mover:
             first = grant.epoch_from
             entry = TaskEntry(grant, anchor, tenant, now_ms, first, first)
             entry.awaiting_node = bool(grant.current_node)
-            entry.tuning, entry.tunes = envelope.initial(grant), self._first_tune
+            entry.tuning = envelope.initial(grant)
             self._table.tasks[task] = entry
         elif grant.generation < entry.grant.generation:
             return False
@@ -156,6 +159,8 @@ class Mover:
             entry.coming = None
             entry.rebuff = entry.rebuff or coming.reason
             self._table.abandon(entry, coming, "another copy serves", cause)
+        elif coming is not None and not self._awaited(entry, coming):
+            self._withdraw(entry, coming, cause)
         for copy in entry.copies():
             if copy.state is CopyState.ASSIGNED and copy.reported is None:
                 self._send_assign(entry, copy, cause)
@@ -179,6 +184,32 @@ class Mover:
             and rebuilt(current.tuning) == rebuilt(self._tuning_on(entry, current.node))
             and self._nodes.state(current.node) is not NodeState.DRAINING
         )
+
+    def _awaited(self, entry: TaskEntry, coming: Copy) -> bool:
+        """Whether a copy that is prepared is still what is asked for.
+
+        One beside the current copy on its node is waited for where only that node can undo it.
+        """
+        current = entry.current
+        beside = current is not None and current.node == coming.node
+        if entry.epochs_left() == 0 or (beside and coming.node not in self._table.usable(entry)):
+            return True
+        return (
+            coming.generation == entry.grant.generation
+            and coming.node in entry.grant.nodes
+            and entry.wanted in ("", coming.node)
+            and rebuilt(coming.tuning) == rebuilt(self._tuning_on(entry, coming.node))
+        )
+
+    def _withdraw(self, entry: TaskEntry, coming: Copy, cause: str) -> None:
+        """Give up a copy that is prepared and asked for no more."""
+        entry.coming, current = None, entry.current
+        if current is not None and entry.wanted == current.node:
+            entry.wanted = ""
+        self._table.abandon(entry, coming, "it is not wanted any more", cause)
+        if current is not None and current.node == coming.node and self._fits(entry):
+            # Its node goes back to what serves under a newer epoch alone.
+            self._assign(entry, current.node, cause)
 
     def _patient(self, entry: TaskEntry) -> bool:
         """Whether to wait for a node rather than to replace its copy."""
@@ -269,8 +300,8 @@ class Mover:
         wish = self._tuning_on(entry, copy.node)
         now_ms = self._desk.now_ms
         if copy.tuning != wish:
-            entry.tunes += 1
-            copy.tuning, copy.number, copy.tune_sent_ms = wish, entry.tunes, 0
+            self._tunes += 1
+            copy.tuning, copy.number, copy.tune_sent_ms = wish, self._tunes, 0
             self._table.service_changed(entry.grant.service)
         online = self._nodes.state(copy.node) in (NodeState.ONLINE, NodeState.SUSPECT)
         if copy.tuned >= copy.number or not online or copy.state is not CopyState.READY:
@@ -305,7 +336,8 @@ class Mover:
         entry.refused_ms = now_ms
         entry.refusals += 1
         entry.escalations += 1
-        entry.escalated = f"{self._desk.name}/{entry.task}/{entry.escalations}"
+        number = f"{self._desk.name}/{entry.task}/{self._life}-{entry.escalations}"
+        entry.escalated = number[-ID_LENGTH:]
         self._table.say(upward.escalation(entry, self._nodes, cause))
 
 

@@ -62,7 +62,7 @@ class NodeTable:
         self._heartbeat_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         self.cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
         self.summarised_cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
-        self.queue: NDArray[np.int32] = np.zeros(FIRST_SLOTS, np.int32)
+        self.queue: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         """Invocations that wait or run."""
         self.copies: NDArray[np.int32] = np.zeros(FIRST_SLOTS, np.int32)
         """Tasks that have a copy there: the models in use."""

@@ -4,8 +4,8 @@ Theory of operation. A birth opens it; its incarnation fences whatever an older 
 says. A will is a hint: some brokers publish it at a mere takeover, so it only makes the node
 SUSPECT, and a rebirth request asks whether it lives. Any message of the same incarnation answers
 that. Silence does the same as a will, later. A suspect that stays silent is LOST; so is one that
-said farewell. A lost node comes back by birth only. DRAINING is a wish of the operator and
-survives everything but loss.
+said farewell. A lost node comes back by birth only. DRAINING is a wish of the operator, kept
+in the node's record: a lost node that comes back is DRAINING again, until the operator ends it.
 """
 
 from enum import StrEnum
@@ -25,6 +25,7 @@ class NodeEvent(StrEnum):
     TIMEOUT = "timeout"
     FAREWELL = "farewell"
     DRAIN = "drain"
+    RESUME = "resume"
 
 
 _ON, _SUS, _DRAIN, _LOST = (
@@ -55,6 +56,7 @@ TABLE: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
     (_DRAIN, NodeEvent.TIMEOUT): _LOST,
     (_DRAIN, NodeEvent.FAREWELL): _LOST,
     (_DRAIN, NodeEvent.DRAIN): _DRAIN,
+    (_DRAIN, NodeEvent.RESUME): _ON,
     (_LOST, NodeEvent.BIRTH): _ON,
     (_LOST, NodeEvent.WILL): _LOST,
     (_LOST, NodeEvent.FAREWELL): _LOST,

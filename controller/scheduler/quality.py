@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from protocols.messages.quality import TaskSample, UserSample, UserZone
+from protocols.messages.quality import QualityReport, TaskSample, UserSample, UserZone
 from protocols.qoais import Sla, satisfied
 
 SMOOTH_MS: Final = 1200.0
@@ -21,6 +21,23 @@ USER_MS: Final = 10_000
 """A user who was not heard of for so long is not counted."""
 MAX_SERVICE_USERS: Final = 1024
 FIRST_SLOTS: Final = 64
+MAX_FIGURE: Final = 1e12
+"""No time in ms, nor energy in J, of a window is longer or greater."""
+_HAIR: Final = 1e-9
+"""0.07 * 100 is more than 7 to a computer."""
+
+
+def sane(*figures: float | None) -> bool:
+    """Whether what a peer has measured can be reckoned with: a number, not negative, not absurd."""
+    return all(one is None or 0.0 <= one <= MAX_FIGURE for one in figures)
+
+
+def sane_report(report: QualityReport) -> bool:
+    """Whether every figure of a report can be reckoned with."""
+    return all(
+        sane(one.queue_ms, one.run_ms, one.run_p95_ms, one.fetch_ms, one.energy_j)
+        for one in report.tasks
+    ) and all(sane(one.latency_ms, one.latency_p95_ms) for one in report.users)
 
 
 class Col(IntEnum):
@@ -237,5 +254,5 @@ def latency_use(users: dict[str, User], sla: Sla, own: tuple[UserZone, ...]) -> 
     )
     if not uses:
         return None
-    last = max(0, min(len(uses) - 1, int(np.ceil(sla.satisfaction_ratio * len(uses))) - 1))
+    last = max(0, min(len(uses) - 1, int(np.ceil(sla.satisfaction_ratio * len(uses) - _HAIR)) - 1))
     return uses[last]

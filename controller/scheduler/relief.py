@@ -57,6 +57,10 @@ class Relief:
             watch.link.again()
         self._rest(node, watch)
 
+    def troubles(self, entry: TaskEntry) -> bool:
+        """Whether something is the matter with the node that a task runs on."""
+        return entry.current is not None and entry.current.node in self._watches
+
     def node_lost(self, node: str) -> None:
         """Forget what was the matter with a node."""
         self._watches.pop(node, None)

@@ -8,6 +8,7 @@ import msgspec
 from controller.decider import Received, ToInvoke, ToService, ToTopic
 from controller.scheduler import routes
 from controller.scheduler.desk import Desk
+from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable
 from protocols.errors import Blame
 from protocols.messages import Invoke, Result, Route, RouteRequest
@@ -32,7 +33,7 @@ class Serving:
         self.routes: dict[str, Route] = {}
         self._desk = desk
         self._table = table
-        self._epoch = epoch << 20
+        self._epoch = epoch << EPOCH_SHIFT
         self._store_urls = store_urls
         self._credit = credit
 

@@ -1,6 +1,11 @@
 """What a scheduler is told by its host."""
 
+from typing import Final
+
 from msgspec import Struct
+
+EPOCH_SHIFT: Final = 32
+"""Routes, feeds and tunes are numbered above those of every life before: 2 ** 32 in each."""
 
 
 class Settings(Struct, frozen=True):

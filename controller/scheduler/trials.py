@@ -58,6 +58,8 @@ class Trial(Struct):
     """Whether it takes an action back because the danger is long over."""
     applied_ms: int | None = None
     measuring: bool = False
+    whole: bool = False
+    """Whether it is to help the service as a whole, not only its task."""
 
 
 def judge(trial: Trial, use: float | None, samples: int, now_ms: int) -> Verdict:

@@ -10,6 +10,8 @@ from protocols.messages import Escalation, TaskReport
 from protocols.messages.hierarchy import Attempt, NodeState
 from protocols.messages.task import InstanceState
 
+MAX_ATTEMPTS: Final = 64
+"""Of an escalation; an envelope may have more nodes."""
 _TOLD: Final = {
     CopyState.ASSIGNED: InstanceState.DEPLOYING,
     CopyState.READY: InstanceState.READY,
@@ -43,7 +45,7 @@ def escalation(entry: TaskEntry, nodes: NodeTable, cause: str) -> Send:
         Attempt(f"run on {node}", entry.failures.get(node, str(nodes.state(node))))
         for node in entry.grant.nodes
         if node in entry.failures or nodes.state(node) is not NodeState.ONLINE
-    )
+    )[:MAX_ATTEMPTS]
     body = Escalation(
         entry.escalated,
         entry.task,

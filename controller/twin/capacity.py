@@ -51,6 +51,8 @@ CPU_STEP_PERCENT: Final = 10.0
 NOISE_PERCENT: Final = 3.0
 NOISE_MEMORY: Final = 0.98
 """How much of a node's noise is left after a step."""
+SCALE_S: Final = 600.0
+"""Between two looks at how many tasks the load asks for."""
 MAX_TURNS: Final = 64
 """In which what one event sets off must come to rest."""
 TARGET_PERCENT: Final = 70.0
@@ -63,7 +65,7 @@ class Question(Struct, frozen=True):
 
     nodes: int = 10_000
     hours: float = 24.0
-    step_s: float = 60.0
+    step_s: float = 120.0
     """Between two looks at all nodes."""
     heartbeat_s: float = 300.0
     tasks: int = 0
@@ -218,6 +220,7 @@ class Day:
         self._sizes: dict[str, int] = {}
         self._states: dict[str, TaskState] = {}
         self._wanted = 0
+        self._scale_s = 0.0
 
     # The roles.
 
@@ -327,7 +330,9 @@ class Day:
                 ),
             )
         self._rest()
-        self._want(round(load * (question.tasks or question.nodes // 2)))
+        if at_s >= self._scale_s:
+            self._scale_s = at_s + SCALE_S
+            self._want(round(load * (question.tasks or question.nodes // 2)))
         self._rest()
         self._fire()
         waiting = sum(state is TaskState.WAITING for state in self._states.values())

@@ -35,6 +35,13 @@ ROUTE_AGAIN_MS: Final = 500
 SUBMIT_AGAIN_MS: Final = 800
 ASK_AGAIN_MS: Final = 3000
 """After which a client asks how its job stands."""
+CANCEL_EVERY: Final = 17
+"""One in so many jobs is cancelled by its client..."""
+CANCEL_MS: Final = 60
+"""...so soon after it was submitted, and until it has ended."""
+DEADLINE_EVERY: Final = 13
+DEADLINE_MS: Final = 3000
+"""One in so many jobs has a deadline, and may fail by it."""
 RUN_MS: Final = 4000
 """What one run of a job may take."""
 
@@ -163,22 +170,38 @@ class SimClient:
 
     def submit(self) -> None:
         """Submit a job and see it through until its end."""
-        job = f"{self.name}-job-{len(self.jobs)}"
+        number = len(self.jobs)
+        job = f"{self.name}-job-{number}"
         self.jobs[job] = Job(self.world.now_ms)
-        self._submit(job)
+        deadline_ms = DEADLINE_MS if number % DEADLINE_EVERY == 1 else 0
+        self._submit(job, deadline_ms)
+        if number % CANCEL_EVERY == CANCEL_EVERY - 1:
+            self.world.after(CANCEL_MS, partial(self._cancel, job))
 
-    def _submit(self, job: str) -> None:
+    def _submit(self, job: str, deadline_ms: int) -> None:
         known = self.jobs[job]
         if known.accepted or not known.open:
             return
         value = Tensor(Dtype.UINT8, (len(MARK),), MARK)
-        self._knock(lambda reply: JobSubmit(job, self.service, {"x": value}, reply, run_ms=RUN_MS))
-        self.world.after(SUBMIT_AGAIN_MS, partial(self._submit, job))
+        self._knock(
+            lambda reply: JobSubmit(
+                job, self.service, {"x": value}, reply, deadline_ms=deadline_ms, run_ms=RUN_MS
+            )
+        )
+        self.world.after(SUBMIT_AGAIN_MS, partial(self._submit, job, deadline_ms))
 
     def _ask(self, job: str) -> None:
         if self.jobs[job].open:
             self._knock(lambda reply: JobQuery(job, self.service, reply))
             self.world.after(ASK_AGAIN_MS, partial(self._ask, job))
+
+    def _cancel(self, job: str) -> None:
+        """Have a job ended, if it is not over; what is not accepted yet is nobody's to end."""
+        known = self.jobs[job]
+        if known.open:
+            if known.accepted:
+                self._knock(lambda reply: JobQuery(job, self.service, reply, cancel=True))
+            self.world.after(ASK_AGAIN_MS, partial(self._cancel, job))
 
     def _accepted(self, body: JobAccepted) -> None:
         job = self.jobs.get(body.job)

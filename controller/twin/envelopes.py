@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from controller.decider import Event, Output, Received, Send, ToNode
 from controller.twin.rules import BrokenRule, Rule
+from protocols.manifest import Manifest
 from protocols.messages import (
     Assign,
     EnvelopeGrant,
@@ -113,6 +114,9 @@ class Envelopes:
             text = f"{assign.task} is assigned to {node}, its envelope is {newest.nodes}"
             raise self._broken(Rule.ENVELOPE, text)
         self._within(assign.task, assign.tuning, granted)
+        if all(assign.manifest != program(one, assign.tuning) for one in granted.grants):
+            text = f"{assign.task} is assigned with a program that no grant names"
+            raise self._broken(Rule.ENVELOPE, text)
         origins = newest.spec.origins
         if origins and private(newest) and node not in origins:
             text = f"{assign.task} goes to {node}, its data may not leave {origins}"
@@ -145,6 +149,14 @@ class Envelopes:
             if now_ms - since_ms > policy.lost_after_ms + PATIENCE_MS:
                 text = f"{task} is not served since {since_ms:.0f} ms and was not handed up"
                 raise self._broken(Rule.ESCALATION, text)
+
+
+def program(grant: EnvelopeGrant, tuning: Tuning) -> Manifest | None:
+    """Return the manifest that a tuning means; None when the grant has no such variant."""
+    if not tuning.variant:
+        return grant.spec.manifest
+    found = (one.manifest for one in grant.spec.variants if one.name == tuning.variant)
+    return next(found, None)
 
 
 def beyond(tuning: Tuning, grant: EnvelopeGrant) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import Role
-from controller.records import TASK, TaskRecord, TaskState
+from controller.records import TaskRecord, TaskState
 from controller.twin.checkers import Checkers
 from controller.twin.client import SimClient
 from controller.twin.faults import Fault, Kind, Striker, draw
@@ -220,7 +220,7 @@ class Twin:
         """Lose the stores, start the controller without them and submit everything again."""
         for host in self.hosts.values():
             host.kill()
-            host.store.current.clear()
+            host.store.lose()
         self.checkers.forget()
         for host in self.hosts.values():
             host.start()
@@ -271,7 +271,8 @@ class Twin:
             self._settle()
         except BrokenRule:
             raise
-        except Exception as bug:  # noqa: BLE001 - whatever a decider stumbles over is a finding
+        except Exception as bug:
+            # Whatever a decider stumbles over is a finding, with its seed.
             raise self.checkers.broken(Rule.BUG, _stumble(bug)) from bug
         return self._outcome()
 
@@ -292,10 +293,9 @@ class Twin:
     def tasks(self) -> dict[str, TaskRecord]:
         """Return the durable tasks."""
         return {
-            key: record.value
+            name: task
             for host in self.hosts.values()
-            for (kind, key), record in host.store.current.items()
-            if kind == TASK and isinstance(record.value, TaskRecord)
+            for name, task in sorted(host.store.tasks.items())
         }
 
     def _outcome(self) -> Outcome:

@@ -6,6 +6,7 @@ A commit is whole or nothing, as in the real one; a torn commit is one or the ot
 from collections.abc import Sequence
 
 from controller.decider import Record
+from controller.records import TASK, TaskRecord
 from controller.twin.checkers import Checkers
 
 
@@ -18,6 +19,8 @@ class SimStore:
 
     def __init__(self, checkers: Checkers) -> None:
         self.current: dict[tuple[str, str], Record] = {}
+        self.tasks: dict[str, TaskRecord] = {}
+        """Those of the records that are tasks: they are looked at often."""
         self.epoch = 0
         self.full = False
         self._checkers = checkers
@@ -32,5 +35,13 @@ class SimStore:
             self._checkers.recorded(before.value if before else None, record)
             if record.value is None:
                 self.current.pop(key, None)
+                self.tasks.pop(record.key if record.kind == TASK else "", None)
             else:
                 self.current[key] = record
+                if isinstance(record.value, TaskRecord):
+                    self.tasks[record.key] = record.value
+
+    def lose(self) -> None:
+        """Lose everything."""
+        self.current.clear()
+        self.tasks.clear()

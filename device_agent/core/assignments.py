@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import structs
 
-from device_agent.core.capacity import HELD_MAX, refusal, room
+from device_agent.core.capacity import HELD_MAX, named, refusal, room
 from device_agent.core.commands import Forget, Keep, TuneInstance
 from device_agent.core.events import JournalFailed, Restored
 from device_agent.core.instances import Held, Instance, replicas_of, runs_as
@@ -112,6 +112,9 @@ class Assignments:
             self._turn.counts["stale"] += 1
             self._tasks.tell(message.task, cause)
             return
+        if not named(message.tuning):
+            self._turn.counts["refused"] += 1
+            return
         stamp = (incarnation, message.number)
         if stamp > held.tuned:
             held.tuned = stamp
@@ -128,6 +131,12 @@ class Assignments:
                 self._turn.out.append(Keep(held.assign, cause))
                 self._share_room(cause, held.shown)
         self._tasks.tell(message.task, cause)
+
+    def fence(self, incarnation: int) -> None:
+        """Hear a scheduler of another life: its numbers count anew, those before it are over."""
+        for held in self.held.values():
+            if held.tuned[0] != incarnation:
+                held.tuned = (incarnation, 0)
 
     def stop_all(self, cause: str) -> None:
         """Drain every instance, for the daemon ends; the journal keeps the assignments."""

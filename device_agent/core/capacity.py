@@ -5,10 +5,29 @@ from typing import Final
 
 from device_agent.core.instances import Instance
 from protocols.messages.presence import Inventory
+from protocols.messages.quality import Tuning
 from protocols.messages.task import Assign
 
 HELD_MAX: Final = 256
-"""Tasks of one node, whatever its inventory says: a birth that lists them has to fit its frame."""
+"""Tasks of one node, whatever its inventory says."""
+HOLDINGS_MAX_BYTES: Final = 32 * 1024
+"""What a birth may say of them, so that it fits its frame with everything else."""
+HOLDING_BYTES: Final = 64
+"""One of them without its names."""
+NAME_MAX: Final = 64
+ENCODING_MAX: Final = 16
+"""Characters of the names in a tuning, which the protocol leaves open."""
+
+
+def named(tuning: Tuning) -> bool:
+    """Whether the names in a tuning are no longer than names are."""
+    longest = max(len(tuning.variant), len(tuning.provider))
+    return longest <= NAME_MAX and len(tuning.encoding) <= ENCODING_MAX
+
+
+def _told_bytes(one: Assign) -> int:
+    names = one.task, one.tuning.variant, one.tuning.provider
+    return HOLDING_BYTES + ENCODING_MAX + sum(len(name.encode()) for name in names)
 
 
 def room(inventory: Inventory, instances: Sequence[Instance]) -> list[int]:
@@ -35,6 +54,10 @@ def refusal(node: str, inventory: Inventory, others: Sequence[Assign], wanted: A
     most = min(inventory.max_instances, HELD_MAX)
     if len(others) >= most:
         return f"node {node} holds {len(others)} tasks, its limit is {most}"
+    if not named(wanted.tuning):
+        return f"the names in the tuning of {wanted.task} have more than {NAME_MAX} characters"
+    if sum(map(_told_bytes, others), _told_bytes(wanted)) > HOLDINGS_MAX_BYTES:
+        return f"node {node} holds {len(others)} tasks: their names fill what it can tell of them"
     kind = wanted.manifest.kind.value
     if kind not in {one.kind for one in inventory.executors}:
         return f"node {node} has no {kind} executor"

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body
-from protocols.messages.invocation import Result, Tensor, Value
+from protocols.messages.invocation import INLINE_MAX_BYTES, Result, Tensor, Value
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign
 from protocols.topics import Channel
@@ -169,6 +169,8 @@ class ReadSource(Struct, frozen=True):
     cursor: str
     """Of a folder: the file that was read last; the next one is wanted. Empty: the first."""
     cause: str
+    inline_bytes: int = INLINE_MAX_BYTES
+    """A larger value goes by reference."""
 
 
 class Follow(Struct, frozen=True):

@@ -88,6 +88,8 @@ class Core:
         self._ending = ""
         self._ended = False
         self._before = 0
+        self._scheduler_epoch: int | None = None
+        """Of the last scheduler that spoke of itself."""
         self.presence = Presence(turn, self._birth)
         self.outbox = Outbox(turn)
         self.tasks = Tasks(turn, self.outbox)
@@ -212,6 +214,7 @@ class Core:
     def _welcome(self, event: events.Received, body: Welcome) -> None:
         if not self.presence.welcome(body, event.cause):
             return
+        self._fence(body.scheduler_epoch, event.incarnation)
         self._turn.store_urls = body.store_urls
         self._pace(
             structs.replace(self._sensing, heartbeat_ms=body.heartbeat_ms, sample_ms=body.sample_ms)
@@ -226,9 +229,19 @@ class Core:
         self.outbox.offline()
         self.jobs.offline()
         self.presence.rebirth(body, event.cause)
+        self._fence(body.scheduler_epoch, event.incarnation)
+
+    def _fence(self, scheduler_epoch: int, incarnation: int) -> None:
+        """Begin to count a scheduler's words anew when it has: it may have lost its store."""
+        before, self._scheduler_epoch = self._scheduler_epoch, scheduler_epoch
+        if before not in (None, scheduler_epoch):
+            self.assignments.fence(incarnation)
+            if self._feeder is not None:
+                self._feeder.fence(incarnation)
 
     def _drain(self, _event: events.Received, body: Drain) -> None:
-        self._turn.draining = body.reason or "it is being drained"
+        if not self._ending:
+            self._turn.draining = "" if body.over else body.reason or "it is being drained"
 
     def _set_sensing(self, _event: events.Received, body: SetSensing) -> None:
         self._pace(body)
@@ -344,7 +357,9 @@ class Core:
                 self._turn.out.append(Say(Channel.LOAD, report, report.cause))
 
     def _link_sampled(self, event: events.LinkSampled) -> None:
-        self._turn.round_trip_ms = event.link.round_trip_ms or 0.0
+        link, turn = event.link, self._turn
+        turn.round_trip_ms = link.round_trip_ms or 0.0
+        turn.uplink.measured(link.delivery_mbit_per_s, link.send_wait_ms, turn.now_ms)
         if self.presence.welcomed:
             report = due_link(self._last_link, event.link, self._sensing)
             if report is not None:

@@ -174,6 +174,8 @@ class SourceFailed(Struct, frozen=True):
     service: str
     input: str
     text: str
+    cursor: str = ""
+    """Of a folder: which file cannot be used; the one after it is next."""
 
 
 class Published(Struct, frozen=True):

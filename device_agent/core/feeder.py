@@ -25,12 +25,12 @@ from device_agent.core.events import (
     StoreFailed,
 )
 from device_agent.core.feed_values import fitted, load_vector, topic_of
-from device_agent.core.flights import Flight, Flights, Local, entries
+from device_agent.core.flights import Flight, Flights, Local, covers
 from device_agent.core.sinks import Sinks
 from device_agent.core.turn import Turn
 from device_agent.core.values import LOAD
 from protocols.errors import MalformedFrame
-from protocols.messages.invocation import Accepted, Invoke, Plan, Result, Value
+from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Result, Value
 from protocols.messages.quality import Feed, Source, SourceKind
 from protocols.messages.sense import LoadReport
 from protocols.topics import Channel
@@ -42,6 +42,8 @@ UNDER_WAY_MAX: Final = 8
 PERIOD_MIN_MS: Final = 10.0
 READ_MS: Final = 10_000
 """After this a source that is being read counts as failed."""
+INLINE_TOTAL_BYTES: Final = 96 * 1024
+"""What the sources of one feed may give in messages together; larger values go by reference."""
 CHANGES: Final = "changes"
 
 
@@ -128,6 +130,12 @@ class Feeder:
         self._begin(feed)
         self._feeds[feed.service].stamp = stamp
 
+    def fence(self, incarnation: int) -> None:
+        """Hear a scheduler of another life: its numbers count anew, those before it are over."""
+        for state in self._feeds.values():
+            if state.stamp[0] != incarnation:
+                state.stamp = (incarnation, -1)
+
     def _begin(self, feed: Feed) -> None:
         state = self._feeds.get(feed.service)
         if state is None:
@@ -201,7 +209,9 @@ class Feeder:
         if state is None or not state.period_ms:
             return
         # Late ticks are not made up for: that would only bunch requests.
-        state.next_ms = max(state.next_ms + state.period_ms, now_ms)
+        state.next_ms += state.period_ms
+        if state.next_ms <= now_ms:
+            state.next_ms = now_ms + state.period_ms
         self._turn.timers.set(("feed", service), state.next_ms)
         for source in state.feed.sources:
             if _is_read(source):
@@ -234,6 +244,7 @@ class Feeder:
                 state.feed.decimation,
                 state.cursors.get(name, ""),
                 service,
+                min(INLINE_MAX_BYTES, INLINE_TOTAL_BYTES // len(state.feed.sources)),
             )
         )
 
@@ -255,6 +266,8 @@ class Feeder:
         state = self._feeds.get(event.service)
         if state is not None:
             state.reading.pop(event.input, None)
+            if event.cursor:
+                state.cursors[event.input] = event.cursor
         self._turn.counts["feed unread"] += 1
 
     def _published(self, event: Published) -> None:
@@ -316,7 +329,7 @@ class Feeder:
             return
         state.waiting = None
         self._turn.counts["fed"] += 1
-        if not _covers(plan, item):
+        if not covers(plan, item):
             self._turn.counts["feed failed"] += 1
             return
         state.sent = item
@@ -390,8 +403,3 @@ def _is_read(source: Source) -> bool:
 
 def _rate(feed: Feed, source: Source) -> float:
     return feed.rate_per_s or source.rate_per_s
-
-
-def _covers(plan: Plan, item: dict[str, Value]) -> bool:
-    """Whether an item has every input that the plan takes."""
-    return all(name in item for names in entries(plan).values() for name in names)

@@ -5,16 +5,18 @@ again under the same id when a node says nothing, when the plan moves a step, af
 may be retried and a pause; it ends with the first whole answer, another failure, or its deadline.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeGuard
 
+import msgspec
 from msgspec import Struct, field
 
 from device_agent.core.commands import Forward, PushBlob
 from device_agent.core.events import Received
 from device_agent.core.turn import Turn
-from device_agent.core.values import blobs
+from device_agent.core.values import MESSAGE_MAX_BYTES, blobs, inline_bytes
 from protocols.errors import Blame, MalformedFrame
+from protocols.manifest import MAX_PORTS
 from protocols.messages.invocation import (
     REQUEST,
     Accepted,
@@ -110,7 +112,9 @@ class Flights:
             if flight.service == service and plan is not None and flight.plan != plan:
                 moved = places(flight.plan) != places(plan)
                 flight.plan = plan
-                if moved and not flight.pushing and not flight.paused:
+                if not covers(plan, flight.inputs):
+                    self._give_up(flight, "the service takes other inputs now")
+                elif moved and not flight.pushing and not flight.paused:
                     self._send(flight)
 
     def connected(self) -> None:
@@ -161,9 +165,13 @@ class Flights:
 
     def _send(self, flight: Flight) -> None:
         turn = self._turn
-        flight.attempt += 1
-        flight.parts.clear()
         nodes = entries(flight.plan)
+        if any(node != turn.node and not _fits(flight, nodes[node]) for node in nodes):
+            self._give_up(flight, f"its inputs take more than a message, {MESSAGE_MAX_BYTES} bytes")
+            return
+        flight.attempt += 1
+        flight.paused = False
+        flight.parts.clear()
         flight.silent = set(nodes)
         patience_ms = min(ACCEPT_MS << min(flight.attempt - 1, 8), ACCEPT_MAX_MS)
         again = flight.attempt < ATTEMPTS_MAX
@@ -190,6 +198,9 @@ class Flights:
             self._local(event, invoke)
 
     def _collect(self, flight: Flight, result: Result) -> None:
+        if not result.part < result.parts <= MAX_PORTS:
+            self._turn.counts["foreign message"] += 1
+            return
         try:
             flight.parts[result.part] = _dense(result)
         except MalformedFrame as error:
@@ -216,6 +227,10 @@ class Flights:
         flight.paused = True
         wait_ms = min(PAUSE_FIRST_MS << min(flight.pauses - 1, 8), PAUSE_MAX_MS)
         self._wake(flight, self._turn.now_ms + self._turn.spread(wait_ms))
+
+    def _give_up(self, flight: Flight, text: str) -> None:
+        failure = Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
+        self._end(flight, Result(flight.id, flight.attempt, {}, failure))
 
     def _end(self, flight: Flight, result: Result) -> None:
         self._forget(flight)
@@ -256,6 +271,17 @@ def entries(plan: Plan) -> dict[str, list[str]]:
             names = wanted.setdefault(step.node, [])
             names += [name for name in fed if name not in names]
     return wanted
+
+
+def covers(plan: Plan, item: Mapping[str, Value]) -> bool:
+    """Whether an item has every input that the plan takes."""
+    return all(name in item for names in entries(plan).values() for name in names)
+
+
+def _fits(flight: Flight, names: list[str]) -> bool:
+    """Whether these inputs and the plan go into one message."""
+    inline = inline_bytes({name: flight.inputs[name] for name in names})
+    return inline + len(msgspec.msgpack.encode(flight.plan)) <= MESSAGE_MAX_BYTES
 
 
 def places(plan: Plan) -> set[tuple[str, str, int]]:

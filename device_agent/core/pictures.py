@@ -20,18 +20,15 @@ def decimate(dtype: Dtype, shape: Shape, data: bytes, step: int) -> tuple[Shape,
     pixel = ITEM_BYTES[dtype]
     for axis in rest:
         pixel *= axis
-    row_bytes, pictures = width * pixel, lead[0] if lead else 1
-    rows = (
-        [
-            _columns(data[start : start + row_bytes], pixel, step)
-            for picture in range(pictures)
-            for start in range(
-                picture * height * row_bytes, (picture + 1) * height * row_bytes, step * row_bytes
-            )
-        ]
-        if row_bytes
-        else []
-    )
+    # Without data the axes mean nothing: one may be of any length beside another that is 0.
+    row_bytes, pictures = width * pixel, (lead[0] if lead else 1) if data else 0
+    rows = [
+        _columns(data[start : start + row_bytes], pixel, step)
+        for picture in range(pictures)
+        for start in range(
+            picture * height * row_bytes, (picture + 1) * height * row_bytes, step * row_bytes
+        )
+    ]
     small = (*lead, -(-height // step), -(-width // step), *rest)
     return small, b"".join(rows)
 
@@ -40,7 +37,10 @@ def _columns(row: bytes, pixel: int, step: int) -> bytes:
     """Keep every `step`-th pixel of a row."""
     if pixel == 1:
         return row[::step]
-    kept = bytearray(-(-len(row) // (pixel * step)) * pixel)
+    count = -(-len(row) // (pixel * step))
+    if pixel > count:
+        return b"".join(row[at : at + pixel] for at in range(0, len(row), pixel * step))
+    kept = bytearray(count * pixel)
     for offset in range(pixel):
         kept[offset::pixel] = row[offset :: pixel * step]
     return bytes(kept)

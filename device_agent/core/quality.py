@@ -17,7 +17,7 @@ from protocols.messages.quality import MAX_USERS, QualityReport, TaskSample, Use
 
 SAMPLE_MAX: Final = 128
 """Values of one percentile."""
-TASKS_MAX: Final = 320
+TASKS_MAX: Final = 192
 """Tasks of one report, which has to fit its topic; the rest goes with the next."""
 _P95: Final = 0.95
 

@@ -20,7 +20,13 @@ from device_agent.core.jobs import JobEnds
 from device_agent.core.quality import Meter
 from device_agent.core.request import Answer, Request
 from device_agent.core.turn import Turn
-from device_agent.core.values import answers, inline_bytes, needed_elsewhere, total_bytes
+from device_agent.core.values import (
+    MESSAGE_MAX_BYTES,
+    answers,
+    inline_bytes,
+    needed_elsewhere,
+    total_bytes,
+)
 from protocols.errors import Blame, UnknownTopic
 from protocols.messages.invocation import (
     Accepted,
@@ -34,10 +40,8 @@ from protocols.messages.invocation import (
     Value,
 )
 from protocols.packing import DEFLATE, pack
-from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, Topic, parse
+from protocols.topics import Channel, Party, Topic, parse
 
-MESSAGE_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
-"""Inline tensors, plan and timings of one message; the rest of its frame is bounded names."""
 KEPT_MAX: Final = 256
 KEPT_MAX_BYTES: Final = 4 << 20
 """Messages kept while offline, and their inline tensors; the oldest make room."""
@@ -149,7 +153,6 @@ class Replies:
         if failure is not None or len(plan.steps) == 1:
             return failure
         left_ms = max(0, int(request.deadline_ms - self._turn.now_ms))
-        elapsed_us = self._elapsed_us(answer)
         for node, ports in needed_elsewhere(plan, self._turn.node, task).items():
             values = self._pick(task, {port: port for port in sorted(ports)}, answer, plan)
             if isinstance(values, Failure):
@@ -167,7 +170,7 @@ class Replies:
                 request.correlation,
                 request.priority,
                 request.job,
-                elapsed_us,
+                self._elapsed_us(answer, values),
                 request.user,
                 request.answer_encoding,
             )
@@ -186,16 +189,16 @@ class Replies:
             return values
         result = Result(request.id, request.attempt, values, None, answer.timings, part, parts)
         service, local = request.plan.service, request.reply_to == self._turn.inbox
-        if request.user:
-            latency_us = (
-                (self._turn.now_ms - answer.born_ms) * 1000 if local else self._elapsed_us(answer)
-            )
-            self._meter.answered(service, request.user, latency_us / 1000)
         if not local and request.answer_encoding == DEFLATE:
             sources = {one.port: one.source_port for one in edges}
             result = msgspec.structs.replace(result, outputs=self._packed(answer, values, sources))
         if not local:
             self._count_sent(answer, result.outputs)
+            latency_ms = self._elapsed_us(answer, result.outputs) / 1000
+        else:
+            latency_ms = self._turn.now_ms - answer.born_ms
+        if request.user:
+            self._meter.answered(service, request.user, latency_ms)
         self._give(request, result)
         if service in self._turn.sinks and not request.job:
             topic = self._inbox(request.reply_to)
@@ -205,9 +208,14 @@ class Replies:
                 self._sink(service, plain, request.cause, request.tenant)
         return None
 
-    def _elapsed_us(self, answer: Answer) -> int:
-        """Return how old a request is when its outputs reach the other side of this node's way."""
-        return int((self._turn.now_ms - answer.born_ms + self._turn.round_trip_ms / 2) * 1000)
+    def _elapsed_us(self, answer: Answer, values: Mapping[str, Value]) -> int:
+        """Return how old a request is when its outputs reach the other side of this node's way.
+
+        What is too large for a message lies at the other side already.
+        """
+        turn = self._turn
+        way_ms = turn.round_trip_ms / 2 + turn.uplink.takes_ms(inline_bytes(values), turn.now_ms)
+        return int((turn.now_ms - answer.born_ms + way_ms) * 1000)
 
     def _packed(
         self, answer: Answer, values: dict[str, Value], sources: Mapping[str, str] | None = None

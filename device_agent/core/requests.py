@@ -40,6 +40,7 @@ from device_agent.core.values import (
 from device_agent.core.workers import Workers
 from protocols.errors import Blame, MalformedFrame
 from protocols.messages.invocation import (
+    CORRELATION_MAX_BYTES,
     REQUEST,
     Cancel,
     Deliver,
@@ -52,6 +53,11 @@ from protocols.messages.invocation import (
 )
 from protocols.messages.task import InstanceState
 from protocols.packing import unpack_all
+
+ELAPSED_MAX_MS: Final = 3_600_000.0
+"""No request has more time: a peer that claims more is not believed."""
+PUSHERS_MAX: Final = 1024
+"""Answers that may wait for one push before those nobody waits for are cleared away."""
 
 _Code: Final = FailureCode
 
@@ -82,11 +88,12 @@ class Requests:
 
     def take(self, event: Received, body: Invoke | Deliver) -> None:
         """Feed the steps of this node that take from the source of this delivery."""
-        reply_to = body.reply_to or event.reply_to
+        # The end of a job goes to the scheduler, whatever topic is named.
+        reply_to = "" if body.job else body.reply_to or event.reply_to
         if not body.job and not self._replies.user(reply_to):
             self._turn.counts["reply topic"] += 1
             return
-        given = self._given(body)
+        given = self._given(event, body)
         plan = body.plan
         if plan is None or isinstance(given, Failure):
             no_plan = self._failure(_Code.NO_SERVICE, Blame.USER, "the request brings no plan")
@@ -105,13 +112,16 @@ class Requests:
             self._feed(request, step, given)
         self._settle(request)
 
-    def _given(self, body: Invoke | Deliver) -> Given | Failure:
+    def _given(self, event: Received, body: Invoke | Deliver) -> Given | Failure:
         """Return what a delivery brings, dense, or why it cannot be used."""
         now_ms = self._turn.now_ms
+        if len(event.correlation) > CORRELATION_MAX_BYTES:
+            text = f"the correlation data takes more than {CORRELATION_MAX_BYTES} bytes"
+            return self._failure(_Code.BAD_INPUT, Blame.USER, text)
         try:
             if isinstance(body, Invoke):
                 return Given(REQUEST, unpack_all(body.inputs), (), now_ms)
-            born_ms = now_ms - body.elapsed_us / 1000
+            born_ms = now_ms - min(body.elapsed_us / 1000, ELAPSED_MAX_MS)
             return Given(body.source, unpack_all(body.values), body.timings, born_ms)
         except MalformedFrame as error:
             return self._failure(_Code.BAD_INPUT, Blame.PEER, str(error))
@@ -318,6 +328,8 @@ class Requests:
             request.pushing[task] = set(large)
             for digest, size_bytes in large.items():
                 waiters = self._pushes.setdefault(digest, [])
+                if len(waiters) >= PUSHERS_MAX:
+                    waiters[:] = [one for one in waiters if one[1] in one[0].pushing]
                 waiters.append((request, task))
                 if len(waiters) == 1:
                     urls, cause = self._turn.store_urls, request.cause

@@ -13,13 +13,15 @@ from msgspec import Struct, structs
 from device_agent.core.commands import Publish, StoreValue
 from device_agent.core.events import Stored, StoreFailed
 from device_agent.core.turn import Turn
+from device_agent.core.values import MESSAGE_MAX_BYTES, value_bytes
 from protocols.messages.invocation import Result, Tensor, Value
 from protocols.messages.quality import Sink, SinkKind
 
 STORING_MAX: Final = 64
 """Outputs on their way to the store."""
 KEPT_MAX: Final = 256
-"""Records that wait for a connection; the oldest make room."""
+KEPT_MAX_BYTES: Final = 4 << 20
+"""Records that wait for a connection, and their inline tensors; the oldest make room."""
 PAUSE_FIRST_MS: Final = 500
 PAUSE_MAX_MS: Final = 30_000
 
@@ -43,7 +45,8 @@ class Sinks:
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._online = False
-        self._kept: deque[tuple[float, Publish]] = deque(maxlen=KEPT_MAX)
+        self._kept: deque[tuple[float, int, Publish]] = deque()
+        self._kept_bytes = 0
         self._storing: dict[str, _Storing] = {}
         self._keys = count(1)
 
@@ -51,10 +54,11 @@ class Sinks:
         """Publish what has waited and is not too old."""
         self._online = True
         now_ms = self._turn.now_ms
-        late = sum(until_ms <= now_ms for until_ms, _ in self._kept)
+        late = sum(until_ms <= now_ms for until_ms, _, _ in self._kept)
         self._turn.counts["sink late"] += late
-        self._turn.out.extend(said for until_ms, said in self._kept if until_ms > now_ms)
+        self._turn.out.extend(said for until_ms, _, said in self._kept if until_ms > now_ms)
         self._kept.clear()
+        self._kept_bytes = 0
 
     def disconnected(self) -> None:
         """Keep records from now on."""
@@ -71,17 +75,17 @@ class Sinks:
     ) -> None:
         """Bring the outputs of an answer where they are wanted, until a time."""
         wanted = {kind: [one.output for one in sinks if one.kind is kind] for kind in SinkKind}
-        outputs = result.outputs
+        outputs, record = result.outputs, structs.replace(result, outputs={})
         topic = {one: outputs[one] for one in wanted[SinkKind.TOPIC] if one in outputs}
         if topic:
-            self._publish(service, result, topic, cause, tenant, until_ms)
+            self._publish(service, record, topic, cause, tenant, until_ms)
         for output in wanted[SinkKind.STORE]:
             value = outputs.get(output)
             if isinstance(value, Tensor):
-                self._store(_Storing(service, result, output, value, cause, tenant, until_ms))
+                self._store(_Storing(service, record, output, value, cause, tenant, until_ms))
             elif value is not None:
                 # A large value lies in the store already: its answer names it there.
-                self._publish(service, result, {output: value}, cause, tenant, until_ms)
+                self._publish(service, record, {output: value}, cause, tenant, until_ms)
 
     def stored(self, event: Stored) -> None:
         """Publish the record of an output that the store has."""
@@ -121,15 +125,32 @@ class Sinks:
     def _publish(
         self,
         service: str,
-        result: Result,
+        record: Result,
         outputs: dict[str, Value],
         cause: str,
         tenant: str,
         until_ms: float,
     ) -> None:
-        said = Publish(service, structs.replace(result, outputs=outputs), cause, tenant)
+        """Publish outputs together, or in several records: unpacked they may exceed a message."""
+        part: dict[str, Value] = {}
+        size = 0
+        for name, value in outputs.items():
+            more = value_bytes(value) if isinstance(value, Tensor) else 0
+            if part and size + more > MESSAGE_MAX_BYTES:
+                said = structs.replace(record, outputs=part)
+                self._say(Publish(service, said, cause, tenant), size, until_ms)
+                part, size = {}, 0
+            part[name] = value
+            size += more
+        said = structs.replace(record, outputs=part)
+        self._say(Publish(service, said, cause, tenant), size, until_ms)
+
+    def _say(self, said: Publish, size_bytes: int, until_ms: float) -> None:
         if self._online:
             self._turn.out.append(said)
-        else:
-            self._turn.counts["sink late"] += len(self._kept) == KEPT_MAX
-            self._kept.append((until_ms, said))
+            return
+        self._kept.append((until_ms, size_bytes, said))
+        self._kept_bytes += size_bytes
+        while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_MAX_BYTES:
+            self._kept_bytes -= self._kept.popleft()[1]
+            self._turn.counts["sink late"] += 1

@@ -4,6 +4,7 @@ from collections import Counter
 
 from device_agent.core.commands import Command
 from device_agent.core.timers import Timers
+from device_agent.core.uplink import Uplink
 from protocols.topics import Channel, Party, build
 
 
@@ -22,6 +23,7 @@ class Turn:
         "sinks",
         "store_urls",
         "timers",
+        "uplink",
     )
 
     def __init__(self, node: str, cell: str) -> None:
@@ -30,6 +32,7 @@ class Turn:
         """The topic where this node takes requests, and answers to those of its feeder."""
         self.round_trip_ms: float = 0.0
         """Of the last link report, to the broker and back; 0: not measured."""
+        self.uplink = Uplink()
         self.now_ms: float = 0.0
         self.out: list[Command] = []
         self.timers = Timers()

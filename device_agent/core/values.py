@@ -15,6 +15,10 @@ from protocols.messages.invocation import (
     Timing,
     Value,
 )
+from protocols.topics import INVOCATION_MAX_BYTES
+
+MESSAGE_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
+"""Inline tensors, plan and timings of one message; the rest of its frame is bounded names."""
 
 LOAD: Final = "load"
 """The sensor that every node has: its own load."""

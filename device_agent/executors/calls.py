@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class Slots:
             if run.granted:
                 self.release()
             raise
+        finally:
+            if not run.granted:
+                # Its time is over: a slot that is long taken must not gather those that gave up.
+                self._waiting = [one for one in self._waiting if one[2] is not run]
+                heapify(self._waiting)
         return run.granted
 
     def release(self) -> None:

@@ -127,7 +127,7 @@ class Link:
             self._loop.call_soon(self._abandon)
         elif self._unsent:
             if fds:
-                raise TonaBug("descriptors behind unsent bytes")
+                raise EnvironmentFailure("an executor process does not read")
             self._unsent += data
         else:
             self._write(data, fds)

@@ -20,6 +20,8 @@ NICE_STEPS: Final = 2
 """Steps of niceness for each step of priority."""
 NICEST: Final = 19
 KEENEST: Final = -20
+LEAST_PART: Final = 0.01
+"""Of a core; nobody is nice enough for less."""
 
 
 class Share(Struct, frozen=True):
@@ -37,8 +39,8 @@ def share_of(cpu_percent: float, priority: int, cores: Sequence[int], first: int
     nice = NICE_STEPS * (PRIORITY_DEFAULT - priority)
     if cpu_percent <= 0:
         return Share(frozenset(cores), max(KEENEST, min(NICEST, nice)))
-    count = min(len(cores), ceil(cpu_percent / 100))
-    part = min(1.0, cpu_percent / (100 * count))
+    count = max(1, min(len(cores), ceil(cpu_percent / 100)))
+    part = max(LEAST_PART, min(1.0, cpu_percent / (100 * count)))
     nice += round(log(1 / part, WEIGHT))
     begin = first % len(cores)
     chosen = (*cores[begin:], *cores[:begin])[:count]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
+from device_agent.sensing.delivery import DeliveryMonitor
 from device_agent.sensing.files import KernelFile, open_one, text
 from device_agent.sensing.netlink import Change, LinkMonitor, route
 from device_agent.sensing.parsing import Reader, number, reader
@@ -47,7 +48,8 @@ class LinkSensor:
     """Follows the interface that leads to the broker.
 
     The daemon puts `fileno()` into its loop, calls `read()` when it is readable, `attach()` with
-    the broker's numeric address at each connection, tells `path` of its probes, and samples.
+    the broker's numeric address at each connection, tells `path` of its probes and `delivery` of
+    its connections, and samples.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LinkSensor:
     ) -> None:
         """Subscribe to the kernel's events. Raises OSError without netlink."""
         self.path = PathMonitor()
+        self.delivery = DeliveryMonitor()
         self._root = root
         self._monitor: Monitor = LinkMonitor() if monitor is None else monitor
         self._find_route = find_route
@@ -105,19 +108,25 @@ class LinkSensor:
                 loss_percent=figures.loss_percent,
             )
         received, transmitted = self._counters.read(now_ms)
+        delivery, speed = self.delivery.sample(now_ms), self._speed_now(one, now_ms)
+        carried = delivery.mbit_per_s
+        if carried is not None and speed is not None:
+            carried = min(carried, speed)
         return LinkReport(
             sampled_ms=now_ms,
             interface=one.name,
             kind=self._kind,
             carrier=one.carrier,
             addresses=one.addresses[:REPORTED_ADDRESSES],
-            speed_mbit_per_s=self._speed_now(one, now_ms),
+            speed_mbit_per_s=speed,
             signal_dbm=self._signal(one) if self._kind == "wifi" else None,
             rx_bytes_per_s=received,
             tx_bytes_per_s=transmitted,
             round_trip_ms=figures.round_trip_ms,
             jitter_ms=figures.jitter_ms,
             loss_percent=figures.loss_percent,
+            delivery_mbit_per_s=carried,
+            send_wait_ms=delivery.wait_ms,
         )
 
     def close(self) -> None:

@@ -15,6 +15,10 @@ HEARTBEAT: Final = "heartbeat"
 LOSS_STEP_PERCENT: Final = 10.0
 ROUND_TRIP_FLOOR_MS: Final = 1.0
 """A change below it is the machine's own noise, whatever its share."""
+DELIVERY_STEP: Final = 1.5
+"""By what factor what a link carries has to change..."""
+DELIVERY_MATTERS_MBIT_PER_S: Final = 100.0
+"""...unless it was and is above this: then hardly anything waits for it."""
 
 
 def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> LoadReport | None:
@@ -75,12 +79,20 @@ def _link_cause(last: LinkReport, new: LinkReport, sensing: SetSensing) -> str |
             _stepped(last.round_trip_ms, new.round_trip_ms, max(step_ms, ROUND_TRIP_FLOOR_MS)),
         ),
         ("loss_percent", _stepped(last.loss_percent, new.loss_percent, LOSS_STEP_PERCENT)),
+        ("delivery_mbit_per_s", _scaled(last.delivery_mbit_per_s, new.delivery_mbit_per_s)),
     )
     return next((name for name, speaks in moved if speaks), None)
 
 
 def _stepped(last: float | None, new: float | None, step: float) -> bool:
     return last is not None and new is not None and abs(new - last) >= step
+
+
+def _scaled(last: float | None, new: float | None) -> bool:
+    if last is None or new is None:
+        return False
+    low, high = sorted((last, new))
+    return low < DELIVERY_MATTERS_MBIT_PER_S and high >= DELIVERY_STEP * low
 
 
 def _toggled(last: bool | None, new: bool | None) -> bool:

@@ -159,7 +159,7 @@ class Deliver(Message, tag="deliver", frozen=True):
     """As in Invoke."""
     elapsed_us: Count = 0
     """Since the request reached its first node, along this path; ways between machines counted as
-    half of the sender's round trip each.
+    half of the sender's round trip each, and the time that the bytes need.
     """
     user: str = ""
     """Name of the client that asked."""

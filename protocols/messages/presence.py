@@ -136,3 +136,5 @@ class Drain(Message, tag="drain", frozen=True):
     """Take no new invocation; finish what runs."""
 
     reason: Text = ""
+    over: bool = False
+    """True: that is over, take new ones again."""

@@ -84,6 +84,16 @@ class LinkReport(Message, tag="link", frozen=True):
     """Probes that did not come back within their time, of the recent ones."""
     cause: str = "heartbeat"
     """`heartbeat`, or the name of the field whose change was reported."""
+    delivery_mbit_per_s: float | None = None
+    """What the connection to the broker has carried lately, of what the node sent."""
+    send_wait_ms: float | None = None
+    """What is sent now waits so long behind what has not left yet."""
+
+    @property
+    def bandwidth_mbit_per_s(self) -> float | None:
+        """What the link carries: as measured, else as its driver says."""
+        measured = self.delivery_mbit_per_s
+        return self.speed_mbit_per_s if measured is None else measured
 
 
 class Probe(Message, tag="probe", frozen=True):

@@ -99,6 +99,12 @@ class Link(asyncio.BufferedProtocol):
         elif filters:
             self._subscribe(filters)
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that wait for the window or the line."""
+        written = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return written + self.outbox.queued_bytes
+
     def drained(self) -> asyncio.Future[bool]:
         """Return a future: True once every frame is acknowledged, False if the link ends first."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -44,6 +44,11 @@ class Outbox:
         return len(self._queue)
 
     @property
+    def queued_bytes(self) -> int:
+        """Their payloads."""
+        return self._queued_bytes
+
+    @property
     def inflight(self) -> int:
         """Frames sent and not acknowledged."""
         return len(self._inflight)

@@ -189,6 +189,11 @@ class Session:
         self.counters.sent += 1
         return True
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that the operating system has not taken yet."""
+        return self._link.buffered_bytes if self._link is not None else 0
+
     def resubscribe(self) -> None:
         """Subscribe to the present list, which must still hold what was asked for before."""
         if self._link is not None:

@@ -151,6 +151,21 @@ def test_what_had_arrived_returns_too_and_is_heard_there(bench: Bench) -> None:
     assert bench.task("svc.a").state is TaskState.MOVING
 
 
+def test_an_order_does_not_end_a_transfer(bench: Bench) -> None:
+    runs(bench, "a")
+    bench.tight("b1", 3, B)
+    new = grants(moves(bench))["svc.a"]
+    output = bench.order(2, "a", "b", spares=0)
+    assert not said(output, EnvelopeRevoke)
+    assert bench.task().state is TaskState.TRANSFERRING
+    output = bench.ready(new.nodes[0], new.epoch_from, by=B)
+    assert not said(output, EnvelopeRevoke), "svc.b has no place yet"
+    output = bench.passes(TRANSFER_MS)
+    assert said(output, EnvelopeGrant, A), "so it returns"
+    assert {bench.task(f"svc.{name}").scheduler for name in "ab"} == {A}
+    assert bench.task("svc.b").state is TaskState.PLACED
+
+
 def test_the_old_cell_is_heard_while_the_new_one_prepares(bench: Bench) -> None:
     runs(bench, "a")
     bench.tight("b1", 2, B)

@@ -14,9 +14,10 @@ from protocols.messages import (
     NodeSummary,
     ServiceDelete,
     ServiceReport,
+    TaskReport,
 )
 from protocols.messages.hierarchy import NodeState, ServiceState
-from protocols.messages.task import LostPolicy
+from protocols.messages.task import InstanceState, LostPolicy
 
 
 @pytest.fixture
@@ -149,6 +150,17 @@ def test_a_node_that_comes_back_has_room_for_what_it_ran(bench: Bench) -> None:
     assert bench.reserved().keys() == {"n1", "n2", "n3"}
     bench.ready("n2", grant.epoch_from)
     assert bench.task().state is TaskState.RUNNING
+
+
+def test_an_older_copy_serves_again_when_its_node_is_back_first(bench: Bench) -> None:
+    bench.order()
+    bench.ready("n1", 1)
+    bench.lost("n1", 1)
+    bench.hear(TaskReport("svc.a", 1, "n2", 2, InstanceState.DEPLOYING))
+    assert bench.task().state is TaskState.MOVING
+    bench.ready("n1", 1)
+    assert bench.task().state is TaskState.RUNNING
+    assert (bench.task().node, bench.task().epoch) == ("n1", 1)
 
 
 def test_a_task_that_is_not_replaced_waits_for_its_node(bench: Bench) -> None:

@@ -108,7 +108,7 @@ async def test_every_operation_of_the_table_is_reachable(
             work.answer = Answer("", Submitted("pages", "default", 2, "changed", ("ocr",)))
         elif one.name == "usecase.delete":
             work.answer = Answer("", work.registry.model.get(USE_CASE, "pages"))
-        elif one.name == "node.drain":
+        elif one.name in ("node.drain", "node.resume"):
             work.answer = Answer("", {"node": "n1", "state": "draining"})
         elif thing == "job" and one.effect is Effect.WRITE:
             arguments = arguments or {"job": "j", "service": "ocr"}

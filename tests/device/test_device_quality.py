@@ -7,6 +7,7 @@ from msgspec import structs
 
 from device_agent.core import events
 from device_agent.core.quality import SAMPLE_MAX, Sample
+from device_agent.core.uplink import MOST_WAIT_MS, Uplink
 from protocols.messages import Deliver, LinkReport, LoadReport, QualityReport, Result
 from protocols.messages.invocation import REQUEST, Edge, Plan, Step
 from protocols.messages.quality import MAX_USERS, Tuning
@@ -122,6 +123,43 @@ def test_elapsed_time_adds_up_over_nodes_with_half_of_the_own_round_trip_each() 
     report = sample(there)
     assert report is not None
     assert report.users[0].latency_ms == 29 + 10 + 1
+
+
+def test_what_leaves_counts_with_the_time_that_its_bytes_take() -> None:
+    node = serving()
+    link = LinkReport(0, "eth0", "wired", carrier=True, round_trip_ms=8.0)
+    # 4 Mbit/s are 500 bytes in a millisecond; 6 ms of others' bytes wait there.
+    narrow = structs.replace(link, delivery_mbit_per_s=4.0, send_wait_ms=6.0)
+    node.tell(events.LinkSampled(narrow))
+    plan = chain(("t", NODE, 1), ("u", "node-b", 4))
+    node.call(invoke("a", plan))
+    (first,) = of(Deliver, node.answer(y=tensor(bytes(10_000))))
+    assert first.elapsed_us == (6 + 20 + 4) * 1000
+    node.now_ms += 10
+    node.call(invoke("b", plan))
+    (second,) = of(Deliver, node.answer(y=tensor(bytes(5000))))
+    assert second.elapsed_us == (16 + 10 + 4) * 1000, "it waits for the first one"
+    node.now_ms += 1000
+    node.call(invoke("c"))
+    node.answer(y=tensor(bytes(1000)))
+    report = sample(node)
+    assert report is not None
+    assert report.users[0].latency_ms == 2 + 4
+    node.tell(events.LinkSampled(link))
+    node.call(invoke("d", plan))
+    (last,) = of(Deliver, node.answer(y=tensor(bytes(10_000))))
+    assert last.elapsed_us == 4000, "nothing is known of the link any more"
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 500)), max_size=30))
+@settings(deadline=None, derandomize=True)
+def test_an_uplink_serves_in_turn_and_no_faster_than_its_rate(sends: list[tuple[int, int]]) -> None:
+    way, now_ms, left_ms = Uplink(), 0.0, 0.0
+    way.measured(8.0, 0.0, now_ms)
+    for size, pause_ms in sends:
+        now_ms += pause_ms
+        left_ms = min(max(left_ms, now_ms) + size / 1000, now_ms + MOST_WAIT_MS)
+        assert abs(way.takes_ms(size, now_ms) - (left_ms - now_ms)) < 1e-6
 
 
 def test_where_ways_join_the_longer_one_counts() -> None:

@@ -144,6 +144,7 @@ def test_the_configuration_declares_sensors_and_files(tmp_path: Path) -> None:
         ('[sensors.a]\npath = "/x"\ndtype = "text"', "dtype"),
         ('[sensors.a]\npath = "/x"\nshape = [-1, -1]', "one -1"),
         ("sensors = 3", "sensors"),
+        ("".join(f'[sensors.s{at}]\npath = "/x"\n' for at in range(64)), "at most 63"),
         ("files = 3", "files"),
     ],
 )

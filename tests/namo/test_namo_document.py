@@ -407,8 +407,8 @@ def test_a_trigger_is_read() -> None:
          "until lies below at_most, 3: it would clear at once"),
         ("nodes = { at_most = 3 }", "nodes = { }", "trigger.when.nodes",
          "give exactly one of at_least, at_most"),
-        ("nodes = { at_most = 3 }", "nodes = { at_most = inf }", "trigger.when.nodes",
-         "give finite numbers"),
+        ("nodes = { at_most = 3 }", "nodes = { at_most = inf }", "trigger.when.nodes.at_most",
+         "expected a finite number, got inf"),
         ("for_ms = 1000", "for_ms = -1", "trigger.for_ms", "expected int >= 0, got -1"),
     ],
 )  # fmt: skip

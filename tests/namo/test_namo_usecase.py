@@ -179,6 +179,12 @@ TASK = "services[0].tasks"
         (
             "at_most = 2000",
             "at_most = inf",
+            "services[0].sla.bounds[0].at_most",
+            "expected a finite number, got inf",
+        ),
+        (
+            "at_most = 2000",
+            "at_most = -1",
             "services[0].sla.bounds[0]",
             "latency_ms must be a number from 0",
         ),

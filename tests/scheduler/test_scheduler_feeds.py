@@ -33,7 +33,8 @@ def test_the_node_of_a_source_is_told_the_plan(bench: Bench) -> None:
     assert feeds[-1].sinks == sinks
     assert feeds[-1].budget_ms == 1500
     assert feeds[-1].number > feeds[0].number
-    assert not told(Output(sends=bench.seen), "n3", Feed)
+    others = told(Output(sends=bench.seen), "n3", Feed)
+    assert [one.sources for one in others] == [()], "an earlier scheduler may have chosen it"
 
 
 def test_a_feed_is_repeated_a_few_times_and_at_every_birth(bench: Bench) -> None:
@@ -89,3 +90,35 @@ def test_a_narrower_envelope_takes_a_reduction_back(bench: Bench) -> None:
     assert told(bench.passes(200, "n1"), "n2", Feed)[-1].rate_per_s == 5.0
     grant = envelope("n1", sources=(source("n2"),), first=300, last=400)
     assert told(bench.anchor(grant), "n2", Feed)[-1].rate_per_s == 0.0
+
+
+def test_a_node_that_was_away_hears_that_it_feeds_no_longer(bench: Bench) -> None:
+    fed(bench, source("n2", "n3"))
+    bench.passes(6000, "n1", "n3")
+    assert not told(bench.passes(6000, "n1", "n3"), "n2", Feed), "it is lost"
+    output = bench.born("n2")
+    output.extend(bench.passes(400, "n1", "n2", "n3"))
+    assert [one.sources for one in told(output, "n2", Feed)] == [()]
+
+
+def test_a_node_that_was_away_hears_that_the_service_is_over(bench: Bench) -> None:
+    fed(bench, source("n2"))
+    bench.passes(3000, "n1", "n3")
+    bench.anchor(EnvelopeRevoke("svc.a", 1))
+    bench.passes(6000, "n1", "n3")
+    output = bench.born("n2")
+    output.extend(bench.passes(400, "n1", "n2", "n3"))
+    assert [one.sources for one in told(output, "n2", Feed)] == [()]
+
+
+def test_raw_input_that_may_not_leave_its_node_is_fed_where_the_task_runs(bench: Bench) -> None:
+    sla = Sla(Zone((Bound("data_privacy", level="node"),)))
+    bench.anchor(envelope("n1", "n2", sources=(source("n2", "n1"),), sla=sla))
+    output = bench.ready("n1", 1)
+    assert told(output, "n1", Feed)[-1].plan is not None
+    assert not any(one.sources for one in told(Output(sends=bench.seen), "n2", Feed))
+    output = drain(bench, "n1")
+    assert not any(one.sources for one in told(output, "n2", Feed)), "the task is still on n1"
+    output = bench.ready("n2", 2)
+    assert told(output, "n2", Feed)[-1].sources
+    assert not told(Output(sends=bench.seen), "n1", Feed)[-1].sources

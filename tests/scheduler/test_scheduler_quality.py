@@ -25,6 +25,7 @@ from protocols.messages import (
     LinkReport,
     Release,
     Route,
+    TaskEvent,
     TaskReport,
     Tune,
 )
@@ -135,6 +136,53 @@ def test_connection_outputs_are_packed_when_a_link_is_full() -> None:
     assert tune.tuning.encoding == "deflate"
     assert said(out, Route)[-1].encoding == "deflate", "clients pack what they send it too"
     assert "helped" in story(out)
+
+
+def test_connection_a_narrow_link_is_answered_by_packing_and_judged_by_the_users() -> None:
+    link = LinkReport(1, "eth0", "wired", carrier=True, speed_mbit_per_s=1000.0, round_trip_ms=2.0)
+    wide = [True]
+
+    def transfer_ms() -> float:
+        sent = 17_000 if loop.tuning.encoding else 56_000
+        return 0.0 if wide[0] else sent / 500
+
+    def measured():  # type: ignore[no-untyped-def]  # noqa: ANN202 - stands in for a method
+        loop.truth.sent_bytes = 17_000 if loop.tuning.encoding else 56_000
+        report = before()
+        [user] = report.users
+        more = transfer_ms()
+        user = msgspec.structs.replace(
+            user, latency_ms=user.latency_ms + more, latency_p95_ms=user.latency_p95_ms + more
+        )
+        made = msgspec.structs.replace(report.tasks[0], output_bytes=56_000 * report.tasks[0].done)
+        return msgspec.structs.replace(report, tasks=(made,), users=(user,))
+
+    loop = Loop(Truth(lambda *_: 40.0, sent_bytes=56_000))
+    before, loop.report = loop.report, measured  # type: ignore[method-assign]
+    zone = Zone((Bound("latency_ms", at_most=150.0),))
+    leeway = Leeway(encodings=("deflate",), moves=False)
+    loop.anchor(envelope("n1", latency_ms=140.0, leeway=leeway, sla=Sla(zone=zone)))
+    loop.node("n1", link)
+    assert not story(loop.lives(5000))
+    wide[0] = False
+    loop.node("n1", msgspec.structs.replace(link, delivery_mbit_per_s=4.0))
+    out = loop.lives(12_000)
+    assert story(out) == ["danger", "acted", "helped"]
+    [tune] = told(out, "n1", Tune)
+    assert tune.tuning.encoding == "deflate"
+    [helped] = [
+        one.body.detail
+        for one in out.sends
+        if isinstance(one.body, TaskEvent) and one.body.event == "helped"
+    ]
+    assert "of its bound to 5" in helped, f"the users' latency, not the task's: {helped}"
+    # It stays as long as the link is narrow, and is taken back when that is over.
+    loop.lives(40_000)
+    assert loop.tuning.encoding == "deflate"
+    wide[0] = True
+    loop.node("n1", link)
+    assert "relaxed" in story(loop.lives(60_000))
+    assert loop.tuning.encoding == ""
 
 
 def test_data_the_sources_send_less_and_again_more_when_it_is_over() -> None:

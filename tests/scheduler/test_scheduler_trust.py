@@ -8,6 +8,7 @@ from scheduler_bench import READY, Bench, drain, grant, running, said, told
 from tests_support import INVENTORY
 
 from controller.decider import Output, Received, ToInvoke
+from controller.records import NODE
 from controller.scheduler import fleet, releases
 from protocols import codec
 from protocols.base import EPOCH_LIMIT
@@ -19,6 +20,7 @@ from protocols.messages import (
     Assign,
     Birth,
     Body,
+    Death,
     Drain,
     EnvelopeRevoke,
     Escalation,
@@ -270,3 +272,26 @@ def test_a_drained_node_that_has_forgotten_is_told_again(bench: Bench) -> None:
     drain(bench, "n1")
     assert told(bench.born("n1"), "n1", Drain)
     assert not told(bench.born("n2"), "n2", Drain)
+
+
+def test_a_drained_node_that_was_lost_comes_back_drained(bench: Bench) -> None:
+    output = drain(bench, "n1")
+    records = [one for one in output.records if one.kind == NODE]
+    bench.node("n1", Death("end", orderly=True))
+    assert bench.ts.nodes.state("n1") == "lost"
+    assert told(bench.born("n1"), "n1", Drain) == [Drain("drained by an operator")]
+    assert bench.ts.nodes.state("n1") == "draining"
+    later = Bench(epoch=2)
+    later.ts.restore(records, later.now_ms)
+    later.born("n1")
+    assert later.ts.nodes.state("n1") == "draining"
+
+
+def test_a_node_that_is_resumed_takes_tasks_whether_it_heard_that_or_not(bench: Bench) -> None:
+    drain(bench, "n1")
+    output = drain(bench, "n1", "node.resume")
+    assert output.answers[0].value == {"node": "n1", "state": "online"}
+    assert told(output, "n1", Drain) == [Drain(over=True)]
+    deaf = Birth("1", "boot", INVENTORY, (), (), "drained by an operator")
+    assert told(bench.node("n1", deaf), "n1", Drain) == [Drain(over=True)]
+    assert bench.ts.nodes.state("n1") == "online"

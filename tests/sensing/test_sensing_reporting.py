@@ -44,6 +44,7 @@ LINK = LinkReport(
     signal_dbm=-60.0,
     round_trip_ms=10.0,
     loss_percent=0.0,
+    delivery_mbit_per_s=8.0,
 )
 
 
@@ -90,6 +91,10 @@ def test_a_load_speaks_by_its_step(change: dict[str, object], cause: str | None)
         ({"round_trip_ms": 14.0}, None),
         ({"round_trip_ms": None}, None),
         ({"loss_percent": LOSS_STEP_PERCENT}, "loss_percent"),
+        ({"delivery_mbit_per_s": 5.0}, "delivery_mbit_per_s"),
+        ({"delivery_mbit_per_s": 12.0}, "delivery_mbit_per_s"),
+        ({"delivery_mbit_per_s": 6.0}, None),
+        ({"delivery_mbit_per_s": None}, None),
         ({"rx_bytes_per_s": 1e9}, None),
         ({"sampled_ms": 1000}, HEARTBEAT),
     ],
@@ -97,6 +102,14 @@ def test_a_load_speaks_by_its_step(change: dict[str, object], cause: str | None)
 def test_a_link_speaks_by_its_step(change: dict[str, object], cause: str | None) -> None:
     due = due_link(LINK, replace(LINK, **change), SENSING)
     assert (due.cause if due else None) == cause
+
+
+def test_a_wide_link_may_carry_what_it_likes() -> None:
+    wide = replace(LINK, delivery_mbit_per_s=150.0)
+    assert due_link(wide, replace(LINK, delivery_mbit_per_s=900.0), SENSING) is None
+    due = due_link(wide, LINK, SENSING)
+    assert due
+    assert due.cause == "delivery_mbit_per_s"
 
 
 def test_a_short_round_trip_may_double_within_the_noise() -> None:

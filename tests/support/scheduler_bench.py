@@ -88,9 +88,9 @@ class Drained(Struct):
     name: str
 
 
-def drain(bench: Bench, node: str) -> Output:
-    """Have an operator drain a node."""
-    return bench.feed(Called("c", "node.drain", Drained(node), "default", "test", 0))
+def drain(bench: Bench, node: str, operation: str = "node.drain") -> Output:
+    """Have an operator drain a node, or resume it."""
+    return bench.feed(Called("c", operation, Drained(node), "default", "test", 0))
 
 
 def said(output: Output, kind: type[Any]) -> list[Any]:

@@ -28,7 +28,7 @@ from protocols.messages import Birth, Death
 from protocols.messages.hierarchy import NodeState
 
 SEEDS = range(12)
-SMALL = replace(schedule.PLAN, nodes=5, services=2, steps=2, jobs=20, seconds=16)
+SMALL = replace(schedule.PLAN, nodes=5, services=2, steps=2, jobs=20, seconds=16, quiet_seconds=60)
 ROUGH = Weather((1, 250), drop_share=0.05, double_share=0.1, reorder=True)
 Patch = Callable[[pytest.MonkeyPatch], None]
 

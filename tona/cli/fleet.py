@@ -64,7 +64,25 @@ def drain(node: NodeName, as_json: AsJson = False) -> None:
     listing(
         "node.drain",
         as_json,
-        lambda one: show(f"{one.node} is {one.state}: it finishes what it has, its tasks move"),
+        lambda one: show(
+            f"{one.node} is {one.state}: "
+            + (
+                "it takes nothing when it comes back"
+                if one.state == "lost"
+                else "it finishes what it has, its tasks move"
+            )
+        ),
+        name=node,
+    )
+
+
+@node_app.command()
+def resume(node: NodeName, as_json: AsJson = False) -> None:
+    """Let a node that was drained take tasks again."""
+    listing(
+        "node.resume",
+        as_json,
+        lambda one: show(f"{one.node} is {one.state} and takes tasks again"),
         name=node,
     )
 
