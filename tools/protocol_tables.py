@@ -15,7 +15,7 @@ from typing import Any, Final, get_args
 import msgspec
 from msgspec.inspect import Field, StructType, type_info
 
-from protocols import base, codec, manifest, qoais, topics
+from protocols import base, codec, manifest, sla, topics
 from protocols.manifest import ITEM_BYTES, Dtype
 from protocols.messages import (
     Body,
@@ -40,7 +40,7 @@ MODULES: Final = (
     hierarchy,
     host,
     manifest,
-    qoais,
+    sla,
 )
 UNITS: Final = {
     "_mbit_per_s": "Mbit/s",

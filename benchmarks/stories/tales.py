@@ -18,7 +18,7 @@ USERS: Final = 2
 TARGET_MS: Final = 150.0
 PICTURE_BYTES: Final = 48 * 1024
 ANSWER_BYTES: Final = 56 * 1024
-NARROW_MBIT_PER_S: Final = 3.0
+NARROW_MBIT_PER_S: Final = 2.5
 Around = Callable[[list[str]], list[str]]
 
 

@@ -86,8 +86,10 @@ def predicted_use(
     target = danger.target
     if danger.indicator == LATENCY and forecast.level_ms is not None:
         if danger.whole or option.task != danger.task:
-            gained = (level or 0.0) - forecast.level_ms + forecast.saved_ms
-            return max(0.0, danger.measured - gained) / target
+            gained = (level or 0.0) - forecast.level_ms
+            # Of what the service takes beyond the task's own part, no more can be saved.
+            saved = min(forecast.saved_ms, max(0.0, danger.measured - (level or 0.0)))
+            return max(0.0, danger.measured - gained - saved) / target
         return forecast.level_ms / target
     if danger.indicator == AVAILABILITY and forecast.level_ms is not None:
         return danger.use * forecast.use / max(SATURATED_USE, _use_now(entry, meters))

@@ -27,7 +27,7 @@ from protocols.messages.quality import (
     Variant,
 )
 from protocols.messages.task import InstanceState, LostPolicy
-from protocols.qoais import Bound, ServiceKind, Sla
+from protocols.sla import Bound, ServiceKind, Sla
 
 
 class TaskQos(Part, frozen=True):

@@ -13,7 +13,7 @@ from msgspec import Meta
 from protocols.base import Count, Label, Message, Name, Part, Shape
 from protocols.manifest import MAX_PORTS, Dtype, Manifest
 from protocols.messages.invocation import Plan
-from protocols.qoais import Zone
+from protocols.sla import Zone
 
 MAX_VARIANTS: Final = 16
 MAX_SOURCES: Final = 16

@@ -283,8 +283,7 @@ def test_an_escalation_can_be_said_whatever_the_envelope_and_is_of_this_life() -
     numbers = []
     for epoch in (1, 2):
         bench = Bench(epoch=epoch, name="t" * 64)
-        bench.anchor(grant(*(f"n{one}" for one in range(70))))
-        [escalation] = escalations(bench.passes(400))
+        [escalation] = escalations(bench.anchor(grant(*(f"n{one}" for one in range(70)))))
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(escalation), type=Escalation)
         numbers.append(escalation.number)
     assert numbers[0] != numbers[1]

@@ -95,7 +95,7 @@ def test_a_narrower_envelope_takes_a_reduction_back(bench: Bench) -> None:
 def test_a_node_that_was_away_hears_that_it_feeds_no_longer(bench: Bench) -> None:
     fed(bench, source("n2", "n3"))
     bench.passes(6000, "n1", "n3")
-    assert not told(bench.passes(6000, "n1", "n3"), "n2", Feed), "it is lost"
+    assert not told(bench.passes(60_000, "n1", "n3"), "n2", Feed), "it is lost"
     output = bench.born("n2")
     output.extend(bench.passes(400, "n1", "n2", "n3"))
     assert [one.sources for one in told(output, "n2", Feed)] == [()]
@@ -105,7 +105,7 @@ def test_a_node_that_was_away_hears_that_the_service_is_over(bench: Bench) -> No
     fed(bench, source("n2"))
     bench.passes(3000, "n1", "n3")
     bench.anchor(EnvelopeRevoke("svc.a", 1))
-    bench.passes(6000, "n1", "n3")
+    bench.passes(60_000, "n1", "n3")
     output = bench.born("n2")
     output.extend(bench.passes(400, "n1", "n2", "n3"))
     assert [one.sources for one in told(output, "n2", Feed)] == [()]
