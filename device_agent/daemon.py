@@ -182,19 +182,22 @@ class Daemon:
         """Make the changes of this turn durable, then do what waited for that."""
         waited, self._unwritten = self._unwritten, []
         changes = [one for one in waited if isinstance(one, Change)]
+        failure = ""
         try:
             try:
                 self._opened().write(changes)
             except EnvironmentFailure as error:
                 log.error("%s", error)  # noqa: TRY400 - the environment's failure has no traceback
-                # A feed that is not kept is only said again by its scheduler after a reboot.
-                for one in changes:
-                    if isinstance(one, commands.Keep | commands.Forget):
-                        kept = one.assign if isinstance(one, commands.Keep) else one
-                        self.tell(events.JournalFailed(kept.task, kept.epoch, str(error)))
+                failure = str(error)
             for command in waited:
                 if not isinstance(command, Change):
                     self._doors[type(command)](command)
+            # Last: what the core says of a failure must not be overtaken by what it said before.
+            # A feed that is not kept is only said again by its scheduler after a reboot.
+            for one in changes if failure else ():
+                if isinstance(one, commands.Keep | commands.Forget):
+                    kept = one.assign if isinstance(one, commands.Keep) else one
+                    self.tell(events.JournalFailed(kept.task, kept.epoch, failure))
         except Exception as error:  # noqa: BLE001 - the process's edge: any fault here is ours
             self.crash(error)
 

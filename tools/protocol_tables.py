@@ -250,8 +250,8 @@ def _type(info: Any) -> str:  # noqa: C901, PLR0911, PLR0912 - one arm for each 
         case msgspec.inspect.FloatType(ge=None, gt=None):
             return "float"
         case msgspec.inspect.FloatType(ge=least, gt=above, le=most):
-            low = f"float above {above:g}" if least is None else f"float {least:g}"
-            return low if most is None else f"{low} to {most:g}"
+            low = f"float above {above:.10g}" if least is None else f"float {least:.10g}"
+            return low if most is None else f"{low} to {most:.10g}"
         case msgspec.inspect.BoolType():
             return "bool"
     raise TypeError(f"no words for {info}")

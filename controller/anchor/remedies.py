@@ -4,7 +4,7 @@ In the order in which they are tried: more nodes, a larger share, another model,
 its data, another cell. Each says what it would do before it does it, so that a person can be asked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from msgspec import Struct, structs
@@ -15,6 +15,8 @@ from controller.anchor.placing import MAX_ENVELOPE, Placing
 from controller.records import TaskRecord
 from protocols.qoais import INDICATORS, Dimension
 
+LEFT_MS: Final = 120_000
+"""A task does not go back so soon to a node that it left for its quality's sake."""
 _NODES, _SHARE, _MODEL, _DATA, _CELL = "nodes", "share", "model", "data", "cell"
 _ORDER: Final = (_NODES, _SHARE, _MODEL, _DATA, _CELL)
 _FIRST: Final = {Dimension.ALGORITHM: _MODEL, Dimension.DATA: _DATA}
@@ -37,6 +39,8 @@ class Remedies:
     def __init__(self, book: Book, placing: Placing) -> None:
         self._book = book
         self._placing = placing
+        self._left: dict[str, dict[str, int]] = {}
+        """Of each task the nodes that it left, and when."""
         self._makers: dict[str, Callable[[TaskRecord, str], Remedy | str]] = {
             _NODES: self._more_nodes,
             _SHARE: self._more_share,
@@ -75,15 +79,27 @@ class Remedies:
                     book.tasks[name], (*fresh, *there), cause, f"{why}: more nodes"
                 ),
             )
-        found = search.elsewhere(service, {name}, {task.node})
+        found = search.elsewhere(service, {name}, {task.node, *self._just_left(name)})
         if not found.complete:
             return "no other node of its cell can take it, and what has to be with it"
         to = found.plan[name].chosen[0]
-        return Remedy(
-            _NODES,
-            f"move {name} from {task.node or 'nowhere'} to {to}",
-            lambda cause: self._placing.apply(service, found, cause, why),
-        )
+
+        def do(cause: str) -> bool:
+            self._left.setdefault(name, {})[task.node] = book.desk.now_ms
+            return self._placing.apply(service, found, cause, why)
+
+        return Remedy(_NODES, f"move {name} from {task.node or 'nowhere'} to {to}", do)
+
+    def _just_left(self, name: str) -> Collection[str]:
+        """Return the nodes that a task left a short while ago; forget the others."""
+        now_ms = self._book.desk.now_ms
+        for task, nodes in list(self._left.items()):
+            kept = {node: at_ms for node, at_ms in nodes.items() if now_ms - at_ms < LEFT_MS}
+            if kept and task in self._book.tasks:
+                self._left[task] = kept
+            else:
+                del self._left[task]
+        return self._left.get(name, {}).keys()
 
     def _more_share(self, task: TaskRecord, why: str) -> Remedy | str:
         return self._wider(task, _SHARE, structs.replace(self._held(task), share=True), why)

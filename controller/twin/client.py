@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from controller.twin.hands import MARK
-from controller.twin.network import Network
+from controller.twin.network import Network, topic_at
 from controller.twin.world import World
 from protocols.codec import VERSION, Frame
 from protocols.manifest import Dtype
@@ -144,7 +144,7 @@ class SimClient:
                     attempt,
                     plan,
                 )
-                topic = build(network.cell, Party.NODE, node, Channel.INVOKE)
+                topic = topic_at(network.cell, Party.NODE, node, Channel.INVOKE)
                 self._publish(network, topic, invoke)
         self.world.after(RETRY_MS, partial(self._try, request, attempt + 1))
 
@@ -250,13 +250,13 @@ class SimClient:
                 self._ended(ended)
 
     def _reply(self, network: Network) -> str:
-        return str(build(network.cell, Party.CLIENT, self.name, Channel.REPLY))
+        return str(topic_at(network.cell, Party.CLIENT, self.name, Channel.REPLY))
 
     def _knock(self, say: Callable[[str], Body]) -> None:
         """Say something at the door of the service; it is told where to answer."""
         network = self._at()
         if network is not None:
-            door = build(network.cell, Party.SERVICE, self.service, Channel.REQUEST)
+            door = topic_at(network.cell, Party.SERVICE, self.service, Channel.REQUEST)
             self._publish(network, door, say(self._reply(network)))
 
     def _publish(self, network: Network, topic: Topic, body: Body) -> None:

@@ -96,11 +96,17 @@ class Hands:
         return self._inventory.task_memory_bytes
 
     def held_bytes(self) -> int:
-        """Return the memory that the tasks here may take.
+        """Return the memory that the tasks held here may take.
 
-        A new generation beside its old one counts alone: the old one leaves.
+        What leaves does not count: a released task that finishes what runs, and an old generation
+        beside its new one.
         """
-        newest = {task: manifest.limits.memory_bytes for task, manifest in self._instances.values()}
+        held = self._node.core.tasks.held
+        newest = {
+            task: manifest.limits.memory_bytes
+            for task, manifest in self._instances.values()
+            if task in held and not held[task].released
+        }
         return sum(newest.values())
 
     def begin(self) -> None:

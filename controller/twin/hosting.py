@@ -7,7 +7,7 @@ links, whose frames cross the simulated network as everything else does.
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from msgspec import Struct
@@ -42,14 +42,14 @@ from controller.host.routing import (
 )
 from controller.roles import deciders, elsewhere
 from controller.twin.checkers import Checkers
-from controller.twin.network import Network
+from controller.twin.network import TOPICS_KEPT, Network, parsed, topic_at
 from controller.twin.node import CrashPoint
 from controller.twin.store import SimStore, StoreFull
 from controller.twin.world import Clock, World
 from protocols.codec import VERSION, Frame
 from protocols.errors import UnknownTopic
 from protocols.messages import Linking
-from protocols.topics import Channel, Party, Topic, build, parse
+from protocols.topics import Channel, Party, Topic
 
 TURN_MS: Final = 0.5
 """From an event to the turn that handles it, with all that has come meanwhile."""
@@ -57,6 +57,9 @@ COMMIT_MS: Final = 2.0
 COMMIT_AGAIN_MS: Final = COMMIT_RETRY_S * 1000
 OPENING_BITS: Final = 20
 """Openings of links within one life of a process, as in the real one."""
+
+
+_topic_of = lru_cache(TOPICS_KEPT)(topic_of)
 
 
 class Places(Struct, frozen=True):
@@ -214,7 +217,7 @@ class SimHost:
             match command:
                 case links.Dispatch(own=own, frame=frame):
                     cell = self.places.uplink.cell
-                    topic = build(cell, Party.ROLE, frame.receiver, Channel.INBOX)
+                    topic = topic_at(cell, Party.ROLE, frame.receiver, Channel.INBOX)
                     self._number += 1
                     wrapped = Frame(
                         VERSION, own, self._life, self._number, "default", "link", frame
@@ -343,7 +346,7 @@ class SimHost:
                 self._link(links.Say(role, peer, send.tenant, send.cause, send.body))
             return
         network = self._network_of(role, send)
-        topic = topic_of(network.cell, send.to) if network is not None else None
+        topic = _topic_of(network.cell, send.to) if network is not None else None
         if network is None or topic is None:
             return
         self._number += 1
@@ -364,6 +367,6 @@ class SimHost:
 
 def _cell_of(topic: str) -> str:
     try:
-        return parse(topic).cell
+        return parsed(topic).cell
     except UnknownTopic:
         return ""

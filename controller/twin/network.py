@@ -5,7 +5,7 @@ as they are; a sample passes the real codec, so that what cannot be said shows.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from msgspec import Struct
@@ -13,10 +13,15 @@ from msgspec import Struct
 from controller.twin.world import World
 from protocols import codec
 from protocols.codec import Frame
-from protocols.topics import Channel, Party, Topic, build
+from protocols.topics import Channel, Party, Topic, build, parse
 
+TOPICS_KEPT: Final = 4096
 CODEC_SAMPLE: Final = 16
 """One in so many frames passes the codec."""
+
+topic_at = lru_cache(TOPICS_KEPT)(build)
+"""As `protocols.topics.build`, which checks names each time."""
+parsed = lru_cache(TOPICS_KEPT)(parse)
 
 Listener = Callable[[Topic, Frame], None]
 _Key = tuple[Party, str, Channel]

@@ -16,13 +16,13 @@ from msgspec import Struct
 from controller.twin.checkers import Checkers
 from controller.twin.hands import Hands, Shape
 from controller.twin.journal import JOURNALLED, DiskFull, SimJournal, changes_of, subjects
-from controller.twin.network import Network
+from controller.twin.network import Network, parsed, topic_at
 from controller.twin.world import Clock, World
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from protocols.codec import VERSION, Frame
 from protocols.messages import Body, Death, Probe, Status
-from protocols.topics import TABLE, Channel, Party, Topic, build, parse
+from protocols.topics import TABLE, Channel, Party, Topic, build
 
 WRITE_MS: Final = 1
 """What a journal write takes."""
@@ -262,12 +262,13 @@ class SimNode:
         if point is not None and self._lost_in(point):
             self.crash_now(point.down_ms)
             return
+        refused: list[tuple[str, int]] = []
         try:
             self.journal.write(changes)
         except DiskFull:
-            for task, epoch in subjects(changes):
+            refused = list(subjects(changes))
+            for task, epoch in refused:
                 self.checkers.unwritten(self.name, task, epoch)
-                self.tell(events.JournalFailed(task, epoch, "the disk is full"))
         else:
             self.checkers.journalled(self.name, changes)
         if point is not None:
@@ -276,6 +277,8 @@ class SimNode:
         for command in waited:
             if not isinstance(command, JOURNALLED):
                 self.act(command)
+        for task, epoch in refused:
+            self.tell(events.JournalFailed(task, epoch, "the disk is full"))
 
     def _lost_in(self, point: CrashPoint) -> bool:
         self.checkers.counts[f"crash {point.when} journal"] += 1
@@ -290,10 +293,10 @@ class SimNode:
                 if not isinstance(body, Probe):
                     self._publish(self._topics[channel], body, cause)
             case commands.Forward(node=node, body=body, cause=cause):
-                topic = build(self.network.cell, Party.NODE, node, Channel.INVOKE)
+                topic = topic_at(self.network.cell, Party.NODE, node, Channel.INVOKE)
                 self._publish(topic, body, cause)
             case commands.Reply(topic=text, body=body, cause=cause):
-                self._publish(parse(text), body, cause)
+                self._publish(parsed(text), body, cause)
             case commands.Publish(service=service, body=body, cause=cause):
                 topic = build(self.network.cell, Party.SERVICE, service, Channel.OUTPUT)
                 self._publish(topic, body, cause)

@@ -20,7 +20,7 @@ def unsettled(twin: "Twin") -> BrokenRule | None:
 
 def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
     yield from _answers(twin)
-    holders, tasks = _holders(twin), twin.tasks()
+    holders, tasks, waiting = _holders(twin), twin.tasks(), _waiting(twin)
     for node in twin.nodes.values():
         if node.wanted and not node.alive:
             yield Rule.CONVERGENCE, f"{node.name} does not run"
@@ -28,9 +28,16 @@ def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
             if task not in tasks or tasks[task].node != node.name:
                 yield Rule.CONVERGENCE, f"{node.name} still holds {task}"
     for name, kept in tasks.items():
-        text = _amiss(name, kept, holders.get(name, []), twin.drained)
+        waits = kept.service in waiting
+        text = _amiss(name, kept, holders.get(name, []), twin.drained, waiting=waits)
         if text:
             yield Rule.CONVERGENCE, text
+
+
+def _waiting(twin: "Twin") -> set[str]:
+    """Return the services that say why they are not whole."""
+    tasks = twin.tasks().values()
+    return {one.service for one in tasks if one.state is TaskState.WAITING and one.reason}
 
 
 def _holders(twin: "Twin") -> dict[str, list[str]]:
@@ -43,11 +50,15 @@ def _holders(twin: "Twin") -> dict[str, list[str]]:
     return holders
 
 
-def _amiss(name: str, task: TaskRecord, holders: list[str], drained: set[str]) -> str:
+def _amiss(
+    name: str, task: TaskRecord, holders: list[str], drained: set[str], *, waiting: bool
+) -> str:
     """Return what is not as it must be with a task; empty when nothing is."""
     if task.state is TaskState.WAITING and task.reason:
         return ""
-    if task.state is not TaskState.RUNNING:
+    # A change that waits for room leaves what ran before, and says why.
+    waits = task.state is TaskState.MODIFYING and waiting and task.reason
+    if task.state is not TaskState.RUNNING and not waits:
         return f"{name} is {task.state}: {task.reason}"
     if task.node in drained:
         return f"{name} runs on {task.node}, which was drained"
@@ -58,7 +69,7 @@ def _amiss(name: str, task: TaskRecord, holders: list[str], drained: set[str]) -
 
 def _answers(twin: "Twin") -> Iterator[tuple[Rule, str]]:
     now_ms = twin.world.now_ms
-    waiting = {task.service for task in twin.tasks().values() if task.state is TaskState.WAITING}
+    waiting = _waiting(twin)
     for client in twin.clients.values():
         for request, asked in client.requests.items():
             if len(asked.answers) > 1:

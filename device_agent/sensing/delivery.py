@@ -11,6 +11,12 @@ from collections.abc import Callable
 from struct import unpack_from
 from typing import Final, NamedTuple
 
+from protocols.messages.sense import (
+    DELIVERY_MAX_MBIT_PER_S,
+    DELIVERY_MIN_MBIT_PER_S,
+    SEND_WAIT_MAX_MS,
+)
+
 INFO_BYTES: Final = 256
 LOOK_MS: Final = 10
 """How long after something is written, and how often while it waits, the account is looked at."""
@@ -141,8 +147,10 @@ class DeliveryMonitor:
         info = self._account()
         if info is None:
             return Delivery()
-        return Delivery(rate, (info.waiting_bytes + self._buffered()) * 8 / (rate * 1000))
+        wait_ms = (info.waiting_bytes + self._buffered()) * 8 / (rate * 1000)
+        return Delivery(rate, min(wait_ms, SEND_WAIT_MAX_MS))
 
     def _tell(self, mbit_per_s: float, now_ms: float) -> None:
-        if mbit_per_s > 0:
-            self._mbit_per_s, self._known_ms = mbit_per_s, now_ms
+        if mbit_per_s >= DELIVERY_MIN_MBIT_PER_S:
+            self._mbit_per_s = min(mbit_per_s, DELIVERY_MAX_MBIT_PER_S)
+            self._known_ms = now_ms

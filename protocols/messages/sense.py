@@ -3,11 +3,17 @@
 None means that the node has no such sensor. Absent is never reported as 0.
 """
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
 from protocols.base import Count, Message, Part, Percent
+
+DELIVERY_MIN_MBIT_PER_S: Final = 0.001
+DELIVERY_MAX_MBIT_PER_S: Final = 1e6
+SEND_WAIT_MAX_MS: Final = 3_600_000.0
+Delivered = Annotated[float, Meta(ge=DELIVERY_MIN_MBIT_PER_S, le=DELIVERY_MAX_MBIT_PER_S)]
+SendWait = Annotated[float, Meta(ge=0, le=SEND_WAIT_MAX_MS)]
 
 
 class AcceleratorLoad(Part, frozen=True):
@@ -84,9 +90,9 @@ class LinkReport(Message, tag="link", frozen=True):
     """Probes that did not come back within their time, of the recent ones."""
     cause: str = "heartbeat"
     """`heartbeat`, or the name of the field whose change was reported."""
-    delivery_mbit_per_s: float | None = None
+    delivery_mbit_per_s: Delivered | None = None
     """What the connection to the broker has carried lately, of what the node sent."""
-    send_wait_ms: float | None = None
+    send_wait_ms: SendWait | None = None
     """What is sent now waits so long behind what has not left yet."""
 
     @property

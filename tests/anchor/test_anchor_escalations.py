@@ -255,3 +255,18 @@ def test_tasks_of_a_group_move_together(bench: Bench) -> None:
     assert answer.granted
     assert {grant.nodes for grant in said(output, EnvelopeGrant)} == {("n2",)}
     assert len(said(output, EnvelopeGrant)) == 2
+
+
+def test_a_task_does_not_go_back_to_a_node_that_it_has_just_left(bench: Bench) -> None:
+    runs(bench, specs={"leeway": Leeway(moves=False)}, spares=0)
+    been = [bench.task().node]
+    for number in (1, 2):
+        answer, output = complains(bench, number)
+        assert answer.granted
+        assert answer.reason.startswith(f"move svc.a from {been[-1]} to ")
+        [grant] = said(output, EnvelopeGrant)
+        been.append(grant.nodes[0])
+        bench.ready(grant.nodes[0], grant.epoch_from)
+    assert len(set(been)) == 3
+    answer, _ = complains(bench, 3)
+    assert "move" not in answer.reason.partition("(")[0]

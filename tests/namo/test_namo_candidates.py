@@ -130,7 +130,7 @@ def test_the_configured_anchor_stands_in_until_one_has_spoken() -> None:
             {"task_memory_free_bytes": 300 * MIB},
             "it needs 512 MiB of task memory, 300 MiB are free",
         ),
-        ({"cpu_percent": 99.5}, "it asks for 10 % of a core, 8 % are free"),
+        ({"cpu_count": 0}, "it asks for 10 % of a core, all nodes together have 0 %"),
     ],
 )
 def test_an_anchor_that_cannot_is_rejected_with_its_reason(

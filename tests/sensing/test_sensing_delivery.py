@@ -1,5 +1,6 @@
 """What the connection to the broker carries: the kernel's account, and a link that gets narrow."""
 
+import math
 import select
 import shutil
 import socket
@@ -8,6 +9,7 @@ import time
 from struct import pack_into
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from device_agent.sensing.delivery import (
     account,
     parse,
 )
+from protocols.messages import LinkReport
 
 BURST_BYTES = 56 * 1024
 BURSTS_MAX = 40
@@ -149,6 +152,13 @@ def test_what_is_through_too_soon_to_see_raises_a_rate() -> None:
     line.write(56_000)
     assert line.drain(2500) == 2
     assert line.told.mbit_per_s == pytest.approx(20.0), "50,000 bytes in 20 ms at least"
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 0.0, 1e-9, 1e12])
+def test_an_absurd_rate_is_no_message(rate: float) -> None:
+    link = LinkReport(1, "eth0", "wired", carrier=True, delivery_mbit_per_s=rate)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(link), type=LinkReport)
 
 
 def test_a_rate_is_kept_for_a_bounded_time_and_not_over_a_new_connection() -> None:
