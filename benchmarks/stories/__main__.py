@@ -112,7 +112,12 @@ def report_on(report: Report, tale: Tale, runs: dict[str, Run]) -> None:
                 report.figure(f"{tale.name}_{name}_{phase}_ratio", found)
         report.figure(f"{tale.name}_{name}_answered_count", run.answered)
         report.figure(f"{tale.name}_{name}_refused_count", run.refused)
-    answers = [one for one in runs["on"].events if one.at_s >= CAUSE_S and one.layer == tale.layer]
+    answers = [
+        one
+        for one in runs["on"].events
+        if one.at_s >= CAUSE_S
+        and (one.layer == tale.layer or (tale.layer == "namo" and "decomposition" in one.detail))
+    ]
     said = "; ".join(f"{one.at_s - CAUSE_S:.1f} s {one.event}: {one.detail}" for one in answers[:4])
     report.note(f"{tale.name}: {tale.cause}; {tale.layer} answered after the cause: {said or 'no'}")
 

@@ -179,6 +179,12 @@ class Stage:
                         Event(self.at_s, task.spec.task, entry.layer, entry.event, entry.detail)
                     )
 
+    async def core_of_task(self) -> int:
+        """Return the core of the node that runs the service's first task now."""
+        tasks = await self.cell.call("task.list")
+        last = tasks[0].node.endswith("2")
+        return cores()[-1 if last else 0]
+
     @asynccontextmanager
     async def burning(self, cores: Sequence[int], count: int = 1) -> AsyncIterator[None]:
         """Have a stranger's programs take these cores as long as the context."""

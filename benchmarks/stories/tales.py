@@ -153,7 +153,7 @@ def _asking(rate_per_s: float, cause_rate_per_s: float, burners: int) -> Any:
 
         async with one.users(SERVICE, b"\x05" * 1024, rate, USERS):
             await one.until(CAUSE_S)
-            async with one.burning(cores()[:1], burners):
+            async with one.burning([await one.core_of_task()], burners):
                 await one.until(END_S)
             await one.until(SPAN_S)
 
