@@ -1,11 +1,12 @@
 """What is measured: each task's numbers in columns, each user's latency, the satisfaction ratio.
 
-Numbers are smoothed over a second or two. They speak of one way of running only: whoever changes a
-task forgets what was measured before.
+Numbers are smoothed over a second or two of time, not of windows: a node says nothing of a window
+in which nothing happened, so that what it tells stands for all the time since it last spoke. They
+speak of one way of running only: whoever changes a task forgets what was measured before.
 """
 
 from enum import IntEnum
-from math import isnan
+from math import exp, isnan
 from typing import Final
 
 import numpy as np
@@ -75,6 +76,9 @@ class TaskMeters:
         self._free: list[int] = []
         self._values: NDArray[np.float64] = np.full((FIRST_SLOTS, len(Col)), np.nan)
         self._heard_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
+        self._since_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
+        self._moved_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
+        """When a run last ended, or nothing waited."""
         self._samples: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         self._rows: dict[str, list[float]] = {}
         """Rows as plain numbers, for what looks at one task at a time."""
@@ -82,15 +86,25 @@ class TaskMeters:
     def take(self, sample: TaskSample, window_ms: int, now_ms: int) -> None:
         """Take in one window of a task."""
         slot = self._slot(sample.task)
-        new = _row(sample, max(1, window_ms))
+        span_ms = max(1, window_ms)
+        began_ms = now_ms - span_ms
+        if self._samples[slot]:
+            span_ms = max(span_ms, now_ms - int(self._heard_ms[slot]))
+        else:
+            self._since_ms[slot] = self._moved_ms[slot] = began_ms
+        new = _row(sample, span_ms)
         row = self._values[slot]
-        if np.isnan(new[Col.LEVEL_MS]) and sample.queue:
-            # Nothing came out and something waits: it has waited for this window at least.
-            before = row[Col.LEVEL_MS]
-            new[Col.LEVEL_MS] = (0.0 if np.isnan(before) else before) + window_ms
-        weight = 1.0 - float(np.exp(-max(1, window_ms) / SMOOTH_MS))
-        mixed = row + weight * (new - row)
-        self._values[slot] = np.where(np.isnan(new), row, np.where(np.isnan(row), new, mixed))
+        mixed = row + _share(span_ms, now_ms - int(self._since_ms[slot])) * (new - row)
+        mixed = np.where(np.isnan(new), row, np.where(np.isnan(row), new, mixed))
+        if sample.done or not sample.queue:
+            self._moved_ms[slot] = now_ms
+        else:
+            if span_ms > 2 * window_ms:
+                # In a silent window nothing waited.
+                self._moved_ms[slot] = began_ms
+            # What runs has kept others waiting since something last came out: known, no mean.
+            mixed[Col.LEVEL_MS] = np.fmax(mixed[Col.LEVEL_MS], now_ms - self._moved_ms[slot])
+        self._values[slot] = mixed
         self._heard_ms[slot] = now_ms
         self._samples[slot] += 1
         self._rows[sample.task] = self._values[slot].tolist()
@@ -143,19 +157,28 @@ class TaskMeters:
             slot = self._free.pop() if self._free else len(self._slots)
             if slot == len(self._values):
                 self._values = np.concatenate([self._values, np.full_like(self._values, np.nan)])
-                for name in ("_heard_ms", "_samples"):
+                for name in ("_heard_ms", "_since_ms", "_moved_ms", "_samples"):
                     old = getattr(self, name)
                     setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
             self._slots[task] = slot
         return slot
 
 
-def _row(sample: TaskSample, window_ms: int) -> NDArray[np.float64]:
-    """Return a sample as a row of the table."""
+def _share(span_ms: int, whole_ms: int) -> float:
+    """Return the weight of the last `span_ms` beside a mean, of `whole_ms` in all.
+
+    The beginning counts by its length: a first window, which is only told because something
+    happened in it, is not taken for the usual.
+    """
+    return min(1.0, (1.0 - exp(-span_ms / SMOOTH_MS)) / (1.0 - exp(-whole_ms / SMOOTH_MS)))
+
+
+def _row(sample: TaskSample, span_ms: int) -> NDArray[np.float64]:
+    """Return a sample as a row of the table; its counts are of so long."""
     row = np.full(len(Col), np.nan)
     offered = sample.done + sample.failed + sample.shed + sample.late
     counts = (offered, sample.done, sample.failed, sample.shed, sample.late)
-    row[_OF_TIME] = [*(count * 1000 / window_ms for count in counts), sample.queue]
+    row[_OF_TIME] = [*(count * 1000 / span_ms for count in counts), sample.queue]
     if sample.done:
         row[_OF_RUNS] = (
             sample.queue_ms,
@@ -180,7 +203,7 @@ class User(Struct):
     latency_p95_ms: float = 0.0
     availability_percent: float = 100.0
     answers_per_s: float = 0.0
-    weight: float = 0.0
+    since_ms: int = 0
     heard_ms: int = 0
 
 
@@ -195,23 +218,23 @@ class Users:
         total = sample.answered + sample.failed
         if not total:
             return
+        began_ms = now_ms - max(1, window_ms)
         user = self._users.get(sample.user)
         if user is None:
             if len(self._users) >= MAX_SERVICE_USERS:
                 oldest = min(self._users, key=lambda name: self._users[name].heard_ms)
                 del self._users[oldest]
-            user = self._users[sample.user] = User()
-        share = 1.0 - float(np.exp(-max(1, window_ms) / SMOOTH_MS))
-        if user.weight == 0.0:
-            share = 1.0
+            user = self._users[sample.user] = User(since_ms=began_ms, heard_ms=began_ms)
+        span_ms = max(1, window_ms, now_ms - user.heard_ms)
+        share = _share(span_ms, max(1, now_ms - user.since_ms))
         if sample.answered:
             latency_ms = max(sample.latency_ms, sample.latency_p95_ms)
             user.latency_p95_ms += share * (latency_ms - user.latency_p95_ms)
         good = 100.0 * sample.answered / total
         user.availability_percent += share * (good - user.availability_percent)
-        rate = sample.answered * 1000 / max(1, window_ms)
+        rate = sample.answered * 1000 / span_ms
         user.answers_per_s += share * (rate - user.answers_per_s)
-        user.weight, user.heard_ms = 1.0, now_ms
+        user.heard_ms = now_ms
 
     def present(self, now_ms: int) -> dict[str, User]:
         """Return the users of the last seconds; the others are forgotten."""

@@ -20,6 +20,8 @@ APPLY_MS: Final = 15_000
 SETTLE_MS: Final = 800
 """Requests that were under way at the change are not counted."""
 SAMPLES: Final = 3
+FAIL_MS: Final = 1500
+"""An action is only found to have failed by measurements of so long; to have helped, sooner."""
 CHECK_MS: Final = 10_000
 """Without enough measurements for so long the action stays, unjudged."""
 MIN_GAIN: Final = 0.10
@@ -71,10 +73,10 @@ def judge(trial: Trial, use: float | None, samples: int, now_ms: int) -> Verdict
         return Verdict.UNJUDGED if waited_ms >= CHECK_MS else Verdict.OPEN
     if use < ENTER_USE:
         return Verdict.HELPED
-    if trial.relaxes:
-        return Verdict.FAILED
-    helped = use <= trial.use_before * (1.0 - MIN_GAIN)
-    return Verdict.HELPED if helped else Verdict.FAILED
+    if not trial.relaxes and use <= trial.use_before * (1.0 - MIN_GAIN):
+        return Verdict.HELPED
+    enough = now_ms - trial.applied_ms >= SETTLE_MS + FAIL_MS
+    return Verdict.FAILED if enough else Verdict.OPEN
 
 
 class _Bar(Struct):
