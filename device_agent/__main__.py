@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from device_agent import config
+from device_agent import bytecode, config
 from device_agent.clock import around, unix_ms
 from device_agent.ending import to_the_end
 from device_agent.folder import DataFolder
@@ -106,7 +106,8 @@ class Preparation:
                 files=config.files_folder(asked),
                 incarnation=incarnation,
                 reserved=reserved,
-            )
+            ),
+            bytecode.options(bytecode.folder(os.environ)),
         )
 
 

@@ -54,16 +54,21 @@ class Prepared(Struct, frozen=True):
     """The last one that is ours to use."""
 
 
-def become_daemon(prepared: Prepared) -> NoReturn:
-    """Replace this process by the daemon. Raises OSError."""
+def interpreter() -> list[str]:
+    """Return the command of an interpreter that looks for modules as this one does."""
+    flags = sys.flags
+    options = ["-P"] * flags.safe_path + ["-I"] * flags.isolated + ["-O"] * flags.optimize
+    return [sys.executable, *options]
+
+
+def become_daemon(prepared: Prepared, options: list[str]) -> NoReturn:
+    """Replace this process by the daemon, under these options beside ours. Raises OSError."""
     handle = os.memfd_create("prepared", 0)
     os.write(handle, msgspec.msgpack.encode(prepared))
     os.lseek(handle, 0, os.SEEK_SET)
     os.set_inheritable(prepared.lock, True)
     os.set_inheritable(handle, True)
-    flags = sys.flags
-    options = ["-P"] * flags.safe_path + ["-I"] * flags.isolated + ["-O"] * flags.optimize
-    command = [sys.executable, *options, "-m", "device_agent.run", str(handle)]
+    command = [*interpreter(), *options, "-m", "device_agent.run", str(handle)]
     os.execv(sys.executable, command)  # noqa: S606 - the same program, this very interpreter
 
 
