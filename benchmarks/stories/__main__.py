@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.report import RESULTS, Report, options, percentile, progress
-from benchmarks.stories import picture, work
+from benchmarks.stories import work
 from benchmarks.stories.stage import Run, stage, told
 from benchmarks.stories.tales import (
     CAUSE_S,
@@ -22,6 +22,7 @@ from benchmarks.stories.tales import (
     silenced,
     tales,
 )
+from controller.twin.svg import Chart, Line, Mark, Panel
 
 SETTLE_S: Final = 4.0
 """After the cause: what is met meanwhile belongs to the reaction."""
@@ -32,6 +33,8 @@ PHASES: Final = {
     "after": (END_S + SETTLE_S / 2, SPAN_S),
 }
 WINDOW_S: Final = 1.0
+MARKS: Final = 12
+"""Events of a picture."""
 
 
 async def tell(tale: Tale, folder: Path, turns_per_ms: float, *, loops: bool) -> Run:
@@ -69,38 +72,37 @@ def satisfaction(run: Run, target_ms: float, start_s: float, end_s: float) -> fl
 
 def draw(tale: Tale, runs: dict[str, Run], path: Path) -> None:
     """Draw what users met and how satisfied they were, with the marks of the telling."""
+    seconds = range(int(SPAN_S))
     ratio = [
-        picture.Series(
-            name,
-            [
-                (at + 0.5, found)
-                for at in range(int(SPAN_S))
-                if (found := satisfaction(run, TARGET_MS, at, at + 1)) is not None
-            ],
+        Line(
+            f"loops {name}",
+            [(at + 0.5, satisfaction(run, TARGET_MS, at, at + 1)) for at in seconds],
         )
         for name, run in runs.items()
     ]
     latency = [
-        picture.Series(
-            name,
+        Line(
+            f"loops {name}",
             sorted((one.at_s, one.latency_ms) for one in run.met if one.latency_ms is not None)
             if run.met
             else [(one.at_s, one.latency_ms) for one in run.seen if one.latency_ms is not None],
         )
         for name, run in runs.items()
     ]
-    marks = [(CAUSE_S, f"cause: {tale.cause}"), (END_S, "the cause ends")]
+    marks = [Mark(CAUSE_S, f"cause: {tale.cause}"), Mark(END_S, "the cause ends")]
     marks += [
-        (one.at_s, f"{one.layer} {one.event}: {one.detail}")
+        Mark(one.at_s, f"{one.layer} {one.event}: {one.detail}")
         for one in runs["on"].events
         if one.at_s > CAUSE_S / 2
-    ][:12]
+    ][:MARKS]
     panels = [
-        picture.Panel("latency of requests, ms", latency, TARGET_MS, 5 * TARGET_MS),
-        picture.Panel("satisfaction ratio", ratio, None, 1.0),
+        Panel("latency of requests, ms", latency, TARGET_MS, 5 * TARGET_MS),
+        Panel("satisfaction ratio", ratio, None, 1.0),
     ]
+    marks.sort(key=lambda one: one.at)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(picture.draw(tale.title, panels, sorted(marks), SPAN_S), encoding="utf-8")
+    drawn = Chart(tale.title, "seconds", panels, (0.0, SPAN_S), marks).svg()
+    path.write_text(drawn, encoding="utf-8")
 
 
 def report_on(report: Report, tale: Tale, runs: dict[str, Run]) -> None:

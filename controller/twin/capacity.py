@@ -10,7 +10,7 @@ without the controller) and the network's own limits.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Final
 
@@ -25,7 +25,7 @@ from controller.decider import Decider, Event, Fired, Output, Received, Send, To
 from controller.records import TASK, TaskRecord, TaskState
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.settings import Settings as SchedulerSettings
-from controller.twin.svg import Line, Panel, chart
+from controller.twin.svg import Chart, Line, Panel
 from protocols.codec import VERSION, Frame
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Limits, Manifest, Port
 from protocols.messages import (
@@ -443,31 +443,37 @@ def _needed(question: Question, moments: Sequence[Moment]) -> tuple[int, str]:
 def picture(told: Answer) -> str:
     """Return the day as an SVG chart."""
     moments, question = told.moments, told.question
+    hours = [one.at_s / 3600 for one in moments]
+
+    def line(name: str, values: Iterable[float]) -> Line:
+        return Line(name, list(zip(hours, values, strict=True)))
+
     panels = (
         Panel(
             "load of the trace and of the nodes, %",
             (
-                Line("trace", [100 * one.load for one in moments]),
-                Line("nodes' CPU", [one.cpu_percent for one in moments]),
+                line("trace", (100 * one.load for one in moments)),
+                line("nodes' CPU", (one.cpu_percent for one in moments)),
             ),
         ),
-        Panel("messages per second", (Line("all", [one.messages_per_s for one in moments]),)),
+        Panel("messages per second", (line("all", (one.messages_per_s for one in moments)),)),
         Panel(
             "processor time, ms in each second",
             (
-                Line("scheduler", [one.ts_ms_per_s for one in moments]),
-                Line("anchor", [one.ta_ms_per_s for one in moments]),
+                line("scheduler", (one.ts_ms_per_s for one in moments)),
+                line("anchor", (one.ta_ms_per_s for one in moments)),
             ),
         ),
         Panel(
             "tasks and nodes",
             (
-                Line("wanted", [float(one.wanted) for one in moments]),
-                Line("placed", [float(one.placed) for one in moments]),
-                Line("waiting", [float(one.waiting) for one in moments]),
-                Line("busy nodes", [float(one.busy_nodes) for one in moments]),
+                line("wanted", (one.wanted for one in moments)),
+                line("placed", (one.placed for one in moments)),
+                line("waiting", (one.waiting for one in moments)),
+                line("busy nodes", (one.busy_nodes for one in moments)),
             ),
         ),
     )
     title = f"{question.nodes} nodes over {question.hours:g} hours, reporting on change"
-    return chart(title, "hours", [one.at_s / 3600 for one in moments], panels)
+    span = (hours[0], hours[-1]) if hours else (0.0, 1.0)
+    return Chart(title, "hours", panels, span).svg()
