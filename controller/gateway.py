@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -30,13 +30,16 @@ from controller.host.neighbours import Neighbours
 from controller.lines import Lines, Place, Plan
 from controller.records import ARTIFACT, CELL, ArtifactRecord, CellView
 from controller.registry import LiveRegistry, Registry
-from controller.roles import deciders, elsewhere, serving_role
+from controller.roles import deciders, elsewhere, holding_roles, serving_role
 from controller.store import SqliteStore
 from controller.trust.authority import Authority
 from controller.trust.revocation import Revocation
-from protocols.errors import EnvironmentFailure, UserError
+from protocols.errors import Blame, EnvironmentFailure, UserError
 from protocols.messages import Linking
 from protocols.transport.tls import Bundle, client_context, load, server_context
+
+FORGET: Final = "node.forget"
+"""The one operation that goes to every process that knows its node."""
 
 
 class Running(Struct, frozen=True):
@@ -93,15 +96,19 @@ class Gateway:
                 self._metrics,
                 self._health,
                 Revocation(trust.authority) if trust else _nobody,
+                self._starting,
             ),
             folder,
             server_context(bundle) if bundle else None,
         )
-        host, port = await self._api.start()
+        # Whoever calls meanwhile waits at the door: before the roles know what is durable, all that
+        # there is would be unknown here.
+        host, port = self._api.bind()
         shown = config.advertise or reachable(host)
         shown = f"[{shown}]" if ":" in shown else shown
         api_url = f"{'https' if bundle else 'http'}://{shown}:{port}"
         await self._run_roles(api_url, bundle)
+        await self._api.start()
         self._started_unix_ms = time.time_ns() // 1_000_000
         return Running(api_url, self._address, bundle.ca_pem if bundle else "")
 
@@ -144,7 +151,12 @@ class Gateway:
         opening = self._owner_epoch << STEP_BITS | secrets.randbelow(1 << (STEP_BITS - 1))
         linker = Linker(Links(opening), self._speak, monotonic_ms)
         host = Host(
-            deciders(config, self._owner_epoch, (api_url, *config.stores)),
+            deciders(
+                config,
+                self._owner_epoch,
+                (api_url, *config.stores),
+                time.time_ns() // 1_000_000 - monotonic_ms(),
+            ),
             store,
             self._owner_epoch,
             registry,
@@ -158,12 +170,15 @@ class Gateway:
             cell = CellView(config.ts, config.cell, self._address.url, api_url)
             registry.apply(views=[View(CELL, config.ts, cell)])
         records = await store.load()
-        self._tasks.append(asyncio.create_task(host.run(records), name="roles"))
         self._tasks += self._lines.run()
         for own, peer in elsewhere(config):
             linker.open(own, peer)
         if Role.NAMO not in config.roles:
             neighbours.show_to(config.namo, everything=True)
+        else:
+            neighbours.wait_for(peer for _, peer in elsewhere(config))
+        host.restore(records)
+        self._tasks.append(asyncio.create_task(host.run(), name="roles"))
 
     def _meet(self, host: Host, linker: Linker, registry: LiveRegistry) -> Neighbours:
         """Join links, roles and the desk of this process."""
@@ -203,10 +218,19 @@ class Gateway:
     # What the API asks for.
 
     async def _call(self, operation: str, arguments: Struct, tenant: str, cause: str) -> Answer:
-        assert self._host is not None  # noqa: S101 - the API answers 503 until then
+        assert self._host is not None  # noqa: S101 - the API answers nobody until then
         assert self._neighbours is not None  # noqa: S101 - the same
         assert self._registry is not None  # noqa: S101 - the same
+        if operation == FORGET:
+            return await self._forget(arguments, tenant, cause)
         role = serving_role(self.config, self._registry.model, operation, arguments)
+        return await self._call_at(role, operation, arguments, tenant, cause)
+
+    async def _call_at(
+        self, role: str, operation: str, arguments: Struct, tenant: str, cause: str
+    ) -> Answer:
+        assert self._host is not None  # noqa: S101 - whoever calls this has checked it
+        assert self._neighbours is not None  # noqa: S101 - the same
         if role in self._host.roles:
             return await self._host.call(operation, arguments, tenant, cause)
         if not role:
@@ -214,6 +238,17 @@ class Gateway:
                 f"nobody who serves {operation} has spoken yet; try again in a moment"
             )
         return await self._neighbours.call(role, operation, arguments, tenant, cause)
+
+    async def _forget(self, arguments: Struct, tenant: str, cause: str) -> Answer:
+        """Have a node forgotten wherever it was ever seen; the first refusal ends it."""
+        assert self._registry is not None  # noqa: S101 - the same
+        node = str(getattr(arguments, "name", ""))
+        answer = Answer("", error=f"there is no node {node!r}", blame=Blame.USER)
+        for role in holding_roles(self.config, self._registry.merger, node):
+            answer = await self._call_at(role, FORGET, arguments, tenant, cause)
+            if answer.error:
+                break
+        return answer
 
     async def _record_artifact(self, artifact: ArtifactRecord, tenant: str, cause: str) -> None:
         del tenant
@@ -256,13 +291,16 @@ class Gateway:
                 f"tona_{name}_total", f"{name.replace('_', ' ')}.", {(): float(value)}, "counter"
             )
 
+    def _starting(self) -> str:
+        return self._neighbours.starting() if self._neighbours is not None else ""
+
     def _health(self) -> str:
         failure = self._lines.failure() if self._lines is not None else "not started yet"
         if failure:
             return failure
         if self._host is not None and self._host.last_failure:
             return self._host.last_failure
-        return ""
+        return self._starting()
 
 
 def _types(operation: str) -> tuple[type[Struct], Any] | None:

@@ -36,6 +36,10 @@ class JobView(Struct, frozen=True):
     outputs: dict[str, JobOutput] = {}
     """Of one that is done; not in listings."""
     timings: Timings = ()
+    accepted_unix_ms: int = 0
+    started_unix_ms: int = 0
+    """When it was first sent to run; 0: it was not, or that is not known."""
+    ended_unix_ms: int = 0
 
 
 def job_view(record: JobRecord, *, whole: bool = True) -> JobView:
@@ -57,6 +61,9 @@ def job_view(record: JobRecord, *, whole: bool = True) -> JobView:
         record.failure,
         outputs,
         record.timings if whole else (),
+        record.accepted_unix_ms,
+        record.started_unix_ms,
+        record.ended_unix_ms,
     )
 
 

@@ -100,6 +100,8 @@ class ServiceRecord(Struct, frozen=True):
     """Anchors that had it before, until they have heard that another one has it."""
     epoch_high: int = 0
     """No epoch above it was given to a task of the service, as its anchor last said."""
+    tried: tuple[tuple[str, str], ...] = ()
+    """Decompositions and anchors that were ordered since there was calm, sorted."""
 
 
 class TaskState(StrEnum):
@@ -324,6 +326,8 @@ class ApprovalState(StrEnum):
     GRANTED = "granted"
     DENIED = "denied"
     WITHDRAWN = "withdrawn"
+    EXPIRED = "expired"
+    """Nobody has said anything in time."""
 
 
 class ApprovalRecord(Struct, frozen=True):
@@ -347,6 +351,12 @@ class ApprovalRecord(Struct, frozen=True):
     """Of the candidate that would be ordered; empty: the anchor itself would act."""
     anchor: str = ""
     """Where that would be ordered."""
+    left_ms: int = 0
+    """Until it expires, or, denied, may be asked again, when this was written; time without NAMO
+    does not count. 0: it is over.
+    """
+    outcome: str = ""
+    """How it ended, for people."""
 
 
 class JobRecord(Struct, frozen=True):
@@ -369,3 +379,5 @@ class JobRecord(Struct, frozen=True):
     """Of the deadline, when this was written; time without a TA does not count."""
     content: str = ""
     """Fingerprint of what was submitted, kept when the inputs are dropped at the end."""
+    started_unix_ms: int = 0
+    """When it was first sent to run."""

@@ -7,15 +7,22 @@ from controller.anchor.settings import Settings as AnchorSettings
 from controller.config import Config
 from controller.decider import Decider, Role
 from controller.host.host import serving
+from controller.host.neighbours import role_at
 from controller.namo.decider import Namo
-from controller.records import FLEET, JOB, SERVICE
+from controller.records import FLEET, JOB, NODE, SERVICE
 from controller.registry import Registry
+from controller.registry.merge import LOCAL, Merger
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
 
 
-def deciders(config: Config, epoch: int, store_urls: tuple[str, ...]) -> list[Decider]:
-    """Return the roles that a process is to run; `epoch` is that of its life."""
+def deciders(
+    config: Config, epoch: int, store_urls: tuple[str, ...], unix_offset_ms: int | None = None
+) -> list[Decider]:
+    """Return the roles that a process is to run; `epoch` is that of its life.
+
+    `unix_offset_ms` makes the wall clock's time of that of a turn, for people; None: not known.
+    """
     made: list[Decider] = []
     anchors = config.anchors or (config.ta,)
     if Role.NAMO in config.roles:
@@ -28,6 +35,7 @@ def deciders(config: Config, epoch: int, store_urls: tuple[str, ...]) -> list[De
             side=config.side,
             cells=config.cells or (config.cell,),
             direct=bool(config.direct),
+            unix_offset_ms=unix_offset_ms,
         )
         made.append(Anchor(anchor))
     if Role.TS in config.roles:
@@ -55,6 +63,12 @@ def elsewhere(config: Config) -> list[tuple[str, str]]:
         pairs += [(config.ts, anchor) for anchor in anchors]
     own = {config.namo: Role.NAMO, config.ta: Role.TA, config.ts: Role.TS}
     return [(one, other) for one, other in pairs if own.get(other) not in config.roles]
+
+
+def holding_roles(config: Config, merger: Merger, node: str) -> list[str]:
+    """Return a role of each process that knows a node; those that have lost it come last."""
+    sources = dict.fromkeys([*merger.holders(FLEET, node), *merger.holders(NODE, node)])
+    return [config.ts if one == LOCAL else role_at(one) for one in sources]
 
 
 def serving_role(config: Config, registry: Registry, operation: str, arguments: Struct) -> str:

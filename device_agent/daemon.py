@@ -78,8 +78,6 @@ class Daemon:
         self._parse: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(topics.parse)
         self._inbox: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(self._invoke_topic)
         self._followed: set[str] = set()
-        self._granted: set[str] = set()
-        """Filters of this connection: what was asked for stays asked for."""
         self.session = Session(
             settings,
             subscriptions=self._filters,
@@ -230,14 +228,12 @@ class Daemon:
 
     def _unfollow(self, command: commands.Unfollow) -> None:
         self._followed.discard(str(self._service_topic(command.service, command.channel)))
+        self.session.resubscribe()
 
     def _filters(self) -> list[str]:
-        own = {str(self._own[one]) for one in HEARD}
-        self._granted |= own | self._followed
-        return sorted(self._granted)
+        return sorted({str(self._own[one]) for one in HEARD} | self._followed)
 
     def _disconnected(self, reason: str) -> None:
-        self._granted.clear()
         self.tell(events.Disconnected(reason))
 
     def _send(

@@ -4,6 +4,7 @@ Whatever is durable changes through here only, so that a record, its reservation
 in the same output.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -53,6 +54,8 @@ class Book:
         """Where schedulers say that tasks are, of other anchors too: a task that is taken over
         begins where it is.
         """
+        self.unfed: dict[str, dict[str, str]] = {}
+        """By service: the inputs that no node provides now, each with the reason."""
         self.revision = 0
         self.counters: dict[str, int] = {
             "unexpected_message": 0,
@@ -105,6 +108,7 @@ class Book:
         """Make the newest state of a service durable; None: it is gone."""
         if record is None:
             self.services.pop(name, None)
+            self.unfed.pop(name, None)
         else:
             self.services[name] = record
         self.desk.keep(ANCHORED, name, record, cause)
@@ -155,6 +159,14 @@ class Book:
         self.inventories[facts.node] = facts.inventory
         self._sorted_nodes = None
 
+    def drop_node(self, node: str) -> None:
+        """Forget a node; every plan made before is stale."""
+        self.revision += 1
+        self.nodes.pop(node, None)
+        self.inventories.pop(node, None)
+        self._heard.discard(node)
+        self._sorted_nodes = None
+
     def wait_for(self, scheduler: str, ms: int) -> None:
         """Take no node of a scheduler for lost that it has not spoken of, for so long."""
         self._patient_until_ms[scheduler] = self.desk.now_ms + ms
@@ -194,7 +206,7 @@ class Book:
         """
         if self._sorted_nodes is None:
             self._sorted_nodes = tuple(self.nodes[name] for name in sorted(self.nodes))
-        nodes = self._sorted_nodes
+        nodes, left_out = self._sorted_nodes, Counter[str]()
         if scheduler or avoid_scheduler:
             nodes = tuple(
                 one
@@ -202,10 +214,24 @@ class Book:
                 if (not scheduler or one.scheduler == scheduler)
                 and (not avoid_scheduler or one.scheduler != avoid_scheduler)
             )
+            if not nodes:
+                left_out = Counter(_left_out(one, avoid_scheduler) for one in self._sorted_nodes)
         memory = dict(self.ledger.memory_bytes)
         instances = dict(self.ledger.instances)
+        cpu_percent = dict(self.ledger.cpu_percent)
+        for node in self.ledger.shared():
+            memory[node] = self.ledger.taken_bytes(node)
+            instances[node] = self.ledger.taken_instances(node)
+            cpu_percent[node] = self.ledger.taken_cpu_percent(node)
         for reserved in (without or {}).values():
             for node, held in reserved.items():
                 memory[node] = memory.get(node, 0) - held
                 instances[node] = instances.get(node, 0) - 1
-        return Snapshot(self.revision, nodes, memory, dict(self.ledger.cpu_percent), instances)
+        return Snapshot(self.revision, nodes, memory, cpu_percent, instances, left_out)
+
+
+def _left_out(facts: NodeFacts, avoided: str) -> str:
+    """Say why a node is not weighed, where only those of some cells are."""
+    if not facts.scheduler:
+        return "has not been heard of since the start"
+    return f"is in the cell of {facts.scheduler}" + (", which it is to leave" if avoided else "")

@@ -34,7 +34,10 @@ from protocols.messages import (
     Escalation,
     EscalationAnswer,
     JobEnded,
+    JobHandover,
+    JobOwned,
     JobQuery,
+    JobsMoved,
     JobSubmit,
     NodeSummary,
     SchedulerHello,
@@ -56,11 +59,13 @@ class Anchor:
     def __init__(self, settings: Settings) -> None:
         self.name = settings.name
         self.settings = settings
-        self.desk = Desk(settings.name)
+        self.desk = Desk(settings.name, settings.unix_offset_ms)
         self.book = Book(self.desk, settings)
         self.upward = Upward(self.book)
         self.granting = Granting(self.book)
-        self.jobs = Jobs(self.desk, self.book.scheduler_of, self.book.services.__contains__)
+        self.jobs = Jobs(
+            self.desk, self.book.scheduler_of, self.book.services.__contains__, settings.schedulers
+        )
         self.placing = Placing(self.book, self.granting, self.upward, self.jobs.placed)
         self.transfers = Transfers(self.book, self.granting, self.placing)
         self.direct = Direct(self.book)
@@ -82,6 +87,9 @@ class Anchor:
             JobSubmit: self.jobs.submit,
             JobEnded: self.jobs.ended,
             JobQuery: self.jobs.query,
+            JobHandover: self.jobs.handed,
+            JobOwned: self.jobs.owned,
+            JobsMoved: self.jobs.moved,
         }
         if settings.direct:
             self._on |= {

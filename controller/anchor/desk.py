@@ -9,8 +9,9 @@ from protocols.messages import Body
 class Desk:
     """The time of this turn, and what shall leave the anchor when it ends."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, unix_offset_ms: int | None = None) -> None:
         self.name = name
+        self.unix_offset_ms = unix_offset_ms
         self.now_ms = 0
         self.output = Output()
 
@@ -18,6 +19,11 @@ class Desk:
         """Begin a turn with an empty output."""
         self.now_ms = now_ms
         self.output = Output()
+
+    @property
+    def unix_ms(self) -> int:
+        """The wall clock's time of this turn, for people; 0: it is not known."""
+        return 0 if self.unix_offset_ms is None else self.now_ms + self.unix_offset_ms
 
     def tell(self, to: Target, body: Body, cause: str, tenant: str = "default") -> None:
         """Say something once the records of this turn are durable."""

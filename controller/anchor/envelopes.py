@@ -12,10 +12,10 @@ from msgspec import Struct, structs
 
 from controller.anchor.ledger import Ledger
 from controller.anchor.placement import NodeFacts
+from controller.anchor.privacy import has, lacks, stays, taken_in
 from controller.records import TaskRecord
 from protocols.manifest import Manifest
 from protocols.messages.hierarchy import Autonomy, NodeState, TaskSpec
-from protocols.messages.invocation import REQUEST
 from protocols.messages.quality import Leeway, Source, SourceKind, Tuning, Variant
 
 FIRST_SHARE: Final = 0.5
@@ -93,14 +93,14 @@ def _accurate(variant: Variant, spec: TaskSpec) -> bool:
 
 def _free_bytes(facts: NodeFacts, task: TaskRecord, ledger: Ledger) -> int:
     own = task.reserved.get(facts.node, 0)
-    return facts.inventory.task_memory_bytes - ledger.memory_bytes.get(facts.node, 0) + own
+    return facts.inventory.task_memory_bytes - ledger.taken_bytes(facts.node) + own
 
 
 def _free_cpu(facts: NodeFacts, task: TaskRecord, ledger: Ledger) -> float:
     """Return the share that nobody else has reserved, in percent of one core."""
     on = task.node or (task.nodes[0] if task.nodes else "")
     own = task.spec.demand.cpu_percent if on == facts.node else 0.0
-    return 100.0 * facts.inventory.cpu_count - ledger.cpu_percent.get(facts.node, 0.0) + own
+    return 100.0 * facts.inventory.cpu_count - ledger.taken_cpu_percent(facts.node) + own
 
 
 def choose_sources(
@@ -113,24 +113,38 @@ def choose_sources(
     """Choose which nodes provide each source, best first; and say why, by input.
 
     Who provides a source already goes on with it while it can. A source that nobody can provide is
-    left out. `avoid` names, by input, a node that has been found wanting: it comes last.
+    left out, and so is one whose data may not leave its node while who takes it in runs elsewhere.
+    `avoid` names, by input, a node that has been found wanting: it comes last.
     """
     scheduler = next((one.scheduler for one in tasks if one.scheduler), "")
     chosen: list[Source] = []
     why: dict[str, str] = {}
     provided = {one.input: one.nodes for one in before}
     for source in wanted:
-        eaters = [one for one in tasks if source.input in taken_in(one)]
-        homes = [one.node or one.nodes[0] for one in eaters if one.node or one.nodes]
+        eaters = [one for one in tasks if source.input in taken_in(one.spec)]
+        homes = [_home(one) for one in eaters if _home(one)]
         able = [one for one in nodes.values() if _provides(one, source, homes, scheduler)]
+        problem = "" if able else f"no node of the cell provides {source.kind} {source.name!r}"
+        if any(stays(one.spec) for one in eaters):
+            able = [one for one in able if all(one.node in _places(eater) for eater in eaters)]
+            problem = _private_problem(source, eaters, able)
+        if problem:
+            why[source.input] = problem
+            continue
         current = next(iter(provided.get(source.input, ())), "")
         shunned = avoid.get(source.input, "")
+        bound = homes if any(stays(one.spec) for one in eaters) else ()
 
         def rank(
-            one: NodeFacts, current: str = current, homes: list[str] = homes, shunned: str = shunned
+            one: NodeFacts,
+            current: str = current,
+            homes: Sequence[str] = homes,
+            shunned: str = shunned,
+            bound: Sequence[str] = bound,
         ) -> tuple[object, ...]:
             away, far_ms = one.node not in homes, one.round_trip_ms or 0.0
             return (
+                bool(bound) and one.node not in bound,
                 one.node == shunned,
                 one.node != current,
                 away,
@@ -139,34 +153,44 @@ def choose_sources(
             )
 
         able.sort(key=rank)
-        if not able:
-            why[source.input] = f"no node of the cell provides {source.kind} {source.name!r}"
-            continue
         names = tuple(one.node for one in able[:MAX_PROVIDERS])
         chosen.append(structs.replace(source, nodes=names))
         why[source.input] = f"{source.kind} {source.name!r} of {_reason(able, homes, current)}"
     return tuple(chosen), why
 
 
-def taken_in(task: TaskRecord) -> frozenset[str]:
-    """Return the inputs of the service that a task takes in itself."""
-    return frozenset(one.source_port for one in task.spec.inputs if one.source == REQUEST)
+def _home(task: TaskRecord) -> str:
+    """Return where a task runs or is to run, in the cell that it is in or on its way to."""
+    first = task.nodes[0] if task.nodes else ""
+    return first if task.leaving is not None else task.node or first
+
+
+def _places(task: TaskRecord) -> tuple[str, ...]:
+    """Return where a task may run now."""
+    return (_home(task), *task.nodes)
+
+
+def _private_problem(source: Source, eaters: list[TaskRecord], able: list[NodeFacts]) -> str:
+    """Say why data that may not leave its node reaches nobody; empty: it does."""
+    homes = dict.fromkeys(_home(one) for one in eaters if _home(one))
+    names = " and ".join(one.spec.task for one in eaters)
+    if len(homes) > 1:
+        where = " and ".join(homes)
+        what = f"{source.kind} {source.name!r} may not leave its node"
+        return f"data of {what}, but {names}, which take it in, run on {where}"
+    if homes.keys() <= {one.node for one in able}:
+        return ""
+    return f"{next(iter(homes))}, where {names} runs, does not provide {lacks(source)}"
 
 
 def _provides(facts: NodeFacts, source: Source, homes: list[str], scheduler: str) -> bool:
     if facts.state is not NodeState.ONLINE or facts.scheduler != scheduler:
         return False
-    if source.nodes and facts.node not in source.nodes:
-        return False
-    if source.kind is SourceKind.SENSOR:
-        return source.name in facts.inventory.sensors
-    if source.kind is SourceKind.FILE:
-        return facts.inventory.files
     # A topic comes over the cell's broker: whoever eats it subscribes.
-    return facts.node in homes
+    return has(facts, source) and (source.kind is not SourceKind.TOPIC or facts.node in homes)
 
 
-def _reason(able: list[NodeFacts], homes: list[str], current: str) -> str:
+def _reason(able: Sequence[NodeFacts], homes: Sequence[str], current: str) -> str:
     best, others = able[0].node, len(able) - 1
     if best == current:
         reason = "which provides it already"

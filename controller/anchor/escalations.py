@@ -105,8 +105,9 @@ class Escalations:
             return False, "the task is being deleted"
         if event.sender != task.scheduler:
             return False, f"the task belongs to {task.scheduler or 'no scheduler'} now"
-        if escalation.generation != task.generation:
-            return self._older(task, escalation, event.cause)
+        if escalation.refused or escalation.generation != task.generation:
+            act = self._refused if escalation.refused else self._older
+            return act(task, escalation, event.cause)
         tried = "; ".join(f"{one.action}: {one.outcome}" for one in escalation.attempts[:8])
         self._book.stories.tell(
             escalation.task, "ts", "escalated", _problem(escalation, tried), event.cause
@@ -124,6 +125,46 @@ class Escalations:
             return True, f"fresh epochs for {', '.join(task.nodes)}"
         over = f"generation {escalation.generation} is over"
         return False, f"{over}: a place is sought for {task.generation}"
+
+    def _refused(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
+        """Replace nodes that tasks of other anchors have filled before the grant came there."""
+        name, service = task.spec.task, task.service
+        if escalation.epoch_seen != task.epoch_high:
+            return False, "a newer envelope is on its way"
+        refused = frozenset(escalation.refused)
+        failed = self._placing.search.failed.setdefault(name, {})
+        failed.update(dict.fromkeys(refused, "tasks of other anchors have the room there"))
+        left = task.leaving.node if task.leaving else ""
+        # A scheduler that has begun anew may have nothing of the task any more.
+        serving = task.node if task.state in SERVING and not escalation.broken else ""
+        nodes = tuple(one for one in task.nodes if one not in refused)
+        held = {
+            node: size
+            for node, size in task.reserved.items()
+            if node in nodes or node in (serving, left)
+        }
+        if serving in refused and serving in held:
+            held[serving] = min(held[serving], escalation.held_bytes)
+        self._book.tell(name, "envelope", escalation.problem, cause)
+        if nodes and (not task.spec.group or nodes[0] == task.nodes[0]):
+            self._book.put(structs.replace(task, nodes=nodes, reserved=held), cause)
+            self._placing.part(task, refused, cause)
+            self._placing.place(service, cause)
+            return True, f"envelope {', '.join(self._book.tasks[name].nodes)}"
+        if nodes or serving:
+            # What serves goes on there under the envelope of before.
+            kept = structs.replace(task, nodes=nodes or (serving,), reserved=held)
+            self._book.put(kept, cause)
+        else:
+            homeless = self._book.homeless(task)
+            reserved = {node: size for node, size in held.items() if node == left}
+            self._book.put(structs.replace(homeless, reserved=reserved), cause)
+        granted = self._placing.seek(service, {name}, cause)
+        self._upward.report(service, cause)
+        after = self._book.tasks[name]
+        if granted:
+            return True, f"new envelope {', '.join(after.nodes)}"
+        return False, after.reason or "no node can run it now"
 
     def _loss(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
         """Find other nodes for a task that its envelope cannot hold, or fresh epochs."""

@@ -49,8 +49,11 @@ class Fleet:
             if late or summary.state is not NodeState.ONLINE:
                 # The cell that it has left misses it.
                 return
+        if summary.forgotten:
+            self._forget(node)
+            return
         self._incarnations[node] = summary.incarnation
-        self._seat(node, summary)
+        self._seat(node, summary.tasks)
         facts = NodeFacts(
             node,
             summary.state,
@@ -59,26 +62,39 @@ class Fleet:
             summary.round_trip_ms,
             event.sender,
         )
+        before = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
+        book.ledger.put_others(node, summary.others)
+        after = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
+        freed = any(now < then for now, then in zip(after, before, strict=True))
         book.put_node(facts)
-        if old is not None and (old.state, old.inventory, old.scheduler) == (
+        same = old is not None and (old.state, old.inventory, old.scheduler) == (
             facts.state,
             facts.inventory,
             facts.scheduler,
-        ):
+        )
+        if same and not freed:
             return
         self._wake(SOON_MS)
         moved = old is not None and old.scheduler != facts.scheduler
         self._changed[node] = event.cause, moved or self._changed.get(node, ("", False))[1]
 
-    def _seat(self, node: str, summary: NodeSummary) -> None:
+    def _forget(self, node: str) -> None:
+        self._seat(node, ())
+        self._book.ledger.put_others(node, ())
+        self._incarnations.pop(node, None)
+        self._changed.pop(node, None)
+        self._book.drop_node(node)
+        self._wake(SOON_MS)
+
+    def _seat(self, node: str, tasks: tuple[str, ...]) -> None:
         """Note which tasks a node has; only the newest word about a task counts."""
         seats = self._book.seats
         for task in self._seated.pop(node, ()):
             if seats.get(task) == node:
                 del seats[task]
-        if summary.tasks and len(seats) < MAX_SEATS:
-            self._seated[node] = summary.tasks
-            seats.update(dict.fromkeys(summary.tasks, node))
+        if tasks and len(seats) < MAX_SEATS:
+            self._seated[node] = tasks
+            seats.update(dict.fromkeys(tasks, node))
 
     def settle(self) -> None:
         """Look at every service that the changes of this turn may concern."""
@@ -134,11 +150,11 @@ class Fleet:
             self._book.desk.wake(TIMER, at_ms)
 
     def _summarise(self) -> AnchorSummary:
-        settings, reserved = self._book.settings, self._book.ledger.memory_bytes
+        settings, ledger = self._book.settings, self._book.ledger
         known = self._book.nodes.values()
         online = [one for one in known if one.state is NodeState.ONLINE]
         free = [
-            max(0, one.inventory.task_memory_bytes - reserved.get(one.node, 0)) for one in online
+            max(0, one.inventory.task_memory_bytes - ledger.taken_bytes(one.node)) for one in online
         ]
         trips = [one.round_trip_ms for one in online if one.round_trip_ms is not None]
         cpu_percent = sum(one.cpu_percent for one in online) / len(online) if online else 0.0

@@ -1,5 +1,6 @@
 """Envelopes on their way to a scheduler, each with a fresh block of epochs."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import structs
@@ -61,6 +62,7 @@ class Granting:
                 generation=left.granted,
                 spec=left.spec or task.spec,
                 nodes=left.nodes or (left.node,),
+                reserved=_reserved(task, left.nodes or (left.node,)),
                 current_node=left.node,
                 current_epoch=left.epoch,
             )
@@ -97,4 +99,10 @@ def _grant(task: TaskRecord, held: AnchoredRecord, first: int, last: int) -> Env
         users=order.users,
         sources=held.sources,
         sinks=order.sinks,
+        reserved=_reserved(task, task.nodes),
     )
+
+
+def _reserved(task: TaskRecord, nodes: Sequence[str]) -> tuple[int, ...]:
+    """Return what is set aside on these nodes, for a scheduler that has several anchors."""
+    return tuple(task.reserved.get(node, 0) for node in nodes)

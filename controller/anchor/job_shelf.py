@@ -26,6 +26,14 @@ class Shelf:
         """Return an ended job that is still remembered."""
         return self._records.get(job)
 
+    def of_service(self, service: str) -> list[JobRecord]:
+        """Return the ended jobs of a service."""
+        return [one for one in self._records.values() if one.submit.service == service]
+
+    def drop(self, job: str) -> None:
+        """Keep an ended job no longer here; its record is somebody else's to delete."""
+        self._bytes -= _size(self._records.pop(job))
+
     def put(self, record: JobRecord, cause: str) -> None:
         """Remember one more, and have the oldest deleted for it."""
         self._records[record.submit.job] = record

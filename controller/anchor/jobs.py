@@ -18,19 +18,20 @@ run by its id and repeat what they have said.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from hashlib import sha256
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Final
 from zlib import crc32
 
-import msgspec
 from msgspec import structs
 
 from controller.anchor.desk import Desk
 from controller.anchor.job_lifecycle import JobEvent, Phase
 from controller.anchor.job_line import OVERLOADED, Job, Line
+from controller.anchor.job_moves import OPEN, Moves, arrived
+from controller.anchor.job_moves import TIMER as MOVE_TIMER
 from controller.anchor.job_shelf import Shelf
+from controller.anchor.job_values import fingerprint, inline_bytes, merged
 from controller.anchor.job_words import REASON_MAX, Words
 from controller.decider import Answer, Called, Received, Record, View
 from controller.job_view import job_view
@@ -39,12 +40,15 @@ from protocols.errors import Blame
 from protocols.messages import (
     Cancel,
     JobEnded,
+    JobHandover,
     JobKept,
+    JobOwned,
     JobQuery,
     JobRun,
+    JobsMoved,
     JobSubmit,
 )
-from protocols.messages.invocation import MAX_STEPS, Failure, FailureCode, Tensor, Timings, Values
+from protocols.messages.invocation import MAX_STEPS, Failure, FailureCode, Timings, Values
 from protocols.messages.job import JobState
 
 OPEN_MAX: Final = 20_000
@@ -54,6 +58,8 @@ ATTEMPTS_MAX: Final = 64
 PAUSE_FIRST_MS: Final = 100
 PAUSE_MAX_MS: Final = 30_000
 """Between a failed attempt and the next; doubled with each."""
+HANDOVER_MS: Final = 60_000
+"""How long a service that was taken over waits for the jobs of its anchor of before."""
 HOLD_MS: Final = 10
 """How long the record of a new job that runs at once waits for the end, to be one with it."""
 DUE_SPARE: Final = 1000
@@ -61,8 +67,6 @@ DUE_SPARE: Final = 1000
 _DUE: Final = "job/due"
 _START: Final = "job/start"
 _HOLD: Final = "job/hold"
-
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class Jobs:
@@ -78,6 +82,7 @@ class Jobs:
         desk: Desk,
         scheduler_of: Callable[[str], str],
         anchored: Callable[[str], bool],
+        schedulers: tuple[str, ...] = (),
     ) -> None:
         self._desk = desk
         self._scheduler_of = scheduler_of
@@ -93,6 +98,10 @@ class Jobs:
         self._due: list[tuple[int, int, Job]] = []
         """When a pause or a deadline is over; may hold entries that are not true any more."""
         self._armed_ms: int | None = None
+        self._moves = Moves(desk, self._untaken, schedulers)
+        self.owned = self._moves.owned
+        self._expected: dict[str, int] = {}
+        """Services taken over, and until when to wait for the jobs of their anchor of before."""
         self._started: list[Job] = []
         """In this turn, without a record that says so."""
 
@@ -116,6 +125,9 @@ class Jobs:
 
     def submit(self, event: Received, body: JobSubmit) -> None:
         """Take in a client's job."""
+        if self._expects(body.service, body.job):
+            # It may be on its way here; the client says it again.
+            return
         reason, retryable = self._refusal(body, event.tenant)
         if reason:
             self._words.refused(event, body, reason, retryable=retryable)
@@ -150,7 +162,7 @@ class Jobs:
         """Open a job. One that runs at once is recorded with its end, if that comes soon."""
         record = JobRecord(
             body, body.client, tenant, JobState.ACCEPTED, left_ms=body.deadline_ms,
-            content=fingerprint(body),
+            content=fingerprint(body), accepted_unix_ms=self._desk.unix_ms,
         )  # fmt: skip
         job = self._enter(record, cause, via)
         self._pump(body.service, fresh=job)
@@ -163,6 +175,8 @@ class Jobs:
 
     def query(self, event: Received, body: JobQuery) -> None:
         """Tell how a job stands, or cancel it."""
+        if self._expects(body.service, body.job):
+            return
         known, job = self._find(body.job), self._open.get(body.job)
         if known is None or known.tenant != event.tenant:
             reason = f"there is no job {body.job[:80]!r}: it was not accepted, or long ago"
@@ -180,10 +194,15 @@ class Jobs:
     def called(self, event: Called) -> None:
         """Serve the operations `job.submit` and `job.cancel`."""
         asked: Any = event.arguments
+        if event.unix_ms:
+            # The wall clock may have been set since our start.
+            self._desk.unix_offset_ms = event.unix_ms - self._desk.now_ms
         if event.operation == "job.submit":
             submit = asked.submit()
             name = submit.job
             reason, _ = self._refusal(submit, event.tenant)
+            if not reason and self._expects(submit.service, name):
+                reason = f"service {submit.service!r} changes its anchor: try again in a moment"
             if not reason and self._find(name) is None:
                 self._take(submit, event.tenant, event.cause, "")
         else:
@@ -212,6 +231,9 @@ class Jobs:
                 self._failed(job, body, body.failure)
             else:
                 self._gave(job, body)
+        if body.job in self._moves:
+            # It is for the new anchor, which has the run as well.
+            return
         kept = JobKept(body.job, body.attempt, body.part)
         self._desk.tell_role(event.sender, kept, event.cause, event.tenant)
 
@@ -258,7 +280,7 @@ class Jobs:
             return
         same = body.attempt == record.parts_of
         parts = {**(record.parts if same else {}), body.part: body.outputs}
-        timings = _merged(record.timings if same else (), body.timings)
+        timings = merged(record.timings if same else (), body.timings)
         if len(parts) >= body.parts:
             self._line(body.service).ran(record.submit.run_ms, timings)
             self._end(job, JobState.DONE, parts, None, timings)
@@ -297,6 +319,77 @@ class Jobs:
             self._end(job, JobState.FAILED, {}, failure, (), stop=True)
         self._lines.pop(service, None)
 
+    # From anchor to anchor.
+
+    def leave(self, service: str, cause: str) -> None:
+        """Hand all jobs of a service over to the anchor that has it now."""
+        line = self._lines.pop(service, None)
+        scheduler = self._scheduler_of(service) or (line.scheduler if line is not None else "")
+        for job in [one for one in self._open.values() if one.record.submit.service == service]:
+            self._hand_over(job, scheduler, line or Line())
+        for record in self._ended.of_service(service):
+            self._ended.drop(record.submit.job)
+            self._moves.begin(record, cause, scheduler)
+        self._expected.pop(service, None)
+        self._moves.settle(service, scheduler, cause)
+        self._moves.fired()
+
+    def _hand_over(self, job: Job, scheduler: str, line: Line) -> None:
+        record, submit = job.record, job.record.submit
+        line.leave(job)
+        del self._open[submit.job]
+        self._open_bytes -= job.size_bytes
+        listened = structs.replace(submit, reply_to=job.reply_to, correlation=job.correlation)
+        left = structs.replace(
+            record,
+            submit=listened,
+            state=JobState.ACCEPTED,
+            attempts=job.attempt,
+            parts={},
+            parts_of=0,
+            timings=(),
+            left_ms=self._left_ms(job),
+        )
+        if not job.recorded:
+            self._desk.keep(JOB, submit.job, left, job.cause)
+        self._moves.begin(left, job.cause, scheduler)
+
+    def _untaken(self, record: JobRecord, cause: str) -> None:
+        self._desk.keep(JOB, record.submit.job, record, cause)
+        self._ended.put(record, cause)
+
+    def expect(self, service: str) -> None:
+        """Answer nobody about unknown jobs of a service until its anchor of before has said all."""
+        self._expected[service] = self._desk.now_ms + HANDOVER_MS
+
+    def _expects(self, service: str, job: str) -> bool:
+        return self._desk.now_ms < self._expected.get(service, 0) and self._find(job) is None
+
+    def moved(self, _event: Received, body: JobsMoved) -> None:
+        """Take in that all jobs of a service that its anchor of before had are here."""
+        self._expected.pop(body.service, None)
+
+    def handed(self, event: Received, body: JobHandover) -> None:
+        """Own a job of another anchor from here on; what is known here already stays as it is."""
+        submit = body.submit
+        if not self._anchored(submit.service):
+            return
+        job = self._open.get(submit.job)
+        record = arrived(body, event.tenant)
+        over = record.state not in OPEN
+        if job is not None and over:
+            # The client has begun it here anew; the end that there was counts.
+            self._end(job, record.state, record.parts, record.failure, record.timings, stop=True)
+        elif self._find(submit.job) is None:
+            self._desk.keep(JOB, submit.job, record, event.cause)
+            if over:
+                self._ended.put(record, event.cause)
+            else:
+                self._enter(record, event.cause, event.sender).recorded = True
+                self._pump(submit.service)
+        owned = JobOwned(submit.job, body.owner)
+        self._desk.tell_role(event.sender, owned, event.cause, event.tenant)
+
     def settle(self) -> None:
         """Show people what runs since this turn, and be woken when the next thing is due."""
         for job in self._started:
@@ -314,13 +407,31 @@ class Jobs:
         if key == _HOLD:
             self._release()
             return
+        if key == MOVE_TIMER:
+            self._move()
+            return
         if key == _START:
             for service in sorted({one.record.submit.service for one in self._open.values()}):
                 if self._anchored(service):
                     self._pump(service)
                 else:
-                    self.gone(service, "it is not anchored here any more")
+                    # Deleted ones were ended with their service: another anchor has it.
+                    self.leave(service, "restore")
             return
+        self._fall_due()
+
+    def _move(self) -> None:
+        """Hand over what was not taken; what has come back with its service stays."""
+        for record, cause in self._moves.returned(self._anchored):
+            if record.state in OPEN:
+                self._enter(record, cause).recorded = True
+                self._pump(record.submit.service)
+            else:
+                self._ended.put(record, cause)
+        self._moves.fired()
+
+    def _fall_due(self) -> None:
+        """End what is overdue, and let those wait in line whose pause is over."""
         self._armed_ms = None
         now_ms = self._desk.now_ms
         ready: set[str] = set()
@@ -403,7 +514,12 @@ class Jobs:
             return
         line.scheduler = scheduler
         while (job := line.next()) is not None:
-            job.record = structs.replace(job.record, state=JobState.RUNNING, attempts=job.attempt)
+            job.record = structs.replace(
+                job.record,
+                state=JobState.RUNNING,
+                attempts=job.attempt,
+                started_unix_ms=job.record.started_unix_ms or self._desk.unix_ms,
+            )
             self._run(job, scheduler)
             if job is not fresh:
                 self._started.append(job)
@@ -456,6 +572,7 @@ class Jobs:
             parts=parts,
             failure=failure,
             timings=timings,
+            ended_unix_ms=self._desk.unix_ms,
         )
         self._keep(job)
         self._ended.put(job.record, job.cause)
@@ -478,19 +595,3 @@ class Jobs:
 
     def _left_ms(self, job: Job) -> int:
         return 0 if job.until_ms is None else max(0, job.until_ms - self._desk.now_ms)
-
-
-def fingerprint(body: JobSubmit) -> str:
-    """Return what tells a job from another one of the same id."""
-    what = (body.service, body.inputs, body.deadline_ms, body.run_ms, body.priority)
-    return sha256(_encode(what)).hexdigest()
-
-
-def inline_bytes(inputs: Values) -> int:
-    """Return the bytes of tensors that inputs hold in memory."""
-    return sum(len(one.data) for one in inputs.values() if isinstance(one, Tensor))
-
-
-def _merged(one: Timings, other: Timings) -> Timings:
-    known = {(step.task, step.node) for step in one}
-    return one + tuple(step for step in other if (step.task, step.node) not in known)

@@ -1,7 +1,8 @@
 """What is set aside on each node, summed over the records of the tasks.
 
 Every task record says what it reserves and where (`TaskRecord.reserved`); the ledger is nothing but
-the sum, so that a reservation is durable with its task and gone with it.
+the sum, so that a reservation is durable with its task and gone with it. What tasks of other
+anchors have on the nodes is said by the nodes' schedulers, and stands beside the sums.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from controller.records import TaskRecord
+from protocols.messages.hierarchy import Reserved
 from protocols.messages.presence import Inventory
 
 
@@ -35,6 +37,40 @@ class Ledger:
         self.instances: dict[str, int] = {}
         self._holds: dict[str, Hold] = {}
         self._tasks: dict[str, set[str]] = {}
+        self._others: dict[str, tuple[Reserved, ...]] = {}
+
+    def put_others(self, node: str, others: tuple[Reserved, ...]) -> None:
+        """Take in what tasks of other anchors have reserved on a node, as its scheduler says."""
+        if others:
+            self._others[node] = others
+        else:
+            self._others.pop(node, None)
+
+    def shared(self) -> tuple[str, ...]:
+        """Return the nodes where tasks of other anchors have something."""
+        return tuple(self._others)
+
+    def others(self, node: str) -> tuple[Reserved, ...]:
+        """Return what they have on a node; a task that is taken over from one counts here alone."""
+        return tuple(one for one in self._others.get(node, ()) if one.task not in self._holds)
+
+    def is_other(self, task: str) -> bool:
+        """Whether a scheduler has said that a task is of another anchor."""
+        return any(one.task == task for held in self._others.values() for one in held)
+
+    def taken_bytes(self, node: str) -> int:
+        """Return what is set aside on a node, by whomever."""
+        beside = sum(one.memory_bytes for one in self.others(node))
+        return self.memory_bytes.get(node, 0) + beside
+
+    def taken_cpu_percent(self, node: str) -> float:
+        """Return the share of a node's cores that is set aside, of one core, by whomever."""
+        beside = sum(one.cpu_percent for one in self.others(node))
+        return self.cpu_percent.get(node, 0.0) + beside
+
+    def taken_instances(self, node: str) -> int:
+        """Return how many tasks have room on a node, whosever they are."""
+        return self.instances.get(node, 0) + len(self.others(node))
 
     def put(self, task: TaskRecord) -> None:
         """Replace what a task takes."""
@@ -74,8 +110,8 @@ class Ledger:
             has = inventories.get(node)
             room = has.task_memory_bytes if has else 0
             slots = has.max_instances if has else 0
-            full = change > 0 and self.memory_bytes.get(node, 0) + change > room
-            crowded = more[node] > 0 and self.instances.get(node, 0) + more[node] > slots
+            full = change > 0 and self.taken_bytes(node) + change > room
+            crowded = more[node] > 0 and self.taken_instances(node) + more[node] > slots
             if full or crowded:
                 found.add(node)
         return found

@@ -10,6 +10,7 @@ from controller.anchor.granting import Granting
 from controller.anchor.jobs import Jobs
 from controller.anchor.lifecycle import TaskEvent
 from controller.anchor.placing import Placing
+from controller.anchor.privacy import gathered
 from controller.anchor.upward import Upward
 from controller.decider import Received
 from controller.records import AnchoredRecord, TaskRecord, TaskState
@@ -46,9 +47,12 @@ class Orders:
         if held is not None and held.order.generation >= order.generation:
             self._upward.report(order.service, event.cause, again=True)
             return
+        order = gathered(order)
         sources = held.sources if held is not None else ()
         record = AnchoredRecord(order, event.tenant, event.sender, sources)
         book.put_service(order.service, record, event.cause)
+        if held is None and any(book.ledger.is_other(spec.task) for spec in order.tasks):
+            self._jobs.expect(order.service)
         wanted = {spec.task for spec in order.tasks}
         for old in book.of_service(order.service):
             if old.spec.task not in wanted:
@@ -105,6 +109,7 @@ class Orders:
         reason = "the service was deleted"
         if delete.transferred:
             reason = "the service has another anchor"
+            self._jobs.leave(delete.service, event.cause)
         for task in book.of_service(delete.service):
             if delete.transferred:
                 # Its scheduler believes this only where nobody has granted a newer generation.
@@ -112,7 +117,8 @@ class Orders:
                 self._forget(task, reason, event.cause)
             else:
                 self._end(task, reason, event.cause)
-        self._jobs.gone(delete.service, reason)
+        if not delete.transferred:
+            self._jobs.gone(delete.service, reason)
         to, cause = event.sender, event.cause
         self._upward.deleted(delete.service, delete.generation, to, cause, event.tenant)
 

@@ -11,9 +11,10 @@ from typing import Final
 from msgspec import structs
 
 from controller.anchor.book import Book
-from controller.anchor.envelopes import Wider, choose_sources, leeway, need_bytes, taken_in
+from controller.anchor.envelopes import Wider, choose_sources, leeway, need_bytes
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import HOMELESS, SERVING, TaskEvent
+from controller.anchor.privacy import taken_in
 from controller.anchor.search import Found, Search, unplaced
 from controller.anchor.upward import Upward
 from controller.records import AnchoredRecord, Leaving, Placement, TaskRecord, TaskState
@@ -154,7 +155,8 @@ class Placing:
             return False
         settled = {one.spec.task: one for one in fitting}
         self._choose_sources(service, [settled.get(one.spec.task, one) for one in tasks], cause)
-        for task in fitting:
+        # Spares that make room are given up first: their scheduler counts as well.
+        for task in sorted(fitting, key=lambda one: one.service == service):
             if task.service == service:
                 self._tell_placed(task, found, cause, why)
             else:
@@ -311,6 +313,14 @@ class Placing:
         self._granting.grant(after, cause)
         return True
 
+    def part(self, task: TaskRecord, refused: Collection[str], cause: str) -> None:
+        """Take these spares from the rest of a task's group too: it moves together or not."""
+        group = task.spec.group
+        for other in self._book.ordered(task.service) if group else ():
+            slim = self._slimmer(other, refused)
+            if other.spec.group == group and slim.nodes != other.nodes:
+                self._granting.grant(slim, cause)
+
     def feed(self, service: str, cause: str) -> bool:
         """Choose again who provides the service's data; whoever takes it in is told."""
         book = self._book
@@ -326,7 +336,7 @@ class Placing:
         after = {one.input: one for one in sources}
         changed = {name for name in why if before.get(name) != after.get(name)}
         for task in tasks:
-            taken = changed & taken_in(task)
+            taken = changed & taken_in(task.spec)
             for name in sorted(taken):
                 book.tell(task.spec.task, "source", f"{name}: {why[name]}", cause)
             if taken:
@@ -337,7 +347,11 @@ class Placing:
         self, held: AnchoredRecord, tasks: list[TaskRecord]
     ) -> tuple[tuple[Source, ...], Mapping[str, str]]:
         shunned = self.shunned.get(held.order.service, {})
-        return choose_sources(held.order.sources, held.sources, tasks, self._book.nodes, shunned)
+        wanted = held.order.sources
+        found, why = choose_sources(wanted, held.sources, tasks, self._book.nodes, shunned)
+        missing = {one.input for one in wanted} - {one.input for one in found}
+        self._book.unfed[held.order.service] = {name: why[name] for name in sorted(missing)}
+        return found, why
 
     # When there is nothing.
 

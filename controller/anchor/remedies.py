@@ -10,8 +10,9 @@ from typing import Final
 from msgspec import Struct, structs
 
 from controller.anchor.book import Book
-from controller.anchor.envelopes import Wider, choose_sources, taken_in
+from controller.anchor.envelopes import Wider, choose_sources
 from controller.anchor.placing import MAX_ENVELOPE, Placing
+from controller.anchor.privacy import taken_in
 from controller.records import TaskRecord
 from protocols.qoais import INDICATORS, Dimension
 
@@ -140,7 +141,7 @@ class Remedies:
         del why
         service = task.service
         held = self._book.services[service]
-        eaten = taken_in(task)
+        eaten = taken_in(task.spec)
         for source in held.sources:
             if source.input not in eaten or len(source.nodes) < 2:  # noqa: PLR2004 - one more
                 continue
@@ -150,7 +151,9 @@ class Remedies:
             after, _ = choose_sources(
                 held.order.sources, held.sources, tasks, self._book.nodes, shunned
             )
-            to = next(one.nodes[0] for one in after if one.input == name)
+            to = next((one.nodes[0] for one in after if one.input == name), current)
+            if to == current:
+                continue
 
             def do(cause: str, shunned: dict[str, str] = shunned) -> bool:
                 self._placing.shunned[service] = shunned

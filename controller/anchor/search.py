@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 from controller.anchor.book import Book
 from controller.anchor.lifecycle import HOMELESS, SERVING
 from controller.anchor.placement import Request, place
+from controller.anchor.privacy import confined
 from controller.records import Placement, TaskRecord, TaskState
 from protocols.messages.hierarchy import NodeState
 
@@ -120,6 +121,7 @@ class Search:
             task.spec,
             wanted - 1,
             failed=self.failed.get(name, {}),
+            confined=self._confined(task),
         )
         chosen = place([request], structs.replace(snapshot, nodes=kept))[name].chosen
         return tuple(node for node in chosen if node not in self.failed.get(name, {}))
@@ -192,7 +194,12 @@ class Search:
             current,
             self.failed.get(name, {}) | dict.fromkeys(avoid, "its quality is in danger there"),
             reserved_bytes=task.reserved.get(current, 0) if current else None,
+            confined=self._confined(task),
         )
+
+    def _confined(self, task: TaskRecord) -> dict[str, tuple[str, ...]]:
+        held = self._book.services.get(task.service)
+        return confined(task.spec, held.order.sources if held else (), self._book.nodes)
 
     def _serves(self, task: TaskRecord) -> bool:
         """Whether a copy of the task serves on a node that can be counted on."""

@@ -14,5 +14,7 @@ class Settings(Struct, frozen=True):
     """`core` or `radio`."""
     cells: tuple[str, ...] = ("cell",)
     """Of its schedulers, for people and NAMO."""
+    unix_offset_ms: int | None = None
+    """Added to the time of a turn it is the wall clock's, for people; None: that is not known."""
     direct: bool = False
     """Whether it hears nodes and speaks to them itself, beside their schedulers."""

@@ -36,6 +36,9 @@ class Upward:
         if state is ServiceState.RUNNING and missing:
             named = ", ".join(sorted(missing))
             state, reason = ServiceState.DEGRADED, f"no node of its cell provides input {named}"
+            known = self._book.unfed.get(service)
+            if known:
+                reason = "; ".join(f"input {name} is not fed: {why}" for name, why in known.items())
         reason = reason[:TEXT_LENGTH]
         key = (held.order.generation, state, reason)
         if again or self._reported.get(service) != key:

@@ -49,6 +49,10 @@ from protocols.errors import Blame, TonaBug, TonaError
 CALL_TIMEOUT_S: Final = 30.0
 """How long a role may take to answer an operation."""
 CAUSE_MAX_LENGTH: Final = 128
+RETRY_AFTER_S: Final = 1
+"""When to ask a controller again that is starting."""
+INFO: Final = "system.info"
+"""Tells where clients connect, which is known from the beginning."""
 SLICE: Final = 256
 """Things of a listing that are encoded at once, in about 3 ms."""
 
@@ -67,6 +71,8 @@ class Doors(Struct, frozen=True):
     """Empty, or a sentence on why this controller cannot serve."""
     revoked: Callable[[str], bool] = lambda _: False
     """Whether a certificate, by its serial, is out of force."""
+    starting: Callable[[], str] = str
+    """Empty, or a sentence on why this controller does not know everything yet."""
 
 
 class Api:
@@ -109,6 +115,8 @@ class Api:
     async def _serve(self, operation: Operation, request: Request, cause: str) -> Response:
         identity = identify(request.scope, self._doors.revoked)
         authorise(operation, identity)
+        if operation.transfer is not Transfer.BYTES and operation.name != INFO:
+            self._check_ready()
         body = b""
         if operation.transfer is Transfer.JSON:
             if takes_body(operation):
@@ -138,7 +146,7 @@ class Api:
         if operation.effect is Effect.WRITE:
             check_named(operation, arguments, self._registry.model)
             value = await self._call(operation, arguments, identity.tenant, cause)
-        elif operation.name == "system.info":
+        elif operation.name == INFO:
             value = self._doors.info()
         else:
             value = read(operation, arguments, self._registry.model)
@@ -184,6 +192,12 @@ class Api:
             case _:
                 raise TonaBug(f"nobody serves {operation.name}")
         return _json(_encode(operation, value), 201 if new else 200)
+
+    def _check_ready(self) -> None:
+        """Refuse what would be answered from half of what there is."""
+        reason = self._doors.starting()
+        if reason:
+            raise Refused(503, reason, blame=Blame.ENVIRONMENT, retry_after_s=RETRY_AFTER_S)
 
     def _check_host(self, request: Request) -> None:
         """Refuse a web page that reaches loopback under a name of its own (DNS rebinding)."""
@@ -284,4 +298,6 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def _failure(error: TonaError) -> Response:
-    return _json(body_of(error), status_of(error))
+    wait_s = error.retry_after_s if isinstance(error, Refused) else 0
+    headers = {"retry-after": str(wait_s)} if wait_s else None
+    return _json(body_of(error), status_of(error), headers)

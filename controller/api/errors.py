@@ -29,11 +29,21 @@ _BY_BLAME: Final[dict[Blame, type[TonaError]]] = {
 class Refused(TonaError):
     """A request that is answered with a status of its own."""
 
-    def __init__(self, status: int, text: str, field: str = "", blame: Blame = Blame.USER) -> None:
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        field: str = "",
+        blame: Blame = Blame.USER,
+        *,
+        retry_after_s: int = 0,
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.field = field
         self.blame = blame
+        self.retry_after_s = retry_after_s
+        """When to ask again; 0: that would not help, or nobody knows."""
 
 
 class ErrorDetail(Struct, frozen=True, omit_defaults=True):

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
-from controller.api.places import Draining, ServicePlace
+from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
@@ -30,7 +30,6 @@ from controller.records import (
     ArtifactRecord,
     CellView,
     NodeView,
-    Placement,
     ServiceQuality,
     ServiceRecord,
     StoryRecord,
@@ -200,17 +199,6 @@ class PutArtifact(_Arguments, frozen=True):
     media: Annotated[
         str, Meta(pattern=r"^(wasm|onnx|data|)$(?!\n)", description="one of wasm, onnx, data")
     ] = ""
-
-
-class Explanation(Struct, frozen=True):
-    """Why a task is where it is."""
-
-    task: str
-    state: TaskState
-    node: str
-    reason: str
-    placement: Placement | None
-    """The last decision; None: there was none yet."""
 
 
 class SystemInfo(Struct, frozen=True):
@@ -512,6 +500,18 @@ TABLE: Final = (
         _CONTROL,
         "POST",
         "/v1/nodes/{name}/resume",
+        Effect.WRITE,
+        kind=FLEET,
+    ),
+    Operation(
+        "node.forget",
+        "Forget a node that is gone for good; born again, it is simply known again.",
+        Named,
+        Forgotten,
+        Permission.OPERATE,
+        _CONTROL,
+        "DELETE",
+        "/v1/nodes/{name}",
         Effect.WRITE,
         kind=FLEET,
     ),

@@ -1,8 +1,8 @@
-"""Where clients find what they ask for, and which nodes take tasks."""
+"""Where clients find what they ask for, where tasks are, and which nodes take them."""
 
 from msgspec import Struct
 
-from controller.records import CellView
+from controller.records import CellView, Placement, TaskState
 from protocols.messages.hierarchy import NodeState
 
 
@@ -11,6 +11,23 @@ class Draining(Struct, frozen=True):
 
     node: str
     state: NodeState
+
+
+class Forgotten(Struct, frozen=True):
+    """A node that is known no more."""
+
+    node: str
+
+
+class Explanation(Struct, frozen=True):
+    """Why a task is where it is."""
+
+    task: str
+    state: TaskState
+    node: str
+    reason: str
+    placement: Placement | None
+    """The last decision; None: there was none yet."""
 
 
 class ServicePlace(Struct, frozen=True):

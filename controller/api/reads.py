@@ -9,7 +9,6 @@ from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.jobs import ListJobs
 from controller.api.operations import (
-    Explanation,
     ListArtifacts,
     ListNodes,
     ListServices,
@@ -18,7 +17,7 @@ from controller.api.operations import (
     Named,
     Operation,
 )
-from controller.api.places import ServicePlace
+from controller.api.places import Explanation, ServicePlace
 from controller.api.quality import service_qos
 from controller.job_view import JobView, job_view
 from controller.records import (

@@ -71,13 +71,21 @@ class ApiServer:
         self._registry = registry
         self._ssl = ssl
         self.api = Api(registry, doors, folder, None if ssl else frozenset({host}))
+        self._listener: socket.socket | None = None
         self._server: _Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> tuple[str, int]:
-        """Listen and return the address. Raises UserError when it or the folder cannot be used."""
+    def bind(self) -> tuple[str, int]:
+        """Take the address and return it; who connects waits for `start`. Raises UserError."""
+        self._listener = self._listen()
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+    async def start(self) -> None:
+        """Serve at the address that `bind` took. Raises UserError for an unusable folder."""
+        listener = self._listener
+        assert listener is not None  # noqa: S101 - bind comes before start
         await asyncio.to_thread(self.api.bulk.prepare)
-        listener = self._listener()
         config = uvicorn.Config(
             self.api.application,
             http=PeerProtocol,
@@ -99,14 +107,13 @@ class ApiServer:
         await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             listening.cancel()
-            listener.close()
             raise EnvironmentFailure(f"the API did not start: {serving.exception()}")
         self._tasks = [serving, asyncio.create_task(self.api.bulk.sweep_forever(), name="sweep")]
-        host, port = listener.getsockname()[:2]
-        return host, port
 
     async def stop(self) -> None:
         """End the watches, let running requests finish, and stop listening."""
+        if self._listener is not None:
+            self._listener.close()
         if self._server is None:
             return
         self._registry.close()
@@ -122,7 +129,7 @@ class ApiServer:
                     transport.abort()
         self._server = None
 
-    def _listener(self) -> socket.socket:
+    def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:

@@ -76,7 +76,7 @@ def monotonic_ms() -> int:
 
 
 class Host:
-    """Runs deciders; `run` returns only when the host is closed or must stop."""
+    """Runs deciders: `restore`, then `run`, which returns only when it must stop."""
 
     def __init__(
         self,
@@ -160,17 +160,20 @@ class Host:
         finally:
             del self._calls[call]
 
-    async def run(self, records: Sequence[Record]) -> None:
-        """Restore every role and serve until cancelled.
+    def restore(self, records: Sequence[Record]) -> None:
+        """Show people what is durable, and give every role its memory back."""
+        self._read_model.apply(records, ())
+        for name, decider in self.deciders.items():
+            self._take(name, decider.restore(records, self._now_ms()))
+
+    async def run(self) -> None:
+        """Serve until cancelled.
 
         Raises Fenced, EnvironmentFailure, or whatever bug a role has tripped over.
         """
         self._failure = asyncio.get_running_loop().create_future()
-        self._read_model.apply(records, ())
         committer = asyncio.ensure_future(self._commit_forever())
         try:
-            for name, decider in self.deciders.items():
-                self._take(name, decider.restore(records, self._now_ms()))
             self._restored = True
             self._turn()
             done, _ = await asyncio.wait(

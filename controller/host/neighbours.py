@@ -8,7 +8,7 @@ operations are idempotent, so one that was under way when a link broke is said a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -46,6 +46,11 @@ def desk_of(role: str) -> str:
     return _PREFIX + role
 
 
+def role_at(desk: str) -> str:
+    """Return the role that a desk is named after."""
+    return desk.removeprefix(_PREFIX)
+
+
 class _Waiting(Struct):
     desk: str
     body: RemoteCall
@@ -75,6 +80,9 @@ class Neighbours:
         self._sources: dict[tuple[str, str], bool] = {}
         """Who mirrors here, by the two ends of the link, and whether it is away."""
         self._watching: asyncio.TimerHandle | None = None
+        self._awaited: set[str] = set()
+        """Desks that have not shown everything since our start."""
+        self._patience: asyncio.TimerHandle | None = None
         registry.followers.append(self._changed)
 
     def show_to(self, role: str, *, everything: bool) -> None:
@@ -82,9 +90,22 @@ class Neighbours:
         self._shown[desk_of(role)] = Outgoing(self._registry.model, KINDS if everything else [CELL])
         self._linker.open(desk_of(self.own), desk_of(role))
 
+    def wait_for(self, roles: Iterable[str]) -> None:
+        """Be starting until the processes of these roles have shown everything, or are away."""
+        self._awaited = {desk_of(role) for role in roles}
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(AWAY_MS / 1000, self._awaited.clear)
+
+    def starting(self) -> str:
+        """Return in a sentence what is not shown here yet; empty: this process is ready."""
+        if not self._awaited:
+            return ""
+        roles = ", ".join(one.removeprefix(_PREFIX) for one in sorted(self._awaited))
+        return f"this controller is starting and has not heard {roles} yet: ask again in a moment"
+
     def close(self) -> None:
         """End everything that is under way."""
-        for timer in (self._timer, self._watching):
+        for timer in (self._timer, self._watching, self._patience):
             if timer is not None:
                 timer.cancel()
         for task in self._serving:
@@ -132,6 +153,7 @@ class Neighbours:
         if not mirror.kind:
             if not mirror.first:
                 self._registry.show(merger.end(source))
+                self._awaited.discard(source)
             return
         shown = change(mirror)
         if shown is not None:

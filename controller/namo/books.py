@@ -33,7 +33,7 @@ MAX_TOMBSTONES: Final = 1024
 ANCHOR_SILENT_MS: Final = 120_000
 """After this long without a word an anchor is no candidate."""
 MAX_ANSWERED: Final = 256
-"""Approvals kept after they were answered."""
+"""Approvals kept that neither wait nor hold any more."""
 ORDER: Final = "order/"
 LEAVE: Final = "leave/"
 
@@ -201,7 +201,11 @@ class Books:
         self.approvals.pop(record.number, None)
         self.approvals[record.number] = record
         self._record(APPROVAL, record.number, record, cause)
-        over = [k for k, a in self.approvals.items() if a.state is not ApprovalState.PENDING]
+        over = [
+            key
+            for key, one in self.approvals.items()
+            if one.state is not ApprovalState.PENDING and not one.left_ms
+        ]
         for key in over[:-MAX_ANSWERED]:
             del self.approvals[key]
             self._record(APPROVAL, key, None, cause)

@@ -22,10 +22,10 @@ from controller.decider import (
     Record,
     Role,
 )
-from controller.namo.approvals import DENY, GRANT, Approvals
+from controller.namo.approvals import DENY, GRANT, HOLD, Approvals
 from controller.namo.books import LEAVE, ORDER, Books, alive, is_open
 from controller.namo.candidates import Position
-from controller.namo.positions import SETTLE, Positions
+from controller.namo.positions import CALM, SETTLE, Positions
 from controller.namo.reader import near
 from controller.namo.submission import OVER, SubmitArguments, check_tenant, plan_submission
 from controller.namo.triggers import PULL, Triggers
@@ -78,6 +78,7 @@ class Namo:
                 books.tell(name, cause)
             if service.leaving and (service.ending or service.state is ServiceState.RUNNING):
                 books.leave(name, cause)
+        self._approvals.restore()
         self._positions.restore()
         self._triggers.restore()
         return books.out
@@ -131,6 +132,10 @@ class Namo:
             self.books.again(key)
         elif key.startswith(SETTLE):
             self._positions.settle(key.removeprefix(SETTLE))
+        elif key.startswith(CALM):
+            self._positions.calmed(key.removeprefix(CALM))
+        elif key.startswith(HOLD):
+            self._approvals.fired(key.removeprefix(HOLD))
         elif key.startswith(PULL):
             self._triggers.look(key)
 

@@ -2,7 +2,8 @@
 
 TONA paper, "Task QoS Assurance": NAMO changes the anchor position or the mapping of a service to
 tasks. A change is given `COOLDOWN_MS` to show whether it helps, no candidate is tried twice, and
-no more than `MAX_TRIES` before there was calm, so that nothing oscillates.
+no more than `MAX_TRIES` before there was calm, so that nothing oscillates. What was tried stands in
+the service's record; after a restart both spans begin anew.
 
 A new anchor begins its epochs above all that the old one may have leased, and the old one lets go
 only when the new one has reported that the service runs: at no time does nobody own it, and of two
@@ -28,6 +29,7 @@ from protocols.messages import Escalation
 from protocols.messages.hierarchy import Autonomy, ServiceState
 
 SETTLE: Final = "settle/"
+CALM: Final = "calm/"
 COOLDOWN_MS: Final = 30_000
 SETTLE_CAP_MS: Final = 300_000
 """Longest pause before a service that waits is looked at again."""
@@ -61,15 +63,33 @@ class Positions:
         self._tries: dict[str, _Tries] = {}
 
     def restore(self) -> None:
-        """Look after the services that were being moved when we ended."""
-        for name, record in self._books.services.items():
-            if alive(record) and record.leaving and record.state is not ServiceState.RUNNING:
-                self._books.timer(SETTLE + name, self._books.now_ms + COOLDOWN_MS)
+        """Know what was tried, and look after the services that were being changed."""
+        books = self._books
+        for name, record in books.services.items():
+            if not alive(record):
+                continue
+            if record.tried:
+                self._tries[name] = _Tries(set(record.tried), books.now_ms)
+                books.timer(CALM + name, books.now_ms + CALM_MS)
+            if (record.leaving or record.tried) and record.state is not ServiceState.RUNNING:
+                books.timer(SETTLE + name, books.now_ms + COOLDOWN_MS)
 
     def forget(self, service: str) -> None:
         """Begin anew: the service was changed or ended by its owner."""
-        if self._tries.pop(service, None) is not None:
+        tries = self._tries.pop(service, None)
+        if tries is not None:
             self._books.timer(SETTLE + service, None)
+            if tries.changed_ms is not None:
+                self._books.timer(CALM + service, None)
+
+    def calmed(self, service: str) -> None:
+        """Let all candidates be tried again: for long nothing had to be changed."""
+        tries = self._tries.get(service)
+        if tries is not None:
+            tries.keys, tries.changed_ms = set(), None
+        record = self._books.services.get(service)
+        if record is not None and record.tried:
+            self._books.put_service(replace(record, tried=()), f"{CALM}{service}")
 
     def escalated(self, escalation: Escalation, event: Received) -> None:
         """Answer an anchor: with a new configuration, a refusal, or a person's word later."""
@@ -147,13 +167,9 @@ class Positions:
         tries = self._tries.get(service)
         if tries is None or tries.changed_ms is None:
             return ""
-        passed_ms = self._books.now_ms - tries.changed_ms
-        if passed_ms >= CALM_MS:
-            del self._tries[service]
-            return ""
-        if passed_ms < COOLDOWN_MS:
+        if self._books.now_ms - tries.changed_ms < COOLDOWN_MS:
             return (
-                f"service {service!r} was changed {passed_ms / 1000:.0f} s ago: "
+                f"service {service!r} was changed a moment ago: "
                 f"it has {COOLDOWN_MS // 1000} s to show whether that helps"
             )
         if len(tries.keys) >= MAX_TRIES:
@@ -249,6 +265,7 @@ class Positions:
             reason=reason,
             candidates=told(ranked, chosen),
             leaving=tuple(leaving),
+            tried=tuple(sorted(tries.keys)),
         )
         self._approvals.withdraw(service, cause)
         books.put_service(changed, cause)
@@ -256,6 +273,7 @@ class Positions:
         books.tell(service, cause)
         tries.due_ms = books.now_ms + COOLDOWN_MS
         books.timer(SETTLE + service, tries.due_ms)
+        books.timer(CALM + service, books.now_ms + CALM_MS)
         return f"generation {changed.order.generation}: {reason}"
 
     def _look_later(self, service: str) -> None:

@@ -58,6 +58,13 @@ class Merger:
                 shown.append(View(*key, chosen))
         return shown
 
+    def holders(self, kind: str, key: str) -> list[str]:
+        """Return the sources that hold a thing; those that have lost a node come last."""
+        rows = self._rows.get((kind, key))
+        if rows is None:
+            return [] if self._registry.get(kind, key) is None else [LOCAL]
+        return sorted(rows, key=lambda one: getattr(rows[one], "state", "") == NodeState.LOST)
+
     def begin(self, source: str) -> None:
         """Note that a source tells everything anew from here on."""
         self._unrenewed[source] = {key for key, rows in self._rows.items() if source in rows}

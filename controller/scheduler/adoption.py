@@ -7,6 +7,8 @@ granted what it holds, a copy without an envelope is an orphan that may still fi
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from controller.scheduler import envelope
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
 from controller.scheduler.desk import Desk
@@ -36,8 +38,12 @@ class Adoption:
 
     # What nodes say.
 
-    def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> None:
-        """Take in what became of an assignment; a word older than the last one is ignored."""
+    def status(self, node: str, stamp: Stamp, status: Status, cause: str) -> bool:
+        """Take in what became of an assignment; a word older than the last one is ignored.
+
+        Returns whether the node is to tell of itself: it runs what a scheduler before this one
+        has assigned, and only a birth says how.
+        """
         over = status.state is InstanceState.STOPPED
         self._table.releases.confirm(node, status.task, status.epoch, over=over)
         entry = self._table.tasks.get(status.task)
@@ -51,20 +57,28 @@ class Adoption:
         copy = next((one for one in mine if one.epoch == status.epoch), None)
         if entry is not None and copy is not None:
             self._learn(entry, copy, stamp, status.state, cause, status.reason)
-            return
+            return False
         newest = entry.on_node(node) if entry is not None else None
         if entry is not None and newest is not None and newest.epoch < status.epoch:
             self._overtaken(entry, newest, status.epoch, cause)
-        elif not over and status.state is not InstanceState.DRAINING:
-            tuning = self._tuning_of(node, status)
-            holding = Holding(status.task, status.epoch, status.state, status.generation, tuning)
-            self._holding(node, stamp, holding, cause)
+            return not over and status.epoch < entry.first_epoch
+        if over or status.state is InstanceState.DRAINING:
+            return False
+        known = self._orphan_of(node, status)
+        tuning = entry.tuning if entry is not None else Tuning()
+        holding = Holding(status.task, status.epoch, status.state, status.generation, tuning)
+        self._holding(node, stamp, known or holding, cause)
+        if entry is None:
+            return known is None and not self.welcomed
+        return status.epoch < entry.first_epoch
 
-    def _tuning_of(self, node: str, status: Status) -> Tuning:
-        """Return how a copy without an envelope runs: only a birth tells of it."""
-        orphan = self._orphans.get((node, status.task))
-        known = orphan is not None and orphan[1].epoch == status.epoch
-        return orphan[1].tuning if orphan is not None and known else Tuning()
+    def _orphan_of(self, node: str, status: Status) -> Holding | None:
+        """Return what a birth has told of a copy without an envelope, and its state now."""
+        _, orphan = self._orphans.get((node, status.task), (None, None))
+        if orphan is None or orphan.epoch != status.epoch:
+            return None
+        beside = orphan.serving_epoch if orphan.serving_epoch == status.serving_epoch else 0
+        return msgspec.structs.replace(orphan, state=status.state, serving_epoch=beside)
 
     def _learn(
         self,
@@ -125,7 +139,7 @@ class Adoption:
             entry = self._table.tasks[task]
             entry.failures.pop(node, None)
             for copy in entry.copies():
-                missing = task not in held or held[task].epoch != copy.epoch
+                missing = task not in held or copy.epoch not in _epochs(held[task])
                 if copy.node == node and missing and stamp >= copy.heard:
                     copy.state, copy.reported, copy.sent_ms = CopyState.ASSIGNED, None, 0
                 if copy.node == node:
@@ -179,21 +193,33 @@ class Adoption:
         self, entry: TaskEntry, node: str, stamp: Stamp, holding: Holding, cause: str
     ) -> None:
         """Keep a healthy copy that a node holds, or release it: one copy serves, the newest."""
-        mine = [copy for copy in entry.copies() if copy.node == node]
-        for copy in mine:
-            # Another epoch there: the assignment that is on its way replaces it.
-            if copy.epoch == holding.epoch:
-                self._learn(entry, copy, stamp, holding.state, cause)
-        if mine:
-            return
-        current, ready = entry.current, holding.state == InstanceState.READY
         found = self._found(entry, node, stamp, holding)
+        newest = entry.on_node(node)
+        if newest is None:
+            serving = self._serving(entry, found, holding)
+            self._choose(entry, serving or found, cause)
+            newest = entry.on_node(node)
+        else:
+            for copy in entry.copies():
+                # Another epoch there: the assignment that is on its way replaces it.
+                if copy.node == node and copy.epoch in _epochs(holding):
+                    beside = copy.epoch != holding.epoch
+                    state = InstanceState.READY if beside else holding.state
+                    self._learn(entry, copy, stamp, state, cause)
+            self._relearn(entry, found, cause)
+        if newest is not None and newest.epoch < found.epoch and _known(entry, found):
+            self._succeed(entry, newest, found, holding, cause)
+
+    def _choose(self, entry: TaskEntry, found: Copy, cause: str) -> None:
+        """Keep a copy on a node where none is known, or release it."""
+        current, node = entry.current, found.node
+        ready = found.state is CopyState.READY
         if self._original(entry, found):
             entry.wanted = node
             self._table.mark(entry, cause)
-        elif holding.state in _DEAD_STATES or not _known(entry, found):
+        elif found.reported in _DEAD_STATES or not _known(entry, found):
             reason = "no copy is wanted there"
-            self._table.release(node, entry.task, found.epoch, reason, cause)
+            self._table.release(node, entry.task, found.highest, reason, cause)
         elif current is None or (found.epoch > current.epoch and not _serves(current, found)):
             self._keep(entry, found, None, cause)
         elif entry.coming is None and found.epoch > current.epoch:
@@ -201,7 +227,56 @@ class Adoption:
         elif entry.coming is None and ready and current.state is CopyState.ASSIGNED:
             self._keep(entry, found, current, cause)
         else:
-            self._table.release(node, entry.task, found.epoch, "a newer copy serves", cause)
+            self._table.release(node, entry.task, found.highest, "a newer copy serves", cause)
+
+    def _succeed(
+        self, entry: TaskEntry, old: Copy, found: Copy, holding: Holding, cause: str
+    ) -> None:
+        """Take in what an earlier life has assigned to a node above the copy that is known there.
+
+        While the node serves the known one, the other is prepared beside it; else it has gone over.
+        """
+        old.highest = max(old.highest, found.epoch)
+        current, coming = entry.current, entry.coming
+        if found.reported in _DEAD_STATES or current is None:
+            return
+        if holding.serving_epoch == old.epoch:
+            if old is current and coming is None:
+                self._keep(entry, old, found, cause)
+        elif old is coming:
+            self._keep(entry, current, found, cause)
+        elif found.state is CopyState.READY:
+            self._keep(entry, found, coming, cause)
+
+    def _relearn(self, entry: TaskEntry, found: Copy, cause: str) -> None:
+        """Believe a birth how a copy runs that a status alone has told of."""
+        current = entry.current
+        if current is None or (current.node, current.epoch) != (found.node, found.epoch):
+            return
+        untold = current.number == 0 and current.epoch < entry.first_epoch
+        if untold and entry.coming is None and entry.tuning == current.tuning != found.tuning:
+            current.tuning = found.tuning
+            if envelope.allows(entry.grant, found.tuning):
+                entry.tuning = found.tuning
+            self._table.mark(entry, cause)
+
+    def _serving(self, entry: TaskEntry, newest: Copy, holding: Holding) -> Copy | None:
+        """Return the copy that serves where another is prepared beside it; None: there is none."""
+        epoch = holding.serving_epoch
+        if not 0 < epoch < newest.epoch:
+            return None
+        return Copy(
+            newest.node,
+            epoch,
+            holding.serving_generation,
+            entry.grant,
+            CopyState.READY,
+            InstanceState.READY,
+            self._desk.now_ms,
+            heard=newest.heard,
+            highest=newest.epoch,
+            tuning=holding.serving_tuning or Tuning(),
+        )
 
     def _found(self, entry: TaskEntry, node: str, stamp: Stamp, holding: Holding) -> Copy:
         return Copy(
@@ -244,6 +319,11 @@ class Adoption:
         for copy in entry.copies():
             self._table.join(copy.node, entry.task)
         self._table.mark(entry, cause)
+
+
+def _epochs(holding: Holding) -> tuple[int, ...]:
+    """Return the epochs that a node serves or prepares."""
+    return (holding.epoch, holding.serving_epoch) if holding.serving_epoch else (holding.epoch,)
 
 
 def _known(entry: TaskEntry, found: Copy) -> bool:

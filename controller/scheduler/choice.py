@@ -1,6 +1,6 @@
 """Which action to take: the cheapest one predicted to help that breaks no bound."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ from controller.scheduler.levers import (
     COST_DATA,
     COST_REBUILD,
     COST_TUNE,
+    COST_WORKERS,
     SAFE_USE,
     WORTH,
     Forecast,
@@ -27,13 +28,24 @@ from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import Col, TaskMeters
 from controller.scheduler.table import TaskTable
 from protocols.messages.invocation import REQUEST
-from protocols.messages.quality import Tuning
 from protocols.qoais import Dimension
 
 RELAX_USE: Final = 0.60
 """An action is taken back only where the use is predicted to stay below this."""
 SATURATED_USE: Final = 0.90
 """Workers that are busier than this share of the time will refuse requests."""
+
+_OF_LINK: Final = frozenset({"delay_ms", "jitter_ms", "loss_percent"})
+_PARTS: Final = (
+    ("variant", "variant", Dimension.ALGORITHM, COST_REBUILD),
+    ("provider", "provider", Dimension.COMPUTING, COST_REBUILD),
+    ("threads", "threads", Dimension.COMPUTING, COST_REBUILD),
+    ("replicas", "workers", Dimension.COMPUTING, COST_WORKERS),
+    ("cpu_percent", "share", Dimension.COMPUTING, COST_TUNE),
+    ("priority", "priority", Dimension.CONNECTION, COST_TUNE),
+    ("encoding", "encoding", Dimension.CONNECTION, COST_TUNE),
+)
+"""Parts of a tuning; after the variant what holds most of a node is given back first."""
 
 Weighed = tuple[TaskEntry, Place, Option, Forecast]
 
@@ -93,19 +105,24 @@ def predicted_use(
         return forecast.level_ms / target
     if danger.indicator == AVAILABILITY and forecast.level_ms is not None:
         return danger.use * forecast.use / max(SATURATED_USE, _use_now(entry, meters))
-    found: float | None = None
-    match danger.indicator:
-        case "compute_ms" | "computing_ms":
-            found = forecast.run_ms
-        case "transmission_bytes":
-            found = forecast.sent_bytes
-        case "energy_j":
-            found = forecast.energy_j
-        case "delay_ms" | "jitter_ms" | "loss_percent":
-            found = _link_value(danger.indicator, option.node, nodes)
-        case _:
-            pass
+    if danger.indicator in _OF_LINK:
+        found = _link_value(danger.indicator, option.node, nodes)
+    else:
+        found = _figure(danger.indicator, forecast)
     return found / target if found is not None and target > 0 else None
+
+
+def _figure(indicator: str, forecast: Forecast) -> float | None:
+    """Return what is predicted of an indicator of the task itself."""
+    match indicator:
+        case "compute_ms" | "computing_ms":
+            return forecast.run_ms
+        case "transmission_bytes":
+            return forecast.sent_bytes
+        case "energy_j":
+            return forecast.energy_j
+        case _:
+            return None
 
 
 def _use_now(entry: TaskEntry, meters: TaskMeters) -> float:
@@ -146,41 +163,48 @@ def relaxations(
     entry: TaskEntry, place: Place, data: Data, levers: Levers, gauges: Gauges
 ) -> list[tuple[Option, float]]:
     """Return what can be taken back without danger, with the predicted use; data go first."""
-    current = entry.current
-    if current is None:
-        return []
-    first, now = envelope.initial(entry.grant), entry.tuning
-    replace = msgspec.structs.replace
-    found: list[Option] = []
-
-    def offer(key: str, dimension: Dimension, tuning: Tuning, new: Data, cost: float) -> None:
-        option = Option(key, entry.task, dimension, tuning, current.node, new, cost)
-        found.append(option)
-
-    if data != AS_DECLARED and entry.grant.sources:
-        offer("data as declared", Dimension.DATA, now, AS_DECLARED, COST_DATA)
-    if now.variant != first.variant:
-        back = replace(now, variant=first.variant)
-        offer(f"back to variant {first.variant or 'of the task'}", Dimension.ALGORITHM, back, data,
-              COST_REBUILD)  # fmt: skip
-    soft = replace(first, variant=now.variant, threads=now.threads, provider=now.provider)
-    if soft != now:
-        offer("share, workers, priority and encoding as granted", Dimension.COMPUTING, soft, data,
-              COST_TUNE)  # fmt: skip
-    target = entry.grant.spec.qos.latency_ms
-    whole = gauges.worst_use(entry.grant.service)
-    level = gauges.meters.get(entry.task, Col.LEVEL_MS)
     safe = []
-    for option in found:
+    for option in _backward(entry, data):
         forecast = levers.forecast(entry, place, data, option)
-        if forecast.level_ms is None:
-            continue
-        use = forecast.level_ms / target if target else 0.0
-        if whole is not None and level:
-            use = max(use, whole * forecast.level_ms / level)
-        if max(use, forecast.use) < RELAX_USE:
+        use = _relaxed_use(entry, forecast, gauges)
+        if use is not None and use < RELAX_USE and not _breaks(entry, forecast):
             safe.append((option, use))
     return safe
+
+
+def _backward(entry: TaskEntry, data: Data) -> Iterator[Option]:
+    """Yield what was changed, each part by itself: one that is still needed keeps no other."""
+    if entry.current is None:
+        return
+    first, now, node = envelope.initial(entry.grant), entry.tuning, entry.current.node
+    if data != AS_DECLARED and entry.grant.sources:
+        key = "data as declared"
+        yield Option(key, entry.task, Dimension.DATA, now, node, AS_DECLARED, COST_DATA)
+    for name, said, dimension, cost in _PARTS:
+        granted = {name: getattr(first, name)}
+        if getattr(now, name) != granted[name]:
+            key = f"{said} as granted"
+            if name == "variant":
+                key = f"back to variant {first.variant or 'of the task'}"
+            tuning = msgspec.structs.replace(now, **granted)
+            yield Option(key, entry.task, dimension, tuning, node, data, cost)
+
+
+def _relaxed_use(entry: TaskEntry, forecast: Forecast, gauges: Gauges) -> float | None:
+    """Return the worst use that is predicted for a task; None: nothing is known."""
+    if forecast.level_ms is None:
+        return None
+    target = entry.grant.spec.qos.latency_ms
+    use = max(forecast.use, forecast.level_ms / target if target else 0.0)
+    whole = gauges.worst_use(entry.grant.service)
+    level = gauges.meters.get(entry.task, Col.LEVEL_MS)
+    if whole is not None and level:
+        use = max(use, whole * forecast.level_ms / level)
+    for one in gauges.uses(entry):
+        figure = _figure(one.indicator, forecast)
+        if figure is not None and one.target > 0:
+            use = max(use, figure / one.target)
+    return use
 
 
 def place_of(entry: TaskEntry, table: TaskTable) -> Place:

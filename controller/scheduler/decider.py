@@ -24,6 +24,7 @@ from controller.decider import (
     ToRole,
 )
 from controller.records import NODE, NodeRecord
+from controller.scheduler import holds
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.desk import Desk
 from controller.scheduler.feeds import Feeds
@@ -49,9 +50,12 @@ from protocols.messages import (
     Invoke,
     JobAccepted,
     JobEnded,
+    JobHandover,
     JobKept,
+    JobOwned,
     JobQuery,
     JobRun,
+    JobsMoved,
     JobStatus,
     JobSubmit,
     LinkReport,
@@ -97,6 +101,7 @@ class Scheduler:
             settings.anchors,
             lambda event: self.fleet.known(event) is not None,
         )
+        self._refusals = 0
         self.counters = self.fleet.counters
         self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
         """Anchors that have not answered the hello, and what they have granted since it."""
@@ -120,6 +125,9 @@ class Scheduler:
             JobQuery: self.jobs.query,
             JobAccepted: self.jobs.answered,
             JobStatus: self.jobs.answered,
+            JobHandover: self.jobs.between,
+            JobOwned: self.jobs.between,
+            JobsMoved: self.jobs.between,
             Cancel: self.jobs.cancel,
         }
 
@@ -155,8 +163,10 @@ class Scheduler:
     def _end(self) -> Output:
         self.mover.settle()
         for service in self.table.take_changed_services():
-            if self.serving.renew(service):
+            routed = self.serving.renew(service)
+            if routed:
                 self.jobs.route_changed(service)
+            if routed or self.feeds.ends_changed(service):
                 self.feeds.renew(service)
         self.feeds.settle(self.serving.route)
         self.jobs.settle()
@@ -169,7 +179,7 @@ class Scheduler:
         if self.fleet.birth(event, birth):
             stamp = (event.incarnation, event.number)
             self.adoption.node_born(event.sender, stamp, birth.holdings, event.cause)
-            self.feeds.node_born(event.sender)
+            self.feeds.node_born(event.sender, birth.feeds)
             self.jobs.node_born(event.sender)
 
     def _on_load(self, event: Received, load: LoadReport) -> None:
@@ -194,7 +204,8 @@ class Scheduler:
         acknowledge = Acknowledge(status.number, event.incarnation, "status")
         self.desk.tell(ToNode(event.sender), acknowledge, event.cause)
         stamp = (event.incarnation, event.number)
-        self.adoption.status(event.sender, stamp, status, event.cause)
+        if self.adoption.status(event.sender, stamp, status, event.cause):
+            self.fleet.ask_birth(event.sender, "what you run is not known here", event.cause)
 
     def _node_changed(
         self, node: str, after: NodeState, reason: str, cause: str, *, orderly: bool
@@ -209,9 +220,60 @@ class Scheduler:
     # What the TA says.
 
     def _on_grant(self, event: Received, grant: EnvelopeGrant) -> None:
+        taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant
+        if taken is not None:
+            self._grant(event, taken)
+        elif event.sender in self._unwelcome:
+            self._unwelcome[event.sender].add(grant.spec.task)
+
+    def _taken(self, event: Received, grant: EnvelopeGrant) -> EnvelopeGrant | None:
+        """Return what there is room for beside tasks of other anchors; their anchor hears more."""
+        entry = self.table.tasks.get(grant.spec.task)
+        if entry is not None and grant.generation < entry.grant.generation:
+            return grant
+        booked = self.table.holds
+        booked.settle(self.table.tasks)
+        refused = booked.refused(grant, self.fleet.inventory, new=entry is None)
+        if entry is None and grant.current_node in refused:
+            # We have begun anew, and somebody's spare has come before what runs there.
+            self._evict(grant.current_node, event.cause)
+            refused = booked.refused(grant, self.fleet.inventory, new=entry is None)
+        if not refused:
+            return grant
+        taken = holds.without(grant, refused)
+        current = entry.current if entry is not None else None
+        told = holds.refusal(
+            grant,
+            refused,
+            self._refusal_number(),
+            broken=entry is None and taken is None,
+            held_bytes=booked.held_bytes(grant.spec.task, current.node) if current else 0,
+        )
+        self.desk.tell(ToRole(event.sender), told, event.cause, event.tenant)
+        return taken
+
+    def _refusal_number(self) -> str:
+        self._refusals += 1
+        return f"{self.name}/refusal/{self.settings.epoch}.{self._refusals}"
+
+    def _evict(self, node: str, cause: str) -> None:
+        """Take the spares on a node from their tasks, and tell their anchors."""
+        for entry in self.table.holds.spares_on(node, self.table.tasks):
+            why = {node: "another task runs there and has no room beside it"}
+            current = entry.current.node if entry.current is not None else ""
+            held_bytes = self.table.holds.held_bytes(entry.task, current)
+            told = holds.refusal(entry.grant, why, self._refusal_number(), held_bytes=held_bytes)
+            entry.grant = holds.without(entry.grant, why) or entry.grant
+            self.table.holds.touch(entry.task)
+            self.table.mark(entry, cause)
+            self.desk.tell(ToRole(entry.anchor), told, cause, entry.tenant)
+        self.table.holds.settle(self.table.tasks)
+
+    def _grant(self, event: Received, grant: EnvelopeGrant) -> None:
         new = self.mover.grant(grant, event.sender, event.tenant, event.cause)
         if new:
             self.adoption.adopt_orphans(self.table.tasks[grant.spec.task], event.cause)
+        self.table.holds.touch(grant.spec.task)
         if event.sender in self._unwelcome:
             self._unwelcome[event.sender].add(grant.spec.task)
         if self.table.tasks[grant.spec.task].grant is grant:
@@ -234,6 +296,7 @@ class Scheduler:
             self._drop(event.sender, granted, event.cause)
         if not self._unwelcome:
             self.adoption.anchors_welcomed(event.cause)
+            self.feeds.anchors_welcomed()
         for slot in range(len(self.nodes)):
             self.fleet.summarise(slot, event.cause, (event.sender,))
 
@@ -280,6 +343,11 @@ class Scheduler:
 
     def _on_call(self, event: Called) -> None:
         node = str(getattr(event.arguments, "name", ""))
+        if event.operation == "node.forget":
+            error = self.fleet.forget(node, event.cause)
+            answer = Answer(event.call, error=error, blame=Blame.USER)
+            self.desk.answer(answer if error else Answer(event.call, value={"node": node}))
+            return
         served = {"node.drain": self.fleet.drain, "node.resume": self.fleet.resume}
         if event.operation not in served:
             raise TonaBug(f"the scheduler has no operation {event.operation!r}")

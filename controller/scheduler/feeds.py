@@ -2,10 +2,14 @@
 
 A node that provides a source is the client of the service: it is told the plan, and told again
 whenever that changes, at its birth, a few times in any case, and now and then for ever: a feed has
-no acknowledgement, and the newest number holds.
+no acknowledgement, and the newest number holds. A node that gives an output of a service with sinks
+is told of these; when it gives it no more it keeps them a while, for what is still under way.
+
+Births say what nodes feed. How an earlier life of the scheduler has had the sources read goes on,
+inside the envelope; what belongs to no service ends, once every anchor has granted what it holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -20,11 +24,14 @@ from controller.scheduler.table import TaskTable
 from protocols.messages import Feed, Route
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.invocation import REQUEST, Plan
+from protocols.messages.presence import Feeding
 from protocols.messages.quality import Source, SourceKind
 
 REPEAT_MS: Final = 1000
 REPEATS: Final = 3
 REFRESH_MS: Final = 30_000
+LINGER_MS: Final = 10_000
+"""How long a node keeps the sinks of a service whose outputs it gives no more."""
 MAX_TOLD: Final = 100_000
 """Feeds, and ends of feeds, that are remembered; beyond it the oldest is forgotten."""
 PRIVACY: Final = "data_privacy"
@@ -59,14 +66,23 @@ class Feeds:
         self._desk = desk
         self._nodes = nodes
         self._table = table
-        self._number = epoch << EPOCH_SHIFT
+        self._number = self._first = epoch << EPOCH_SHIFT
+        self._welcomed = False
         self._data: dict[str, Data] = {}
         self._providers: dict[tuple[str, str], str] = {}
         """Of each service and input, as chosen last."""
         self._told: dict[tuple[str, str], _Told] = {}
         self._stale: dict[str, None] = {}
         self._fed: dict[str, None] = {}
-        """Services that have sources."""
+        """Services that have sources or sinks."""
+        self._since: dict[str, int] = {}
+        """Number of the feed that says how sources are read; of this life: it is chosen here."""
+        self._heard: dict[str, dict[str, Feeding]] = {}
+        """What births have told and nobody has looked at yet, by service and node."""
+        self._ends: dict[str, frozenset[str]] = {}
+        """Nodes that give the outputs of each service with sinks."""
+        self._leaving: dict[tuple[str, str], int] = {}
+        """Until when nodes keep the sinks of a service, whose outputs they give no more."""
 
     # What others read and change.
 
@@ -80,6 +96,7 @@ class Feeds:
             self._data.pop(service, None)
         else:
             self._data[service] = data
+        self._since[service] = self._first
         self._stale[service] = None
 
     def sources(self, service: str) -> tuple[Source, ...]:
@@ -91,16 +108,34 @@ class Feeds:
         """Look at the feeds of a service at the end of this turn."""
         self._stale[service] = None
 
-    def node_born(self, node: str) -> None:
-        """Tell a node again what it may have forgotten."""
+    def ends_changed(self, service: str) -> bool:
+        """Whether other nodes than before give the outputs of a service with sinks."""
+        entry = self._entry(service)
+        found = self._ends_of(entry) if entry is not None else frozenset()
+        return found != self._ends.get(service, frozenset())
+
+    def node_born(self, node: str, feeds: Iterable[Feeding]) -> None:
+        """Tell a node again what it may have forgotten, and look at what it feeds."""
         for (_, one), told in self._told.items():
             if one == node:
                 told.sent_ms, told.times = 0, 0
+        for feeding in feeds:
+            if feeding.service in self._heard or len(self._heard) < MAX_TOLD:
+                self._heard.setdefault(feeding.service, {})[node] = feeding
+                self._stale[feeding.service] = None
 
     def node_changed(self, node: str) -> None:
         """Look for other providers where a node of a feed has come or gone."""
-        del node
+        for service in [one for one, heard in self._heard.items() if node in heard]:
+            del self._heard[service][node]
+            if not self._heard[service]:
+                del self._heard[service]
         self._stale.update(self._fed)
+
+    def anchors_welcomed(self) -> None:
+        """End what belongs to no service: all anchors have granted all they hold."""
+        self._welcomed = True
+        self._stale.update(dict.fromkeys(self._heard))
 
     def settle(self, route: Callable[[str], Route | None]) -> None:
         """Tell nodes what has changed for them."""
@@ -111,9 +146,14 @@ class Feeds:
 
     def sweep(self) -> None:
         """Say again what may not have been heard."""
+        for key in [one for one in self._leaving if one not in self._told]:
+            del self._leaving[key]
+        for (service, _), due_ms in self._leaving.items():
+            if self._desk.now_ms >= due_ms:
+                self._stale[service] = None
         for key, told in list(self._told.items()):
             wait_ms = REPEAT_MS if told.times < REPEATS else REFRESH_MS
-            if told.feed.sources or told.times < REPEATS:
+            if told.feed.sources or told.feed.sinks or told.times < REPEATS:
                 if self._desk.now_ms - told.sent_ms >= wait_ms:
                     self._say(key[1], told)
             elif key[0] not in self._fed:
@@ -128,34 +168,105 @@ class Feeds:
 
     def _settle(self, service: str, plan: Plan | None) -> None:
         entry = self._entry(service)
-        if entry is not None and entry.grant.sources:
+        heard = self._heard.get(service, {})
+        if entry is not None or self._welcomed:
+            self._heard.pop(service, None)
+        if entry is not None and (entry.grant.sources or entry.grant.sinks):
             self._fed[service] = None
         elif service in self._fed:
             del self._fed[service]
-        else:
+        elif not heard or service in self._heard:
             return
-        by_node: dict[str, list[Source]] = {}
-        others: dict[str, None] = {}
-        for source in entry.grant.sources if entry is not None else ():
-            node = self._provider(service, source)
-            by_node.setdefault(node, []).append(source)
-            others.update(dict.fromkeys(source.nodes))
-        by_node.pop("", None)
-        others.update({node: None for one, node in self._told if one == service})
-        for node in others:
+        nodes = dict.fromkeys(heard)
+        nodes.update({node: None for one, node in self._told if one == service})
+        if entry is not None:
+            self._inherit(entry, heard)
+            self._settle_entry(entry, nodes, plan)
+            return
+        for node in nodes:
+            self._tell(node, Feed(service, 0))
+        self._forget(service)
+
+    def _settle_entry(self, entry: TaskEntry, nodes: dict[str, None], plan: Plan | None) -> None:
+        """Tell the nodes that shall hold a feed of a service, and those that may still do."""
+        by_node = self._chosen(entry)
+        for node in nodes:
+            if node not in by_node and self._lingers(entry, node):
+                by_node[node] = ()
+        for source in entry.grant.sources:
             # Who could provide it may do so, as an earlier scheduler has told it.
+            nodes.update(dict.fromkeys(source.nodes))
+        for node in nodes:
             if node not in by_node:
-                self._tell(node, Feed(service, 0))
-        if entry is None:
-            self._forget(service)
-            return
+                self._tell(node, Feed(entry.grant.service, 0))
         for node, sources in by_node.items():
-            self._tell(node, self._feed(entry, plan, tuple(sources)))
+            self._tell(node, self._feed(entry, plan if sources else None, sources))
+
+    def _chosen(self, entry: TaskEntry) -> dict[str, tuple[Source, ...]]:
+        """Return the nodes that shall hold a feed of a service, with their sources."""
+        service = entry.grant.service
+        found: dict[str, tuple[Source, ...]] = {}
+        for source in entry.grant.sources:
+            node = self._provider(service, source)
+            found[node] = (*found.get(node, ()), source)
+        found.pop("", None)
+        self._ends[service] = ends = self._ends_of(entry)
+        for node in sorted(ends):
+            found.setdefault(node, ())
+        for node in found:
+            self._leaving.pop((service, node), None)
+        return found
+
+    def _ends_of(self, entry: TaskEntry) -> frozenset[str]:
+        """Return the nodes with a copy that gives, or is to give, an output for a sink."""
+        if not entry.grant.sinks:
+            return frozenset()
+        tasks = self._table.of_service(entry.grant.service)
+        found = (self._table.tasks.get(task) for task in tasks)
+        return frozenset(
+            copy.node
+            for one in found
+            for copy in (one.copies() if one is not None else ())
+            if any(edge.source == copy.grant.spec.step for edge in copy.grant.outputs)
+        )
+
+    def _lingers(self, entry: TaskEntry, node: str) -> bool:
+        """Whether a node that is no more chosen keeps the sinks for what is under way."""
+        key = entry.grant.service, node
+        told = self._told.get(key)
+        if told is None or not told.feed.sinks or not entry.grant.sinks:
+            self._leaving.pop(key, None)
+            return False
+        due_ms = self._leaving.setdefault(key, self._desk.now_ms + LINGER_MS)
+        if self._desk.now_ms < due_ms:
+            return True
+        del self._leaving[key]
+        return False
+
+    def _inherit(self, entry: TaskEntry, heard: dict[str, Feeding]) -> None:
+        """Have sources read on as an earlier life of the scheduler has chosen, if that may be."""
+        service = entry.grant.service
+        able = {
+            node
+            for source in entry.grant.sources
+            for node in source.nodes or self._having(service, source)
+        }
+        said = [one for node, one in heard.items() if node in able and one.number < self._first]
+        newest = max(said, key=lambda one: one.number, default=None)
+        if newest is None or newest.number <= self._since.get(service, -1):
+            return
+        data = Data(newest.rate_per_s, newest.decimation, newest.function)
+        if data_allowed(entry, data):
+            self.set_data(service, data)
+            self._since[service] = newest.number
+            self._stale.pop(service)
 
     def _forget(self, service: str) -> None:
-        self._data.pop(service, None)
-        for key in [key for key in self._providers if key[0] == service]:
-            del self._providers[key]
+        for known in (self._data, self._since, self._ends):
+            known.pop(service, None)
+        for by_node in (self._providers, self._leaving):
+            for key in [key for key in by_node if key[0] == service]:
+                del by_node[key]
 
     def _feed(self, entry: TaskEntry, plan: Plan | None, sources: tuple[Source, ...]) -> Feed:
         grant, data = entry.grant, self.data(entry.grant.service)
@@ -250,3 +361,13 @@ def latency_bound(entry: TaskEntry) -> float | None:
         if bound.indicator == "latency_ms" and bound.at_most is not None:
             return bound.at_most
     return None
+
+
+def data_allowed(entry: TaskEntry, data: Data) -> bool:
+    """Whether the envelope allows the sources to be read so."""
+    leeway = entry.grant.leeway
+    return data == AS_DECLARED or (
+        (not data.rate_per_s or 0 < leeway.rate_min_per_s <= data.rate_per_s)
+        and (data.decimation == 1 or data.decimation in leeway.decimations)
+        and (not data.function or data.function in leeway.functions)
+    )

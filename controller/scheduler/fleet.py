@@ -27,6 +27,7 @@ from protocols.messages import (
     Welcome,
 )
 from protocols.messages.hierarchy import NodeState
+from protocols.messages.presence import Inventory
 
 REBIRTH_QUIET_MS: Final = 1000
 """An unknown node is asked for its birth at most this often."""
@@ -135,7 +136,7 @@ class Fleet:
         what = NodeEvent.FAREWELL if death.orderly else NodeEvent.WILL
         self._advance(slot, what, death.reason, event.cause)
         if self._nodes.states[slot] is NodeState.SUSPECT:
-            self._ask_rebirth(event.sender, "a will was published for you", event.cause)
+            self.ask_birth(event.sender, "a will was published for you", event.cause)
 
     def load(self, event: Received, load: LoadReport) -> bool:
         """Take in a load report; returns whether it counts."""
@@ -182,11 +183,12 @@ class Fleet:
         )
         if unborn:
             if ask:
-                self._ask_rebirth(event.sender, "your birth is not known here", event.cause)
+                self.ask_birth(event.sender, "your birth is not known here", event.cause)
             return None
         return slot
 
-    def _ask_rebirth(self, node: str, reason: str, cause: str) -> None:
+    def ask_birth(self, node: str, reason: str, cause: str) -> None:
+        """Have a node introduce itself again, at most now and then."""
         asked_ms = self._asked_ms.get(node)
         if asked_ms is not None and self._desk.now_ms - asked_ms < REBIRTH_QUIET_MS:
             return
@@ -222,7 +224,7 @@ class Fleet:
                 self._advance(slot, NodeEvent.TIMEOUT, reason, "sweep")
                 continue
             self._advance(slot, NodeEvent.SILENCE, reason, "sweep")
-            self._ask_rebirth(self._nodes.names[slot], "you have been silent", "sweep")
+            self.ask_birth(self._nodes.names[slot], "you have been silent", "sweep")
         self.pace.sweep()
 
     def drain(self, node: str, cause: str, tenant: str) -> NodeState | None:
@@ -252,15 +254,56 @@ class Fleet:
         self._desk.tell(ToNode(node), Drain(over=True), cause, tenant)
         return self._nodes.states[slot]
 
+    def forget(self, node: str, cause: str) -> str:
+        """Forget a node that is gone for good; returns why it cannot be, empty: it is forgotten."""
+        known = self.recorded.get(node)
+        if known is None:
+            return f"there is no node {node!r} here"
+        state = self._nodes.state(node)
+        if state is not NodeState.LOST:
+            return (
+                f"node {node!r} is {state}: end its agent first, "
+                f"it can be forgotten when it is {NodeState.LOST}"
+            )
+        held = self._table.on(node)
+        if held:
+            more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+            return (
+                f"node {node!r} still has the place of task {held[0]!r}{more}: "
+                "let it move to another node, or delete its use case, first"
+            )
+        # What this turn has to say of slots is said before they change.
+        self.show()
+        if node in self._nodes:
+            self._nodes.forget(node)
+        del self.recorded[node]
+        self.pace.forget(node)
+        self._asked_ms.pop(node, None)
+        self._desk.keep(NODE, node, None, cause)
+        self._desk.show(FLEET, node, None)
+        gone = NodeSummary(node, NodeState.LOST, 0, known.inventory, forgotten=True)
+        for anchor in self._settings.anchors:
+            self._desk.tell(ToRole(anchor), gone, cause)
+        return ""
+
+    def inventory(self, node: str) -> Inventory | None:
+        """Return what a node was when it last introduced itself; None: it never did."""
+        known = self.recorded.get(node)
+        return known.inventory if known is not None else None
+
     def show(self) -> None:
         """Tell people, and nodes their pace, at the end of a turn."""
+        self._table.holds.settle(self._table.tasks)
+        booked = self._table.holds.take_changed()
         for node in self._table.take_changed_nodes():
             if node in self._nodes:
                 self._dirty.add(self._nodes.slots[node])
                 self.pace.changed(node)
-                if len(self._settings.anchors) > 1:
-                    # Another anchor may take over what runs there.
-                    self.summarise(self._nodes.slots[node], "tasks")
+                # Another anchor may take over what runs there.
+                booked.add(node)
+        if len(self._settings.anchors) > 1:
+            for node in sorted(booked & self._nodes.slots.keys()):
+                self.summarise(self._nodes.slots[node], "tasks")
         for slot in self._dirty:
             self._view(slot)
         self._dirty.clear()
@@ -281,7 +324,9 @@ class Fleet:
             tasks=self._table.on(self._nodes.names[slot])[:256],
         )
         for anchor in anchors or self._settings.anchors:
-            self._desk.tell(ToRole(anchor), summary, cause)
+            others = self._table.holds.others(summary.node, anchor)
+            told = replace(summary, others=others) if others else summary
+            self._desk.tell(ToRole(anchor), told, cause)
 
     def _view(self, slot: int) -> None:
         birth = self._nodes.births[slot]

@@ -7,7 +7,8 @@ run is over for the anchor, who decides on another attempt. A scheduler without 
 every run again.
 
 An end stays with its node until the anchor has it: what is owed is which number of which node to
-acknowledge then, and a node that hears nothing says it again.
+acknowledge then, and a node that hears nothing says it again. Where a service has no anchor here,
+its ends are acknowledged after a while.
 """
 
 from collections.abc import Callable
@@ -28,9 +29,12 @@ from protocols.messages import (
     Invoke,
     JobAccepted,
     JobEnded,
+    JobHandover,
     JobKept,
+    JobOwned,
     JobQuery,
     JobRun,
+    JobsMoved,
     JobStatus,
     JobSubmit,
     Route,
@@ -47,6 +51,12 @@ RUNS_MAX: Final = 65_536
 """Runs that one scheduler looks after; the anchor is told to come again with one more."""
 OWED_MAX: Final = 65_536
 """Ends that wait for their anchor's word; the oldest is forgotten, and its node says it again."""
+STRAY_MS: Final = 60_000
+"""How long the end of a job may find no anchor here before it is acknowledged all the same: an
+anchor that comes back meanwhile has it, and whoever has the job later runs it again.
+"""
+STRAYS_MAX: Final = 65_536
+"""Ends without an anchor that are remembered; the oldest is forgotten, and waits anew."""
 ALSO_MAX: Final = 512
 """Further numbers in one acknowledgement."""
 SUBMIT_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
@@ -104,6 +114,8 @@ class Jobs:
         """By service, in the order of asking: jobs that no route could take yet."""
         self._owed: dict[tuple[str, int, int], tuple[str, int, int]] = {}
         """By job, attempt and part: node, incarnation and number to acknowledge."""
+        self._strays: dict[tuple[str, int, int], int] = {}
+        """By job, attempt and part: when an end without an anchor was heard first."""
         self._thanks: dict[tuple[str, int], list[int]] = {}
         self._due: list[tuple[int, int, _Run]] = []
         self._numbers = count()
@@ -165,6 +177,20 @@ class Jobs:
         # A service that has no envelope yet is known to its anchor alone.
         return self._anchor_of(service) or (self._anchors[0] if len(self._anchors) == 1 else "")
 
+    def between(self, event: Received, body: JobHandover | JobOwned | JobsMoved) -> None:
+        """Carry what the anchors of a service before and now say to each other about its jobs."""
+        if event.sender not in self._anchors:
+            return
+        match body:
+            case JobHandover():
+                to = self._anchor_of(body.submit.service)
+            case JobsMoved():
+                to = self._anchor_of(body.service)
+            case JobOwned():
+                to = body.owner
+        if to in self._anchors and to != event.sender:
+            self._desk.tell(ToRole(to), body, event.cause, event.tenant)
+
     # From the anchor to the nodes.
 
     def run(self, event: Received, body: JobRun) -> None:
@@ -173,6 +199,8 @@ class Jobs:
             return
         known = self._runs.get(body.job)
         if known is not None and known.asked.attempt >= body.attempt:
+            # It may be of the anchor that has the service now, and goes on for that one.
+            known.anchor = event.sender
             return
         if known is not None:
             self._forget(known)
@@ -250,8 +278,12 @@ class Jobs:
             return
         run = self._runs.get(body.job)
         anchor = run.anchor if run is not None else self._anchor(body.service)
-        if not anchor or not self._known(event):
+        if not self._known(event):
             return
+        if not anchor:
+            self._stray(event, body)
+            return
+        self._strays.pop((body.job, body.attempt, body.part), None)
         if run is not None and run.asked.attempt == body.attempt:
             if event.sender not in run.nodes:
                 return
@@ -265,12 +297,24 @@ class Jobs:
             self._owed[body.job, body.attempt, body.part] = owed
         self._desk.tell(ToRole(anchor), body, event.cause, event.tenant)
 
+    def _stray(self, event: Received, body: JobEnded) -> None:
+        """Have a node forget an end that no anchor has asked for in a long time."""
+        key = (body.job, body.attempt, body.part)
+        heard_ms = self._strays.setdefault(key, self._desk.now_ms)
+        if self._desk.now_ms - heard_ms >= STRAY_MS and body.number:
+            del self._strays[key]
+            self._thank(event.sender, event.incarnation, body.number)
+        elif len(self._strays) > STRAYS_MAX:
+            del self._strays[next(iter(self._strays))]
+
     def kept(self, event: Received, body: JobKept) -> None:
         """Take in an anchor's word that the end of a run is durable: its node may forget it."""
         owed = self._owed.pop((body.job, body.attempt, body.part), None)
         if owed is not None and event.sender in self._anchors:
-            node, incarnation, number = owed
-            self._thanks.setdefault((node, incarnation), []).append(number)
+            self._thank(*owed)
+
+    def _thank(self, node: str, incarnation: int, number: int) -> None:
+        self._thanks.setdefault((node, incarnation), []).append(number)
 
     def settle(self) -> None:
         """Acknowledge to the nodes what this turn has brought, in one message each."""

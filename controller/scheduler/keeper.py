@@ -19,9 +19,9 @@ from controller.scheduler.copies import CopyState, TaskEntry
 from controller.scheduler.cost import CostModel
 from controller.scheduler.danger import Danger
 from controller.scheduler.desk import Desk
-from controller.scheduler.feeds import AS_DECLARED, Feeds
+from controller.scheduler.feeds import AS_DECLARED, Feeds, data_allowed
 from controller.scheduler.gauges import Gauges
-from controller.scheduler.levers import Levers, data_allowed
+from controller.scheduler.levers import Levers
 from controller.scheduler.mover import settled
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import Col

@@ -16,7 +16,7 @@ from controller.scheduler import envelope
 from controller.scheduler.copies import TaskEntry, program, rebuilt
 from controller.scheduler.cost import CostModel, Estimate, Work, wait_ms
 from controller.scheduler.danger import ENTER_CPU_PERCENT, of_link, of_load
-from controller.scheduler.feeds import AS_DECLARED, Data
+from controller.scheduler.feeds import Data
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import Col, TaskMeters
 from protocols.messages.quality import Tuning, Variant
@@ -281,6 +281,8 @@ class Levers:
             wait *= min(TRUST_HIGH, max(TRUST_LOW, measured / model))
         if option.tuning.priority > entry.tuning.priority:
             wait *= PRIORITY_GAIN
+        elif option.tuning.priority < entry.tuning.priority:
+            wait /= PRIORITY_GAIN
         return wait
 
     def _sent(self, entry: TaskEntry, option: Option, now: Data) -> float:
@@ -388,13 +390,3 @@ def _data(entry: TaskEntry, now: Data) -> Iterator[tuple[str, Data, float]]:
     coarser = sorted(one for one in leeway.decimations if one > now.decimation)
     if coarser:
         yield f"every {coarser[0]}. row and column", replace(now, decimation=coarser[0]), 2.0
-
-
-def data_allowed(entry: TaskEntry, data: Data) -> bool:
-    """Whether the envelope allows the sources to be read so."""
-    leeway = entry.grant.leeway
-    return data == AS_DECLARED or (
-        (not data.rate_per_s or 0 < leeway.rate_min_per_s <= data.rate_per_s)
-        and (data.decimation == 1 or data.decimation in leeway.decimations)
-        and (not data.function or data.function in leeway.functions)
-    )

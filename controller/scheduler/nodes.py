@@ -6,7 +6,7 @@ plain lists beside them.
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ _NEVER: Final = np.int64(2**62)
 
 
 class NodeTable:
-    """Nodes by slot; a slot is never reused while its node is known."""
+    """Nodes by slot; a slot is a node's until some node is forgotten: keep names, not slots."""
 
     def __init__(self) -> None:
         self.slots: dict[str, int] = {}
@@ -110,6 +110,28 @@ class NodeTable:
         self._suspect_ms[slot] = _NEVER
         self.round_trip_ms[slot] = self.round_trip_least_ms[slot] = np.nan
         return slot
+
+    def forget(self, node: str) -> None:
+        """Drop a known node; the last one of the table takes its slot."""
+        slot, last = self.slots.pop(node), len(self.names) - 1
+        for column in _COLUMNS:
+            values = getattr(self, column)
+            values[slot] = values[last]
+            values[last] = 0
+        rows: tuple[list[Any], ...] = (
+            self.names,
+            self.states,
+            self.incarnations,
+            self.births,
+            self.loads,
+            self.links,
+            self.reasons,
+        )
+        for row in rows:
+            row[slot] = row[last]
+            row.pop()
+        if slot != last:
+            self.slots[self.names[slot]] = slot
 
     def _grow(self) -> None:
         for column in _COLUMNS:

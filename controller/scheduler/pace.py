@@ -51,6 +51,11 @@ class Pace:
         self._untold.discard(node)
         return pace
 
+    def forget(self, node: str) -> None:
+        """Forget what a node was told."""
+        self._told.pop(node, None)
+        self._untold.discard(node)
+
     def changed(self, node: str) -> None:
         """Tell a node its pace when its tasks ask for another one."""
         pace = self._wanted(node)

@@ -3,6 +3,7 @@
 from controller.decider import Send
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from controller.scheduler.desk import Desk
+from controller.scheduler.holds import Holds
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import Releases
 from protocols.messages.hierarchy import NodeState
@@ -17,6 +18,7 @@ class TaskTable:
         self.tasks: dict[str, TaskEntry] = {}
         self.services: dict[str, tuple[str, ...]] = {}
         self.releases = Releases()
+        self.holds = Holds()
         self._dirty: dict[str, str] = {}
         self._changed_services: set[str] = set()
         self._changed_nodes: set[str] = set()
@@ -68,6 +70,7 @@ class TaskTable:
     def forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
         """Release every copy of a task and drop it."""
         del self.tasks[entry.task]
+        self.holds.touch(entry.task)
         for copy in entry.copies():
             self.release(copy.node, entry.task, copy.highest, reason, cause)
             self.leave(copy.node, entry.task)
@@ -88,12 +91,14 @@ class TaskTable:
     def join(self, node: str, task: str) -> None:
         """Note that a node has a copy of a task."""
         self._by_node.setdefault(node, set()).add(task)
+        self.holds.touch(task)
         self._counted(node)
 
     def leave(self, node: str, task: str) -> None:
         """Note that a node has no copy of a task any more."""
         held = self._by_node.get(node, set())
         held.discard(task)
+        self.holds.touch(task)
         if not held:
             self._by_node.pop(node, None)
         self._counted(node)

@@ -2,9 +2,10 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Final
 
@@ -31,7 +32,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """
     before = os.environ.get(HASH_SEED)
     os.environ[HASH_SEED] = "0"
-    pool = ProcessPoolExecutor(max_workers=count, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_ignore_interrupts)
     try:
         yield pool
     finally:
@@ -45,17 +46,26 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 def run_many(
     first: int, schedules: int, count: int, progress: Callable[[Tally], None] | None = None
 ) -> Tally:
-    """Run the schedules of consecutive seeds; the sum does not depend on the number of workers."""
+    """Run the schedules of consecutive seeds; the sum does not depend on the number of workers.
+
+    An interrupt ends it with what was run until then.
+    """
     total = Tally()
     seeds = range(first, first + schedules)
     chunks = [seeds[at : at + CHUNK] for at in range(0, schedules, CHUNK)]
     with workers(min(count, max(1, len(chunks)))) as pool:
         running: list[Future[Tally]] = [pool.submit(_run_all, list(one)) for one in chunks]
-        for done in as_completed(running):
-            total.merge(done.result())
-            if progress is not None:
-                progress(total)
+        with suppress(KeyboardInterrupt):
+            for done in as_completed(running):
+                total.merge(done.result())
+                if progress is not None:
+                    progress(total)
     return total
+
+
+def _ignore_interrupts() -> None:
+    """Leave it to the parent, which gets them too, to end a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_all(seeds: list[int]) -> Tally:

@@ -45,7 +45,7 @@ def _holders(twin: "Twin") -> dict[str, list[str]]:
     holders: dict[str, list[str]] = {}
     for node in twin.nodes.values():
         for holding in node.core.tasks.holdings() if node.alive else ():
-            if holding.state is InstanceState.READY:
+            if holding.state is InstanceState.READY or holding.serving_epoch:
                 holders.setdefault(holding.task, []).append(node.name)
     return holders
 

@@ -10,7 +10,7 @@ from protocols.messages.task import Assign
 
 HELD_MAX: Final = 256
 """Tasks of one node, whatever its inventory says."""
-HOLDINGS_MAX_BYTES: Final = 32 * 1024
+HOLDINGS_MAX_BYTES: Final = 24 * 1024
 """What a birth may say of them, so that it fits its frame with everything else."""
 HOLDING_BYTES: Final = 64
 """One of them without its names."""

@@ -391,4 +391,5 @@ class Core:
             self.tasks.holdings(),
             tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
             self._turn.draining[:1000],
+            self._feeder.feedings() if self._feeder is not None else (),
         )

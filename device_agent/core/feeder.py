@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field, structs
 
+from device_agent.core.capacity import NAME_MAX
 from device_agent.core.commands import Follow, ForgetFeed, KeepFeed, ReadSource, Unfollow
 from device_agent.core.events import (
     BlobFailed,
@@ -31,6 +32,7 @@ from device_agent.core.turn import Turn
 from device_agent.core.values import LOAD
 from protocols.errors import MalformedFrame
 from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Result, Value
+from protocols.messages.presence import Feeding
 from protocols.messages.quality import Feed, Source, SourceKind
 from protocols.messages.sense import LoadReport
 from protocols.topics import Channel
@@ -117,18 +119,27 @@ class Feeder:
         if state is not None:
             state.stamp = stamp
             if feed == structs.replace(state.feed, number=feed.number):
+                state.feed = feed
                 return
         if not feed.sources and not feed.sinks:
             self._turn.out.append(ForgetFeed(feed.service, cause))
             if state is not None:
                 self._end(feed.service)
             return
-        if state is None and len(self._feeds) >= FEEDS_MAX:
+        if len(feed.function) > NAME_MAX or (state is None and len(self._feeds) >= FEEDS_MAX):
             self._turn.counts["feed refused"] += 1
             return
         self._turn.out.append(KeepFeed(feed, cause))
         self._begin(feed)
         self._feeds[feed.service].stamp = stamp
+
+    def feedings(self) -> tuple[Feeding, ...]:
+        """Return what a birth says of the feeds of this node."""
+        feeds = [state.feed for state in self._feeds.values()]
+        return tuple(
+            Feeding(one.service, one.number, one.rate_per_s, one.decimation, one.function)
+            for one in feeds
+        )
 
     def fence(self, incarnation: int) -> None:
         """Hear a scheduler of another life: its numbers count anew, those before it are over."""

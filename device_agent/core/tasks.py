@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from msgspec import structs
+
 from device_agent.core.commands import Forget
 from device_agent.core.instances import Held, Instance
 from device_agent.core.outbox import Outbox
@@ -10,6 +12,8 @@ from protocols.messages.presence import Holding
 from protocols.messages.task import InstanceState, Status
 
 TOMBSTONES_MAX: Final = 1024
+BESIDE_MAX: Final = 32
+"""Tasks of which a birth tells what serves beside what is prepared, so that it fits its frame."""
 _State = InstanceState
 
 
@@ -40,10 +44,21 @@ class Tasks:
     def holdings(self) -> tuple[Holding, ...]:
         """Return what a birth says of the tasks of this node."""
         found = []
+        beside = 0
         for task, held in self.held.items():
-            one = held.current or held.coming
-            if one is not None and not held.released:
-                found.append(Holding(task, one.epoch, one.state, one.generation, one.tuning))
+            one, old = held.shown, held.current
+            if one is None or held.released:
+                continue
+            holding = Holding(task, one.epoch, one.state, one.generation, one.tuning)
+            if old is not None and held.serving_epoch and beside < BESIDE_MAX:
+                beside += 1
+                holding = structs.replace(
+                    holding,
+                    serving_epoch=old.epoch,
+                    serving_generation=old.generation,
+                    serving_tuning=old.tuning,
+                )
+            found.append(holding)
         return tuple(found)
 
     def tell(self, task: str, cause: str) -> None:

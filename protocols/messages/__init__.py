@@ -33,9 +33,12 @@ from protocols.messages.invocation import (
 from protocols.messages.job import (
     JobAccepted,
     JobEnded,
+    JobHandover,
     JobKept,
+    JobOwned,
     JobQuery,
     JobRun,
+    JobsMoved,
     JobStatus,
     JobSubmit,
 )
@@ -54,7 +57,18 @@ NODE_SAYS = Birth | Death | LoadReport | LinkReport | QualityReport | Status | P
 NODE_HEARS = (
     Welcome | RebirthRequest | Drain | SetSensing | Assign | Release | Acknowledge | Tune | Feed
 )
-JOB = JobSubmit | JobAccepted | JobRun | JobEnded | JobKept | JobQuery | JobStatus
+JOB = (
+    JobSubmit
+    | JobAccepted
+    | JobRun
+    | JobEnded
+    | JobKept
+    | JobQuery
+    | JobStatus
+    | JobHandover
+    | JobOwned
+    | JobsMoved
+)
 INVOCATION = Invoke | Deliver | Cancel | Accepted | Result | RouteRequest | Route
 HIERARCHY = (
     ServiceOrder
@@ -102,11 +116,14 @@ __all__ = [
     "Invoke",
     "JobAccepted",
     "JobEnded",
+    "JobHandover",
     "JobKept",
+    "JobOwned",
     "JobQuery",
     "JobRun",
     "JobStatus",
     "JobSubmit",
+    "JobsMoved",
     "LinkReport",
     "Linking",
     "LoadReport",

@@ -4,7 +4,7 @@ Two roles in one process exchange these very structs without a wire.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, field
 
@@ -28,6 +28,9 @@ from protocols.messages.quality import (
 )
 from protocols.messages.task import InstanceState, LostPolicy
 from protocols.sla import Bound, ServiceKind, Sla
+
+MAX_RESERVED: Final = 256
+"""Tasks of other anchors that are told apart on one node."""
 
 
 class TaskQos(Part, frozen=True):
@@ -80,6 +83,16 @@ class TaskSpec(Part, frozen=True):
     """Where its raw input comes to be; with a privacy of `node` it runs on one of these alone."""
     leeway: Leeway = Leeway()
     """The most that its document and autonomy allow the layers below to change by themselves."""
+
+
+class Reserved(Part, frozen=True):
+    """What one task has set aside on a node."""
+
+    task: Label
+    memory_bytes: Count
+    """Of task memory."""
+    cpu_percent: Annotated[float, Meta(ge=0)] = 0.0
+    """Of one core, where it runs."""
 
 
 class Autonomy(StrEnum):
@@ -205,6 +218,10 @@ class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
     """Of the service, each with the nodes that the TA chose to provide it, best first."""
     sinks: Annotated[tuple[Sink, ...], Meta(max_length=16)] = ()
     """Of the service."""
+    reserved: tuple[Count, ...] = ()
+    """Bytes of task memory set aside on each of the nodes, in their order; without them it is the
+    manifest's limit on each.
+    """
 
 
 class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
@@ -271,6 +288,12 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
     """Of which it has a copy, whichever anchor they are of: an anchor that takes a service over
     leaves them where they are.
     """
+    others: Annotated[tuple[Reserved, ...], Meta(max_length=MAX_RESERVED)] = ()
+    """What tasks of other anchors than the receiver have reserved there; the last one stands for
+    all beyond.
+    """
+    forgotten: bool = False
+    """Whether an operator has had it forgotten: it counts no more until it is born again."""
 
 
 class AnchorSummary(Message, tag="anchor-summary", frozen=True):
@@ -331,6 +354,12 @@ class Escalation(Message, tag="escalation", frozen=True):
     """What the sender would do with an approval; empty: it knows nothing more."""
     broken: bool = False
     """Whether the task's quality is broken already, not only in danger."""
+    refused: tuple[Name, ...] = ()
+    """Nodes of the grant whose lease ends at `epoch_seen` that the scheduler has not taken: there
+    is no room beside tasks of other anchors.
+    """
+    held_bytes: Count = 0
+    """What the task has on its node all the same, under an earlier grant."""
 
 
 class EscalationAnswer(Message, tag="escalation-answer", frozen=True):

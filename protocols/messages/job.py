@@ -107,6 +107,45 @@ class JobKept(Message, tag="job-kept", frozen=True):
     """Which part of the end."""
 
 
+class JobHandover(Message, tag="job-handover", frozen=True):
+    """TA to TS to the TA that has the service now: own this job. Repeated until it does."""
+
+    submit: JobSubmit
+    """As it was accepted; without inputs when the job has ended."""
+    owner: Name
+    """Who hands it over."""
+    state: JobState
+    attempts: Count
+    """The number of the newest."""
+    parts: tuple[Values, ...] = ()
+    """Outputs of one that is done, part by part."""
+    failure: Failure | None = None
+    timings: Timings = ()
+    """As in Result."""
+    left_ms: Count = 0
+    """Of the deadline."""
+    content: str = ""
+    """Fingerprint of what was submitted."""
+    accepted_unix_ms: Count = 0
+    """For people, like the two that follow; 0: not known."""
+    started_unix_ms: Count = 0
+    ended_unix_ms: Count = 0
+
+
+class JobOwned(Message, tag="job-owned", frozen=True):
+    """The new TA to the one before, by way of the TS: the job is durable here, forget it."""
+
+    job: Id
+    owner: Name
+    """Who has handed it over."""
+
+
+class JobsMoved(Message, tag="jobs-moved", frozen=True):
+    """TA to TS to the TA that has the service now: these were all jobs of it."""
+
+    service: Name
+
+
 class JobQuery(Message, tag="job-query", frozen=True):
     """Client to a service's topic, TS to TA: how does it stand? A done one is answered again."""
 

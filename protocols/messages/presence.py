@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocols.base import Count, Id, Message, Name, Part, Text
-from protocols.messages.quality import Tuning
+from protocols.messages.quality import Decimation, Rate, Tuning
 from protocols.messages.task import InstanceState
 
 
@@ -34,6 +34,10 @@ class ExecutorInfo(Part, frozen=True):
     """Of its runtime."""
     providers: tuple[str, ...] = ()
     """ONNX execution providers, best first."""
+    security: Annotated[str, Meta(max_length=16)] = ""
+    """What it keeps here of `computing_security`: `basic` is a process apart from the agent,
+    `strong` a sandbox in it, `none` neither; empty: as executors of its kind do.
+    """
 
 
 class Inventory(Part, frozen=True):
@@ -77,6 +81,26 @@ class Holding(Part, frozen=True):
     """The generation of the specification that runs."""
     tuning: Tuning = Tuning()
     """How it runs: as assigned, with what a Tune has changed since."""
+    serving_epoch: Count = 0
+    """The epoch under which an older instance here serves while this one is prepared; 0: none."""
+    serving_generation: Count = 0
+    """The generation of that older instance."""
+    serving_tuning: Tuning | None = None
+    """How that older instance runs; null: there is none."""
+
+
+class Feeding(Part, frozen=True):
+    """A service that the node feeds or gives sinks to, for reconciliation."""
+
+    service: Name
+    number: Count
+    """Of the last Feed that was taken."""
+    rate_per_s: Rate = 0.0
+    """As in that Feed, like the two that follow."""
+    decimation: Decimation = 1
+    """As in that Feed."""
+    function: str = ""
+    """As in that Feed."""
 
 
 class Birth(Message, tag="birth", frozen=True):
@@ -94,6 +118,8 @@ class Birth(Message, tag="birth", frozen=True):
     """What is amiss on this machine, for people."""
     draining: Text = ""
     """Why the node takes nothing new; empty while it does."""
+    feeds: Annotated[tuple[Feeding, ...], Meta(max_length=64)] = ()
+    """Every feed that the node has taken, all of them each time."""
 
 
 class Death(Message, tag="death", frozen=True):

@@ -24,6 +24,7 @@ PRIORITY_DEFAULT: Final = 4
 Priority = Annotated[int, Meta(ge=0, le=9)]
 """9 is served first; 4 is everyone's."""
 Rate = Annotated[float, Meta(ge=0, le=100_000)]
+Decimation = Annotated[int, Meta(ge=1, le=64)]
 Positive = Annotated[float, Meta(gt=0)]
 
 
@@ -166,7 +167,7 @@ class Feed(Message, tag="feed", frozen=True):
     """What each request may take."""
     rate_per_s: Rate = 0.0
     """Above 0: instead of the sources' own."""
-    decimation: Annotated[int, Meta(ge=1, le=64)] = 1
+    decimation: Decimation = 1
     """Every how manieth row and column of a picture is kept."""
     function: str = ""
     """Processing function: empty for none, `changes` to send only what differs."""

@@ -59,6 +59,10 @@ class Link(asyncio.BufferedProtocol):
         self._settings = settings
         self._owner = owner
         self._filters: Sequence[str] = ()
+        """Of the SUBSCRIBE that is under way."""
+        self._granted: frozenset[str] = frozenset()
+        self._leaving = False
+        """Whether an UNSUBSCRIBE is under way."""
         self._resubscribe: Sequence[str] | None = None
         self._reader = packets.PacketReader(PACKET_MAX_BYTES)
         self._transport: asyncio.Transport | None = None
@@ -93,8 +97,8 @@ class Link(asyncio.BufferedProtocol):
         return packet_id != REFUSED
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe again with the whole list, now or as soon as the last one is answered."""
-        if self._filters or self.stage is not Stage.READY:
+        """Hear these and nothing else, now or as soon as the last list is answered."""
+        if self._filters or self._leaving or self.stage is not Stage.READY:
             self._resubscribe = filters
         elif filters:
             self._subscribe(filters)
@@ -203,6 +207,10 @@ class Link(asyncio.BufferedProtocol):
             self._connected(body)
         elif kind == packets.SUBACK:
             self._subscribed(body)
+        elif kind == packets.UNSUBACK:
+            # Whatever it says: what comes nevertheless finds nobody who wants it.
+            self._leaving = False
+            self._subscribe_next()
         elif kind == packets.DISCONNECT:
             self.abort(packets.disconnected(body))
         elif kind != packets.PINGRESP:
@@ -233,7 +241,7 @@ class Link(asyncio.BufferedProtocol):
             self._ready()
 
     def _subscribe(self, filters: Sequence[str]) -> None:
-        self._filters = filters
+        self._filters = tuple(filters)
         wanted = [(one, filter_qos(one)) for one in filters]
         self._write(packets.subscribe(wanted, SUBSCRIBE_ID))
 
@@ -244,9 +252,17 @@ class Link(asyncio.BufferedProtocol):
             if code >= packets.REFUSED:
                 self.abort(f"the broker refuses the subscription to {wanted} (code 0x{code:02x})")
                 return
+        gone = sorted(self._granted.difference(filters))
+        self._granted = frozenset(filters)
+        if gone:
+            self._leaving = True
+            self._write(packets.unsubscribe(gone, SUBSCRIBE_ID))
         if self.stage is Stage.SUBSCRIBING:
             self._ready()
-        if self._resubscribe:
+        self._subscribe_next()
+
+    def _subscribe_next(self) -> None:
+        if self._resubscribe and not self._leaving:
             again, self._resubscribe = self._resubscribe, None
             self._subscribe(again)
 

@@ -13,7 +13,12 @@ from typing import Any, Final, NamedTuple
 from gmqtt.client import Message
 from gmqtt.mqtt.constants import MQTTCommands, MQTTv50
 from gmqtt.mqtt.handler import MQTTConnectError
-from gmqtt.mqtt.package import DisconnectPacket, LoginPackageFactor, SubscribePacket
+from gmqtt.mqtt.package import (
+    DisconnectPacket,
+    LoginPackageFactor,
+    SubscribePacket,
+    UnsubscribePacket,
+)
 from gmqtt.mqtt.property import Property
 from gmqtt.subscription import Subscription
 
@@ -23,6 +28,7 @@ CONNACK: Final = int(MQTTCommands.CONNACK)
 PUBLISH: Final = int(MQTTCommands.PUBLISH)
 PUBACK: Final = int(MQTTCommands.PUBACK)
 SUBACK: Final = int(MQTTCommands.SUBACK)
+UNSUBACK: Final = int(MQTTCommands.UNSUBACK)
 PINGRESP: Final = int(MQTTCommands.PINGRESP)
 DISCONNECT: Final = int(MQTTCommands.DISCONNECT)
 PING: Final = bytes((MQTTCommands.PINGREQ, 0))
@@ -192,6 +198,12 @@ def subscribe(filters: Sequence[tuple[str, int]], packet_id: int) -> bytes:
     """Build SUBSCRIBE of filters, each with its QoS."""
     wanted = [Subscription(one, qos=qos) for one, qos in filters]
     _, packet = SubscribePacket.build_package(wanted, _Dialect(packet_id))
+    return bytes(packet)
+
+
+def unsubscribe(filters: Sequence[str], packet_id: int) -> bytes:
+    """Build UNSUBSCRIBE of filters."""
+    _, packet = UnsubscribePacket.build_package(list(filters), _Dialect(packet_id))
     return bytes(packet)
 
 

@@ -195,7 +195,7 @@ class Session:
         return self._link.buffered_bytes if self._link is not None else 0
 
     def resubscribe(self) -> None:
-        """Subscribe to the present list, which must still hold what was asked for before."""
+        """Subscribe to the present list, and to nothing else."""
         if self._link is not None:
             self._link.subscribe(self._filters())
 

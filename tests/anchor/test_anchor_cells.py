@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 from anchor_bench import MEMORY, Bench, said
+from tests_support import INVENTORY
 
 from controller.anchor.decider import Settings
 from controller.anchor.escalations import COOLDOWN_MS
 from controller.anchor.placing import TRANSFER_MS
 from controller.decider import Linked, Output
-from controller.records import TaskState
+from controller.records import StoryRecord, TaskState
 from protocols.messages import (
     AnchorSummary,
     AnchorWelcome,
@@ -17,6 +18,7 @@ from protocols.messages import (
     EnvelopeRevoke,
     Escalation,
     EscalationAnswer,
+    NodeSummary,
     SchedulerHello,
     ServiceDelete,
     ServiceReport,
@@ -237,3 +239,39 @@ def test_the_report_of_another_scheduler_is_stale(bench: Bench) -> None:
     bench.ready("b1", bench.task().epoch, by=B)
     assert bench.task().node in ("a1", "a2")
     assert bench.ta.counters["stale_report"] == 1
+
+
+def test_a_cell_that_cannot_take_a_service_is_refused_with_what_excludes_its_nodes(
+    bench: Bench,
+) -> None:
+    runs(bench, "a")
+    for number in range(6):
+        bench.passes(COOLDOWN_MS)
+        bench.hear(Escalation(f"q{number}", "svc.a", 1, "slow", indicator="latency_ms"), A)
+    asked = [one for one in bench.store.values() if isinstance(one.value, StoryRecord)]
+    reasons = [one.value.detail for one in asked]
+    found = bench.ta.placing.search.another_cell("svc")
+    assert found.plan["svc.a"].reason == (
+        "none of 2 nodes may be used: is in the cell of ts-a, which it is to leave (2)"
+    )
+    assert not any("has joined" in one for one in reasons)
+
+
+def test_a_forgotten_node_counts_no_more() -> None:
+    bench = Bench()
+    bench.node("n1")
+    bench.node("n2", NodeState.LOST)
+    assert said(bench.passes(6000), AnchorSummary)[-1].lost == 1
+    bench.hear(NodeSummary("n2", NodeState.LOST, 0, INVENTORY, forgotten=True))
+    assert "n2" not in bench.ta.book.nodes
+    assert said(bench.passes(1000), AnchorSummary)[-1].lost == 0
+    bench.node("n2", incarnation=0)
+    assert said(bench.passes(1000), AnchorSummary)[-1].nodes == 2
+
+
+def test_a_cell_that_a_node_has_left_cannot_have_it_forgotten() -> None:
+    bench = Bench(Settings(schedulers=("ts-1", "ts-2")))
+    bench.node("n1", scheduler="ts-1")
+    bench.node("n1", scheduler="ts-2", incarnation=2)
+    bench.hear(NodeSummary("n1", NodeState.LOST, 0, INVENTORY, forgotten=True), "ts-1")
+    assert bench.ta.book.usable("n1", "ts-2")

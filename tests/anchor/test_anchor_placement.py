@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -121,11 +122,65 @@ def test_no_node_at_all_is_said_so() -> None:
     assert place([Request(task("a"), 1)], Snapshot(1, ()))["s.a"].reason == "no node has joined yet"
 
 
+def test_a_refusal_counts_what_excludes_the_nodes() -> None:
+    nodes = (
+        *(node(f"gone{at}", state=NodeState.LOST) for at in range(3)),
+        *(node(f"plain{at}", kinds=("wasm",)) for at in range(2)),
+        node("small", memory_mb=32),
+        node("full", instances=0),
+    )
+    reason = place([Request(task("a", kind="onnx"), 0)], Snapshot(1, nodes))["s.a"].reason
+    assert reason == (
+        "none of 7 nodes can run it: is lost (3), has no onnx executor (2), "
+        "has no instance left (1), has too little task memory left (1)"
+    )
+
+
+def test_a_refusal_counts_nodes_that_are_not_even_weighed() -> None:
+    empty = Snapshot(1, (), left_out={"is in the cell of ts-b": 2, "has not been heard of": 1})
+    assert place([Request(task("a"), 0)], empty)["s.a"].reason == (
+        "none of 3 nodes may be used: is in the cell of ts-b (2), has not been heard of (1)"
+    )
+
+
+SECURITY_GIVEN = {
+    ("wasm", ""): "strong",
+    ("wasm", "basic"): "basic",
+    ("wasm", "none"): "none",
+    ("wasm", "magic"): "none",
+    ("onnx", ""): "basic",
+    ("onnx", "strong"): "strong",
+}
+
+
+@pytest.mark.parametrize("asked", ["none", "basic", "strong"])
+@pytest.mark.parametrize(("executor", "given"), SECURITY_GIVEN.items())
+def test_a_node_is_used_only_where_it_keeps_the_computing_security(
+    executor: tuple[str, str], given: str, asked: str
+) -> None:
+    kind, declared = executor
+    plain = node("n1")
+    infos = tuple(
+        structs.replace(one, security=declared if one.kind == kind else "")
+        for one in plain.inventory.executors
+    )
+    facts = structs.replace(plain, inventory=structs.replace(plain.inventory, executors=infos))
+    qos = TaskQos(bounds=(Bound("computing_security", level=asked),))
+    placement = place([Request(task("a", kind=kind, qos=qos), 0)], Snapshot(1, (facts,)))["s.a"]
+    levels = ("none", "basic", "strong")
+    if levels.index(given) >= levels.index(asked):
+        assert placement.chosen == ("n1",)
+    else:
+        why = f"its {kind} executor keeps {given} computing security, {asked} is asked for"
+        assert [(one.node, one.reason) for one in placement.rejected] == [("n1", why)]
+        assert placement.reason == f"none of 1 nodes can run it: {why} (1)"
+
+
 def test_a_service_is_placed_whole_or_not_at_all() -> None:
     chain = [Request(task("a"), 0), Request(task("b", source="a", kind="onnx"), 0)]
     plan = place(chain, Snapshot(1, (node("n1", kinds=("wasm",)),)))
     assert firsts(plan) == {}
-    assert plan["s.b"].reason == "none of 1 nodes can run it"
+    assert plan["s.b"].reason == "none of 1 nodes can run it: has no onnx executor (1)"
     lone = "s.b finds no node, and a service is placed whole or not at all"
     assert plan["s.a"].reason == lone
     assert [(one.stage, one.reason) for one in plan["s.a"].rejected] == [

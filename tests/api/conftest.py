@@ -31,7 +31,15 @@ class Cell:
         self.answer: Any = Answer("")
         self.causes: list[str] = []
         self.sick = ""
-        doors = Doors(self.call, self.record, self.info, self.metrics, lambda: self.sick)
+        self.starting = ""
+        doors = Doors(
+            self.call,
+            self.record,
+            self.info,
+            self.metrics,
+            lambda: self.sick,
+            starting=lambda: self.starting,
+        )
         self.server = ApiServer("127.0.0.1", 0, self.registry, doors, folder)
         self.address = ("", 0)
 
@@ -74,7 +82,8 @@ class Cell:
 @pytest.fixture
 async def cell(tmp_path: Path) -> AsyncIterator[Cell]:
     one = Cell(tmp_path / "contents")
-    one.address = await one.server.start()
+    one.address = one.server.bind()
+    await one.server.start()
     yield one
     async with asyncio.timeout(60):
         await one.server.stop()

@@ -113,6 +113,8 @@ async def test_every_operation_of_the_table_is_reachable(
         elif thing == "job" and one.effect is Effect.WRITE:
             arguments = arguments or {"job": "j", "service": "ocr"}
             work.answer = Answer("", job_view(work.registry.model.get(JOB, "j")))
+        elif one.name == "node.forget":
+            work.answer = Answer("", {"node": "n1"})
         elif one.name in ("approve.grant", "approve.deny"):
             work.answer = Answer("", work.registry.model.get(APPROVAL, "7"))
         result = await ask(http, one.name, **arguments)
@@ -279,3 +281,22 @@ async def test_health_metrics_and_description(cell: Any, http: httpx.AsyncClient
     document = (await http.get("/v1/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
     assert "/v1/fleet" in document["paths"]
+
+
+async def test_a_controller_that_is_starting_says_so(work: Any, http: httpx.AsyncClient) -> None:
+    work.starting = "this controller is starting"
+    for path in ("/v1/tasks", "/v1/tasks/nobody", "/v1/nodes/n1", "/v1/watch/task"):
+        answer = await http.get(path)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), path
+        assert answer.json()["error"] == {
+            "blame": "environment",
+            "text": "this controller is starting",
+        }
+    assert (await http.post("/v1/nodes/n1/drain")).status_code == 503
+    assert work.calls == []
+    # Nodes fetch and clients connect: neither needs to know what there is.
+    assert (await http.get("/v1/system")).status_code == 200
+    assert (await http.get(f"/v1/artifacts/{'0' * 64}")).status_code == 404
+    work.starting = ""
+    assert (await http.get("/v1/tasks")).status_code == 200
+    assert "retry-after" not in (await http.get("/v1/tasks/nobody")).headers

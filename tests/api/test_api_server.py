@@ -62,7 +62,8 @@ async def test_tls_is_served_and_verified(cell: Any, tmp_path: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate_path, key_path)
     one = server(cell, "0.0.0.0", 0, context)  # noqa: S104
-    _, port = await one.start()
+    _, port = one.bind()
+    await one.start()
     trusting = ssl.create_default_context(cafile=str(certificate_path))
     url = f"https://127.0.0.1:{port}/healthz"
     async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=30) as client:
@@ -75,16 +76,19 @@ async def test_tls_is_served_and_verified(cell: Any, tmp_path: Path) -> None:
 
 async def test_a_taken_port_and_a_strange_address_are_one_sentence(cell: Any) -> None:
     with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1:.*choose another port"):
-        await server(cell, "127.0.0.1", cell.address[1]).start()
+        server(cell, "127.0.0.1", cell.address[1]).bind()
     certificate_less = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.7:0"):
-        await server(cell, "192.0.2.7", 0, certificate_less).start()
+        server(cell, "192.0.2.7", 0, certificate_less).bind()
 
 
 async def test_a_folder_that_cannot_be_made_is_one_sentence(cell: Any) -> None:
     (cell.folder / "second").write_text("a file")
+    one = server(cell, "127.0.0.1", 0)
+    one.bind()
     with pytest.raises(UserError, match=r"cannot be used .*: name one that this user may write"):
-        await server(cell, "127.0.0.1", 0).start()
+        await one.start()
+    await one.stop()
 
 
 async def test_signals_stay_with_the_host_and_a_stop_is_final(cell: Any) -> None:
@@ -98,9 +102,10 @@ async def test_signals_stay_with_the_host_and_a_stop_is_final(cell: Any) -> None
 async def test_ipv6_loopback(cell: Any) -> None:
     one = server(cell, "::1", 0)
     try:
-        host, port = await one.start()
+        host, port = one.bind()
     except UserError:
         pytest.skip("this machine has no IPv6 loopback")
+    await one.start()
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         assert (await client.get(f"http://[{host}]:{port}/v1/fleet")).json() == []
     await one.stop()

@@ -264,3 +264,6 @@ def test_a_drained_node_says_so_and_the_use_case_can_be_deleted(tona: Any, small
     del small
     assert tona("usecase", "delete", "small").out.startswith("use case small is delet")
     assert tona("node", "drain", "node-1", "--json").json()["state"] == "draining"
+    refused = tona("node", "forget", "node-1")
+    assert (refused.code, refused.out) == (4, "")
+    assert refused.err.startswith("tona: node 'node-1' is draining: end its agent first")

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from controller.api.choices import ServiceExplanation
 from controller.api.quality import QosRow, ServiceQos
-from controller.records import ApprovalRecord, Candidate
+from controller.records import ApprovalRecord, ApprovalState, Candidate
 from protocols.messages.hierarchy import Autonomy, ServiceState
 from protocols.qoais import Bound, ServiceKind
 from tona.cli import quality
@@ -92,13 +93,17 @@ def test_approvals_are_listed_granted_and_denied(tona: Any, api: _Api) -> None:
     listed = tona("approve", "list", "--service", "watch")
     assert listed.code == 0
     assert listed.out.splitlines()[1].split() == [
-        "7", "watch", "pending", "use", "the", "variant", "small", "too", "slow",
+        "7", "watch", "pending", "use", "the", "variant", "small", "too", "slow", "-",
     ]  # fmt: skip
+    late = "nobody answered within 24 hours"
+    api.value = [structs.replace(record, state=ApprovalState.EXPIRED, outcome=late)]
+    assert tona("approve", "list").out.splitlines()[1].endswith(f"too slow  {late}")
     api.value = record
     assert tona("approve", "grant", "7").out == "approval 7 is pending: use the variant small\n"
     tona("approve", "deny", "7")
-    assert [one for one, _ in api.asked] == ["approve.list", "approve.grant", "approve.deny"]
-    assert api.asked[1][1] == {"name": "7"}
+    asked = [one for one, _ in api.asked]
+    assert asked == ["approve.list", "approve.list", "approve.grant", "approve.deny"]
+    assert api.asked[2][1] == {"name": "7"}
 
 
 def test_the_commands_are_there(tona: Any, api: _Api) -> None:

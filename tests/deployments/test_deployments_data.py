@@ -8,10 +8,10 @@ import pytest
 from tests_support import INVENTORY
 
 from controller.config import Config, meeting_point, read
-from controller.decider import Role, View
-from controller.records import FLEET, JOB, SERVICE, JobRecord, NodeView
-from controller.registry import Registry
-from controller.roles import deciders, elsewhere, serving_role
+from controller.decider import Record, Role, View
+from controller.records import FLEET, JOB, NODE, SERVICE, JobRecord, NodeRecord, NodeView
+from controller.registry import LiveRegistry, Registry
+from controller.roles import deciders, elsewhere, holding_roles, serving_role
 from protocols.errors import UserError
 from protocols.messages import JobSubmit
 from protocols.messages.hierarchy import NodeState
@@ -120,6 +120,26 @@ def test_one_process_alone_runs_all_roles_and_opens_no_link() -> None:
     config = Config()
     assert [one.name for one in deciders(config, 1, ())] == ["namo-main", "ta-main", "ts-main"]
     assert elsewhere(config) == []
+
+
+def test_a_node_is_forgotten_wherever_it_was_seen() -> None:
+    """Each process is asked once, whoever has not lost the node first."""
+    registry = LiveRegistry(Registry("e"))
+    config = read(None, {}, {"roles": "namo,ta,ts", "ts": "ts-here"})
+
+    def roles(node: str) -> list[str]:
+        return holding_roles(config, registry.merger, node)
+
+    lost = NodeView("n", NodeState.LOST, "ts-here", INVENTORY)
+    record = NodeRecord("n", "1", "b", INVENTORY)
+    registry.apply([Record(NODE, "n", record, "x")], [View(FLEET, "n", lost)])
+    assert roles("n") == ["ts-here"]
+    there = NodeView("n", NodeState.ONLINE, "ts-du-1", INVENTORY)
+    for source in ("desk-ta-du-1", "desk-ts-du-2"):
+        registry.show(registry.merger.merge(source, [View(NODE, "n", record)]))
+    registry.show(registry.merger.merge("desk-ta-du-1", [View(FLEET, "n", there)]))
+    assert roles("n") == ["ta-du-1", "ts-here", "ts-du-2"]
+    assert roles("nobody") == []
 
 
 class Named:

@@ -5,7 +5,18 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from device_harness import NODE, SimNode, assign, chain, digest, failed, invoke, of, tensor
+from device_harness import (
+    INVENTORY,
+    NODE,
+    SimNode,
+    assign,
+    chain,
+    digest,
+    failed,
+    invoke,
+    of,
+    tensor,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -13,13 +24,16 @@ from msgspec import structs
 from device_agent.core import commands, events
 from device_agent.core.feeder import FEEDS_MAX, UNDER_WAY_MAX
 from device_agent.core.pictures import decimate
+from device_agent.core.tasks import BESIDE_MAX
+from protocols.codec import VERSION, Frame, encode
 from protocols.errors import Blame
 from protocols.manifest import Dtype
-from protocols.messages import Accepted, Feed, Invoke, LoadReport, QualityReport, Result
+from protocols.messages import Accepted, Birth, Feed, Invoke, LoadReport, QualityReport, Result
 from protocols.messages.invocation import Blob, Failure, FailureCode, Tensor, Value
-from protocols.messages.quality import Sink, SinkKind, Source, SourceKind
+from protocols.messages.presence import Feeding
+from protocols.messages.quality import Sink, SinkKind, Source, SourceKind, Tuning
 from protocols.packing import pack
-from protocols.topics import Channel
+from protocols.topics import CONTROL_MAX_BYTES, Channel
 
 INBOX = f"tona/1/cell/node/{NODE}/invoke"
 CAMERA = Source("x", SourceKind.SENSOR, "camera", Dtype.UINT8, (-1,), rate_per_s=10.0)
@@ -373,3 +387,64 @@ def test_what_is_no_picture_is_not_decimated() -> None:
     assert decimate(Dtype.UINT8, (6,), b"abcdef", 2) == ((6,), b"abcdef")
     assert decimate(Dtype.UINT8, (2, 3), b"abc", 2) == ((2, 3), b"abc")
     assert decimate(Dtype.UINT8, (0, 3), b"", 2) == ((0, 2), b"")
+
+
+# What a birth tells of them.
+
+
+def told(node: SimNode) -> tuple[Feeding, ...]:
+    """Join anew and return what the birth says."""
+    node.join()
+    return of(Birth, node.said)[-1].feeds
+
+
+def test_a_birth_tells_every_feed_and_how_it_is_tuned() -> None:
+    node = SimNode()
+    node.join()
+    assert told(node) == ()
+    node.hear(feed(rate_per_s=2.0, decimation=4, function="changes"))
+    node.hear(feed(3, service="end", sources=(), sinks=(Sink("y", SinkKind.TOPIC),)))
+    assert told(node) == (Feeding("s", 1, 2.0, 4, "changes"), Feeding("end", 3))
+    node.hear(feed(5, rate_per_s=2.0, decimation=4, function="changes"))
+    assert told(node)[0].number == 5, "the same under a newer number"
+    node.hear(Feed("s", 6))
+    assert [one.service for one in told(node)] == ["end"]
+
+
+def test_a_birth_tells_the_feeds_that_the_journal_kept() -> None:
+    node = SimNode(events.Restored(feeds=(feed(7),)))
+    assert told(node) == (Feeding("s", 7),)
+
+
+def test_a_function_with_no_name_to_tell_is_refused() -> None:
+    node = fed(function="f" * 65)
+    assert told(node) == ()
+    assert node.core.counts["feed refused"] == 1
+
+
+def test_a_birth_fits_its_frame_with_all_that_a_node_may_hold() -> None:
+    node = SimNode(inventory=structs.replace(INVENTORY, max_instances=256, task_memory_bytes=0))
+    node.join()
+    long = Tuning(variant="v" * 64, provider="p" * 64, encoding="deflate")
+
+    def hold(number: int, later: int = 0) -> None:
+        task = f"{number:03}-".ljust(24, "t")
+        tuning = structs.replace(long, threads=later) if number < BESIDE_MAX + 1 else Tuning()
+        node.hear(structs.replace(assign(task, (1 << 52) + later, 1 << 52), tuning=tuning))
+
+    for number in range(BESIDE_MAX + 1):
+        hold(number)
+    node.helpful = False
+    for number in range(BESIDE_MAX + 1):
+        hold(number, 1)
+    for number in range(BESIDE_MAX + 1, 256):
+        hold(number)
+    for number in range(FEEDS_MAX):
+        service = f"{number:03}-".ljust(64, "s")
+        node.hear(feed(1 << 52, service=service, function="f" * 64, sources=(CAMERA,)))
+    node.join()
+    birth = of(Birth, node.said)[-1]
+    assert len(birth.feeds) == FEEDS_MAX
+    assert len(birth.holdings) > 150
+    assert sum(one.serving_epoch > 0 for one in birth.holdings) == BESIDE_MAX
+    encode(Frame(VERSION, NODE, 1, 0, "default", "x", birth), CONTROL_MAX_BYTES)

@@ -127,6 +127,24 @@ def test_an_instance_that_dies_in_its_grace_is_not_mended() -> None:
     assert [code(node, epoch) for epoch in (1, 2)] == [FailureCode.STALE, None]
 
 
+def test_a_birth_tells_what_serves_beside_what_is_prepared() -> None:
+    node = joined()
+    node.hear(variant(1, replicas=2))
+    node.helpful = False
+    node.hear(variant(2, manifest("small"), variant="small"))
+    node.join()
+    [held] = of(Birth, node.said)[-1].holdings
+    assert (held.epoch, held.state, held.tuning.variant) == (2, InstanceState.FETCHING, "small")
+    assert (held.serving_epoch, held.serving_generation) == (1, 1)
+    assert held.serving_tuning == Tuning(replicas=2)
+    node.tell(events.ArtifactReady(digest("small")))
+    node.tell(events.InstanceReady("t~2"))
+    node.join()
+    [held] = of(Birth, node.said)[-1].holdings
+    assert (held.epoch, held.state, held.serving_epoch) == (2, InstanceState.READY, 0)
+    assert held.serving_tuning is None
+
+
 def test_one_that_cannot_be_prepared_leaves_the_old_one_serving_for_good() -> None:
     node = joined()
     node.hear(variant(1))

@@ -94,7 +94,8 @@ class Side:
             linker=self.linker,  # type: ignore[arg-type, list-item]
         )
         self.linker.hand, self.linker.up = self.host.handed, self.host.linked
-        self.task = asyncio.create_task(self.host.run(()))
+        self.host.restore(())
+        self.task = asyncio.create_task(self.host.run())
 
     async def end(self) -> None:
         self.linker.close()

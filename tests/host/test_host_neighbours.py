@@ -193,3 +193,40 @@ async def test_a_foreign_mirror_is_not_heard(pair: tuple[Process, Process]) -> N
     ts.linker.say("desk-ts-du-1", "desk-namo-main", "default", "x", Mirror("comet", "a", b"x"))
     await namo.desk.call("ts-du-1", "node.drain", Drain("n"), "acme", "why")
     assert namo.registry.model.list("comet") == []
+
+
+async def ready(process: Process) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while process.desk.starting():  # noqa: ASYNC110 - asked for when somebody calls
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_is_starting_until_it_was_shown_everything(
+    pair: tuple[Process, Process],
+) -> None:
+    namo, ts = pair
+    cells = [CellView(f"ts-{at}", "c", "mqtt://127.0.0.1:1") for at in range(50)]
+    ts.registry.apply(views=[View(CELL, one.scheduler, one) for one in cells])
+    await shown(namo, cells[-1])
+    namo.desk.close()
+    namo.linker.close()
+    namo.registry = LiveRegistry(Registry("anew"))
+    namo.begin(2)
+    namo.desk.wait_for(["ts-du-1"])
+    assert namo.desk.starting() == (
+        "this controller is starting and has not heard ts-du-1 yet: ask again in a moment"
+    )
+    ts.linker.wired()
+    await ready(namo)
+    assert len([*namo.registry.model.keys(CELL)]) == len(cells)
+
+
+async def test_a_process_that_is_away_is_not_waited_for_long(
+    pair: tuple[Process, Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namo, _ = pair
+    namo.cut = True
+    monkeypatch.setattr(module, "AWAY_MS", 30)
+    namo.desk.wait_for(["ts-du-1"])
+    assert namo.desk.starting()
+    await ready(namo)

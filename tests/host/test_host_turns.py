@@ -82,7 +82,8 @@ def made(act: Callable[[Event, Output], None], disk: Disk) -> tuple[Host, Script
 
 @asynccontextmanager
 async def serving(host: Host) -> AsyncIterator["asyncio.Task[None]"]:
-    task = asyncio.create_task(host.run(()))
+    host.restore(())
+    task = asyncio.create_task(host.run())
     try:
         yield task
     finally:

@@ -32,6 +32,8 @@ from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
 from device_agent.core import commands, events
 from device_agent.core.core import Core
+from device_agent.core.events import ExecutorFailed
+from protocols.errors import Blame
 from protocols.messages import (
     Assign,
     Invoke,
@@ -45,7 +47,7 @@ from protocols.messages import (
     ServiceOrder,
 )
 from protocols.messages.hierarchy import TaskSpec
-from protocols.messages.invocation import REQUEST, Edge, Tensor
+from protocols.messages.invocation import REQUEST, Edge, FailureCode, Tensor
 from protocols.messages.sense import LoadReport
 from protocols.qoais import ServiceKind
 from protocols.topics import Channel
@@ -64,6 +66,7 @@ from tona.jobs import (
 
 CLIENT = "app"
 REPLY = f"tona/1/cell/client/{CLIENT}/reply"
+OTHER = "ta-other"
 TA, TS, NAMO = "ta-main", "ts-main", "namo-main"
 STEPS_MAX = 200_000
 
@@ -218,8 +221,18 @@ class App:
 class World:
     """Everything, and the wire between."""
 
-    def __init__(self, *names: str, steps: int = 1, start: bool = True) -> None:
+    def __init__(
+        self,
+        *names: str,
+        steps: int = 1,
+        start: bool = True,
+        unix_offset_ms: int | None = None,
+        anchors: tuple[str, ...] = ("ta-main",),
+    ) -> None:
         self.now_ms = 1000
+        self.unix_offset_ms = unix_offset_ms
+        self.anchors = anchors
+        self.store_of_other: dict[tuple[str, str], Record] = {}
         self.wire: deque[Callable[[], None]] = deque()
         self.lose: Callable[[Any, Any], bool] = lambda _to, _body: False
         """Whether a message (target or sender's channel, body) is lost on the wire."""
@@ -254,17 +267,23 @@ class World:
         self.roles.clear()
         self.timers.clear()
         self.held.clear()
-        self.start_anchor()
+        for anchor in self.anchors:
+            self.start_anchor(anchor)
         self.start_scheduler()
 
-    def start_anchor(self) -> None:
-        self.roles[TA] = Anchor(AnchorSettings(TA, TS, NAMO))
-        self.timers = {key: at for key, at in self.timers.items() if key[0] != TA}
-        self.take(TA, self.roles[TA].restore(list(self.store.values()), self.now_ms))
+    def stored(self, role: str) -> dict[tuple[str, str], Record]:
+        return self.store_of_other if role == OTHER else self.store
+
+    def start_anchor(self, name: str = TA) -> None:
+        settings = AnchorSettings(name, (TS,), NAMO, unix_offset_ms=self.unix_offset_ms)
+        self.roles[name] = Anchor(settings)
+        self.timers = {key: at for key, at in self.timers.items() if key[0] != name}
+        records = list(self.stored(name).values())
+        self.take(name, self.roles[name].restore(records, self.now_ms))
 
     def start_scheduler(self) -> None:
         self.epoch += 1
-        settings = SchedulerSettings(name=TS, epoch=self.epoch, anchors=(TA,))
+        settings = SchedulerSettings(name=TS, epoch=self.epoch, anchors=self.anchors)
         self.roles[TS] = Scheduler(settings)
         self.timers = {key: at for key, at in self.timers.items() if key[0] != TS}
         self.take(TS, self.roles[TS].restore(list(self.store.values()), self.now_ms))
@@ -309,12 +328,13 @@ class World:
         """Make durable what has gathered, and let it out."""
         batch, self.held = self.held, deque()
         self.commits += bool(batch)
-        for _, output in batch:
+        for role, output in batch:
+            store = self.stored(role)
             for record in output.records:
                 if record.value is None:
-                    self.store.pop((record.kind, record.key), None)
+                    store.pop((record.kind, record.key), None)
                 else:
-                    self.store[record.kind, record.key] = record
+                    store[record.kind, record.key] = record
         for role, output in batch:
             self._let_out(role, output)
 
@@ -443,3 +463,25 @@ def is_run(_to: Any, body: Any) -> bool:
 def is_asked(_to: Any, body: Any) -> bool:
     """Whether a message is the anchor's word to run a job."""
     return isinstance(body, JobRun)
+
+
+def query(job: str = "j1", *, cancel: bool = False) -> JobQuery:
+    """Return a client's question after a job."""
+    return JobQuery(job, "svc", REPLY, cancel)
+
+
+def failure(code: FailureCode = FailureCode.EXECUTOR, *, retryable: bool = True) -> ExecutorFailed:
+    """Return what an executor says that failed."""
+    return ExecutorFailed("", code, Blame.ENVIRONMENT, "it broke", retryable)
+
+
+def say(world: World, body: Any, tenant: str = "default") -> None:
+    """Have the client say something, and all come to rest."""
+    world.client(body, tenant)
+    world.settle()
+
+
+def held(world: World) -> World:
+    """Have the first node keep its runs."""
+    world.nodes["n1"].holds = True
+    return world

@@ -97,12 +97,14 @@ def test_jobs_are_listed_without_their_outputs_and_shown_with_them() -> None:
 
 
 def test_a_person_sees_text_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    view = job_view(record())
+    view = job_view(record(accepted_unix_ms=10**12 + 42))
     assert isinstance(view, JobView)
     _draw(view)
     lines = {
         line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()
     }
     assert lines["state"] == "done"
+    assert lines["accepted"].endswith(".042")
+    assert lines["ended"] == "-"
     assert lines["y"] == "hello"
     assert DIGEST in lines["z"]

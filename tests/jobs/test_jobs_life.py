@@ -3,17 +3,16 @@
 from typing import Any
 
 import pytest
-from jobs_world import REPLY, World, is_run, submit, tensor
+from jobs_world import World, failure, held, is_run, query, say, submit, tensor
 from msgspec import Struct
 
 from controller.anchor import job_line, job_shelf, jobs
 from controller.api.jobs import JobInput, SubmitJob
-from controller.decider import Received
+from controller.decider import Called, Received
+from controller.job_view import job_view
 from controller.records import JOB
 from controller.scheduler import jobs as runs
 from device_agent.core import jobs as ends
-from device_agent.core.events import ExecutorFailed
-from protocols.errors import Blame
 from protocols.messages import (
     Acknowledge,
     Cancel,
@@ -21,36 +20,11 @@ from protocols.messages import (
     JobAccepted,
     JobEnded,
     JobKept,
-    JobQuery,
     JobRun,
 )
 from protocols.messages.invocation import Edge, FailureCode
 from protocols.messages.job import JobState
 from protocols.topics import Channel
-
-
-def query(job: str = "j1", *, cancel: bool = False) -> JobQuery:
-    return JobQuery(job, "svc", REPLY, cancel)
-
-
-def failure(code: FailureCode = FailureCode.EXECUTOR, *, retryable: bool = True) -> ExecutorFailed:
-    return ExecutorFailed("", code, Blame.ENVIRONMENT, "it broke", retryable)
-
-
-def say(world: World, body: Any, tenant: str = "default") -> None:
-    world.client(body, tenant)
-    world.settle()
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-def held(world: World) -> World:
-    world.nodes["n1"].holds = True
-    return world
-
 
 # One job, nothing lost.
 
@@ -260,89 +234,6 @@ def test_the_oldest_ended_jobs_are_forgotten(world: World, monkeypatch: pytest.M
     assert {key for kind, key in world.store if kind == JOB} == {"j2", "j3", "j4"}
     say(world, query("j0"))
     assert "there is no job" in world.accepted("j0")[-1].reason
-
-
-# Failures.
-
-
-def test_a_failure_that_may_pass_is_tried_again_after_a_pause(world: World) -> None:
-    world.nodes["n1"].fails = [failure(), failure()]
-    say(world, submit())
-    assert not world.ends()
-    assert (world.record().attempts, world.record().state) == (2, JobState.ACCEPTED)
-    world.passes(2000)
-    assert world.ends()[0].failure is None
-    assert world.record().attempts == 3
-
-
-def test_a_failure_for_good_ends_it_at_once(world: World) -> None:
-    world.nodes["n1"].fails = [failure(retryable=False)]
-    say(world, submit())
-    [end] = world.ends()
-    assert end.failure.text == "it broke"
-    assert world.record().state is JobState.FAILED
-    assert world.waiting() == 0
-
-
-def test_attempts_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ATTEMPTS_MAX", 3)
-    world.nodes["n1"].fails = [failure() for _ in range(9)]
-    say(world, submit())
-    world.passes(5000)
-    assert world.ends()[0].failure.text == "it broke"
-    assert len(world.nodes["n1"].runs) == 3
-
-
-def test_a_deadline_ends_a_job_that_nobody_can_run() -> None:
-    world = World(start=False)
-    world.start_controller()
-    world.settle()
-    world.order()
-    world.settle()
-    say(world, submit(deadline_ms=5000))
-    world.passes(4000)
-    assert not world.ends()
-    world.passes(2000)
-    [end] = world.ends()
-    assert end.failure.code is FailureCode.DEADLINE
-    assert "5000 ms" in end.failure.text
-
-
-def test_a_deadline_goes_on_after_a_restart(world: World) -> None:
-    held(world)
-    say(world, submit(deadline_ms=8000))
-    world.passes(2000)
-    world.kill_controller()
-    world.start_controller()
-    world.settle()
-    world.passes(9000)
-    assert world.ends()[0].failure.code is FailureCode.DEADLINE
-    assert not world.nodes["n1"].calls, "the run was stopped"
-
-
-def test_a_deleted_service_ends_its_jobs(world: World) -> None:
-    held(world)
-    say(world, submit())
-    world.delete()
-    world.settle()
-    [end] = world.ends()
-    assert end.failure.code is FailureCode.NO_SERVICE
-    assert world.record().state is JobState.FAILED
-
-
-def test_a_cancelled_job_stops_at_its_node_and_stays_over(world: World) -> None:
-    held(world)
-    say(world, submit())
-    assert world.nodes["n1"].calls
-    say(world, query(cancel=True))
-    assert not world.nodes["n1"].calls
-    [end] = world.ends()
-    assert end.failure.code is FailureCode.CANCELLED
-    assert world.record().state is JobState.CANCELLED
-    world.feed("ts-main")
-    say(world, submit())
-    assert world.ends()[-1].failure.code is FailureCode.CANCELLED
-    assert not world.nodes["n1"].calls
 
 
 # Words that are lost on the wire.
@@ -555,3 +446,72 @@ def test_a_node_cannot_end_what_was_not_sent_to_it() -> None:
     world.settle()
     assert not world.ends()
     assert runs.calls
+
+
+# Nobody who could take an end.
+
+
+def test_the_end_of_a_job_without_an_anchor_is_acknowledged_after_a_while(world: World) -> None:
+    """The node is not asked to keep it for ever, nor to forget it before an anchor may be back."""
+    say(world, submit(data=b"one"))
+    core = world.nodes["n1"].core
+    assert core is not None
+    world.lose = lambda _to, body: isinstance(body, Acknowledge) and body.of == "job"
+    say(world, submit("j2", data=b"two"))
+    world.lose = lambda _to, _body: False
+    assert world.waiting() == 1
+    scheduler = world.roles["ts-main"]
+    scheduler.jobs._anchors = ("ta-main", "ta-other")
+    scheduler.jobs._anchor_of = lambda _service: ""
+    world.passes(runs.STRAY_MS - 2000, 500)
+    assert world.waiting() == 1
+    world.passes(2 * ends.REPEAT_MAX_MS, 500)
+    assert world.waiting() == 0
+    assert not scheduler.jobs._strays
+
+
+def test_ends_without_an_anchor_are_remembered_within_bounds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "STRAYS_MAX", 2)
+    scheduler = world.roles["ts-main"]
+    scheduler.jobs._anchors = ("ta-main", "ta-other")
+    for at in range(5):
+        stray = JobEnded(f"j{at}", 1, "unknown", {}, number=at + 1)
+        world.from_node(world.nodes["n1"], Channel.RESULT, stray)
+        world.settle()
+    assert list(scheduler.jobs._strays) == [("j3", 1, 0), ("j4", 1, 0)]
+
+
+# When.
+
+
+def test_a_job_says_when_it_was_accepted_started_and_ended() -> None:
+    world = World(unix_offset_ms=10**12)
+    world.nodes["n1"].holds = True
+    taken_ms = 10**12 + world.now_ms
+    say(world, submit())
+    world.passes(5000)
+    shown = world.shown[JOB, "j1"]
+    assert (shown.accepted_unix_ms, shown.started_unix_ms, shown.ended_unix_ms) == (
+        taken_ms,
+        taken_ms,
+        0,
+    )
+    world.start_controller()
+    world.passes(5000)
+    world.nodes["n1"].release()
+    world.settle()
+    record = world.record()
+    assert (record.accepted_unix_ms, record.started_unix_ms) == (taken_ms, taken_ms)
+    assert record.ended_unix_ms == 10**12 + world.now_ms
+    view = job_view(record)
+    assert view.ended_unix_ms == record.ended_unix_ms
+
+
+def test_a_clock_that_is_not_known_is_not_guessed_and_a_call_tells_it(world: World) -> None:
+    say(world, submit())
+    assert world.record().accepted_unix_ms == world.record().ended_unix_ms == 0
+    world.feed("ta-main", Called("c", "job.cancel", Named("no"), "default", "api", 5 * 10**12))
+    say(world, submit("j2"))
+    assert world.record("j2").ended_unix_ms == 5 * 10**12

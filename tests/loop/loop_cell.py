@@ -80,6 +80,9 @@ class Loop:
                 except httpx.TransportError:
                     await asyncio.sleep(0.05)
                     continue
+                if "retry-after" in answer.headers:
+                    await asyncio.sleep(0.05)
+                    continue
                 answer.raise_for_status()
                 return answer.json()
 

@@ -3,11 +3,13 @@
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from namo_bench import Decide, Delete, Host, a_service, bodies, step, summary
 
 from controller.decider import Output, ToRole
-from controller.namo.approvals import DENIED_MS
-from controller.records import ApprovalState
+from controller.namo.approvals import DENIED_MS, PENDING_MS, STEPS
+from controller.namo.books import MAX_ANSWERED
+from controller.records import APPROVAL, ApprovalRecord, ApprovalState
 from protocols.errors import Blame
 from protocols.messages import Escalation, EscalationAnswer, ServiceOrder
 from protocols.messages.hierarchy import Attempt, Autonomy, ServiceState
@@ -158,3 +160,89 @@ def test_what_is_only_in_danger_is_not_changed_behind_a_persons_back() -> None:
     host.report("a", 1, ServiceState.DEGRADED)
     for out in host.pass_time(10 * DENIED_MS):
         assert not any(isinstance(body, ServiceOrder) for body in bodies(out))
+
+
+# What a restart may not forget.
+
+
+def test_a_denial_survives_a_crash_and_ends_in_its_time() -> None:
+    host = served("partial")
+    escalate(host, **SLOW)
+    host.call("approve.deny", Decide("1"))
+    host.pass_time(DENIED_MS // 2)
+    host.restart()
+    (refused,) = bodies(escalate(host, "e2", **SLOW))
+    assert refused == EscalationAnswer("e2", "a.t", False, "a person has denied this")
+    host.pass_time(DENIED_MS // 2)
+    host.restart()
+    assert host.approvals()[0].left_ms == 0
+    assert bodies(escalate(host, "e3", **SLOW)) == []
+    assert [one.state for one in host.approvals()] == [ApprovalState.DENIED, ApprovalState.PENDING]
+
+
+def test_a_restart_lengthens_a_denial_by_one_step_at_most() -> None:
+    host = served("partial")
+    escalate(host, **SLOW)
+    host.call("approve.deny", Decide("1"))
+    for _ in range(STEPS):
+        host.pass_time(DENIED_MS // STEPS)
+        host.pass_time(DENIED_MS // STEPS - 1)
+        host.restart()
+    assert bodies(escalate(host, "e2", **SLOW)) == []
+
+
+def test_a_question_that_nobody_answers_expires_and_the_anchor_hears_it() -> None:
+    host = served("manual")
+    escalate(host, proposal="use the variant tiny", **SLOW)
+    host.pass_time(PENDING_MS // 2)
+    # Asked again, and across a crash, it is the same question and has no more time.
+    escalate(host, "e2", proposal="use the variant tiny", **SLOW)
+    host.restart()
+    outs = host.pass_time(PENDING_MS // 2)
+    told = [body for out in outs for body in bodies(out)]
+    why = "approval 1 has expired: nobody answered within 24 hours"
+    assert told == [EscalationAnswer("e2", "a.t", False, why)]
+    (asked,) = host.approvals()
+    assert (asked.state, asked.outcome) == (
+        ApprovalState.EXPIRED,
+        "nobody answered within 24 hours",
+    )
+    assert "expired already" in error_of(host.call("approve.grant", Decide("1")))
+    assert not any(key.startswith("hold/") for key in host.timers)
+
+
+def test_a_question_of_a_version_that_waited_for_ever_expires_too() -> None:
+    host = served("manual")
+    escalate(host, proposal="use the variant tiny", **SLOW)
+    old = host.records[APPROVAL, "1"]
+    assert isinstance(old.value, ApprovalRecord)
+    host.records[APPROVAL, "1"] = replace(old, value=replace(old.value, left_ms=0))
+    host.restart()
+    host.pass_time(PENDING_MS)
+    assert host.approvals()[0].state is ApprovalState.EXPIRED
+
+
+def test_a_changed_service_begins_without_denials_also_after_a_crash() -> None:
+    host = served("partial")
+    escalate(host, **SLOW)
+    host.call("approve.deny", Decide("1"))
+    zone = {"autonomy": {"level": "partial"}}
+    tasks = [step("t", expected_ms=6)]
+    host.submit(a_service(tasks, alternatives=[SMALL], sla={"zone": zone}))
+    host.runs()
+    host.restart()
+    assert bodies(escalate(host, "e2", **SLOW)) == []
+    assert host.approvals()[-1].state is ApprovalState.PENDING
+
+
+def test_a_denial_that_holds_is_not_pushed_out_by_those_answered_later() -> None:
+    host = served("manual")
+    escalate(host, proposal="use the variant tiny", **SLOW)
+    host.call("approve.deny", Decide("1"))
+    for at in range(MAX_ANSWERED + 1):
+        escalate(host, f"g{at}", proposal=f"way {at}", **SLOW)
+        host.call("approve.grant", Decide(str(2 + at)))
+    host.restart()
+    (refused,) = bodies(escalate(host, "e2", proposal="use the variant tiny", **SLOW))
+    assert isinstance(refused, EscalationAnswer)
+    assert not refused.granted

@@ -6,7 +6,7 @@ import pytest
 from namo_bench import Host, a_service, bodies, chain, step, summary
 
 from controller.decider import Output, ToRole
-from controller.namo.positions import COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
+from controller.namo.positions import CALM_MS, COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
 from protocols.messages import Escalation, EscalationAnswer, ServiceDelete, ServiceOrder
 from protocols.messages.hierarchy import ServiceState
 
@@ -105,6 +105,50 @@ def test_after_calm_all_candidates_may_be_tried_again() -> None:
     host.runs()
     host.pass_time(700_000)
     assert order_in(escalate(host, "e2", **SLOW)).decomposition == "small+spread"
+
+
+def test_what_was_tried_is_not_tried_again_after_a_crash() -> None:
+    host = served()
+    escalate(host, **SLOW)
+    host.runs()
+    host.pass_time(COOLDOWN_MS)
+    host.restart()
+    soon = answer_of(escalate(host, "e2", **SLOW))
+    assert "it has 30 s to show whether that helps" in soon.reason
+    host.pass_time(COOLDOWN_MS)
+    assert order_in(escalate(host, "e3", **SLOW)).decomposition == "main+fused"
+    host.runs()
+    host.restart()
+    host.pass_time(COOLDOWN_MS)
+    last = answer_of(escalate(host, "e4", **SLOW))
+    assert not last.granted
+    assert "small+spread at ta-main: tried already" in last.reason
+
+
+def test_calm_is_over_for_good_whatever_crashes_after_it() -> None:
+    host = served()
+    escalate(host, **SLOW)
+    host.runs()
+    host.restart()
+    host.pass_time(CALM_MS)
+    assert host.service().tried == ()
+    host.restart()
+    assert order_in(escalate(host, "e2", **SLOW)).decomposition == "small+spread"
+
+
+def test_a_change_that_waits_is_followed_up_after_a_crash() -> None:
+    host = Host()
+    host.hear(summary())
+    second = {**ALTERNATIVE, "name": "second", "tasks": [step("quick", expected_ms=2)]}
+    host.submit(a_service([step("t", expected_ms=9)], alternatives=[ALTERNATIVE, second]))
+    host.runs()
+    escalate(host, **SLOW)
+    assert host.service().order.decomposition == "second+spread"
+    host.report("a", 2, ServiceState.WAITING)
+    host.restart()
+    host.hear(summary())
+    host.pass_time(COOLDOWN_MS)
+    assert host.service().order.decomposition == "main+spread"
 
 
 def test_a_new_document_begins_anew() -> None:

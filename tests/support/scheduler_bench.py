@@ -9,7 +9,7 @@ from controller.decider import Called, Event, Fired, Output, Received, Send, ToN
 from controller.scheduler.decider import Scheduler, Settings
 from protocols.messages import Assign, Birth, EnvelopeGrant, LoadReport, Status
 from protocols.messages.invocation import Edge
-from protocols.messages.presence import Holding
+from protocols.messages.presence import Feeding, Holding
 from protocols.messages.task import InstanceState, LostPolicy
 
 READY = InstanceState.READY
@@ -52,11 +52,13 @@ class Bench:
     def anchor(self, body: Any) -> Output:
         return self.feed(Received("ta-main", 0, 0, "default", "test", body))
 
-    def born(self, *nodes: str, holdings: tuple[Holding, ...] = ()) -> Output:
+    def born(
+        self, *nodes: str, holdings: tuple[Holding, ...] = (), feeds: tuple[Feeding, ...] = ()
+    ) -> Output:
         output = Output()
         for node in nodes:
             self.incarnations[node] = self.incarnations.get(node, 0) + 1
-            output.extend(self.node(node, Birth("1", "boot", INVENTORY, holdings)))
+            output.extend(self.node(node, Birth("1", "boot", INVENTORY, holdings, feeds=feeds)))
         return output
 
     def passes(self, ms: int, *alive: str) -> Output:

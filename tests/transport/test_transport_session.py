@@ -325,6 +325,34 @@ async def test_a_new_list_of_subscriptions_takes_hold(broker: Broker, peer: Make
     assert (await one.hear()).frame.body == Drain("heard")
 
 
+async def test_what_the_new_list_leaves_out_comes_no_more(broker: Broker, peer: Make) -> None:
+    filters = [str(PROBE), str(COMMAND), str(INVOKE)]
+    one = peer(broker.port, "node-1", Speaker.NODE, lambda: list(filters))
+    other = controller(peer, broker)
+    await one.up()
+    await other.up()
+    filters.remove(str(COMMAND))
+    one.session.resubscribe()
+    # Each change waits for the answer to the one before: when the last stands, so do all.
+    filters.remove(str(INVOKE))
+    one.session.resubscribe()
+    link = one.session._link
+    assert link is not None
+    await one.reaches(lambda: link._granted == set(filters) and not link._leaving)
+    received = one.session.counters.received
+    assert other.session.send(COMMAND, Drain("unheard"), cause="c")
+    assert await other.session.drained(WAIT_S * 1000)
+    assert one.session.send(PROBE, Probe(2), cause="behind it")
+    assert (await one.hear()).frame.body == Probe(2)
+    assert one.session.counters.received == received + 1
+    filters.append(str(COMMAND))
+    one.session.resubscribe()
+    assert one.session.send(PROBE, Probe(3), cause="behind the subscription")
+    assert (await one.hear()).frame.body == Probe(3)
+    assert other.session.send(COMMAND, Drain("heard"), cause="c")
+    assert (await one.hear()).frame.body == Drain("heard")
+
+
 async def test_who_may_not_publish_is_told_at_once(broker: Broker, peer: Make) -> None:
     one = node(peer, broker)
     await one.up()

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from controller.api import client
+from controller.api.arguments import Request
 from controller.records import ArtifactRecord
 from protocols.errors import EnvironmentFailure, PeerError, UserError
 from protocols.transport import tls
@@ -25,6 +26,8 @@ ANSWER_TIMEOUT_S: Final = 40.0
 """Above the time that the controller gives its roles."""
 ANSWER_MAX_BYTES: Final = 256 << 20
 """Above the longest listing; what sends more is something else."""
+STARTING_S: Final = 15.0
+"""How long a controller that is starting is waited for: longer than it waits for its parts."""
 CHUNK_BYTES: Final = 256 * 1024
 TOKEN: Final = "tona-token"  # noqa: S105 - the name of a header
 KINDS: Final = {".wasm": "wasm", ".onnx": "onnx"}
@@ -161,6 +164,16 @@ class Api:
 
     async def _perform(self, operation: str, arguments: dict[str, Any]) -> tuple[int, bytes, str]:
         request = client.call(operation, **arguments)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + STARTING_S
+        while True:
+            status, body, headers = await self._ask(request)
+            pause_s = _pause_s(status, headers)
+            if not pause_s or loop.time() + pause_s > end_s:
+                return status, body, headers.get(TOKEN, "")
+            await asyncio.sleep(pause_s)
+
+    async def _ask(self, request: Request) -> tuple[int, bytes, httpx.Headers]:
         headers = {"content-type": "application/json"} if request.body is not None else {}
         body = bytearray()
         try:
@@ -173,7 +186,7 @@ class Api:
                         raise PeerError(f"what answers at {self.url} is no controller: no end came")
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
-        return response.status_code, bytes(body), response.headers.get(TOKEN, "")
+        return response.status_code, bytes(body), response.headers
 
     async def _events(self, kind: str, token: str) -> AsyncIterator[client.Event]:
         request = client.call("watch", kind=kind, **{"from": token})
@@ -195,6 +208,12 @@ class Api:
             f"no controller answers at {self.url} ({why}): start one with `tona up`, "
             "or name another with --api or TONA_API"
         )
+
+
+def _pause_s(status: int, headers: httpx.Headers) -> float:
+    """Return after how long the controller wants to be asked again; 0: it does not."""
+    given = headers.get("retry-after", "") if status == httpx.codes.SERVICE_UNAVAILABLE else ""
+    return float(given) if given.isascii() and given.isdigit() else 0.0
 
 
 def _answer(operation: str, status: int, body: bytes) -> Any:

@@ -87,6 +87,12 @@ def resume(node: NodeName, as_json: AsJson = False) -> None:
     )
 
 
+@node_app.command()
+def forget(node: NodeName, as_json: AsJson = False) -> None:
+    """Forget a node that is gone for good; born again, it is simply known again."""
+    listing("node.forget", as_json, lambda one: show(f"{one.node} is known no more"), name=node)
+
+
 async def _live(api: Any) -> None:
     from tona.cli.follow import NODES, follow  # noqa: PLC0415 - slow to import
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -112,11 +113,20 @@ def _draw(one: JobView) -> None:
         ("priority", str(one.priority)),
         ("deadline", f"{one.deadline_ms} ms" if one.deadline_ms else "-"),
         ("client", or_dash(one.client)),
+        ("accepted", _at(one.accepted_unix_ms)),
+        ("started", _at(one.started_unix_ms)),
+        ("ended", _at(one.ended_unix_ms)),
         ("reason", _reason(one)),
         ("nodes", " ".join(dict.fromkeys(step.node for step in one.timings)) or "-"),
     ]
     rows += [(name, _output(value)) for name, value in sorted(one.outputs.items())]
     show(details(rows))
+
+
+def _at(unix_ms: int) -> str:
+    if not unix_ms:
+        return "-"
+    return f"{datetime.fromtimestamp(unix_ms / 1000).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def _reason(one: JobView) -> str:

@@ -121,9 +121,16 @@ def list_approvals(
     """List what the network would do and may not without you."""
 
     def draw(found: Sequence[ApprovalRecord]) -> None:
-        made = table("NUMBER", "SERVICE", "STATE", "DECISION", "REASON")
+        made = table("NUMBER", "SERVICE", "STATE", "DECISION", "REASON", "OUTCOME")
         for one in found:
-            made.add_row(one.number, one.service, one.state, one.decision, or_dash(one.reason))
+            made.add_row(
+                one.number,
+                one.service,
+                one.state,
+                one.decision,
+                or_dash(one.reason),
+                or_dash(one.outcome),
+            )
         show(made)
 
     listing("approve.list", as_json, draw, service=service, state=state)

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -20,6 +20,10 @@ from tona.cli.context import (
     table,
     with_api,
 )
+from tona.cli.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from controller.twin.schedule import Tally
 
 app = typer.Typer(
     name="sim",
@@ -46,25 +50,30 @@ def faults(
     from controller.twin.pool import cores, run_many  # noqa: PLC0415 - as above
 
     began_s = time.monotonic()
-    with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task("schedules", total=schedules)
-        tally = run_many(
-            seed,
-            schedules,
-            jobs or cores(),
-            lambda total: progress.update(bar, completed=total.schedules),
-        )
+        told: set[int] = set()
+
+        def follow(total: "Tally") -> None:
+            progress.update(bar, completed=total.schedules)
+            for one in total.first:
+                if one.seed not in told:
+                    told.add(one.seed)
+                    progress.console.print(
+                        f"tona: {one.text}\n      again: tona sim replay --seed {one.seed} "
+                        "--trace FILE"
+                    )
+
+        tally = run_many(seed, schedules, jobs or cores(), follow)
     seconds = time.monotonic() - began_s
     if as_json:
-        told = msgspec.to_builtins(tally) | {"seed": seed, "seconds": round(seconds, 3)}
-        show_json(msgspec.json.encode(told))
+        figures = msgspec.to_builtins(tally) | {"seed": seed, "seconds": round(seconds, 3)}
+        show_json(msgspec.json.encode(figures))
     else:
         show(_tally(tally, seconds))
         show(details((name, str(count)) for name, count in sorted(tally.faults.items())))
-    for one in tally.first:
-        console(stderr=True).print(
-            f"tona: {one.text}\n      again: tona sim replay --seed {one.seed} --trace FILE"
-        )
+    if tally.schedules < schedules:
+        raise typer.Exit(INTERRUPTED)
     if tally.broken:
         raise typer.Exit(BROKEN)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import Final
 
@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from controller.anchor.placement.facts import NodeFacts, Snapshot
+from protocols.manifest import ExecutorKind
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.presence import Accelerator, ExecutorInfo
+from protocols.messages.presence import Accelerator, ExecutorInfo, Inventory
+from protocols.qoais import INDICATORS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -27,6 +29,13 @@ LOAD_MAX: Final = 0.9
 """Above this share of its cores a node is taken to be so loaded."""
 FLEETS_KEPT: Final = 2
 """Arrays are made once for the same tuple of nodes: services are often placed many at a time."""
+SPARSE: Final = 2
+"""Up to one node in so many, what is reserved is put to its place; else every node is looked up."""
+SECURITY: Final = "computing_security"
+SECURITY_LEVELS: Final = INDICATORS[SECURITY].levels
+"""Worst first."""
+USUAL_SECURITY: Final = {ExecutorKind.WASM.value: "strong", ExecutorKind.ONNX.value: "basic"}
+"""What executors of a kind keep where their node says nothing else."""
 _BIT_MS: Final = 1e-3
 """Milliseconds that one bit takes at 1 Mbit/s."""
 
@@ -52,6 +61,8 @@ class Fleet:
         self.cells = _cells(nodes)
         self.executors = _kinds([one.executors for one in inventories])
         self.accelerators = _kinds([one.accelerators for one in inventories])
+        self.security: dict[str, Ints] = {}
+        """By kind of executor, made when it is asked for."""
 
 
 class _Same:
@@ -82,6 +93,7 @@ class Columns:
         self.cores, self.memory = fleet.cores, fleet.memory
         self.round_trip_ms, self.byte_ms = fleet.round_trip_ms, fleet.byte_ms
         self._executors, self._accelerators = fleet.executors, fleet.accelerators
+        self._security = fleet.security
         self.free = fleet.memory - self._spread(snapshot.reserved_bytes)
         self.instances = self._spread(snapshot.instances)
         self.room = fleet.instances_max - self.instances
@@ -100,6 +112,13 @@ class Columns:
     def _has(self, kind: str, found: dict[str, Bools]) -> Bools:
         return found.get(kind, np.zeros(len(self.names), bool))
 
+    def security(self, kind: str) -> Ints:
+        """Return the level of computing security that each node's executor of a kind keeps."""
+        if kind not in self._security:
+            levels = [security_level(one.inventory, kind) for one in self.facts]
+            self._security[kind] = np.array(levels, np.intp)
+        return self._security[kind]
+
     def at(self, names: tuple[str, ...]) -> Bools:
         """Return which nodes are among these names."""
         found = np.zeros(len(self.names), bool)
@@ -109,12 +128,25 @@ class Columns:
         return found
 
     def _spread(self, amounts: Mapping[str, float]) -> Floats:
+        if len(amounts) * SPARSE > len(self.names):
+            found = map(amounts.get, self.names, repeat(0.0))
+            return np.fromiter(found, np.float64, len(self.names))
         spread = np.zeros(len(self.names))
         for name, amount in amounts.items():
             at = self.index.get(name)
             if at is not None:
                 spread[at] = amount
         return spread
+
+
+def security_level(inventory: Inventory, kind: str) -> int:
+    """Return which of the indicator's levels a node's executor of a kind keeps, by its place.
+
+    What the node declares and nobody knows counts as none.
+    """
+    declared = next((one.security for one in inventory.executors if one.kind == kind), "none")
+    level = declared or USUAL_SECURITY.get(kind, "none")
+    return SECURITY_LEVELS.index(level) if level in SECURITY_LEVELS else 0
 
 
 def _cells(nodes: Sequence[NodeFacts]) -> list[slice]:

@@ -1,6 +1,7 @@
 """What a person reads of a plan: scores, spares, and why each other node was rejected."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -16,6 +17,8 @@ MAX_REJECTIONS: Final = 32
 """Of each task; they are kept with its record."""
 MAX_SCORES: Final = 8
 """Nodes whose terms are kept, the best ones."""
+MAX_REASONS: Final = 6
+"""Reasons that are counted in one sentence."""
 MAX_RANKED: Final = MAX_REJECTIONS + 1 + 64
 """Nodes that are put in order: the chosen one, the most spares, and those that are rejected."""
 FEASIBLE: Final = "feasible"
@@ -79,10 +82,23 @@ def refused(model: Model, revision: int, *, certain: bool) -> dict[str, Placemen
     for at, unit in enumerate(model.units):
         for member in unit.members:
             task = model.requests[member].spec.task
-            reason = f"none of {nodes} nodes can run it" if task in alone else others
+            reason = others
+            if task in alone:
+                why = counted(_Why(model, at, member, 0).counts())
+                reason = f"none of {nodes} nodes can run it: {why}"
             rejected = islice(_refused(model, at, member, others), MAX_REJECTIONS)
             found[task] = Placement(revision, rejected=tuple(rejected), reason=reason)
     return {one.spec.task: found[one.spec.task] for one in model.requests}
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Return clauses with how many nodes each is said of, the most frequent ones first."""
+    ordered = sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+    parts = [f"{clause} ({count})" for clause, count in ordered[:MAX_REASONS]]
+    others = sum(count for _, count in ordered[MAX_REASONS:])
+    if others:
+        parts.append(f"other reasons ({others})")
+    return ", ".join(parts)
 
 
 def _ranked(whole: Whole, at: int) -> _Ranked:
@@ -177,3 +193,22 @@ class _Why:
             return f"holds {held} instances already, its limit"
         step, rule = next(one for one in self._others if not one[1].holds[node])
         return f"cannot run {step} of its group: {rule.why(node)}"
+
+    def counts(self) -> Counter[str]:
+        """Return of how many nodes each clause is the first that rules them out."""
+        columns = self._columns
+        found: Counter[str] = Counter()
+        left = np.ones(len(columns.names), bool)
+        for rule in self._own:
+            found.update(rule.why(at) for at in np.flatnonzero(left & ~rule.holds).tolist())
+            left &= rule.holds
+        short = left & (self._need > columns.free)
+        full = left & ~short & (self._inst > columns.room)
+        found["has too little task memory left"] += int(short.sum())
+        found["has no instance left"] += int(full.sum())
+        left &= ~(short | full)
+        for step, rule in self._others:
+            bad = left & ~rule.holds
+            found[f"cannot run {step} of its group"] += int(bad.sum())
+            left &= rule.holds
+        return +found

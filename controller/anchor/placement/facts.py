@@ -33,6 +33,8 @@ class Snapshot(Struct, frozen=True):
     reserved_cpu_percent: Mapping[str, float] = {}
     """Of one core, as demands are."""
     instances: Mapping[str, int] = {}
+    left_out: Mapping[str, int] = {}
+    """How many further nodes are known and not to be weighed, by the clause that says why."""
 
 
 class Request(Struct, frozen=True):
@@ -53,3 +55,5 @@ class Request(Struct, frozen=True):
     """It keeps this node, which is not examined: the others are placed around it."""
     reserved_bytes: int | None = None
     """What the snapshot has counted for it there; None: the manifest's limit."""
+    confined: Mapping[str, tuple[str, ...]] = {}
+    """The only nodes where its raw input is, by the clause that is said of the others."""

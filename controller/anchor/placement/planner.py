@@ -7,7 +7,7 @@ import numpy as np
 
 from controller.anchor.placement.board import Board
 from controller.anchor.placement.columns import Columns, Floats, Ints
-from controller.anchor.placement.explain import placed, refused
+from controller.anchor.placement.explain import counted, placed, refused
 from controller.anchor.placement.facts import Request, Snapshot
 from controller.anchor.placement.model import Model
 from controller.anchor.placement.search import Found, lowest, solve
@@ -34,7 +34,11 @@ def place(requests: Sequence[Request], snapshot: Snapshot) -> dict[str, Placemen
     if not requests:
         return {}
     if not snapshot.nodes:
-        none = Placement(snapshot.revision, reason="no node has joined yet")
+        known = sum(snapshot.left_out.values())
+        reason = "no node has joined yet"
+        if known:
+            reason = f"none of {known} nodes may be used: {counted(snapshot.left_out)}"
+        none = Placement(snapshot.revision, reason=reason)
         return {one.spec.task: none for one in requests}
     model = Model(requests, Columns(snapshot))
     chosen, certain = choose(model)

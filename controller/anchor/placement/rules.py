@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from controller.anchor.placement.columns import Bools, Columns
+from controller.anchor.placement.columns import SECURITY, SECURITY_LEVELS, Bools, Columns
 from controller.anchor.placement.facts import Request
 from protocols.manifest import Manifest
 from protocols.messages.hierarchy import TaskSpec
@@ -50,8 +50,16 @@ def programs(request: Request) -> tuple[Program, ...]:
 
 def privacy(spec: TaskSpec) -> str:
     """Return how far the raw input of a task may go: `node`, `cell` or `core`."""
-    levels = [one.level for one in spec.qos.bounds if one.indicator == PRIVACY and one.level]
-    return levels[0] if levels else "core"
+    return _level(spec, PRIVACY) or "core"
+
+
+def _level(spec: TaskSpec, indicator: str) -> str:
+    levels = (one.level for one in spec.qos.bounds if one.indicator == indicator and one.level)
+    return next(levels, "") or ""
+
+
+def _saying(clause: str) -> Callable[[int], str]:
+    return lambda _: clause
 
 
 def rules(request: Request, program: Program, columns: Columns) -> list[Rule]:
@@ -65,6 +73,18 @@ def rules(request: Request, program: Program, columns: Columns) -> list[Rule]:
         Rule(columns.online, lambda at: f"is {columns.facts[at].state}"),
         Rule(columns.has_executor(kind), lambda _: f"has no {kind} executor"),
     ]
+    asked = _level(spec, SECURITY)
+    if asked in SECURITY_LEVELS[1:]:
+        given = columns.security(kind)
+        found.append(
+            Rule(
+                given >= SECURITY_LEVELS.index(asked),
+                lambda at: (
+                    f"its {kind} executor keeps {SECURITY_LEVELS[given[at]]} computing security, "
+                    f"{asked} is asked for"
+                ),
+            )
+        )
     if spec.nodes:
         named = columns.at(spec.nodes)
         found.insert(1, Rule(named, lambda _: "is not among the nodes that the task names"))
@@ -82,4 +102,6 @@ def rules(request: Request, program: Program, columns: Columns) -> list[Rule]:
                 within[cell] = origins[cell].any()
             clause = "lies outside the cell that the task's raw input may not leave"
             found.append(Rule(within, lambda _: clause))
+    for without, nodes in request.confined.items():
+        found.append(Rule(columns.at(nodes), _saying(without)))
     return found
