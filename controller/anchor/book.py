@@ -10,13 +10,13 @@ from typing import Final
 
 from msgspec import structs
 
-from controller.anchor.desk import Desk
 from controller.anchor.ledger import Ledger
 from controller.anchor.lifecycle import TaskEvent, advance
 from controller.anchor.placement import NodeFacts, Snapshot
 from controller.anchor.settings import Settings
 from controller.anchor.stories import Stories
 from controller.decider import Record
+from controller.desk import Desk
 from controller.records import (
     ANCHORED,
     NODE,

@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from controller.anchor import book, direct, escalations, fleet, placing
 from controller.anchor.book import Book
-from controller.anchor.desk import Desk
 from controller.anchor.direct import Direct
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
@@ -26,6 +25,7 @@ from controller.anchor.settings import Settings
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import Upward
 from controller.decider import Called, Event, Fired, Linked, Output, Received, Record, Role
+from controller.desk import Desk
 from protocols.errors import TonaBug
 from protocols.messages import (
     AnchorWelcome,

@@ -9,8 +9,8 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from controller.anchor.desk import Desk
 from controller.decider import Received
+from controller.desk import Desk
 from controller.records import JOB, JobRecord
 from protocols.errors import Blame
 from protocols.messages import JobHandover, JobOwned, JobsMoved

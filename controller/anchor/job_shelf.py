@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from controller.anchor.desk import Desk
+from controller.desk import Desk
 from controller.records import JOB, JobRecord
 from protocols.messages.invocation import Tensor
 

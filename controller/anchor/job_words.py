@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from controller.anchor.desk import Desk
 from controller.anchor.job_lifecycle import Phase
 from controller.anchor.job_line import Job
 from controller.decider import Received
+from controller.desk import Desk
 from controller.records import JobRecord
 from protocols.messages import JobAccepted, JobEnded, JobQuery, JobStatus, JobSubmit
 from protocols.messages.job import JobState

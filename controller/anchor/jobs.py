@@ -25,7 +25,6 @@ from zlib import crc32
 
 from msgspec import structs
 
-from controller.anchor.desk import Desk
 from controller.anchor.job_lifecycle import JobEvent, Phase
 from controller.anchor.job_line import OVERLOADED, Job, Line
 from controller.anchor.job_moves import OPEN, Moves, arrived
@@ -34,6 +33,7 @@ from controller.anchor.job_shelf import Shelf
 from controller.anchor.job_values import fingerprint, inline_bytes, merged
 from controller.anchor.job_words import REASON_MAX, Words
 from controller.decider import Answer, Called, Received, Record, View
+from controller.desk import Desk
 from controller.job_view import job_view
 from controller.records import JOB, JobRecord
 from protocols.errors import Blame

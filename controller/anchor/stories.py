@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Final
 
-from controller.anchor.desk import Desk
+from controller.desk import Desk
 from controller.records import STORY, STORY_LENGTH, StoryRecord
 from protocols.errors import Blame
 

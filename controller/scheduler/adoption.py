@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
+from controller.desk import Desk
 from controller.scheduler import envelope
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
-from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT

@@ -5,9 +5,9 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import ToRole
+from controller.desk import Desk
 from controller.scheduler.copies import TaskEntry
 from controller.scheduler.danger import Danger
-from controller.scheduler.desk import Desk
 from protocols.messages import Escalation, EscalationAnswer
 from protocols.messages.hierarchy import Attempt
 

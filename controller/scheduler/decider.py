@@ -23,10 +23,10 @@ from controller.decider import (
     ToNode,
     ToRole,
 )
+from controller.desk import Desk
 from controller.records import NODE, NodeRecord
 from controller.scheduler import holds
 from controller.scheduler.adoption import Adoption
-from controller.scheduler.desk import Desk
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.fleet import Fleet
 from controller.scheduler.jobs import Jobs

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from controller.decider import ToNode
+from controller.desk import Desk
 from controller.scheduler.copies import TaskEntry
-from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable

@@ -8,8 +8,8 @@ from typing import Final, Protocol
 from msgspec.structs import replace
 
 from controller.decider import Received, ToNode, ToRole
+from controller.desk import Desk
 from controller.records import FLEET, NODE, NodeRecord, NodeView
-from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.pace import Pace
 from controller.scheduler.presence import NodeEvent, advance

@@ -5,12 +5,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from controller.desk import Desk
 from controller.records import ServiceQuality, TaskQuality
 from controller.scheduler import envelope
 from controller.scheduler.copies import TaskEntry, program
 from controller.scheduler.cost import CostModel
 from controller.scheduler.danger import ENTER_USE, STALE_MS, Danger, Watch
-from controller.scheduler.desk import Desk
 from controller.scheduler.feeds import Feeds, latency_bound
 from controller.scheduler.levers import accuracy_of, expected_of, work_of
 from controller.scheduler.nodes import NodeTable

@@ -20,8 +20,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from controller.decider import Received, ToInvoke, ToNode, ToRole, ToTopic
+from controller.desk import Desk
 from controller.scheduler import routes
-from controller.scheduler.desk import Desk
 from protocols.errors import Blame
 from protocols.messages import (
     Acknowledge,

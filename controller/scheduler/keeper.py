@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import ToRole
+from controller.desk import Desk
 from controller.records import QUALITY
 from controller.scheduler import envelope
 from controller.scheduler.choice import Chosen, choose, place_of, relaxations
@@ -18,7 +19,6 @@ from controller.scheduler.complaints import Complaints
 from controller.scheduler.copies import CopyState, TaskEntry
 from controller.scheduler.cost import CostModel
 from controller.scheduler.danger import Danger
-from controller.scheduler.desk import Desk
 from controller.scheduler.feeds import AS_DECLARED, Feeds, data_allowed
 from controller.scheduler.gauges import Gauges
 from controller.scheduler.levers import Levers

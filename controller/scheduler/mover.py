@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 from controller.decider import ToNode
+from controller.desk import Desk
 from controller.scheduler import envelope, upward
 from controller.scheduler.copies import Copy, CopyState, TaskEntry, program, rebuilt
-from controller.scheduler.desk import Desk
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS
 from controller.scheduler.settings import EPOCH_SHIFT

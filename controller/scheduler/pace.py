@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import ToNode
-from controller.scheduler.desk import Desk
+from controller.desk import Desk
 from controller.scheduler.table import TaskTable
 from protocols.messages import SetSensing
 from protocols.messages.hierarchy import NodeState

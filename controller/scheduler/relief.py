@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from controller.desk import Desk
 from controller.scheduler import danger
 from controller.scheduler.complaints import Complaints
 from controller.scheduler.copies import CopyState, TaskEntry
 from controller.scheduler.danger import Danger, NodeWatch
-from controller.scheduler.desk import Desk
 from controller.scheduler.envelope import may_move
 from controller.scheduler.gauges import LATENCY, Gauges
 from controller.scheduler.nodes import NodeTable

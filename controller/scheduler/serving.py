@@ -6,8 +6,8 @@ from typing import Final
 import msgspec
 
 from controller.decider import Received, ToInvoke, ToService, ToTopic
+from controller.desk import Desk
 from controller.scheduler import routes
-from controller.scheduler.desk import Desk
 from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable
 from protocols.errors import Blame

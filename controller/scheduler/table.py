@@ -1,8 +1,8 @@
 """The task table: entries and their copies, by task, service and node; what has changed."""
 
 from controller.decider import Send
+from controller.desk import Desk
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
-from controller.scheduler.desk import Desk
 from controller.scheduler.holds import Holds
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import Releases

@@ -1,13 +1,13 @@
-"""What every part of the anchor works with in a turn: its name, the time, the output."""
+"""What every part of a decider works with in a turn: its name, the time, the output."""
 
 from msgspec import Struct
 
-from controller.decider import Output, Record, Send, Target, Timer, ToRole
+from controller.decider import Answer, Output, Record, Send, Target, Timer, ToRole, View
 from protocols.messages import Body
 
 
 class Desk:
-    """The time of this turn, and what shall leave the anchor when it ends."""
+    """The time of this turn, and what shall leave the role when it ends."""
 
     def __init__(self, name: str, unix_offset_ms: int | None = None) -> None:
         self.name = name
@@ -41,6 +41,14 @@ class Desk:
         """Make the newest state of something durable; None: it is gone."""
         self.output.records.append(Record(kind, key, value, cause))
 
+    def show(self, kind: str, key: str, value: Struct | None) -> None:
+        """Show people the newest state of something; None: it is gone."""
+        self.output.views.append(View(kind, key, value))
+
     def wake(self, key: str, at_ms: int | None) -> None:
         """Set the timer of this key, or cancel it."""
         self.output.timers.append(Timer(key, at_ms))
+
+    def answer(self, answer: Answer) -> None:
+        """Answer an operation."""
+        self.output.answers.append(answer)
