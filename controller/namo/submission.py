@@ -19,6 +19,8 @@ from protocols.qoais import INDICATORS, Category
 OPERATOR: Final = "default"
 """The tenant that may act for every other."""
 OVER: Final = (UseCaseState.DELETING, UseCaseState.DELETED)
+DELETING: Final = "is being deleted: submit it when that has ended"
+"""What is refused so is possible later."""
 
 
 class SubmitArguments(Protocol):
@@ -240,7 +242,7 @@ def _check_use_case(before: UseCaseRecord | None, tenant: str) -> None:
     if before is None:
         return
     if before.state is UseCaseState.DELETING:
-        raise UserError(f"use case {before.name!r} is being deleted: submit it when that has ended")
+        raise UserError(f"use case {before.name!r} {DELETING}")
     if before.tenant != tenant:
         raise UserError(
             f"use case {before.name!r} belongs to tenant {before.tenant!r}: choose another name"
@@ -252,7 +254,7 @@ def _check_service(held: ServiceRecord | None, use_case: str) -> None:
         return
     name = held.order.service
     if held.ending:
-        raise UserError(f"service {name!r} is being deleted: submit it when that has ended")
+        raise UserError(f"service {name!r} {DELETING}")
     if held.order.use_case != use_case:
         raise UserError(
             f"service {name!r} belongs to use case {held.order.use_case!r}: choose another name"

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import Role
+from controller.namo.submission import DELETING
 from controller.records import TaskRecord, TaskState
 from controller.twin.checkers import Checkers
 from controller.twin.client import SimClient
@@ -194,7 +195,8 @@ class Twin:
 
     def _look(self, host: SimHost, call: str, operation: str, arguments: Struct) -> None:
         answer = host.answers.get(call)
-        if answer is not None and answer.error and operation == "usecase.submit":
+        refused = answer is not None and answer.error and DELETING not in answer.error
+        if answer is not None and refused and operation == "usecase.submit":
             raise RuntimeError(f"the twin's own use case is refused: {answer.error}")
         if answer is None or answer.error:
             self.operate(operation, arguments)
