@@ -74,6 +74,11 @@ class Reports:
                 self._book.put(self._book.after(task, TaskEvent.TRANSFER), cause)
             self._tell(task, report, cause)
             return
+        if ready and not task.nodes:
+            # It was given up before it came to run, and another place is sought.
+            self._tell(task, report, cause, ", where it was given up")
+            self._granting.revoke(task, task.scheduler, "it was given up there", cause)
+            return
         after = structs.replace(
             self._book.after(task, what),
             node=report.node,

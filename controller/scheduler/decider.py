@@ -220,6 +220,9 @@ class Scheduler:
     # What the TA says.
 
     def _on_grant(self, event: Received, grant: EnvelopeGrant) -> None:
+        if not grant.nodes:
+            self.counters["empty_grant"] += 1
+            return
         taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant
         if taken is not None:
             self._grant(event, taken)

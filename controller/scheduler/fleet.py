@@ -65,6 +65,7 @@ class Fleet:
             "too_many_nodes": 0,
             "unexpected_message": 0,
             "absurd_report": 0,
+            "empty_grant": 0,
         }
         self.recorded: dict[str, NodeRecord] = {}
         self.pace = Pace(settings.sample_ms, settings.heartbeat_ms, desk, table)

@@ -12,6 +12,7 @@ from controller.decider import Linked, Output
 from controller.records import StoryRecord, TaskState
 from protocols.messages import (
     EnvelopeGrant,
+    EnvelopeRevoke,
     Escalation,
     EscalationAnswer,
     ServiceReport,
@@ -270,3 +271,22 @@ def test_a_task_does_not_go_back_to_a_node_that_it_has_just_left(bench: Bench) -
     assert len(set(been)) == 3
     answer, _ = complains(bench, 3)
     assert "move" not in answer.reason.partition("(")[0]
+
+
+def test_what_comes_to_run_after_it_was_given_up_is_released_and_gets_no_empty_envelope() -> None:
+    bench = Bench()
+    bench.node("n1")
+    bench.order()
+    epoch = bench.task().epoch_high
+    refused = Escalation("r", "svc.a", 1, "no room", epoch_seen=epoch, refused=("n1",))
+    bench.hear(refused)
+    given_up = bench.task()
+    assert not given_up.nodes
+    output = bench.ready("n1", epoch)
+    assert not said(output, EnvelopeGrant)
+    [revoke] = said(output, EnvelopeRevoke, "ts-main")
+    assert revoke.task == "svc.a"
+    assert bench.task() == given_up
+    bench.node("n2")
+    bench.passes(60_000)
+    assert bench.task().nodes

@@ -295,3 +295,8 @@ def test_a_node_that_is_resumed_takes_tasks_whether_it_heard_that_or_not(bench: 
     deaf = Birth("1", "boot", INVENTORY, (), (), "drained by an operator")
     assert told(bench.node("n1", deaf), "n1", Drain) == [Drain(over=True)]
     assert bench.ts.nodes.state("n1") == "online"
+
+
+def test_an_envelope_without_nodes_is_no_envelope(bench: Bench) -> None:
+    bench.anchor(msgspec.structs.replace(grant("n1"), nodes=()))
+    assert bench.ts.counters["empty_grant"] == 1
