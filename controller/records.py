@@ -283,6 +283,8 @@ class AnchoredRecord(Struct, frozen=True):
     """Whom the TA reports to."""
     sources: tuple[Source, ...] = ()
     """Those of the order, each with the nodes that the TA chose to provide it, best first."""
+    expects: tuple[str, ...] = ()
+    """Anchors of before whose jobs may not all be here; an empty name: one that is not known."""
 
 
 class TaskQuality(Struct, frozen=True):

@@ -115,6 +115,8 @@ class _Job(Struct, eq=False):
     phase: Phase
     followed: bool = False
     wait_ms: float = 0.0
+    refused_ms: float = 0.0
+    """The pause after the last refusal that may pass."""
     due_ms: float | None = None
     parts: dict[int, JobEnded] = {}
 
@@ -197,9 +199,12 @@ class Jobs:
             self._collect(job, body)
         elif isinstance(body, JobStatus) or body.accepted:
             self._accepted(job)
+        elif body.retryable and job.phase is Phase.ACCEPTED:
+            # A question keeps its own pace.
+            return
         elif body.retryable:
-            first = job.wait_ms >= SUBMIT_FIRST_MS or not job.wait_ms
-            self._wake(job, REFUSED_FIRST_MS if first else min(2 * job.wait_ms, SUBMIT_MAX_MS))
+            job.refused_ms = min(2 * job.refused_ms or REFUSED_FIRST_MS, SUBMIT_MAX_MS)
+            self._wake(job, job.refused_ms)
         else:
             del self._jobs[job.id]
             self._out.append(Taken(job.id, body.reason or "the job was refused"))

@@ -17,6 +17,7 @@ from controller.anchor.direct import Direct
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
 from controller.anchor.granting import Granting
+from controller.anchor.job_arrivals import Arrivals
 from controller.anchor.jobs import Jobs
 from controller.anchor.orders import Orders
 from controller.anchor.placing import Placing
@@ -64,7 +65,11 @@ class Anchor:
         self.upward = Upward(self.book)
         self.granting = Granting(self.book)
         self.jobs = Jobs(
-            self.desk, self.book.scheduler_of, self.book.services.__contains__, settings.schedulers
+            self.desk,
+            self.book.scheduler_of,
+            self.book.services.__contains__,
+            settings.schedulers,
+            Arrivals(self.book),
         )
         self.placing = Placing(self.book, self.granting, self.upward, self.jobs.placed)
         self.transfers = Transfers(self.book, self.granting, self.placing)
@@ -172,4 +177,4 @@ class Anchor:
             self.upward.report_all(role, "linked")
             self.fleet.again()
         else:
-            self.jobs.linked(role)
+            self.jobs.relinked(role)

@@ -7,6 +7,7 @@ its node, and grows by one with every run that has not.
 
 from heapq import heapify, heappop, heappush
 from typing import Final
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -18,6 +19,9 @@ CREDIT_MAX: Final = 64
 """Runs of one service under way; no more than a task's queue holds unless its author says less."""
 WAIT_SHARE: Final = 8
 """A run that waited for more than this part of its time was sent too early."""
+PAUSE_FIRST_MS: Final = 100
+PAUSE_MAX_MS: Final = 30_000
+"""Between a failed attempt and the next; doubled with each."""
 LEFT_MAX: Final = 1000
 """Ended jobs that may lie in the heap before it is looked at whether to clear it."""
 OVERLOADED: Final = frozenset((FailureCode.BUSY, FailureCode.SHED, FailureCode.DEADLINE))
@@ -103,3 +107,11 @@ class Line:
         """Learn from a run that failed."""
         if code in OVERLOADED:
             self.credit = max(1, self.credit // 2)
+
+
+def pause_ms(job: str, attempt: int) -> int:
+    """Return how long a job pauses after an attempt that has failed."""
+    most_ms = min(PAUSE_MAX_MS, PAUSE_FIRST_MS << min(attempt - 1, 10))
+    # Spread by the job's own name: many that failed together do not come back together.
+    draw = crc32(f"{job}/{attempt}".encode()) / 2**32
+    return round(most_ms * (0.5 + draw / 2))

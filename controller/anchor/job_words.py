@@ -1,7 +1,6 @@
 """What an anchor says to clients about jobs, by way of the schedulers that they spoke through."""
 
-from typing import Final
-
+from controller.anchor.job_failures import REASON_MAX
 from controller.anchor.job_lifecycle import Phase
 from controller.anchor.job_line import Job
 from controller.decider import Received
@@ -9,9 +8,6 @@ from controller.desk import Desk
 from controller.records import JobRecord
 from protocols.messages import JobAccepted, JobEnded, JobQuery, JobStatus, JobSubmit
 from protocols.messages.job import JobState
-
-REASON_MAX: Final = 1000
-"""Characters of a reason."""
 
 
 class Words:

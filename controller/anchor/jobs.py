@@ -18,20 +18,22 @@ run by its id and repeat what they have said.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Final
-from zlib import crc32
 
 from msgspec import structs
 
+from controller.anchor import job_failures
+from controller.anchor.job_arrivals import TIMER as ASK_TIMER
+from controller.anchor.job_arrivals import Arrivals
+from controller.anchor.job_due import Due
 from controller.anchor.job_lifecycle import JobEvent, Phase
-from controller.anchor.job_line import OVERLOADED, Job, Line
-from controller.anchor.job_moves import OPEN, Moves, arrived
+from controller.anchor.job_line import OVERLOADED, Job, Line, pause_ms
+from controller.anchor.job_moves import OPEN, Move, Moves, arrived
 from controller.anchor.job_moves import TIMER as MOVE_TIMER
 from controller.anchor.job_shelf import Shelf
 from controller.anchor.job_values import fingerprint, inline_bytes, merged
-from controller.anchor.job_words import REASON_MAX, Words
+from controller.anchor.job_words import Words
 from controller.decider import Answer, Called, Received, Record, View
 from controller.desk import Desk
 from controller.job_view import job_view
@@ -48,25 +50,18 @@ from protocols.messages import (
     JobsMoved,
     JobSubmit,
 )
-from protocols.messages.invocation import MAX_STEPS, Failure, FailureCode, Timings, Values
+from protocols.messages.invocation import MAX_STEPS, Failure, Timings, Values
 from protocols.messages.job import JobState
 
 OPEN_MAX: Final = 20_000
 OPEN_MAX_BYTES: Final = 256 << 20
 """Open jobs of one anchor, and the inline tensors that they hold."""
 ATTEMPTS_MAX: Final = 64
-PAUSE_FIRST_MS: Final = 100
-PAUSE_MAX_MS: Final = 30_000
-"""Between a failed attempt and the next; doubled with each."""
-HANDOVER_MS: Final = 60_000
-"""How long a service that was taken over waits for the jobs of its anchor of before."""
 HOLD_MS: Final = 10
 """How long the record of a new job that runs at once waits for the end, to be one with it."""
-DUE_SPARE: Final = 1000
-"""Entries of ended jobs that may lie among what is due, beside one for each open job."""
-_DUE: Final = "job/due"
 _START: Final = "job/start"
 _HOLD: Final = "job/hold"
+_CHANGES: Final = "service {!r} has changed its anchor, and jobs are on their way: ask again"
 
 
 class Jobs:
@@ -82,7 +77,8 @@ class Jobs:
         desk: Desk,
         scheduler_of: Callable[[str], str],
         anchored: Callable[[str], bool],
-        schedulers: tuple[str, ...] = (),
+        schedulers: tuple[str, ...],
+        arrivals: Arrivals,
     ) -> None:
         self._desk = desk
         self._scheduler_of = scheduler_of
@@ -95,13 +91,11 @@ class Jobs:
         self._held: deque[tuple[int, Job]] = deque()
         """New jobs that run and are not recorded yet, with the time when they are at the latest."""
         self._orders = count()
-        self._due: list[tuple[int, int, Job]] = []
-        """When a pause or a deadline is over; may hold entries that are not true any more."""
-        self._armed_ms: int | None = None
+        self._due = Due(desk)
+        self._schedulers = schedulers
         self._moves = Moves(desk, self._untaken, schedulers)
         self.owned = self._moves.owned
-        self._expected: dict[str, int] = {}
-        """Services taken over, and until when to wait for the jobs of their anchor of before."""
+        self._arrivals = arrivals
         self._started: list[Job] = []
         """In this turn, without a record that says so."""
 
@@ -110,6 +104,7 @@ class Jobs:
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take in the durable jobs (kind `job`), before the first event."""
+        self._arrivals.restored()
         for record in records:
             if record.kind != JOB or not isinstance(record.value, JobRecord):
                 continue
@@ -125,7 +120,7 @@ class Jobs:
 
     def submit(self, event: Received, body: JobSubmit) -> None:
         """Take in a client's job."""
-        if self._expects(body.service, body.job):
+        if self._find(body.job) is None and self._arrivals.silent(body.service):
             # It may be on its way here; the client says it again.
             return
         reason, retryable = self._refusal(body, event.tenant)
@@ -147,6 +142,8 @@ class Jobs:
             if known.tenant != tenant or known.content != fingerprint(body):
                 return f"job {body.job[:80]!r} is another one: choose an id of its own", False
             return "", False
+        if body.job in self._moves:
+            return _CHANGES.format(body.service), True
         if not self._anchored(body.service):
             return f"there is no service {body.service!r} here", False
         size_bytes = inline_bytes(body.inputs)
@@ -175,10 +172,13 @@ class Jobs:
 
     def query(self, event: Received, body: JobQuery) -> None:
         """Tell how a job stands, or cancel it."""
-        if self._expects(body.service, body.job):
-            return
         known, job = self._find(body.job), self._open.get(body.job)
-        if known is None or known.tenant != event.tenant:
+        if known is None and self._arrivals.silent(body.service):
+            return
+        if known is None and (body.job in self._moves or self._arrivals.expects(body.service)):
+            reason = _CHANGES.format(body.service)
+            self._words.refused(event, body, reason, retryable=True)
+        elif known is None or known.tenant != event.tenant:
             reason = f"there is no job {body.job[:80]!r}: it was not accepted, or long ago"
             self._words.refused(event, body, reason)
         elif job is None:
@@ -201,9 +201,10 @@ class Jobs:
             submit = asked.submit()
             name = submit.job
             reason, _ = self._refusal(submit, event.tenant)
-            if not reason and self._expects(submit.service, name):
-                reason = f"service {submit.service!r} changes its anchor: try again in a moment"
-            if not reason and self._find(name) is None:
+            unknown = self._find(name) is None
+            if not reason and unknown and self._arrivals.silent(submit.service):
+                reason = _CHANGES.format(submit.service)
+            if not reason and unknown:
                 self._take(submit, event.tenant, event.cause, "")
         else:
             name = asked.name
@@ -251,9 +252,7 @@ class Jobs:
         if not may_pass or job.attempt >= ATTEMPTS_MAX:
             self._end(job, JobState.FAILED, {}, failure, body.timings)
             return
-        pause_ms = min(PAUSE_MAX_MS, PAUSE_FIRST_MS << min(job.attempt - 1, 10))
-        # Spread by the job's own name: many that failed together do not come back together.
-        draw = crc32(f"{body.job}/{job.attempt}".encode()) / 2**32
+        due_ms = self._desk.now_ms + pause_ms(body.job, job.attempt)
         job.turn(JobEvent.FAIL)
         job.attempt += 1
         job.record = structs.replace(
@@ -265,7 +264,7 @@ class Jobs:
         )
         del line.running[body.job]
         self._keep(job)
-        self._at(self._desk.now_ms + round(pause_ms * (0.5 + draw / 2)), job)
+        self._due.at(due_ms, job)
         self._pump(body.service)
 
     def _gave(self, job: Job, body: JobEnded) -> None:
@@ -290,6 +289,12 @@ class Jobs:
             )
             self._keep(job)
 
+    def relinked(self, role: str) -> None:
+        """Say again at once what may be lost with a link to a scheduler."""
+        self._moves.linked()
+        self._arrivals.linked()
+        self.linked(role)
+
     def linked(self, role: str) -> None:
         """Say again what a scheduler may not have heard: it has begun anew, or we have."""
         for service, line in self._lines.items():
@@ -311,30 +316,32 @@ class Jobs:
             line.scheduler = scheduler
         self._pump(service)
 
-    def gone(self, service: str, reason: str) -> None:
-        """End the jobs of a service that was deleted."""
-        text = f"service {service!r} has gone: {reason}"[:REASON_MAX]
-        failure = Failure(FailureCode.NO_SERVICE, Blame.USER, text, retryable=False)
-        for job in [one for one in self._open.values() if one.record.submit.service == service]:
+    def gone(self, service: str, failure: Failure) -> None:
+        """End the jobs of a service that is not here any more and takes none along."""
+        self.back(service)
+        for job in self._of(service):
             self._end(job, JobState.FAILED, {}, failure, (), stop=True)
         self._lines.pop(service, None)
+        self._arrivals.end(service)
 
     # From anchor to anchor.
 
-    def leave(self, service: str, cause: str) -> None:
-        """Hand all jobs of a service over to the anchor that has it now."""
-        line = self._lines.pop(service, None)
-        scheduler = self._scheduler_of(service) or (line.scheduler if line is not None else "")
-        for job in [one for one in self._open.values() if one.record.submit.service == service]:
-            self._hand_over(job, scheduler, line or Line())
+    def leave(self, service: str, cause: str, to: str = "") -> None:
+        """Hand all jobs of a service over to the anchor that has it now; empty: not known here."""
+        line = self._lines.pop(service, None) or Line()
+        for job in self._of(service):
+            self._hand_over(job, line, to)
         for record in self._ended.of_service(service):
             self._ended.drop(record.submit.job)
-            self._moves.begin(record, cause, scheduler)
-        self._expected.pop(service, None)
-        self._moves.settle(service, scheduler, cause)
+            self._moves.begin(record, cause, "", to)
+        self._arrivals.end(service)
+        self._moves.settle(service, to, cause)
         self._moves.fired()
 
-    def _hand_over(self, job: Job, scheduler: str, line: Line) -> None:
+    def _of(self, service: str) -> list[Job]:
+        return [one for one in self._open.values() if one.record.submit.service == service]
+
+    def _hand_over(self, job: Job, line: Line, to: str) -> None:
         record, submit = job.record, job.record.submit
         line.leave(job)
         del self._open[submit.job]
@@ -344,7 +351,8 @@ class Jobs:
             record,
             submit=listened,
             state=JobState.ACCEPTED,
-            attempts=job.attempt,
+            # What has come of a run stays behind, and its nodes have forgotten that: begin anew.
+            attempts=job.attempt + bool(record.parts),
             parts={},
             parts_of=0,
             timings=(),
@@ -352,22 +360,40 @@ class Jobs:
         )
         if not job.recorded:
             self._desk.keep(JOB, submit.job, left, job.cause)
-        self._moves.begin(left, job.cause, scheduler)
+        self._moves.begin(left, job.cause, job.via or line.scheduler, to)
 
-    def _untaken(self, record: JobRecord, cause: str) -> None:
-        self._desk.keep(JOB, record.submit.job, record, cause)
-        self._ended.put(record, cause)
+    def _untaken(self, record: JobRecord, move: Move) -> None:
+        """Keep the end of a job that nobody has taken, and tell its client if it is a new one."""
+        self._desk.keep(JOB, record.submit.job, record, move.cause)
+        self._ended.put(record, move.cause)
+        if move.record.state in OPEN:
+            submit = record.submit
+            for scheduler in (move.via,) if move.via else self._schedulers:
+                self._words.end(record, scheduler, submit.reply_to, submit.correlation, move.cause)
 
-    def expect(self, service: str) -> None:
-        """Answer nobody about unknown jobs of a service until its anchor of before has said all."""
-        self._expected[service] = self._desk.now_ms + HANDOVER_MS
+    def back(self, service: str) -> None:
+        """Take back the jobs of a service that is here again, before anybody speaks of them."""
+        for record, move in self._moves.returned(service):
+            if record.state in OPEN:
+                # Its next attempt may have another number than is durable.
+                self._desk.keep(JOB, record.submit.job, record, move.cause)
+                self._enter(record, move.cause, move.via).recorded = True
+            else:
+                self._ended.put(record, move.cause)
 
-    def _expects(self, service: str, job: str) -> bool:
-        return self._desk.now_ms < self._expected.get(service, 0) and self._find(job) is None
+    def arrive(self, service: str) -> None:
+        """Take in that a service is here now, perhaps again."""
+        self.back(service)
+        self._arrivals.begin(service)
 
-    def moved(self, _event: Received, body: JobsMoved) -> None:
-        """Take in that all jobs of a service that its anchor of before had are here."""
-        self._expected.pop(body.service, None)
+    def moved(self, event: Received, body: JobsMoved) -> None:
+        """Take in, or say when asked, that an anchor of before has no jobs of a service more."""
+        service = body.service
+        if not body.asks:
+            self._arrivals.moved(body, event.cause)
+        elif not (self._anchored(service) or self._moves.has(service) or self._of(service)):
+            said = JobsMoved(service, self._desk.name, body.to)
+            self._desk.tell_role(event.sender, said, event.cause)
 
     def handed(self, event: Received, body: JobHandover) -> None:
         """Own a job of another anchor from here on; what is known here already stays as it is."""
@@ -380,6 +406,8 @@ class Jobs:
         if job is not None and over:
             # The client has begun it here anew; the end that there was counts.
             self._end(job, record.state, record.parts, record.failure, record.timings, stop=True)
+        elif job is not None:
+            self._renumber(job, record.attempts)
         elif self._find(submit.job) is None:
             self._desk.keep(JOB, submit.job, record, event.cause)
             if over:
@@ -390,6 +418,16 @@ class Jobs:
         owned = JobOwned(submit.job, body.owner)
         self._desk.tell_role(event.sender, owned, event.cause, event.tenant)
 
+    def _renumber(self, job: Job, attempt: int) -> None:
+        """Go on with the number of another anchor, if it is newer: its runs were begun anew."""
+        if attempt <= job.attempt:
+            return
+        job.attempt = attempt
+        job.record = structs.replace(job.record, attempts=attempt)
+        self._keep(job)
+        if job.phase is Phase.RUNNING:
+            self._run(job, self._line(job.record.submit.service).scheduler)
+
     def settle(self) -> None:
         """Show people what runs since this turn, and be woken when the next thing is due."""
         for job in self._started:
@@ -398,49 +436,37 @@ class Jobs:
                 view = View(JOB, job.record.submit.job, job.record)
                 self._desk.output.views.append(view)
         self._started.clear()
-        self._rearm()
+        self._due.rearm(len(self._open))
 
     # Time.
 
     def fired(self, key: str) -> None:
         """Do what was due."""
-        if key == _HOLD:
-            self._release()
-            return
-        if key == MOVE_TIMER:
-            self._move()
-            return
-        if key == _START:
-            for service in sorted({one.record.submit.service for one in self._open.values()}):
-                if self._anchored(service):
-                    self._pump(service)
-                else:
-                    # Deleted ones were ended with their service: another anchor has it.
-                    self.leave(service, "restore")
-            return
-        self._fall_due()
+        parts = {
+            _START: self._begin,
+            _HOLD: self._release,
+            MOVE_TIMER: self._moves.fired,
+            ASK_TIMER: self._arrivals.fired,
+        }
+        parts.get(key, self._fall_due)()
 
-    def _move(self) -> None:
-        """Hand over what was not taken; what has come back with its service stays."""
-        for record, cause in self._moves.returned(self._anchored):
-            if record.state in OPEN:
-                self._enter(record, cause).recorded = True
-                self._pump(record.submit.service)
+    def _begin(self) -> None:
+        """Go on with what was open before a restart, here or on its way to another anchor."""
+        for service in sorted({one.record.submit.service for one in self._open.values()}):
+            if self._anchored(service):
+                self._pump(service)
             else:
-                self._ended.put(record, cause)
-        self._moves.fired()
+                # Deleted ones were ended with their service: another anchor has it.
+                self.leave(service, "restore")
 
     def _fall_due(self) -> None:
         """End what is overdue, and let those wait in line whose pause is over."""
-        self._armed_ms = None
         now_ms = self._desk.now_ms
         ready: set[str] = set()
-        while self._due and self._due[0][0] <= now_ms:
-            job = heappop(self._due)[2]
-            if job.phase is Phase.OVER:
-                continue
+        for job in self._due.fired():
             if job.until_ms is not None and job.until_ms <= now_ms:
-                self._overdue(job)
+                failure = job_failures.overdue(job.record)
+                self._end(job, JobState.FAILED, {}, failure, (), stop=True)
             elif job.phase is Phase.PAUSED:
                 job.turn(JobEvent.DUE)
                 self._line(job.record.submit.service).wait(job)
@@ -459,28 +485,6 @@ class Jobs:
             if job.phase is not Phase.OVER:
                 self._record(job)
 
-    def _overdue(self, job: Job) -> None:
-        record = job.record
-        text = f"the job was not done within its deadline of {record.submit.deadline_ms} ms"
-        if record.failure is not None:
-            text += f"; its last attempt failed: {record.failure.text}"
-        failure = Failure(
-            FailureCode.DEADLINE, Blame.ENVIRONMENT, text[:REASON_MAX], retryable=False
-        )
-        self._end(job, JobState.FAILED, {}, failure, (), stop=True)
-
-    def _at(self, at_ms: int, job: Job) -> None:
-        heappush(self._due, (at_ms, next(self._orders), job))
-
-    def _rearm(self) -> None:
-        """Be woken when the next thing is due; an earlier waking does no harm."""
-        if len(self._due) > 2 * len(self._open) + DUE_SPARE:
-            self._due = [one for one in self._due if one[2].phase is not Phase.OVER]
-            heapify(self._due)
-        if self._due and (self._armed_ms is None or self._due[0][0] < self._armed_ms):
-            self._armed_ms = self._due[0][0]
-            self._desk.wake(_DUE, self._armed_ms)
-
     # The way of a job.
 
     def _enter(self, record: JobRecord, cause: str, via: str = "") -> Job:
@@ -491,7 +495,7 @@ class Jobs:
         )  # fmt: skip
         if submit.deadline_ms:
             job.until_ms = self._desk.now_ms + record.left_ms
-            self._at(job.until_ms, job)
+            self._due.at(job.until_ms, job)
         self._open[submit.job] = job
         self._open_bytes += job.size_bytes
         self._line(submit.service).wait(job)
@@ -539,10 +543,7 @@ class Jobs:
 
     def _cancel(self, job: Job, cause: str) -> None:
         job.cause = cause
-        failure = Failure(
-            FailureCode.CANCELLED, Blame.USER, "the job was cancelled", retryable=False
-        )
-        self._end(job, JobState.CANCELLED, {}, failure, (), stop=True)
+        self._end(job, JobState.CANCELLED, {}, job_failures.cancelled(), (), stop=True)
 
     def _end(
         self,

@@ -4,6 +4,7 @@ from typing import Final
 
 from msgspec import structs
 
+from controller.anchor import job_failures
 from controller.anchor.book import Book
 from controller.anchor.direct import Direct
 from controller.anchor.granting import Granting
@@ -49,10 +50,11 @@ class Orders:
             return
         order = gathered(order)
         sources = held.sources if held is not None else ()
-        record = AnchoredRecord(order, event.tenant, event.sender, sources)
+        expects = held.expects if held is not None else self._before(order)
+        record = AnchoredRecord(order, event.tenant, event.sender, sources, expects)
         book.put_service(order.service, record, event.cause)
-        if held is None and any(book.ledger.is_other(spec.task) for spec in order.tasks):
-            self._jobs.expect(order.service)
+        if held is None:
+            self._jobs.arrive(order.service)
         wanted = {spec.task for spec in order.tasks}
         for old in book.of_service(order.service):
             if old.spec.task not in wanted:
@@ -61,6 +63,11 @@ class Orders:
             self._want(spec, order, event)
         self._placing.forget(order.service, wanted)
         self._placing.place(order.service, event.cause)
+
+    def _before(self, order: ServiceOrder) -> tuple[str, ...]:
+        """Return the anchors that may have jobs of a service; an empty name: who is not known."""
+        others = any(self._book.ledger.is_other(spec.task) for spec in order.tasks)
+        return order.taken_from or (("",) if others else ())
 
     def _want(self, spec: TaskSpec, order: ServiceOrder, event: Received) -> None:
         book, name = self._book, spec.task
@@ -109,7 +116,7 @@ class Orders:
         reason = "the service was deleted"
         if delete.transferred:
             reason = "the service has another anchor"
-            self._jobs.leave(delete.service, event.cause)
+            self._jobs.leave(delete.service, event.cause, delete.anchor)
         for task in book.of_service(delete.service):
             if delete.transferred:
                 # Its scheduler believes this only where nobody has granted a newer generation.
@@ -118,7 +125,10 @@ class Orders:
             else:
                 self._end(task, reason, event.cause)
         if not delete.transferred:
-            self._jobs.gone(delete.service, reason)
+            end = job_failures.gone(delete.service, reason)
+            if delete.anchor:
+                end = job_failures.elsewhere(delete.service)
+            self._jobs.gone(delete.service, end)
         to, cause = event.sender, event.cause
         self._upward.deleted(delete.service, delete.generation, to, cause, event.tenant)
 

@@ -34,6 +34,8 @@ ANCHOR_SILENT_MS: Final = 120_000
 """After this long without a word an anchor is no candidate."""
 MAX_ANSWERED: Final = 256
 """Approvals kept that neither wait nor hold any more."""
+MAX_BEFORE: Final = 64
+"""Anchors of before that an order names."""
 ORDER: Final = "order/"
 LEAVE: Final = "leave/"
 
@@ -132,10 +134,12 @@ class Books:
         if key.startswith(LEAVE):
             for anchor in record.leaving:
                 shared = not record.ending and self._share_cells(anchor, record.anchor)
-                gone = ServiceDelete(service, record.order.generation, transferred=shared)
+                heir = "" if record.ending else record.anchor
+                gone = ServiceDelete(service, record.order.generation, shared, heir)
                 self.send(anchor, gone, cause, record.tenant)
             return
-        body: ServiceOrder | ServiceDelete = record.order
+        before = record.leaving[-MAX_BEFORE:]
+        body: ServiceOrder | ServiceDelete = replace(record.order, taken_from=before)
         if record.ending:
             body = ServiceDelete(service, record.order.generation)
         self.send(record.anchor, body, cause, record.tenant)

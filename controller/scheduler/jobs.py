@@ -57,6 +57,8 @@ anchor that comes back meanwhile has it, and whoever has the job later runs it a
 """
 STRAYS_MAX: Final = 65_536
 """Ends without an anchor that are remembered; the oldest is forgotten, and waits anew."""
+ANCHORS_MS: Final = 60_000
+"""How long a new scheduler that has several anchors takes no service for unknown."""
 ALSO_MAX: Final = 512
 """Further numbers in one acknowledgement."""
 SUBMIT_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
@@ -120,6 +122,8 @@ class Jobs:
         self._due: list[tuple[int, int, _Run]] = []
         self._numbers = count()
         self._armed_ms: int | None = None
+        self._asked_ms: int | None = None
+        """When a client was first asked to wait for an anchor to speak of its service."""
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -131,13 +135,14 @@ class Jobs:
         reply_to = body.reply_to or event.reply_to
         correlation = body.correlation or event.correlation
         anchor = self._anchor(body.service)
-        reason = ""
+        reason, retryable = "", False
         if not anchor:
             reason = f"there is no service {body.service!r} here"
+            retryable = self._may_come()
         elif _inline_bytes(body.inputs) > SUBMIT_MAX_BYTES:
             reason = "the values do not fit into one message: send large ones as blobs"
         if reason:
-            refusal = JobAccepted(body.job, accepted=False, reason=reason)
+            refusal = JobAccepted(body.job, accepted=False, reason=reason, retryable=retryable)
             self._reply(reply_to, correlation, refusal, event)
             return
         passed = structs.replace(
@@ -152,7 +157,8 @@ class Jobs:
         anchor = self._anchor(body.service)
         if not anchor:
             reason = f"there is no service {body.service!r} here"
-            refusal = JobAccepted(body.job, accepted=False, reason=reason)
+            retryable = self._may_come()
+            refusal = JobAccepted(body.job, accepted=False, reason=reason, retryable=retryable)
             self._reply(reply_to, correlation, refusal, event)
             return
         passed = structs.replace(body, reply_to=reply_to, correlation=correlation)
@@ -177,19 +183,32 @@ class Jobs:
         # A service that has no envelope yet is known to its anchor alone.
         return self._anchor_of(service) or (self._anchors[0] if len(self._anchors) == 1 else "")
 
+    def _may_come(self) -> bool:
+        """Whether an anchor may yet say that a service is its own: we are new."""
+        if self._asked_ms is None:
+            self._asked_ms = self._desk.now_ms
+        return len(self._anchors) > 1 and self._desk.now_ms - self._asked_ms < ANCHORS_MS
+
     def between(self, event: Received, body: JobHandover | JobOwned | JobsMoved) -> None:
         """Carry what the anchors of a service before and now say to each other about its jobs."""
         if event.sender not in self._anchors:
             return
         match body:
             case JobHandover():
+                # Its tasks say it more newly than whoever has let them go.
                 to = self._anchor_of(body.submit.service)
+                if to in ("", event.sender):
+                    to = body.to
+            case JobsMoved(asks=True):
+                to = body.owner
             case JobsMoved():
-                to = self._anchor_of(body.service)
+                to = body.to or self._anchor_of(body.service)
             case JobOwned():
                 to = body.owner
-        if to in self._anchors and to != event.sender:
-            self._desk.tell(ToRole(to), body, event.cause, event.tenant)
+        asks_all = isinstance(body, JobsMoved) and body.asks and not to
+        for role in self._anchors if asks_all else (to,):
+            if role in self._anchors and role != event.sender:
+                self._desk.tell(ToRole(role), body, event.cause, event.tenant)
 
     # From the anchor to the nodes.
 

@@ -134,6 +134,8 @@ class ServiceOrder(Message, tag="service-order", frozen=True):
     """Which changes need an approval."""
     epochs_above: Count = 0
     """Epochs of its tasks begin above this: another anchor has given those below."""
+    taken_from: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    """Anchors that have had it, and may have jobs of it."""
 
 
 class ServiceDelete(Message, tag="service-delete", frozen=True):
@@ -143,6 +145,8 @@ class ServiceDelete(Message, tag="service-delete", frozen=True):
     generation: Count
     transferred: bool = False
     """Whether another anchor has it now: forget it, the tasks run on."""
+    anchor: str = ""
+    """Who has it now; empty: nobody, or not known. With `transferred` its jobs go there."""
 
 
 class ServiceState(StrEnum):

@@ -130,6 +130,8 @@ class JobHandover(Message, tag="job-handover", frozen=True):
     """For people, like the two that follow; 0: not known."""
     started_unix_ms: Count = 0
     ended_unix_ms: Count = 0
+    to: str = ""
+    """Who has the service, where the TS does not know; empty: not known."""
 
 
 class JobOwned(Message, tag="job-owned", frozen=True):
@@ -141,9 +143,15 @@ class JobOwned(Message, tag="job-owned", frozen=True):
 
 
 class JobsMoved(Message, tag="jobs-moved", frozen=True):
-    """TA to TS to the TA that has the service now: these were all jobs of it."""
+    """TA to TS to the TA that has the service now: these were all jobs of it; or its question."""
 
     service: Name
+    owner: str = ""
+    """Who has no jobs of it; empty in a question: whoever had it."""
+    to: str = ""
+    """Who has the service now; empty: the TS knows."""
+    asks: bool = False
+    """Whether that one asks the owner; answered when it is so."""
 
 
 class JobQuery(Message, tag="job-query", frozen=True):

@@ -27,7 +27,7 @@ from controller.decider import (
     ToRole,
     ToTopic,
 )
-from controller.records import JOB, JobRecord
+from controller.records import JOB, TASK, JobRecord
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
 from device_agent.core import commands, events
@@ -69,6 +69,8 @@ REPLY = f"tona/1/cell/client/{CLIENT}/reply"
 OTHER = "ta-other"
 TA, TS, NAMO = "ta-main", "ts-main", "namo-main"
 STEPS_MAX = 200_000
+ABOVE = 1_000_000
+"""Epochs of a second anchor."""
 
 
 def tensor(data: bytes = b"x") -> Tensor:
@@ -485,3 +487,28 @@ def held(world: World) -> World:
     """Have the first node keep its runs."""
     world.nodes["n1"].holds = True
     return world
+
+
+# Another anchor.
+
+
+def jobs_of(world: World, role: str) -> dict[str, Any]:
+    return {key: one.value for (kind, key), one in world.stored(role).items() if kind == JOB}
+
+
+def says(world: World, role: str, body: Any) -> None:
+    world.feed(role, Received(NAMO, 0, 0, "default", "test", body))
+
+
+def ordered(world: World) -> None:
+    """Have NAMO give the service to the other anchor."""
+    order = ServiceOrder(
+        "svc", "uc", ServiceKind.COMPUTING, 2, world.specs, world.outputs, epochs_above=ABOVE
+    )
+    says(world, OTHER, order)
+    world.settle()
+    assert (TASK, "svc.s0") in world.store_of_other
+
+
+def let_go(world: World) -> None:
+    says(world, TA, ServiceDelete("svc", 2, transferred=True))

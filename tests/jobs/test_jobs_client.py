@@ -171,3 +171,19 @@ def test_what_is_due_does_not_grow_with_jobs_that_are_over() -> None:
         bench.hear(JobAccepted(f"j{at}", accepted=True))
         bench.feed(Left(f"j{at}"))
     assert len(bench.core._due) <= jobs.DUE_SPARE + 1
+
+
+def test_who_is_refused_again_and_again_asks_ever_more_rarely() -> None:
+    bench = Bench()
+    bench.feed(Opened(submit()))
+    busy = JobAccepted("j1", accepted=False, reason="too many open jobs", retryable=True)
+    pauses = []
+    for _ in range(12):
+        bench.hear(busy)
+        before_ms = bench.now_ms
+        while not sent(bench.passes(10)):
+            assert bench.now_ms - before_ms < 2 * jobs.SUBMIT_MAX_MS
+        pauses.append(bench.now_ms - before_ms)
+    assert pauses[0] < 2 * jobs.REFUSED_FIRST_MS
+    assert pauses[-1] >= jobs.SUBMIT_MAX_MS
+    assert pauses == sorted(pauses)

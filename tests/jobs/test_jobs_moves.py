@@ -3,12 +3,24 @@
 from typing import Any
 
 import pytest
-from jobs_world import NAMO, OTHER, REPLY, TA, TS, App, World, submit
+from jobs_world import (
+    ABOVE,
+    OTHER,
+    REPLY,
+    TA,
+    TS,
+    App,
+    World,
+    jobs_of,
+    let_go,
+    ordered,
+    says,
+    submit,
+)
 from msgspec import structs
 
 from controller.anchor import job_moves
-from controller.decider import Linked, Received
-from controller.records import JOB, TASK
+from controller.decider import Linked
 from protocols.messages import (
     JobHandover,
     JobOwned,
@@ -19,30 +31,6 @@ from protocols.messages import (
 )
 from protocols.messages.job import JobState
 from protocols.qoais import ServiceKind
-
-ABOVE = 1_000_000
-
-
-def jobs_of(world: World, role: str) -> dict[str, Any]:
-    return {key: one.value for (kind, key), one in world.stored(role).items() if kind == JOB}
-
-
-def says(world: World, role: str, body: Any) -> None:
-    world.feed(role, Received(NAMO, 0, 0, "default", "test", body))
-
-
-def ordered(world: World) -> None:
-    """Have NAMO give the service to the other anchor."""
-    order = ServiceOrder(
-        "svc", "uc", ServiceKind.COMPUTING, 2, world.specs, world.outputs, epochs_above=ABOVE
-    )
-    says(world, OTHER, order)
-    world.settle()
-    assert (TASK, "svc.s0") in world.store_of_other
-
-
-def let_go(world: World) -> None:
-    says(world, TA, ServiceDelete("svc", 2, transferred=True))
 
 
 @pytest.fixture
@@ -156,7 +144,7 @@ def test_an_anchor_dies_at_any_step_of_the_way(world: World, who: str, steps: in
 def test_jobs_that_nobody_takes_fail_for_good(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_moves, "TRIES_MAX", 2)
+    monkeypatch.setattr(job_moves, "UNTAKEN_MS", 4000)
     world.lose = lambda _to, body: isinstance(body, JobHandover)
     let_go(world)
     world.passes(10_000, 500)

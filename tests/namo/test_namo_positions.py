@@ -186,6 +186,7 @@ def test_another_anchor_begins_its_epochs_above_those_of_the_old_one() -> None:
     host, out = moved()
     made = order_in(out)
     assert (made.generation, made.epochs_above) == (2, 40 + EPOCH_MARGIN)
+    assert made.taken_from == ("ta-main",)
     assert {send.to for send in out.sends if isinstance(send.body, ServiceOrder)} == {
         ToRole("ta-radio")
     }
@@ -201,7 +202,7 @@ def test_the_old_anchor_lets_go_only_when_the_new_one_runs_it() -> None:
     assert host.service().state is ServiceState.DEPLOYING
     out = host.runs()
     assert [(send.to, send.body) for send in out.sends] == [
-        (ToRole("ta-main"), ServiceDelete("a", 2, transferred=False))
+        (ToRole("ta-main"), ServiceDelete("a", 2, anchor="ta-radio"))
     ]
     # It is said again until it is heard.
     assert bodies(host.fire()) == bodies(out)
@@ -219,7 +220,7 @@ def test_where_anchors_share_a_cell_the_tasks_run_on() -> None:
     host.hear(summary("ta-main", cells=("north",), executors={}))
     host.hear(summary("ta-radio", cells=("north",)), "ta-radio")
     escalate(host)
-    assert bodies(host.runs()) == [ServiceDelete("a", 2, transferred=True)]
+    assert bodies(host.runs()) == [ServiceDelete("a", 2, transferred=True, anchor="ta-radio")]
 
 
 def test_a_new_anchor_that_does_not_run_it_is_given_up_for_the_next() -> None:
@@ -244,7 +245,7 @@ def test_a_move_survives_a_crash_at_any_time() -> None:
     assert order_in(again) == order_in(out)
     assert not any(isinstance(body, ServiceDelete) for body in bodies(again))
     host.runs()
-    assert bodies(host.restart()) == [ServiceDelete("a", 2, transferred=True)]
+    assert bodies(host.restart()) == [ServiceDelete("a", 2, transferred=True, anchor="ta-radio")]
 
 
 def test_a_deletion_in_the_middle_of_a_move_ends_it_at_both_anchors() -> None:
@@ -327,7 +328,7 @@ def test_a_link_begun_anew_says_everything_again_to_that_anchor_alone() -> None:
     host.runs("a")
     host.runs("b")
     assert sorted(send.body.service for send in host.linked("ta-radio").sends) == ["a", "b"]
-    assert bodies(host.linked("ta-main")) == [ServiceDelete("a", 2)]
+    assert bodies(host.linked("ta-main")) == [ServiceDelete("a", 2, anchor="ta-radio")]
     assert bodies(host.linked("ts-main")) == []
 
 
