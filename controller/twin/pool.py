@@ -12,8 +12,6 @@ from typing import Final
 from controller.twin import schedule
 from controller.twin.schedule import Tally, Verdict
 
-CHUNK: Final = 20
-"""Schedules that a worker runs before it reports."""
 COLLECT_EVERY: Final = 4
 """Schedules between two collections of garbage: each leaves one large heap, all at once."""
 HASH_SEED: Final = "PYTHONHASHSEED"
@@ -32,7 +30,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """
     before = os.environ.get(HASH_SEED)
     os.environ[HASH_SEED] = "0"
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin)
     try:
         yield pool
     finally:
@@ -52,30 +50,27 @@ def run_many(
     """
     total = Tally()
     seeds = range(first, first + schedules)
-    chunks = [seeds[at : at + CHUNK] for at in range(0, schedules, CHUNK)]
-    with workers(min(count, max(1, len(chunks)))) as pool:
-        running: list[Future[Tally]] = [pool.submit(_run_all, list(one)) for one in chunks]
+    with workers(min(count, schedules)) as pool:
+        running: list[Future[Verdict]] = [pool.submit(_run, seed) for seed in seeds]
         with suppress(KeyboardInterrupt):
             for done in as_completed(running):
-                total.merge(done.result())
+                total.add(done.result())
                 if progress is not None:
                     progress(total)
     return total
 
 
-def _ignore_interrupts() -> None:
-    """Leave it to the parent, which gets them too, to end a run."""
+def _begin() -> None:
+    """Leave interrupts to the parent, which gets them too, and garbage until it is collected."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _run_all(seeds: list[int]) -> Tally:
-    tally = Tally()
     gc.disable()
-    for number, seed in enumerate(seeds, 1):
-        tally.add(schedule.run(seed))
-        if number % COLLECT_EVERY == 0:
-            gc.collect()
-    return tally
+
+
+def _run(seed: int) -> Verdict:
+    verdict = schedule.run(seed)
+    if seed % COLLECT_EVERY == 0:
+        gc.collect()
+    return verdict
 
 
 def _replay(seed: int, traced: bool) -> tuple[Verdict, str, list[str]]:

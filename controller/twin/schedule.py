@@ -99,19 +99,8 @@ class Tally(Struct):
             self.executions += outcome.executions
             self.messages += outcome.messages
             self.simulated_s += outcome.simulated_ms / 1000
-            self._count(outcome.counts)
-
-    def merge(self, other: "Tally") -> None:
-        """Add what another has added up."""
-        for name in self.__struct_fields__:
-            if name not in ("faults", "first"):
-                setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._count(other.faults)
-        self.first = sorted([*self.first, *other.first], key=lambda one: one.seed)[:MAX_FIRST]
-
-    def _count(self, counts: dict[str, int]) -> None:
-        for name, number in counts.items():
-            self.faults[name] = self.faults.get(name, 0) + number
+            for name, number in outcome.counts.items():
+                self.faults[name] = self.faults.get(name, 0) + number
 
     @property
     def broken(self) -> bool:

@@ -27,7 +27,7 @@ def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> L
     `last` is the report sent last. The clock is `sampled_ms`.
     """
     cause = _load_cause(last, new, sensing) if last else HEARTBEAT
-    if cause is None and last and new.sampled_ms - last.sampled_ms >= sensing.heartbeat_ms:
+    if cause is None and last and _beats(last.sampled_ms, new.sampled_ms, sensing):
         cause = HEARTBEAT
     return msgspec.structs.replace(new, cause=cause) if cause else None
 
@@ -35,9 +35,17 @@ def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> L
 def due_link(last: LinkReport | None, new: LinkReport, sensing: SetSensing) -> LinkReport | None:
     """Return the report to send now, with its cause, or None to stay silent."""
     cause = _link_cause(last, new, sensing) if last else HEARTBEAT
-    if cause is None and last and new.sampled_ms - last.sampled_ms >= sensing.heartbeat_ms:
+    if cause is None and last and _beats(last.sampled_ms, new.sampled_ms, sensing):
         cause = HEARTBEAT
     return msgspec.structs.replace(new, cause=cause) if cause else None
+
+
+def _beats(last_ms: int, new_ms: int, sensing: SetSensing) -> bool:
+    """Whether this sample is nearer to the heartbeat than the next one.
+
+    Timers are a hair early or late: waiting for the next sample then would double the silence.
+    """
+    return new_ms - last_ms + sensing.sample_ms / 2 >= sensing.heartbeat_ms
 
 
 def _load_cause(last: LoadReport, new: LoadReport, sensing: SetSensing) -> str | None:

@@ -25,7 +25,7 @@ from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport, Se
 
 DAY = 86_400
 WARM_UP = 1000
-SENSING = SetSensing(heartbeat_ms=1000)
+SENSING = SetSensing(heartbeat_ms=1000, sample_ms=100)
 LOAD = LoadReport(
     sampled_ms=0,
     cpu_percent=40.0,
@@ -68,8 +68,8 @@ def test_the_first_report_is_sent() -> None:
         ({"cpu_percent": 49.0, "temperature_c": 52.0}, None),
         ({"throttled": None, "temperature_c": None}, None),
         ({"accelerators": (AcceleratorLoad(0),)}, None),
-        ({"sampled_ms": 999}, None),
-        ({"sampled_ms": 1000}, HEARTBEAT),
+        ({"sampled_ms": 949}, None),
+        ({"sampled_ms": 950}, HEARTBEAT),
         ({"sampled_ms": 1000, "cpu_percent": 90.0}, "cpu_percent"),
     ],
 )
@@ -130,7 +130,7 @@ SHARES = st.floats(0, 100)
 def test_a_value_that_flutters_inside_its_step_speaks_by_heartbeat_alone(
     centre: float, flutter: list[float], step: float
 ) -> None:
-    sensing = SetSensing(heartbeat_ms=1000, cpu_step_percent=step)
+    sensing = SetSensing(heartbeat_ms=1000, sample_ms=100, cpu_step_percent=step)
     last = due_load(None, replace(LOAD, cpu_percent=centre), sensing)
     for tick, part in enumerate(flutter, 1):
         new = replace(LOAD, sampled_ms=tick * 100, cpu_percent=centre + part * step)
@@ -146,7 +146,7 @@ def test_a_value_that_flutters_inside_its_step_speaks_by_heartbeat_alone(
 def test_what_was_reported_is_never_older_than_a_heartbeat_nor_off_by_a_step(
     loads: list[float], heartbeat_ms: int, step: float
 ) -> None:
-    sensing = SetSensing(heartbeat_ms=heartbeat_ms, cpu_step_percent=step)
+    sensing = SetSensing(heartbeat_ms=heartbeat_ms, sample_ms=100, cpu_step_percent=step)
     last: LoadReport | None = None
     for tick, share in enumerate(loads):
         new = replace(LOAD, sampled_ms=tick * 100, cpu_percent=share)
@@ -154,6 +154,23 @@ def test_what_was_reported_is_never_older_than_a_heartbeat_nor_off_by_a_step(
         assert last
         assert abs(last.cpu_percent - new.cpu_percent) < step
         assert new.sampled_ms - last.sampled_ms < max(heartbeat_ms, 1)
+
+
+@given(
+    st.lists(st.integers(-20, 20), min_size=10, max_size=100),
+    st.sampled_from([(1000, 1000), (1500, 1500), (1000, 500), (1000, 100)]),
+)
+def test_a_timer_that_is_a_hair_early_does_not_double_the_silence(
+    hairs: list[int], pace: tuple[int, int]
+) -> None:
+    heartbeat_ms, sample_ms = pace
+    sensing = SetSensing(heartbeat_ms=heartbeat_ms, sample_ms=sample_ms)
+    last = due_load(None, LOAD, sensing)
+    for tick, hair in enumerate(hairs, 1):
+        at_ms = tick * sample_ms + hair
+        assert last
+        assert at_ms - last.sampled_ms <= heartbeat_ms + sample_ms / 2 + 20
+        last = due_load(last, replace(LOAD, sampled_ms=at_ms), sensing) or last
 
 
 class OneLink:

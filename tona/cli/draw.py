@@ -1,6 +1,7 @@
 """Structs as rows and bars. Pure: values in, rich renderables out; what is absent is a dash."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 from rich.table import Table
@@ -211,3 +212,12 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
 
 def _rate(bytes_per_s: float | None) -> str:
     return "-" if bytes_per_s is None else f"{size(round(bytes_per_s))}/s"
+
+
+def moment(unix_ms: int) -> str:
+    """Return a time of the wall clock here, without the date where it is today's; 0: `-`."""
+    if not unix_ms:
+        return "-"
+    at = datetime.fromtimestamp(unix_ms / 1000).astimezone()
+    today = at.date() == datetime.now().astimezone().date()
+    return f"{at:%H:%M:%S.%f}"[:-3] if today else f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3]

@@ -104,10 +104,11 @@ def replay(
     """Run one fault schedule again, twice, and compare what happened; 1 when a rule is broken."""
     from controller.twin.pool import replay as run  # noqa: PLC0415 - slow to import
 
+    _check_folder(trace)
     verdict, hashed, lines = run(seed, traced=trace is not None)
     _, again, _ = run(seed)
     if trace is not None:
-        trace.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        _write(trace, "".join(f"{line}\n" for line in lines).encode())
     told = {"seed": seed, "hash": hashed, "again": again, "verdict": verdict.text or "kept"}
     if as_json:
         show_json(msgspec.json.encode(told | {"rule": verdict.rule, "outcome": verdict.outcome}))
@@ -146,6 +147,7 @@ def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
     from controller.twin import capacity as twin  # noqa: PLC0415 - as above
     from controller.twin import traces  # noqa: PLC0415 - as above
 
+    _check_folder(plot)
     question = twin.Question(
         nodes=nodes,
         hours=hours,
@@ -164,7 +166,7 @@ def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
             question, points, lambda share: progress.update(bar, completed=share * hours)
         )
     if plot is not None:
-        plot.write_text(twin.picture(answer), encoding="utf-8")
+        _write(plot, twin.picture(answer).encode())
     if as_json:
         show_json(msgspec.json.encode(answer))
     else:
@@ -179,14 +181,14 @@ def _capacity(answer: Any) -> Any:
     return details(
         (
             ("messages", pair(answer.messages_per_s, "{:.1f}/s")),
-            ("bytes", pair(tuple(one / 1000 for one in answer.bytes_per_s), "{:.1f} kB/s")),
+            ("bytes", pair(answer.bytes_per_s, "{:.0f} B/s")),
             ("scheduler", pair(answer.ts_load_percent, "{:.2f} % of a core")),
             ("anchor", pair(answer.ta_load_percent, "{:.2f} % of a core")),
             ("tasks wanted", f"most {answer.peak_wanted}"),
             ("tasks waiting", f"most {answer.peak_waiting}"),
             ("nodes needed", f"{answer.nodes_needed}, for {answer.needed_for}"),
             ("by kind", kinds),
-            ("took", f"{answer.seconds:.0f} s"),
+            ("took", f"{answer.seconds:.1f} s"),
         )
     )
 
@@ -207,9 +209,10 @@ def run(
 
     if not from_live:
         raise UserError("say --from-live: there is nothing else to take a fleet from")
+    _check_folder(save)
     prediction = live.predict(with_api(_snapshot), seed)
     if save is not None:
-        save.write_bytes(msgspec.json.encode(prediction))
+        _write(save, msgspec.json.encode(prediction))
     if as_json:
         show_json(msgspec.json.encode(prediction))
         return
@@ -245,11 +248,28 @@ def compare(
     for row in rows:
         made.add_row(
             row.what,
-            or_dash(row.predicted),
-            or_dash(row.measured),
+            _figure(row.predicted),
+            _figure(row.measured),
             or_dash(row.error_percent, "{:+.0f} %"),
         )
     show(made)
+
+
+def _figure(value: float | str | None) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else or_dash(value)
+
+
+def _check_folder(path: Path | None) -> None:
+    """Refuse a file that cannot be made before anything is computed for it. Raises UserError."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 async def _snapshot(api: Any) -> Any:
