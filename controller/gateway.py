@@ -18,10 +18,12 @@ from controller.api.operations import BY_NAME, SystemInfo
 from controller.api.server import ApiServer
 from controller.broker.address import Address, reachable
 from controller.broker.door import Broker
+from controller.broker.lease import PortLease
 from controller.broker.mosquitto import ServerTrust
 from controller.broker.spec import make_broker
 from controller.config import Config, meeting_point
 from controller.decider import Answer, Record, Role, Send, View
+from controller.folder import FolderLock
 from controller.host.host import Host, monotonic_ms
 from controller.host.link import STEP_BITS
 from controller.host.linker import Linker
@@ -56,6 +58,7 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._started_unix_ms = 0
+        self._held: list[FolderLock | PortLease] = []
         self._store: SqliteStore | None = None
         self._broker: Broker | None = None
         self._api: ApiServer | None = None
@@ -74,8 +77,11 @@ class Gateway:
         folder = _private(config.folder())
         bundle = _bundle(config)
         trust = _trust(config, bundle)
-        self._store = await SqliteStore.open(folder / "store.sqlite")
-        self._owner_epoch = await self._store.acquire(f"{config.name}/{os.getpid()}")
+        # Whoever runs in this folder or on these ports already is left alone: the store comes last,
+        # because to open it is to take it from its owner.
+        self._held.append(FolderLock(folder, "controller"))
+        api = PortLease(config.api_host, config.api_port, "the API")
+        self._held.append(api)
         self._broker = make_broker(
             config.broker,
             folder=_private(folder / "broker"),
@@ -84,10 +90,12 @@ class Gateway:
             trust=trust,
         )
         self._address = await self._broker.start()
+        self._store = await SqliteStore.open(folder / "store.sqlite")
+        self._owner_epoch = await self._store.acquire(f"{config.name}/{os.getpid()}")
         self._registry = LiveRegistry(Registry(f"{self._owner_epoch:x}"))
         self._api = ApiServer(
             config.api_host,
-            config.api_port,
+            api.port,
             self._registry,
             Doors(
                 self._call,
@@ -141,6 +149,8 @@ class Gateway:
             await self._broker.stop()
         if self._store is not None:
             await self._store.close()
+        while self._held:
+            self._held.pop().close()
 
     # Wiring.
 

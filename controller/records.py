@@ -206,6 +206,8 @@ class TaskRecord(Struct, frozen=True):
     asked: Asked | None = None
     served: int = 0
     """The generation that runs, as the TS last reported."""
+    given_up: int = 0
+    """The newest generation whose artifact no node can run: not tried again; 0: none."""
     held: TaskSpec | None = None
     """What the TS holds an envelope for, of generation `granted`; None: that is `spec`."""
 
@@ -219,6 +221,7 @@ class StoryRecord(Struct, frozen=True):
     """`namo`, `ta`, `ts` or `node`."""
     event: str
     detail: str = ""
+    """For people; what was told several times in a row ends with their number."""
     cause: str = ""
     blame: Blame | None = None
     unix_ms: int = 0

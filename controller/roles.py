@@ -26,7 +26,8 @@ def deciders(
     made: list[Decider] = []
     anchors = config.anchors or (config.ta,)
     if Role.NAMO in config.roles:
-        made.append(Namo(config.namo, anchors[0], secured=config.secured))
+        namo = Namo(config.namo, anchors[0], secured=config.secured, unix_offset_ms=unix_offset_ms)
+        made.append(namo)
     if Role.TA in config.roles:
         anchor = AnchorSettings(
             name=config.ta,

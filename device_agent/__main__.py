@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from device_agent import bytecode, config
+from device_agent.artifacts.blobs import sweep
 from device_agent.clock import around, unix_ms
 from device_agent.ending import to_the_end
 from device_agent.folder import DataFolder
@@ -82,6 +83,7 @@ class Preparation:
         detection = select(asked.profile)
         data = config.data_folder(asked, identity.node, os.environ)
         self.folder = folder = DataFolder(data)
+        sweep()
         witnesses = [*around(data), *([Path(asked.bundle)] if asked.bundle else [])]
         journal = Journal(data / "journal.db", unix_ms(witnesses))
         restored = journal.restored()

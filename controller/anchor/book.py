@@ -186,6 +186,11 @@ class Book:
             return True
         return bool(scheduler) and facts.scheduler != scheduler
 
+    def emptied(self, node: str) -> bool:
+        """Whether a node takes nothing new."""
+        facts = self.nodes.get(node)
+        return facts is not None and facts.state is NodeState.DRAINING
+
     def usable(self, node: str, scheduler: str = "") -> bool:
         """Whether a node is online, under this scheduler if one is named."""
         facts = self.nodes.get(node)

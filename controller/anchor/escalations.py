@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct, field, structs
 
 from controller.anchor.book import Book
+from controller.anchor.faults import TRIED, hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, TaskEvent
 from controller.anchor.placing import Placing
@@ -40,7 +41,6 @@ MAX_OVER: Final = 512
 TIMER: Final = "quality/"
 _OVER: Final = ("calm", "relaxing")
 """Words of a scheduler that a danger is over."""
-_TRIED: Final = "run on "
 
 
 class Episode(Struct):
@@ -94,8 +94,14 @@ class Escalations:
             if name in self._book.tasks:
                 self._prune()
                 self._answers[name] = answer
-                self._book.tell(name, "granted" if granted else "refused", reason, event.cause)
+                told = "waits" if self._pending(name, reason) else "refused"
+                self._book.tell(name, "granted" if granted else told, reason, event.cause)
         self._book.desk.tell_role(event.sender, answer, event.cause, event.tenant)
+
+    def _pending(self, name: str, reason: str) -> bool:
+        """Whether this is said because a person has not answered yet."""
+        asked = self._book.tasks[name].asked
+        return asked is not None and bool(asked.proposal) and reason == _asks(asked.proposal)
 
     def _decide(self, event: Received, escalation: Escalation) -> tuple[bool, str]:
         task = self._book.tasks.get(escalation.task)
@@ -109,12 +115,13 @@ class Escalations:
             act = self._refused if escalation.refused else self._older
             return act(task, escalation, event.cause)
         tried = "; ".join(f"{one.action}: {one.outcome}" for one in escalation.attempts[:8])
-        self._book.stories.tell(
-            escalation.task, "ts", "escalated", _problem(escalation, tried), event.cause
-        )
-        if escalation.indicator:
-            return self._quality(task, escalation, event.cause)
-        return self._loss(task, escalation, event.cause)
+        given_up = hopeless(task) and not escalation.indicator
+        if not given_up:
+            self._book.stories.tell(
+                escalation.task, "ts", "escalated", _problem(escalation, tried), event.cause
+            )
+        act = self._quality if escalation.indicator else self._loss
+        return (False, task.reason) if given_up else act(task, escalation, event.cause)
 
     def _older(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
         """Answer for a generation that is to be replaced: it gets epochs, and nothing else."""
@@ -171,7 +178,7 @@ class Escalations:
         name, service = task.spec.task, task.service
         failed = self._placing.search.failed.setdefault(name, {})
         for attempt in escalation.attempts:
-            node = attempt.action.removeprefix(_TRIED)
+            node = attempt.action.removeprefix(TRIED)
             if node != attempt.action and self._book.usable(node):
                 failed[node] = attempt.outcome[:300]
         leases = task.epoch_high <= escalation.epoch_seen < EPOCH_LIMIT
@@ -182,11 +189,19 @@ class Escalations:
         if task.leaving is not None and self._transfers.give_up(service, why, cause):
             return False, f"the service returns to {task.leaving.scheduler}"
         task = self._book.tasks[name]
-        granted = self._placing.seek(service, {name}, cause)
+        faults = self._placing.search.faults
+        faults.note(task, escalation.attempts)
+        granted = False
+        if faults.enough(task):
+            self._placing.give_up(task, cause)
+        else:
+            granted = self._placing.seek(service, {name}, cause)
         self._upward.report(service, cause)
         after = self._book.tasks[name]
         if granted:
             return True, f"new envelope {', '.join(after.nodes)}"
+        if hopeless(after):
+            return False, after.reason
         if leases and any(self._book.usable(one) and one not in failed for one in after.nodes):
             self._granting.renew(after, cause)
             return True, f"fresh epochs for {', '.join(after.nodes)}"
@@ -222,7 +237,7 @@ class Escalations:
     ) -> tuple[bool, str]:
         autonomy = self._book.services[task.service].order.autonomy
         if task.asked is not None and task.asked.proposal:
-            return False, f"a person is asked whether to {task.asked.proposal}"
+            return False, _asks(task.asked.proposal)
         impossible: list[Attempt] = []
         for kind in self._remedies.kinds(escalation.indicator):
             if not self._open(kind, episode):
@@ -269,7 +284,7 @@ class Escalations:
         self._upward.escalate(
             task, escalation.problem, attempts, cause, proposal=proposal, of=escalation
         )
-        return False, f"a person is asked whether to {proposal}"
+        return False, _asks(proposal)
 
     def _hand_up(
         self,
@@ -353,6 +368,10 @@ class Escalations:
         for name, task in self._book.tasks.items():
             if task.state is TaskState.DEGRADED:
                 self._book.desk.wake(TIMER + name, self._book.desk.now_ms + REFUSED_MS)
+
+
+def _asks(proposal: str) -> str:
+    return f"a person is asked whether to {proposal}"[:TEXT_LENGTH]
 
 
 def _problem(escalation: Escalation, tried: str) -> str:

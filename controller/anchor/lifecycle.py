@@ -13,7 +13,8 @@ until every task of the service is ready at the new one, else the task returns.
 
 What goes wrong while it is deployed: no node can take it, then it is WAITING; nodes could, and all
 have failed to run it, then it is FAILED. Both are tried again, ever more rarely, and at once when
-the fleet changes. Nothing but a *delete* ends a task. DELETING lasts until whoever runs it has been
+the fleet changes; but not an artifact that is itself at fault (`faults.py`), before the next
+generation. Nothing but a *delete* ends a task. DELETING lasts until whoever runs it has been
 told: the scheduler at once, the node itself where the anchor speaks to it. DELETED is a memory for
 people.
 """

@@ -12,10 +12,11 @@ from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.envelopes import Wider, choose_sources, leeway, need_bytes
+from controller.anchor.faults import hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import HOMELESS, SERVING, TaskEvent
 from controller.anchor.privacy import taken_in
-from controller.anchor.search import Found, Search, unplaced
+from controller.anchor.search import Found, Search, sought, unplaced
 from controller.anchor.upward import Upward
 from controller.records import AnchoredRecord, Leaving, Placement, TaskRecord, TaskState
 from protocols.errors import TonaBug
@@ -71,18 +72,18 @@ class Placing:
     def room(self, cause: str) -> None:
         """Look at whoever waits: there is room that there was not before."""
         for task in self._book.tasks.values():
-            if unplaced(task):
+            if sought(task):
                 self.later(task.service, cause)
 
     def restored(self) -> None:
         """Go on trying for whoever waited before."""
         for task in self._book.tasks.values():
-            if unplaced(task):
+            if sought(task):
                 self._try_later(task.service)
 
     def fired(self, service: str) -> None:
         """Try again; nodes that have failed a task are candidates again."""
-        waiting = [one for one in self._book.ordered(service) if unplaced(one)]
+        waiting = [one for one in self._book.ordered(service) if sought(one)]
         for task in waiting:
             self.search.failed.pop(task.spec.task, None)
         if waiting:
@@ -95,6 +96,7 @@ class Placing:
         """Forget tasks that are over, and their service if it is."""
         for task in tasks:
             self.search.failed.pop(task, None)
+            self.search.faults.forget(task)
             self.wider.pop(task, None)
         if service not in self._book.services:
             self._retries.pop(service, None)
@@ -361,10 +363,16 @@ class Placing:
         short = [one for one in found.free if not found.plan[one].chosen]
         failing = [one for one in found.free if found.plan[one].chosen and self._failed(one, found)]
         blocked = sorted(short) or sorted(failing)
-        for task in book.ordered(service):
-            name = task.spec.task
-            as_ordered = task.state in SERVING and task.served == task.generation
-            if name not in found.free or as_ordered:
+        for held in book.ordered(service):
+            name = held.spec.task
+            as_ordered = held.state in SERVING and held.served == held.generation
+            # It finishes what it has there, and takes nothing new.
+            emptied = as_ordered and book.emptied(held.node)
+            if name not in found.free or (as_ordered and not emptied):
+                continue
+            task = book.after(held, TaskEvent.UNREADY) if emptied else held
+            if name in failing and self._at_fault(task):
+                self.give_up(task, cause)
                 continue
             placement = found.plan[name]
             event, reason = TaskEvent.NO_NODE, placement.reason
@@ -377,6 +385,33 @@ class Placing:
                 reason = f"its service is placed as a whole, and {why}"
             self._waits(task, event, structs.replace(placement, chosen=(), reason=reason), cause)
         self._try_later(service)
+
+    def _at_fault(self, task: TaskRecord) -> bool:
+        """Whether all that has failed a task was the fault of its artifact."""
+        failed = self.search.failed.get(task.spec.task, {})
+        return bool(failed) and failed.keys() <= self.search.faults.of(task).keys()
+
+    def give_up(self, task: TaskRecord, cause: str) -> None:
+        """Try the newest generation of a task no more; NAMO is told once. What serves goes on."""
+        book, first = self._book, not hopeless(task)
+        reason = self.search.faults.reason(task) if first else task.reason
+        if task.state in SERVING:
+            after = book.after(task, TaskEvent.FAIL)
+        else:
+            self._granting.revoke(task, task.scheduler, "no node can run it", cause)
+            after = book.after(book.homeless(task), TaskEvent.FAIL)
+        after = structs.replace(
+            after,
+            reason=reason,
+            given_up=task.generation,
+            granted=min(task.granted, task.generation - 1),
+        )
+        book.put(after, cause)
+        told = "failed" if after.state is TaskState.FAILED else "given up"
+        book.tell(task.spec.task, told, reason, cause)
+        if first:
+            attempts = tuple(self.search.faults.of(task).values())
+            self._upward.escalate(after, reason, attempts, cause)
 
     def _failed(self, name: str, found: Found) -> bool:
         return found.plan[name].chosen[0] in self.search.failed.get(name, {})

@@ -11,6 +11,7 @@ from msgspec import Struct, structs
 
 from controller.anchor.book import Book
 from controller.anchor.envelopes import Wider, choose_sources
+from controller.anchor.faults import hopeless
 from controller.anchor.placing import MAX_ENVELOPE, Placing
 from controller.anchor.privacy import taken_in
 from controller.records import TaskRecord
@@ -62,6 +63,8 @@ class Remedies:
         """Return what of this kind can be done for a task, or why nothing can."""
         if task.leaving is not None:
             return "it is on its way to another cell"
+        if hopeless(task):
+            return f"its generation {task.generation} can run nowhere"
         return self._makers[kind](task, why)
 
     def _more_nodes(self, task: TaskRecord, why: str) -> Remedy | str:

@@ -6,6 +6,7 @@ from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.envelopes import need_bytes
+from controller.anchor.faults import hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, STARTED, TaskEvent
 from controller.anchor.placing import Placing
@@ -79,11 +80,15 @@ class Reports:
             self._tell(task, report, cause, ", where it was given up")
             self._granting.revoke(task, task.scheduler, "it was given up there", cause)
             return
+        if hopeless(task) and not ready and not task.nodes:
+            # Why it was given up stands.
+            self._tell(task, report, cause)
+            return
         after = structs.replace(
             self._book.after(task, what),
             node=report.node,
             epoch=report.epoch,
-            reason=report.reason,
+            reason=task.reason if hopeless(task) else report.reason,
             variant=report.variant,
             served=report.generation if ready else task.served,
         )
@@ -92,6 +97,9 @@ class Reports:
             after = self._housed(after, newest=newest)
         self._book.put(after, cause)
         self._tell(task, report, cause)
+        if hopeless(after) and after.state not in SERVING:
+            self._placing.give_up(after, cause)
+            return
         if ready and report.node not in after.nodes:
             self._stray(after, cause)
 

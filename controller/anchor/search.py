@@ -10,6 +10,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from controller.anchor.book import Book
+from controller.anchor.faults import Faults, hopeless
 from controller.anchor.lifecycle import HOMELESS, SERVING
 from controller.anchor.placement import Request, place
 from controller.anchor.privacy import confined
@@ -44,6 +45,7 @@ class Search:
         self._book = book
         self.failed: dict[str, dict[str, str]] = {}
         """Nodes that have just failed a task, with the reason."""
+        self.faults = Faults(book)
         self._resting_until_ms: dict[str, int] = {}
 
     def home(self, task: TaskRecord) -> str:
@@ -63,7 +65,7 @@ class Search:
         return frozenset(
             one.spec.task
             for one in tasks
-            if unplaced(one) or (not self.home(one) and self._replaced(one))
+            if sought(one) or (not hopeless(one) and not self.home(one) and self._replaced(one))
         )
 
     def plans(self, service: str, free: Collection[str]) -> Iterator[Found]:
@@ -104,6 +106,10 @@ class Search:
     def another_cell(self, service: str) -> Found:
         """Find nodes for the whole service under another scheduler."""
         cell = self._book.scheduler_of(service)
+        lost = next((one for one in self._book.ordered(service) if hopeless(one)), None)
+        if lost is not None:
+            tasks = self._book.ordered(service)
+            return self._nothing(tasks, _names(tasks), f"{lost.spec.task} can run nowhere")
         if self._book.desk.now_ms < self._resting_until_ms.get(service, 0):
             tasks = self._book.ordered(service)
             return self._nothing(tasks, _names(tasks), "it has just returned from another cell")
@@ -234,7 +240,8 @@ class Search:
     def _grouped(self, tasks: Sequence[TaskRecord], free: Collection[str]) -> frozenset[str]:
         """Add the tasks that have to be on the same node as one of these."""
         groups = {one.spec.group for one in tasks if one.spec.task in free and one.spec.group}
-        return frozenset(free) | _names(one for one in tasks if one.spec.group in groups)
+        together = frozenset(free) | _names(one for one in tasks if one.spec.group in groups)
+        return together - _names(one for one in tasks if hopeless(one))
 
     def _spares_of_others(self, free: frozenset[str]) -> dict[str, dict[str, int]]:
         return {
@@ -251,6 +258,11 @@ class Search:
 def unplaced(task: TaskRecord) -> bool:
     """Whether a task, or its newest generation, still needs a node that can run it."""
     return task.state in HOMELESS or task.granted < task.generation
+
+
+def sought(task: TaskRecord) -> bool:
+    """Whether a node is looked for: what was given up waits for its next generation."""
+    return unplaced(task) and not hopeless(task)
 
 
 def _names(tasks: Iterable[TaskRecord]) -> frozenset[str]:

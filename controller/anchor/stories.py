@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import Final
 
+from msgspec import structs
+
 from controller.desk import Desk
 from controller.records import STORY, STORY_LENGTH, StoryRecord
 from protocols.errors import Blame
@@ -10,6 +12,8 @@ from protocols.errors import Blame
 MAX_OVER: Final = 512
 """Tasks that are over and whose stories are still kept for people."""
 DETAIL_LENGTH: Final = 2000
+FIRST_KEPT: Final = 16
+"""Entries from the beginning of a story that no later one pushes out."""
 
 
 class Stories:
@@ -18,7 +22,8 @@ class Stories:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._numbers: dict[str, int] = {}
-        self._last: dict[str, str] = {}
+        self._last: dict[str, tuple[StoryRecord, int]] = {}
+        """By task: the newest entry, and how often that was told in a row."""
         self._over: dict[str, None] = {}
         """Tasks that are over, oldest first."""
 
@@ -39,13 +44,24 @@ class Stories:
         cause: str,
         blame: Blame | None = None,
     ) -> None:
-        """Add an entry; the oldest one makes room for it."""
+        """Add an entry, or count one that was told just before; of the later ones the oldest goes.
+
+        What begins the story stays.
+        """
         number = self._numbers.get(task, 0)
-        self._numbers[task] = number + 1
-        detail = detail[:DETAIL_LENGTH]
-        self._last[task] = f"{layer} {event} {detail}"[:200]
-        record = StoryRecord(task, number, layer, event, detail, cause, blame)
-        self._desk.keep(STORY, f"{task}/{number % STORY_LENGTH}", record, cause)
+        record = StoryRecord(task, number, layer, event, detail[:DETAIL_LENGTH], cause, blame)
+        last, times = self._last.get(task, (None, 0))
+        if (
+            last is not None
+            and structs.replace(record, number=last.number, cause=last.cause) == last
+        ):
+            self._last[task] = last, times + 1
+            detail = f"{last.detail} ({times + 1} times)".strip()
+            record = structs.replace(last, detail=detail, cause=cause)
+        else:
+            self._numbers[task] = number + 1
+            self._last[task] = record, 1
+        self._desk.keep(STORY, f"{task}/{_slot(record.number)}", record, cause)
 
     def begins(self, task: str) -> None:
         """Keep the story of a task that lives, again."""
@@ -63,10 +79,19 @@ class Stories:
 
     def tale(self, task: str) -> str:
         """Return in one line how far a task has come, for the report of a bug."""
-        return f"{self._numbers.get(task, 0)} entries, last: {self._last.get(task, 'none')}"
+        last, _ = self._last.get(task, (None, 0))
+        told = "none" if last is None else f"{last.layer} {last.event} {last.detail}"[:200]
+        return f"{self._numbers.get(task, 0)} entries, last: {told}"
 
     def _forget(self, task: str, cause: str) -> None:
         del self._over[task]
         self._last.pop(task, None)
         for slot in range(min(STORY_LENGTH, self._numbers.pop(task, 0))):
             self._desk.keep(STORY, f"{task}/{slot}", None, cause)
+
+
+def _slot(number: int) -> int:
+    """Return where an entry is kept: the first ones for good, the others in turn."""
+    if number < FIRST_KEPT:
+        return number
+    return FIRST_KEPT + (number - FIRST_KEPT) % (STORY_LENGTH - FIRST_KEPT)

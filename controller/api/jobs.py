@@ -1,5 +1,6 @@
 """The arguments of the operations on jobs: values as JSON, and how they become a submission."""
 
+import re
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -12,9 +13,19 @@ from protocols.messages.job import JobState
 from protocols.messages.quality import PRIORITY_DEFAULT, Priority
 
 JobKey = Annotated[str, Meta(min_length=1, max_length=128)]
+JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LIMIT_MAX: Final = 10_000
 API_CLIENT: Final = "api"
 """Who a job that came over HTTP is said to be of."""
+
+
+def check_job_id(job: str) -> None:
+    """Check an identifier of the caller's choice. Raises ValueError."""
+    if JOB_ID.fullmatch(job) is None:
+        raise ValueError(
+            f"{job[:80]!r} cannot name a job: write letters, digits, '.', '_' and '-', up to 128, "
+            "a letter or digit first"
+        )
 
 
 class JobInput(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +86,10 @@ class SubmitJob(Struct, frozen=True, forbid_unknown_fields=True):
     """From acceptance; 0: none."""
     run_ms: Budget = 60_000
     priority: Priority = PRIORITY_DEFAULT
+
+    def __post_init__(self) -> None:
+        """Check the identifier. Raises ValueError, which is told to whoever asked."""
+        check_job_id(self.job)
 
     def submit(self) -> JobSubmit:
         """Return the message that this stands for."""

@@ -1,4 +1,4 @@
-"""A port kept for a broker over all its lives.
+"""A port kept for a server, a broker say, over all its lives.
 
 The lease is a socket that is bound and never listens. On Linux a broker that sets SO_REUSEADDR (all
 do) may bind and listen beside it, while nobody else is handed the port: neither another program's
@@ -13,9 +13,9 @@ from protocols.errors import UserError
 
 
 class PortLease:
-    """Holds `port` of `host` until closed; port 0 picks a free one. Raises UserError."""
+    """Holds `port` of `host` for `whom` until closed; port 0: a free one. Raises UserError."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, whom: str = "the broker") -> None:
         self._socket = socket.socket(_family(host), socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -24,7 +24,7 @@ class PortLease:
             self._socket.close()
             reason = error.strerror if isinstance(error, OSError) else "no such port"
             raise UserError(
-                f"the broker cannot listen on {host} port {port} ({reason}); "
+                f"{whom} cannot listen on {host} port {port} ({reason}); "
                 "name another address, or port 0 for a free port"
             ) from None
         self.port: int = self._socket.getsockname()[1]

@@ -78,6 +78,7 @@ class Approvals:
             tenant=record.tenant,
             decision=decision,
             reason=_reason(escalation),
+            asked_unix_ms=same.asked_unix_ms if same is not None else self._books.unix_ms,
             asked_by=event.sender,
             escalation=escalation,
             decomposition=candidate[0],
@@ -106,7 +107,7 @@ class Approvals:
                 state=wanted,
                 answered_by=call.tenant,
                 left_ms=0 if granted else DENIED_MS,
-                outcome=f"{wanted} by {call.tenant}",
+                outcome=f"{wanted} by user {call.tenant!r}",
             )
             self._books.put_approval(record, call.cause)
             self._wait(record)

@@ -58,7 +58,9 @@ class _Pending(Struct):
 class Books:
     """The state of NAMO; `out` and `now_ms` are those of the batch that is being handled."""
 
-    def __init__(self) -> None:
+    def __init__(self, unix_offset_ms: int | None = None) -> None:
+        self.unix_offset_ms = unix_offset_ms
+        """Makes the wall clock's time of `now_ms`; None: it is not known."""
         self.use_cases: dict[str, UseCaseRecord] = {}
         self.services: dict[str, ServiceRecord] = {}
         self.approvals: dict[str, ApprovalRecord] = {}
@@ -69,6 +71,11 @@ class Books:
         self.now_ms = 0
         self._pending: dict[str, _Pending] = {}
         """By the key of the timer that says it again."""
+
+    @property
+    def unix_ms(self) -> int:
+        """The wall clock's time of this batch, for people; 0: it is not known."""
+        return 0 if self.unix_offset_ms is None else self.now_ms + self.unix_offset_ms
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take in the durable state."""

@@ -50,16 +50,22 @@ class Namo:
     role = Role.NAMO
 
     def __init__(
-        self, name: str = "namo-main", anchor: str = "ta-main", *, secured: bool = False
+        self,
+        name: str = "namo-main",
+        anchor: str = "ta-main",
+        *,
+        secured: bool = False,
+        unix_offset_ms: int | None = None,
     ) -> None:
         """Make one that orders at `anchor` until anchors have spoken.
 
         `secured`: whether every connection of the controller has TLS with verified certificates.
+        `unix_offset_ms` makes the wall clock's time of that of a turn, for people; None: not known.
         """
         self.name = name
         self._anchor = anchor
         self._secured = secured
-        self.books = Books()
+        self.books = Books(unix_offset_ms)
         self._approvals = Approvals(self.books)
         self._positions = Positions(self.books, self._approvals, self._position)
         self._triggers = Triggers(self.books, self._position, self._end)
@@ -100,6 +106,9 @@ class Namo:
         return books.out
 
     def _call(self, call: Called) -> None:
+        if call.unix_ms:
+            # The wall clock may have been set since our start.
+            self.books.unix_offset_ms = call.unix_ms - self.books.now_ms
         try:
             match call.operation:
                 case "usecase.submit":

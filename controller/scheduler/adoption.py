@@ -15,6 +15,7 @@ from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
+from protocols.errors import Blame
 from protocols.messages import Status
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
@@ -56,7 +57,7 @@ class Adoption:
                 self._learn(entry, one, stamp, InstanceState.READY, cause)
         copy = next((one for one in mine if one.epoch == status.epoch), None)
         if entry is not None and copy is not None:
-            self._learn(entry, copy, stamp, status.state, cause, status.reason)
+            self._learn(entry, copy, stamp, status.state, cause, status.reason, status.blame)
             return False
         newest = entry.on_node(node) if entry is not None else None
         if entry is not None and newest is not None and newest.epoch < status.epoch:
@@ -88,11 +89,12 @@ class Adoption:
         state: InstanceState,
         cause: str,
         reason: str = "",
+        blame: Blame | None = None,
     ) -> None:
         """Take in the state of a copy; a word older than the last one is ignored."""
         if stamp < copy.heard:
             return
-        copy.heard, copy.reported, copy.reason = stamp, state, reason
+        copy.heard, copy.reported, copy.reason, copy.blame = stamp, state, reason, blame
         if state is InstanceState.READY:
             copy.state = CopyState.READY
         elif state in _DEAD_STATES:
@@ -116,7 +118,7 @@ class Adoption:
         ):
             entry.tuning = current.tuning
         else:
-            entry.failures[copy.node] = reason
+            entry.failed_on(copy.node, reason, copy.blame)
 
     def _overtaken(self, entry: TaskEntry, copy: Copy, epoch: int, cause: str) -> None:
         """Go above an epoch that the node of a copy has seen, from a lease that is forgotten.
@@ -129,7 +131,7 @@ class Adoption:
         if epoch < EPOCH_LIMIT:
             entry.next_epoch = max(entry.next_epoch, epoch + 1)
         else:
-            entry.failures[copy.node] = copy.reason
+            entry.failed_on(copy.node, copy.reason, None)
         self._table.mark(entry, cause)
 
     def node_born(self, node: str, stamp: Stamp, holdings: Iterable[Holding], cause: str) -> None:

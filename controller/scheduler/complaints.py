@@ -10,6 +10,7 @@ from controller.scheduler.copies import TaskEntry
 from controller.scheduler.danger import Danger
 from protocols.messages import Escalation, EscalationAnswer
 from protocols.messages.hierarchy import Attempt
+from protocols.messages.quality import Leeway
 
 AGAIN_MS: Final = 5000
 AGAIN_MAX_MS: Final = 60_000
@@ -72,7 +73,7 @@ class Complaints:
             one.number[-128:],
             entry.task,
             entry.grant.generation,
-            problem or f"{danger}, and nothing inside the envelope helps",
+            problem or f"{danger}, and {_why(entry)}",
             tuple(attempts[:64]),
             epoch_seen=entry.next_epoch - 1,
             indicator=danger.indicator,
@@ -91,3 +92,10 @@ class Complaints:
             if answer.granted:
                 # Something is done about it: if that does not help it is told soon.
                 one.times = 1
+
+
+def _why(entry: TaskEntry) -> str:
+    """Say why nothing is done about it here: without any leeway it is not for want of trying."""
+    if entry.grant.leeway == Leeway(moves=False):
+        return "the scheduler may change nothing by itself (autonomy manual)"
+    return "nothing inside the envelope helps"

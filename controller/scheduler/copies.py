@@ -6,13 +6,18 @@ loss the next copy is all there is.
 """
 
 from enum import StrEnum
+from typing import Final
 
 from msgspec import Struct
 
+from protocols.errors import Blame
 from protocols.manifest import Manifest
-from protocols.messages.hierarchy import EnvelopeGrant
+from protocols.messages.hierarchy import Attempt, EnvelopeGrant
 from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState
+
+FAULTS_ENOUGH: Final = 2
+"""Nodes on which an artifact has failed by its own fault; no further one is tried."""
 
 
 class CopyState(StrEnum):
@@ -42,6 +47,8 @@ class Copy(Struct):
     reported: InstanceState | None = None
     sent_ms: int = 0
     reason: str = ""
+    blame: Blame | None = None
+    """Whose fault it is that it failed, as its node says."""
     cause: str = ""
     heard: Stamp = (0, 0)
     """Of the last word about it: a broker may reorder what comes over different topics."""
@@ -76,7 +83,7 @@ class TaskEntry(Struct):
     """The copy that routes point to."""
     coming: Copy | None = None
     """The copy that will replace it when it is ready."""
-    failures: dict[str, str] = {}
+    failures: dict[str, Attempt] = {}
     """Why this envelope's nodes could not run the task, by node."""
     moved_ms: int = -(10**12)
     escalated: str = ""
@@ -107,6 +114,15 @@ class TaskEntry(Struct):
         """Return the newest copy on a node."""
         found = [copy for copy in self.copies() if copy.node == node]
         return max(found, key=lambda copy: copy.epoch) if found else None
+
+    def failed_on(self, node: str, reason: str, blame: Blame | None) -> None:
+        """Note that a node of the envelope could not run the task."""
+        self.failures[node] = Attempt(f"run on {node}", reason, blame)
+
+    def at_fault(self) -> bool:
+        """Whether the artifact has failed on enough nodes: another one would not run it either."""
+        faults = [one for one in self.failures.values() if one.blame is Blame.USER]
+        return len(faults) >= FAULTS_ENOUGH
 
     def epochs_left(self) -> int:
         """Return how many epochs of the lease are unused."""

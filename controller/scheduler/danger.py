@@ -174,4 +174,6 @@ class Danger(Struct, frozen=True):
     def __str__(self) -> str:
         """Say it in a few words."""
         of = "the service's " if self.whole else ""
-        return f"{of}{self.indicator} is {self.measured:.4g}, its bound {self.target:.4g}"
+        figures = f"{self.measured:.4g}, its bound {self.target:.4g}"
+        near = "" if self.broken else "near its bound: "
+        return f"{of}{self.indicator} is {near}{figures}"

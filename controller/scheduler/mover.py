@@ -71,6 +71,9 @@ class Mover:
             entry.next_epoch = max(entry.next_epoch, grant.epoch_from)
             # A grant after a failure is the TA's word that the node may be tried again.
             entry.failures = {}
+            if entry.current is not None and entry.current.node in grant.nodes:
+                # The TA may have given up waiting for what goes on there now.
+                self._reported.pop(entry.task, None)
         entry.escalated, entry.refusals = "", 0
         self._table.services[grant.service] = grant.plan_tasks
         self._table.mark(entry, cause)
@@ -239,11 +242,13 @@ class Mover:
             return
         elif current is not None and current.state is CopyState.READY and current.node in usable:
             usable = [current.node, *usable]
-        for node in usable:
+        # The TA gives up what can run nowhere; until it answers no epoch is spent on it.
+        for node in () if entry.at_fault() else usable:
             if self._assign(entry, node, cause):
                 return
         first = envelope.initial(entry.grant)
-        if not usable and entry.failures and rebuilt(entry.tuning) != rebuilt(first):
+        stuck = entry.at_fault() or not usable
+        if stuck and entry.failures and rebuilt(entry.tuning) != rebuilt(first):
             # The variant, not the nodes: the sweep tries them again as the TA wanted it.
             entry.tuning, entry.failures = first, {}
             self._table.mark(entry, cause)

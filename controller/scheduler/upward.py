@@ -29,7 +29,7 @@ def report(entry: TaskEntry, copy: Copy, cause: str) -> Send:
         copy.epoch,
         _TOLD[copy.state],
         copy.reason,
-        Blame.ENVIRONMENT if copy.state is CopyState.GONE else None,
+        Blame.ENVIRONMENT if copy.state is CopyState.GONE else copy.blame,
         variant=copy.tuning.variant,
     )
     return Send(ToRole(entry.anchor), body, copy.cause or cause, entry.tenant)
@@ -42,7 +42,7 @@ def escalation(entry: TaskEntry, nodes: NodeTable, cause: str) -> Send:
     else:
         problem = "no node of the envelope can run the task"
     attempts = tuple(
-        Attempt(f"run on {node}", entry.failures.get(node, str(nodes.state(node))))
+        entry.failures.get(node, Attempt(f"run on {node}", str(nodes.state(node))))
         for node in entry.grant.nodes
         if node in entry.failures or nodes.state(node) is not NodeState.ONLINE
     )[:MAX_ATTEMPTS]

@@ -4,30 +4,65 @@ Executors write here on their own; `trim` keeps the bounds. What is in use is pi
 it: an input until its call is answered, an output until it is delivered.
 """
 
+import contextlib
+import fcntl
 import os
 import stat
 from pathlib import Path
 from typing import Final
 
 from device_agent.artifacts.shelf import Shelf, to_evict
+from protocols.errors import EnvironmentFailure
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - checked to be ours alone before its use
+FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+HOLD_ATTEMPTS: Final = 10
 FRESH_S: Final = 5.0
 """A value so young may be on its way to its pin."""
 
 
 class BlobFolder(Shelf):
-    """Large values by digest; empty at the start of the daemon."""
+    """Large values by digest; empty at the start of the daemon, held until its end."""
 
     def __init__(self, folder: Path, max_bytes: int, max_age_s: float) -> None:
         """Open the folder and empty it: no invocation outlives the daemon in here.
 
         Raises EnvironmentFailure.
         """
+        self._lock = -1
         super().__init__(folder, max_bytes)
         self.max_age_s = max_age_s
         for entry in self.entries():
             self._unlink(folder / entry.name)
+
+    def _make(self) -> None:
+        """Make the folder and hold it, so that no sweep takes it while this process lives."""
+        for _ in range(HOLD_ATTEMPTS):
+            super()._make()
+            try:
+                self._hold()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise EnvironmentFailure(f"cannot hold {self.folder}: {error.strerror}") from None
+            return
+        raise EnvironmentFailure(f"cannot hold {self.folder}: it is removed again and again")
+
+    def _hold(self) -> None:
+        """Share the folder's lock. Raises FileNotFoundError when a sweep has just taken it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+        lock = os.open(self.folder, FOLDER_FLAGS)
+        try:
+            # A sweep has it for a moment only.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if not os.path.samestat(os.fstat(lock), self.folder.stat()):
+                raise FileNotFoundError
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
 
     def trim(self, now_s: float) -> int:
         """Give up what nobody used for the bound of age, then what exceeds the bytes.
@@ -49,11 +84,46 @@ def blob_path(name: str, fallback: Path) -> Path:
 
     Values in memory spare the flash and the copy; the folder is `tona-UID/NAME`.
     """
-    mine = SHARED_MEMORY / f"tona-{os.geteuid()}"
+    mine = _mine()
     try:
         mine.mkdir(mode=0o700, exist_ok=True)
-        about = mine.lstat()
     except OSError:
         return fallback
-    ours = about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) == 0o700  # noqa: PLR2004
-    return mine / name if ours and stat.S_ISDIR(about.st_mode) else fallback
+    return mine / name if _is_ours(mine) else fallback
+
+
+def sweep() -> None:
+    """Remove from shared memory what agents of this user left that live no more."""
+    mine = _mine()
+    if not _is_ours(mine):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for folder in mine.iterdir():
+            with contextlib.suppress(OSError):
+                _remove_abandoned(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove a folder unless an agent holds it. Raises OSError, BlockingIOError among it."""
+    lock = os.open(folder, FOLDER_FLAGS | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+def _mine() -> Path:
+    return SHARED_MEMORY / f"tona-{os.geteuid()}"
+
+
+def _is_ours(mine: Path) -> bool:
+    """Whether this is a folder that nobody else can have put anything into."""
+    try:
+        about = mine.lstat()
+    except OSError:
+        return False
+    private = about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) == 0o700  # noqa: PLR2004
+    return private and stat.S_ISDIR(about.st_mode)

@@ -333,6 +333,8 @@ class Attempt(Part, frozen=True):
     """What was done."""
     outcome: Text
     """What came of it."""
+    blame: Blame | None = None
+    """Whose fault that is, where it is one."""
 
 
 class Escalation(Message, tag="escalation", frozen=True):

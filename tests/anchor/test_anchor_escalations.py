@@ -18,7 +18,7 @@ from protocols.messages import (
     ServiceReport,
     TaskEvent,
 )
-from protocols.messages.hierarchy import Attempt, Autonomy, ServiceState, TaskQos
+from protocols.messages.hierarchy import Attempt, Autonomy, NodeState, ServiceState, TaskQos
 from protocols.messages.quality import Leeway, Variant
 from protocols.qoais import Bound
 
@@ -290,3 +290,39 @@ def test_what_comes_to_run_after_it_was_given_up_is_released_and_gets_no_empty_e
     bench.node("n2")
     bench.passes(60_000)
     assert bench.task().nodes
+
+
+def test_a_task_on_a_node_that_is_emptied_waits_where_there_is_no_other_place() -> None:
+    bench = Bench()
+    bench.node("n1")
+    bench.order()
+    bench.ready("n1", 1)
+    assert bench.task().state is TaskState.RUNNING
+    output = bench.node("n1", NodeState.DRAINING)
+    stuck = Escalation(
+        "d",
+        "svc.a",
+        1,
+        "no node of the envelope can run the task",
+        (Attempt("run on n1", "draining"),),
+    )
+    output.sends += bench.hear(stuck).sends
+    assert bench.task().state is TaskState.WAITING
+    assert "is draining (1)" in bench.task().reason
+    assert said(output, ServiceReport)[-1].state is ServiceState.WAITING
+    assert said(output, Escalation, "namo-main"), "NAMO hears of it"
+    resumed = bench.node("n1")
+    resumed.sends += bench.passes(60_000).sends
+    assert said(resumed, EnvelopeGrant), "what goes on there is reported after a grant"
+    bench.ready("n1", 1)
+    assert bench.task().state is TaskState.RUNNING
+
+
+def test_a_question_to_a_person_is_told_as_waiting(bench: Bench) -> None:
+    runs(bench, autonomy=Autonomy.MANUAL, specs={"leeway": Leeway(moves=False)})
+    complains(bench, 1)
+    complains(bench, 2)
+    proposal = "a person is asked whether to move svc.a from n1 to n2"
+    words = [(event, detail) for layer, event, detail in told(bench) if layer == "ta"]
+    assert [event for event, detail in words if detail.startswith(proposal)] == ["waits", "waits"]
+    assert "refused" not in [event for event, _ in words]

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.artifacts.blobs import FRESH_S, BlobFolder, blob_path
+from device_agent.artifacts.blobs import FRESH_S, BlobFolder, blob_path, sweep
 from device_agent.artifacts.cache import PART_MAX_AGE_S, ArtifactCache
 from device_agent.artifacts.shelf import Entry, Shelf, hex_of, to_evict
 from protocols.errors import EnvironmentFailure
@@ -148,6 +150,65 @@ def test_shared_memory_is_used_only_when_it_is_ours_alone(
     assert blob_path("n1", fallback) == fallback
     monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path / "absent")
     assert blob_path("n1", fallback) == fallback
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from device_agent.artifacts.blobs import BlobFolder
+blobs = BlobFolder(Path(sys.argv[1]), 100, 60.0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_an_agent_left_is_swept_once_it_lives_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
+    lives, killed = (blob_path(name, tmp_path / "disk") for name in ("n1", "n2"))
+    BlobFolder(lives, 100, 60.0)
+    command = [sys.executable, "-c", HOLD, str(killed)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == b"held\n"
+        for folder in (lives, killed):
+            (folder / ("a" * 64)).write_bytes(b"value")
+        sweep()
+        assert len(list(killed.iterdir())) == 1
+        agent.kill()
+    sweep()
+    assert (len(list(lives.iterdir())), killed.exists()) == (1, False)
+
+
+def test_a_sweep_goes_nowhere_that_is_not_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
+    sweep()
+    left = blob_path("n1", tmp_path / "disk")
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (left, elsewhere):
+        folder.mkdir()
+        (folder / "file").touch()
+    (left.parent / "link").symlink_to(elsewhere)
+    left.parent.chmod(0o777)
+    sweep()
+    assert left.exists()
+    left.parent.chmod(0o700)
+    sweep()
+    assert (left.exists(), (elsewhere / "file").exists()) == (False, True)
+
+
+def test_a_folder_that_came_back_is_held_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
+    blobs = BlobFolder(blob_path("n1", tmp_path / "disk"), 100, 60.0)
+    blobs.folder.rmdir()
+    assert blobs.trim(0.0) == 0
+    sweep()
+    assert blobs.folder.exists()
 
 
 def test_what_can_never_fit_drives_nothing_out(shelf: Shelf) -> None:

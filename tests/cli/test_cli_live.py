@@ -118,6 +118,10 @@ def test_one_thing_is_shown_and_json(tona: Any, arguments: tuple[str, ...], said
         (("usecase", "delete", "smal"), "'small'"),
         (("service", "show", "decodin"), "'decoding'"),
         (("task", "explain", "decoding.decod"), "'decoding.decode'"),
+        (("task", "list", "--node", "nod-1"), "'node-1'"),
+        (("task", "list", "--service", "decodin"), "'decoding'"),
+        (("task", "list", "--node", "nod-1", "--json"), "'node-1'"),
+        (("service", "list", "--use-case", "smal"), "'small'"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_near_one(
@@ -178,7 +182,8 @@ def test_a_service_is_invoked_with_files_and_numbers(tona: Any, tmp_path: Path) 
         (("preparing", "-i", "image=json:[[[300,0,0]]]"), 2, "do not fit into uint8"),
         (("preparing", "-i", 'image=json:["x"]'), 2, "a list of numbers is needed"),
         (("preparing", "-i", "image=json:[[1],[1,2]]"), 2, "--input image"),
-        (("absent", "-i", "x=y", "--deadline", "0.5"), 3, "'absent' is not served"),
+        (("decoding",), 4, "needs the input 'file' (it takes 'file')"),
+        (("decodin", "-i", "x=y"), 4, "there is no service 'decodin'; did you mean 'decoding'?"),
     ],
 )
 def test_what_cannot_be_invoked_is_told(
@@ -187,6 +192,67 @@ def test_what_cannot_be_invoked_is_told(
     ended = tona("invoke", *arguments)
     assert (ended.code, ended.out) == (code, "")
     assert sentence in ended.err
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("decoding",), 4, "needs the input 'file' (it takes 'file')"),
+        (("decoding", "-i", "fil=x"), 4, "did you mean 'file'?"),
+        (("decodin",), 4, "did you mean 'decoding'?"),
+        (("decoding", "-i", "file=x", "--id", "a b"), 2, "'a b' cannot name a job"),
+    ],
+)
+def test_what_cannot_be_a_job_is_refused_at_once(
+    tona: Any, arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    ended = tona("job", "submit", *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+    assert tona("job", "list", "--json").json() == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_job_prints_its_outputs_as_an_invocation_does(tona: Any) -> None:
+    page = distribution("scikit-image").locate_file("skimage/data/page.png")
+    invoked = tona("invoke", "decoding", "-i", f"file=@{page}")
+    waited = tona("job", "submit", "decoding", "-i", f"file=@{page}", "--wait")
+    assert invoked.code == 0, invoked.err
+    assert waited.out == invoked.out
+    assert [one.partition(":")[0] for one in waited.out.splitlines()] == ["image", "size"]
+
+
+def test_waiting_ends_at_once_when_no_node_can_run_an_artifact(tona: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.wasm").write_text("no module")
+    file = tmp_path / "bad.toml"
+    text = SMALL.format(reading=tmp_path).partition('[[services]]\nname = "preparing"')[0]
+    text = text.replace('"small"', '"bad"').replace('"decoding"', '"bad-decoding"')
+    file.write_text(text.replace("modules/decode.wasm", "bad.wasm"))
+    ended = tona("usecase", "submit", file, "--wait", "--timeout", 10 * TIMEOUT_S)
+    assert (ended.code, ended.out) == (3, "")
+    said = ended.err.splitlines()[-1]
+    assert said.startswith("tona: use case bad will not run as it is: bad-decoding.decode: ")
+    assert "no Wasm module" in said
+    assert tona("task", "show", "bad-decoding.decode").out.count("failed: ") == 1
+    assert tona("usecase", "delete", "bad").code == 0
+
+
+def test_waiting_says_which_node_a_service_waits_for(
+    tona: Any, tmp_path: Path, reading: Path
+) -> None:
+    text = SMALL.format(reading=reading).partition('[[services]]\nname = "preparing"')[0]
+    text = text.replace('"small"', '"large"').replace('"decoding"', '"large-decoding"')
+    file = tmp_path / "large.toml"
+    file.write_text(text.replace("134217728", "1000000000000"))
+    ended = tona("usecase", "submit", file, "--wait", "--timeout", 2)
+    assert (ended.code, ended.out) == (3, "")
+    *lines, last = ended.err.splitlines()
+    assert last.startswith("tona: use case large does not run within 2 s")
+    assert lines[-1].startswith("service large-decoding: waiting: large-decoding.decode: none of 1")
+    assert ": waiting, generation 1: " in tona("service", "show", "large-decoding").out
+    assert tona("usecase", "delete", "large").code == 0
 
 
 @pytest.mark.usefixtures("small")

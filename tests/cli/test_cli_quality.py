@@ -113,4 +113,8 @@ def test_the_commands_are_there(tona: Any, api: _Api) -> None:
         "watch", ServiceState.WAITING, "", "", "ta-main", Autonomy.FULL, (), ()
     )
     assert "nothing was weighed" in tona("service", "explain", "watch").out
-    assert [one for one, _ in api.asked] == ["service.qos", "service.explain"]
+    api.value = structs.replace(api.value, reason="watch.t: no node is online")
+    told = tona("service", "explain", "watch").out.splitlines()
+    assert told[0].endswith("autonomy full")
+    assert told[1] == "reason: watch.t: no node is online"
+    assert [one for one, _ in api.asked] == ["service.qos"] + 2 * ["service.explain"]

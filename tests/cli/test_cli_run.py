@@ -1,10 +1,12 @@
 """How a command line ends: exit codes, one sentence, no traceback."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +41,8 @@ def test_the_version_is_the_distributions(tona: Any) -> None:
     ("arguments", "sentence"),
     [
         (("fleeet", "status"), "Did you mean 'fleet'? see `tona --help`"),
-        (("fleet", "statis"), "Did you mean 'status'?"),
+        (("fleet", "statis"), "Did you mean 'status'? see `tona fleet --help`"),
+        (("job", "show"), "see `tona job show --help`"),
         (("fleet", "status", "--jsn"), "No such option: --jsn"),
         (("fleet", "status", "--state", "on"), "'on' is not one of"),
         (("demo", "--nodes", "1"), "Invalid value for '--nodes'"),
@@ -70,6 +73,13 @@ def test_a_users_mistake_is_one_sentence_and_code_2(
     assert sentence in ended.err
     assert ended.err.startswith("tona: ")
     assert ended.err.count("\n") == 1
+
+
+def test_the_help_names_every_code_of_the_documentation(tona: Any) -> None:
+    told = " ".join(tona("--help").out.split()).partition("Exit codes: ")[2]
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    codes = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert codes == re.findall(r"(?:^|, )(\d+) ", told)
 
 
 @pytest.mark.parametrize("place", ["before", "after", "environment"])

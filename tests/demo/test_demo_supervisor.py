@@ -96,6 +96,18 @@ async def test_what_dies_over_and_over_is_given_up(
     assert await heard.next() == ("a", "ended with code 1 (no luck): starting it again")
 
 
+async def test_what_was_asked_for_what_cannot_be_is_not_started_for_ever(
+    supervisor: Supervisor, heard: Heard
+) -> None:
+    program = "import sys; print('no such option', file=sys.stderr); sys.exit(2)"
+    await supervisor.start("a", lambda: python(program))
+    async with asyncio.timeout(WITHIN_S):
+        failure = await supervisor.failed()
+    assert "a ended with code 2 (no such option), 3 times in a row" in str(failure)
+    told = [heard.queue.get_nowait()[1] for _ in range(heard.queue.qsize())]
+    assert sum(one.startswith("runs again") for one in told) == 2
+
+
 async def test_stop_asks_first_and_kills_who_does_not_listen(
     tmp_path: Path,
 ) -> None:

@@ -9,6 +9,7 @@ from namo_bench import Decide, Delete, Host, a_service, bodies, step, summary
 from controller.decider import Output, ToRole
 from controller.namo.approvals import DENIED_MS, PENDING_MS, STEPS
 from controller.namo.books import MAX_ANSWERED
+from controller.namo.decider import Namo
 from controller.records import APPROVAL, ApprovalRecord, ApprovalState
 from protocols.errors import Blame
 from protocols.messages import Escalation, EscalationAnswer, ServiceOrder
@@ -57,7 +58,7 @@ def test_what_an_anchor_proposes_for_a_manual_service_waits_for_a_person() -> No
     assert [(send.to, send.body) for send in granted.sends] == [
         (
             ToRole("ta-main"),
-            EscalationAnswer("e1", "a.t", True, "approval 1 was granted by default"),
+            EscalationAnswer("e1", "a.t", True, "approval 1 was granted by user 'default'"),
         )
     ]
     assert granted.answers[0].value.state is ApprovalState.GRANTED
@@ -87,7 +88,7 @@ def test_a_denied_decision_is_not_asked_again_soon() -> None:
     host = served("partial")
     escalate(host, **SLOW)
     (answer,) = bodies(host.call("approve.deny", Decide("1")))
-    assert answer == EscalationAnswer("e1", "a.t", False, "approval 1 was denied by default")
+    assert answer == EscalationAnswer("e1", "a.t", False, "approval 1 was denied by user 'default'")
     (refused,) = bodies(escalate(host, "e2", **SLOW))
     assert refused == EscalationAnswer("e2", "a.t", False, "a person has denied this")
     host.pass_time(DENIED_MS)
@@ -246,3 +247,28 @@ def test_a_denial_that_holds_is_not_pushed_out_by_those_answered_later() -> None
     (refused,) = bodies(escalate(host, "e2", proposal="use the variant tiny", **SLOW))
     assert isinstance(refused, EscalationAnswer)
     assert not refused.granted
+
+
+def test_a_question_says_when_it_was_asked_first() -> None:
+    host = served("partial")
+    asked_ms = host.now_ms
+    escalate(host, "e1", **SLOW)
+    host.pass_time(5000)
+    escalate(host, "e2", **SLOW)
+    (asked,) = host.approvals()
+    # A call at the start of the bench's clock has said that it was 77 then.
+    assert asked.asked_unix_ms == 77 + asked_ms
+
+
+def test_without_a_clock_a_question_has_no_time() -> None:
+    host = served("partial")
+    host.restart()
+    host.hear(summary())
+    escalate(host, **SLOW)
+    assert host.approvals()[0].asked_unix_ms == 0
+    host = served("partial")
+    host.restart()
+    host.namo.books.unix_offset_ms = Namo(unix_offset_ms=1000).books.unix_offset_ms
+    host.hear(summary())
+    escalate(host, **SLOW)
+    assert host.approvals()[0].asked_unix_ms == 1000 + host.now_ms

@@ -4,7 +4,8 @@ import pytest
 from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
-from controller.decider import Received, ToRole, ToService
+from controller.decider import Output, Received, ToRole, ToService
+from protocols.errors import Blame
 from protocols.messages import (
     Acknowledge,
     AnchorWelcome,
@@ -139,6 +140,21 @@ def test_a_failed_node_leads_to_the_next_and_then_upwards(bench: Bench) -> None:
     assert said(bench.passes(3000, "n1", "n2", "n3"), Escalation)
     output = bench.anchor(grant("n3", first=33))
     assert [one.epoch for one in told(output, "n3", Assign)] == [33]
+
+
+def test_an_artifact_at_fault_is_tried_on_two_nodes_only(bench: Bench) -> None:
+    def fails(node: str, epoch: int) -> Output:
+        why = "the artifact is no Wasm module"
+        said_so = Status(epoch, "svc.a", epoch, InstanceState.FAILED, why, Blame.USER)
+        return bench.node(node, said_so)
+
+    bench.anchor(grant("n1", "n2", "n3"))
+    [assign] = told(fails("n1", 1), "n2", Assign)
+    output = fails("n2", assign.epoch)
+    assert not said(output, Assign)
+    [escalation] = said(output, Escalation)
+    assert [one.blame for one in escalation.attempts] == [Blame.USER, Blame.USER]
+    assert said(output, TaskReport)[-1].blame is Blame.USER
 
 
 def test_load_moves_a_task_make_before_break(bench: Bench) -> None:

@@ -31,6 +31,7 @@ from protocols.messages import (
     Result,
     Route,
     Status,
+    TaskReport,
 )
 from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode, Tensor
 from protocols.messages.presence import Holding
@@ -300,3 +301,13 @@ def test_a_node_that_is_resumed_takes_tasks_whether_it_heard_that_or_not(bench: 
 def test_an_envelope_without_nodes_is_no_envelope(bench: Bench) -> None:
     bench.anchor(msgspec.structs.replace(grant("n1"), nodes=()))
     assert bench.ts.counters["empty_grant"] == 1
+
+
+def test_what_goes_on_is_reported_again_after_a_grant_and_what_strays_is_not(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    assert not said(bench.passes(500, "n1", "n2"), TaskReport)
+    again = bench.anchor(grant("n1", "n2", first=100))
+    [report] = said(again, TaskReport)
+    assert (report.node, report.state) == ("n1", READY)
+    bench.anchor(grant("n2", first=200))
+    assert not [one for one in said(bench.passes(100), TaskReport) if one.node == "n1"]

@@ -18,8 +18,8 @@ from tona.cli.up import up
 app = typer.Typer(
     name="tona",
     help="AI tasks on a fleet of edge devices, with a quality of service that holds.",
-    epilog="Exit codes: 0 done, 2 wrong use, 3 not reachable or not there, 4 refused, 70 a fault "
-    "of tona, 130 interrupted. More in docs/cli.md.",
+    epilog="Exit codes: 0 done, 1 a rule was broken in `tona sim`, 2 wrong use, 3 not reachable or "
+    "not in time, 4 refused or not there, 70 a fault of tona, 130 interrupted; see docs/cli.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -19,6 +19,9 @@ from tona.cli.settings import Settings, client_settings
 PIPE_WIDTH: Final = 1000
 """Where the output is no terminal: what reads a pipe wants whole rows."""
 
+NOTHING: Final = b"[]"
+"""An empty listing, as JSON."""
+
 _T = TypeVar("_T")
 
 AsJson = Annotated[
@@ -128,15 +131,40 @@ def or_dash(value: object, text: str = "{}") -> str:
     return "-" if value is None or value == "" else text.format(value)
 
 
-def listing(operation: str, as_json: bool, draw: Callable[[Any], None], **arguments: Any) -> None:
-    """Perform a reading operation and print it as JSON or as `draw` does."""
+def stated(state: str, reason: str) -> str:
+    """Return a state, and why, where there is a reason."""
+    return f"{state}: {reason}" if reason else state
+
+
+def listing(
+    operation: str,
+    as_json: bool,
+    draw: Callable[[Any], None],
+    named: Iterable[tuple[str, str]] = (),
+    **arguments: Any,
+) -> None:
+    """Perform a reading operation and print it as JSON or as `draw` does.
+
+    Where nothing is found, what it was limited to (`named`: an operation that shows it, its name)
+    must at least be there. Raises RefusedByController, and what `Api` does.
+    """
+
+    async def check(api: Any) -> None:
+        for shows, name in named:
+            if name:
+                await api.call(shows, name=name)
 
     async def json(api: Any) -> bytes:
         body: bytes = await api.raw(operation, **arguments)
+        if body == NOTHING:
+            await check(api)
         return body
 
     async def typed(api: Any) -> Any:
-        return await api.call(operation, **arguments)
+        found = await api.call(operation, **arguments)
+        if not found:
+            await check(api)
+        return found
 
     if as_json:
         show_json(with_api(json))

@@ -8,9 +8,9 @@ OK: Final = 0
 USAGE: Final = 2
 """A wrong argument, file or configuration here."""
 UNAVAILABLE: Final = 3
-"""The environment: no controller, no answer in time, something is not installed."""
+"""The environment: no controller, nothing in time, it does not run, it is not installed."""
 REFUSED: Final = 4
-"""The controller or a node refused the request; the same request will be refused again."""
+"""Refused by the controller or a node, as for what is not there; it will be refused again."""
 BUG: Final = 70
 INTERRUPTED: Final = 130
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,15 +10,19 @@ import msgspec
 from msgspec import Struct
 from typer import Argument, Option
 
-from protocols.errors import UserError
+from controller.namo.reader import near
+from protocols.errors import EnvironmentFailure, UserError
 from protocols.messages.hierarchy import ServiceOrder
 from protocols.messages.invocation import REQUEST
 from tona.cli import complete
 from tona.cli.context import AsJson, console, settings, show_json
+from tona.cli.errors import RefusedByController
 from tona.cli.usecases import read_file
 
 FILE: Final = "@"
 JSON: Final = "json:"
+NAMO: Final = "namo"
+"""How the name of a role that orders services begins."""
 SHOWN: Final = 8
 """Elements of a tensor that are printed."""
 
@@ -81,23 +86,56 @@ async def _invoke(service: str, given: list[tuple[str, Any]], deadline_s: float)
     from tona.client import connect  # noqa: PLC0415 - the same
 
     found = settings()
-    inputs = await numbers_as_arrays(service, given)
+    inputs = await fitting(service, given)
     async with connect(found.bundle.value or target(found).url) as client:
         return await client.invoke(service, inputs, deadline_s=deadline_s)
 
 
-async def numbers_as_arrays(service: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return inputs as the SDK takes them; numbers get the types that the service says."""
-    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+async def fitting(service: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return inputs as the SDK takes them; numbers get the types that the service says.
 
+    Raises RefusedByController where there is no such service, or its inputs are others.
+    """
+    order = await _order(service)
     dtypes: dict[str, str] = {}
-    if any(isinstance(value, Numbers) for _, value in given):
-        async with Api(target(settings())) as api:
-            dtypes = _dtypes((await api.call("service.show", name=service)).order)
+    if order is not None:
+        dtypes = _dtypes(order)
+        _check(service, dtypes.keys(), {name for name, _ in given})
     return {
         name: _array(name, value.value, dtypes.get(name)) if isinstance(value, Numbers) else value
         for name, value in given
     }
+
+
+async def _order(service: str) -> ServiceOrder | None:
+    """Return a service as it was ordered; None where this controller does not know the orders."""
+    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+
+    async with Api(target(settings())) as api:
+        try:
+            order: ServiceOrder = (await api.call("service.show", name=service)).order
+        except RefusedByController:
+            # A cell's own controller serves what a NAMO elsewhere has ordered.
+            if any(one.startswith(NAMO) for one in (await api.call("system.info")).roles):
+                raise
+            return None
+        except EnvironmentFailure:
+            # Whoever has a bundle needs the broker alone; else connecting says what is wrong.
+            return None
+    return order
+
+
+def _check(service: str, known: Collection[str], given: Collection[str]) -> None:
+    """Check the names of inputs, in the words of a client. Raises RefusedByController."""
+    strange = sorted(set(given) - set(known))
+    if strange:
+        what = f"has no input {strange[0]!r}{near(strange[0], known)}"
+    elif len(given) < len(known):
+        what = f"needs the input {min(set(known) - set(given))!r}"
+    else:
+        return
+    takes = ", ".join(repr(one) for one in sorted(known)) or "nothing"
+    raise RefusedByController(f"service {service!r} {what} (it takes {takes})")
 
 
 def _dtypes(order: ServiceOrder) -> dict[str, str]:
@@ -169,7 +207,7 @@ def _text(value: Any, data: bytes) -> str | None:
 def _print(result: Any, files: dict[str, str]) -> None:
     out = console()
     several = len(result.outputs) > 1
-    for name, value in result.outputs.items():
+    for name, value in sorted(result.outputs.items()):
         if name in files:
             continue
         text = _text(value, result.data(name))
@@ -195,7 +233,7 @@ def _describe(value: Any) -> str:
 
 def _document(result: Any) -> dict[str, Any]:
     outputs = {}
-    for name, value in result.outputs.items():
+    for name, value in sorted(result.outputs.items()):
         data = result.data(name)
         text = _text(value, data)
         outputs[name] = {"dtype": str(value.dtype), "shape": list(value.shape)} | (

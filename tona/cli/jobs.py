@@ -2,22 +2,23 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from typer import Argument, Option
 
+from controller.api.jobs import check_job_id
 from controller.job_view import JobOutput, JobView
+from protocols.errors import UserError
 from protocols.messages.job import JobState
 from tona.cli import complete
 from tona.cli.context import AsJson, details, listing, or_dash, settings, show, show_json, table
-from tona.cli.draw import size
+from tona.cli.draw import moment, size
 from tona.cli.invoke import (
     Inputs,
     Outputs,
-    numbers_as_arrays,
+    fitting,
     read_inputs,
     read_outputs,
     show_result,
@@ -43,6 +44,11 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job; returns when it can no more be lost, or with --wait when it is over."""
+    if job:
+        try:
+            check_job_id(job)
+        except ValueError as error:
+            raise UserError(f"--id: {error}") from None
     given, files = read_inputs(inputs), read_outputs(outputs)
     asked = {"job": job, "deadline_s": deadline, "run_s": run, "priority": priority}
     name, result = asyncio.run(_submit(service, given, asked, wait=wait or bool(files)))
@@ -61,7 +67,7 @@ async def _submit(
     from tona.client import connect  # noqa: PLC0415 - the same
 
     found = settings()
-    inputs = await numbers_as_arrays(service, given)
+    inputs = await fitting(service, given)
     async with connect(found.bundle.value or target(found).url) as client:
         job = await client.submit(service, inputs, **asked)
         return job.id, await job.result() if wait else None
@@ -89,7 +95,7 @@ def list_jobs(
         show(made)
 
     asked = {"prefix": prefix, "service": service, "state": state, "limit": limit}
-    listing("job.list", as_json, draw, **asked)
+    listing("job.list", as_json, draw, (), **asked)
 
 
 @app.command("show")
@@ -113,20 +119,14 @@ def _draw(one: JobView) -> None:
         ("priority", str(one.priority)),
         ("deadline", f"{one.deadline_ms} ms" if one.deadline_ms else "-"),
         ("client", or_dash(one.client)),
-        ("accepted", _at(one.accepted_unix_ms)),
-        ("started", _at(one.started_unix_ms)),
-        ("ended", _at(one.ended_unix_ms)),
+        ("accepted", moment(one.accepted_unix_ms)),
+        ("started", moment(one.started_unix_ms)),
+        ("ended", moment(one.ended_unix_ms)),
         ("reason", _reason(one)),
         ("nodes", " ".join(dict.fromkeys(step.node for step in one.timings)) or "-"),
     ]
     rows += [(name, _output(value)) for name, value in sorted(one.outputs.items())]
     show(details(rows))
-
-
-def _at(unix_ms: int) -> str:
-    if not unix_ms:
-        return "-"
-    return f"{datetime.fromtimestamp(unix_ms / 1000).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def _reason(one: JobView) -> str:

@@ -86,8 +86,10 @@ def draw_choice(one: ServiceExplanation) -> None:
     """Print what NAMO has weighed, the chosen one first."""
     show(
         f"service {one.service}: {one.state}, {one.decomposition or 'main'} at {one.anchor}, "
-        f"autonomy {one.autonomy} {one.reason}".rstrip()
+        f"autonomy {one.autonomy}"
     )
+    if one.reason:
+        show(f"reason: {one.reason}")
     if one.leaving:
         show(f"not let go yet by {', '.join(one.leaving)}")
     if not one.candidates:

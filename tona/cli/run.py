@@ -47,7 +47,9 @@ def run(arguments: Sequence[str]) -> int:
 def _verdict(error: Exception) -> tuple[str, int, str]:
     """Return the sentence, the exit code and the hint of a failure."""
     if isinstance(error, typer.TyperException):
-        return error.format_message().rstrip("."), errors.USAGE, "see `tona --help`"
+        context = getattr(error, "ctx", None)
+        command = "tona" if context is None else context.command_path
+        return error.format_message().rstrip("."), errors.USAGE, f"see `{command} --help`"
     package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if package in EXTRAS:
         told = f"this needs the package {package}: pip install 'tona-edge[controller]'"

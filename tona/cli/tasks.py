@@ -13,8 +13,18 @@ from controller.records import ArtifactRecord, StoryRecord, TaskRecord, TaskStat
 from protocols.errors import UserError
 from tona.bundle import File, check_ends
 from tona.cli import complete
-from tona.cli.context import AsJson, details, listing, or_dash, show, show_json, table, with_api
-from tona.cli.draw import size
+from tona.cli.context import (
+    AsJson,
+    details,
+    listing,
+    or_dash,
+    show,
+    show_json,
+    stated,
+    table,
+    with_api,
+)
+from tona.cli.draw import moment, size
 from tona.cli.usecases import push
 
 app = typer.Typer(help="Tasks: where they run, and why there.", no_args_is_help=True)
@@ -50,7 +60,9 @@ def list_tasks(
             )
         show(made)
 
-    listing("task.list", as_json, draw, prefix=prefix, service=service, node=node, state=state)
+    named = (("node.show", node), ("service.show", service))
+    asked = {"prefix": prefix, "service": service, "node": node, "state": state}
+    listing("task.list", as_json, draw, named, **asked)
 
 
 @app.command("show")
@@ -63,7 +75,7 @@ def show_task(name: TaskName, as_json: AsJson = False) -> None:
         rows = (
             ("task", one.spec.task),
             ("service", one.service),
-            ("state", f"{one.state} {one.reason}".rstrip()),
+            ("state", stated(one.state, one.reason)),
             ("node", or_dash(one.node)),
             ("envelope", ", ".join(one.nodes) or "-"),
             ("generation, epoch", f"{one.generation}, {one.epoch}"),
@@ -91,7 +103,7 @@ def explain(name: TaskName, as_json: AsJson = False) -> None:
 
 def draw_explanation(one: Any) -> None:
     """Print the feasible nodes with the terms of their score, then the others with reasons."""
-    show(f"{one.task}: {one.state} on {or_dash(one.node)} {one.reason}".rstrip())
+    show(f"{one.task}: {stated(f'{one.state} on {or_dash(one.node)}', one.reason)}")
     placement = one.placement
     if placement is None:
         show("there was no decision about its place yet")
@@ -124,11 +136,11 @@ def events(name: TaskName, as_json: AsJson = False) -> None:
     """Tell the story of a task, oldest first."""
 
     def draw(found: Sequence[StoryRecord]) -> None:
-        made = table(">#", "LAYER", "EVENT", "DETAIL", "CAUSE", "BLAME")
+        made = table(">#", "TIME", "LAYER", "EVENT", "DETAIL", "CAUSE", "BLAME")
         for one in found:
             made.add_row(
-                str(one.number), one.layer, one.event, or_dash(one.detail), or_dash(one.cause),
-                or_dash(one.blame),
+                str(one.number), moment(one.unix_ms), one.layer, one.event, or_dash(one.detail),
+                or_dash(one.cause), or_dash(one.blame),
             )  # fmt: skip
         show(made)
 

@@ -21,6 +21,7 @@ from tona.cli.context import (
     or_dash,
     show,
     show_json,
+    stated,
     table,
     with_api,
 )
@@ -57,7 +58,9 @@ def submit(
             "usecase.submit", document=made.document, format=made.notation, dry_run=dry_run
         )
         if wait and not dry_run and not answer.dormant:
-            await _served(api, answer, timeout)
+            from tona.cli.served import served  # noqa: PLC0415 - slow to import
+
+            await served(api, answer, timeout)
         return answer
 
     answer = with_api(work)
@@ -91,19 +94,6 @@ async def push(api: Any, files: Sequence[Any]) -> list[Any]:
         ]
 
 
-async def _served(api: Any, answer: Any, within_s: float) -> None:
-    from tona.cli.follow import SERVICES, until  # noqa: PLC0415 - slow to import
-
-    def done(services: dict[str, Any]) -> bool:
-        return all(
-            name in services and services[name].state is ServiceState.RUNNING
-            for name in answer.services
-        )
-
-    hope = f"use case {answer.name} does not run; see `tona task list`: not all services ran"
-    await until(api, SERVICES, done, within_s, hope)
-
-
 @app.command("list")
 def list_use_cases(
     prefix: Prefix = "",
@@ -134,7 +124,8 @@ def show_use_case(name: UseCaseName, as_json: AsJson = False) -> None:
     """Show a use case and its document."""
 
     def draw(one: UseCaseRecord) -> None:
-        show(f"use case {one.name}: {one.state}, generation {one.generation} {one.reason}".rstrip())
+        where = f"{one.state}, generation {one.generation}"
+        show(f"use case {one.name}: {stated(where, one.reason)}")
         console().print_json(one.document)
 
     listing("usecase.show", as_json, draw, name=name)
@@ -180,7 +171,9 @@ def list_services(
             )
         show(made)
 
-    listing("service.list", as_json, draw, prefix=prefix, use_case=use_case, state=state)
+    named = (("usecase.show", use_case),)
+    asked = {"prefix": prefix, "use_case": use_case, "state": state}
+    listing("service.list", as_json, draw, named, **asked)
 
 
 @service_app.command("show")
@@ -189,10 +182,9 @@ def show_service(name: ServiceName, as_json: AsJson = False) -> None:
 
     def draw(one: Any) -> None:
         order = one.order
-        show(
-            f"service {order.service} of use case {order.use_case}: {one.state}, "
-            f"generation {order.generation} {one.reason}".rstrip()
-        )
+        where = f"{one.state}, generation {order.generation}"
+        of = f"service {order.service} of use case {order.use_case}"
+        show(f"{of}: {stated(where, one.reason)}")
         made = table("TASK", "EXECUTOR", ">LATENCY BUDGET", "INPUTS", "OUTPUTS")
         for task in order.tasks:
             made.add_row(

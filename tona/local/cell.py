@@ -11,10 +11,14 @@ from msgspec import Struct
 
 from controller.broker.spec import EMBEDDED
 from controller.child import module_command
+from controller.folder import FolderLock
+from device_agent.artifacts.blobs import sweep
 from protocols.errors import EnvironmentFailure
 from tona.local.supervisor import Supervisor, Told
 
 CONTROLLER: Final = "controller"
+UP: Final = "`tona up`"
+"""Who holds the folder of a plan."""
 NODES_MAX: Final = 32
 """Device agents that one machine is asked to run."""
 
@@ -51,6 +55,7 @@ class Cell:
         self.plan = plan
         self._supervisor = Supervisor(plan.folder / "logs", told)
         self._running: Running | None = None
+        self._lock: FolderLock | None = None
 
     @property
     def logs(self) -> Path:
@@ -58,7 +63,8 @@ class Cell:
         return self.plan.folder / "logs"
 
     async def start(self) -> Running:
-        """Start the controller, then the device agents. Raises EnvironmentFailure."""
+        """Start the controller, then the device agents. Raises UserError, EnvironmentFailure."""
+        self._lock = FolderLock(self.plan.folder, UP)
         line = await self._supervisor.start(CONTROLLER, self._controller, announces=True)
         try:
             self._running = running = msgspec.json.decode(line, type=Running)
@@ -86,6 +92,10 @@ class Cell:
         """Stop the device agents, then the controller; safe after a failed start."""
         await self._supervisor.stop(*self.plan.names)
         await self._supervisor.stop(CONTROLLER)
+        sweep()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _controller(self) -> Sequence[str]:
         plan, running = self.plan, self._running

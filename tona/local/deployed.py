@@ -14,8 +14,10 @@ from controller.broker.lease import PortLease
 from controller.broker.spec import EMBEDDED
 from controller.child import module_command
 from controller.decider import Role
-from protocols.errors import EnvironmentFailure
-from tona.local.cell import Running, node_command
+from controller.folder import FolderLock
+from device_agent.artifacts.blobs import sweep
+from protocols.errors import EnvironmentFailure, UserError
+from tona.local.cell import UP, Running, node_command
 from tona.local.deployments import Deployment, Process
 from tona.local.supervisor import Supervisor, Told
 
@@ -71,7 +73,7 @@ class Deployed:
         self.nodes = plan.deployment.nodes(plan.nodes)
         """The cell of each node."""
         self._supervisor = Supervisor(plan.folder / "logs", told)
-        self._leases: list[PortLease] = []
+        self._held: list[FolderLock | PortLease] = []
         self._brokers: dict[str, str] = {}
         self._apis: dict[str, int] = {}
 
@@ -82,11 +84,12 @@ class Deployed:
 
     async def start(self) -> Seen:
         """Start every controller process, then the nodes. Raises UserError, EnvironmentFailure."""
+        self._held.append(FolderLock(self.plan.folder, UP))
         processes = self.plan.deployment.processes
         for number, one in enumerate(processes):
             # Known before anything runs, so that each process can be told of all others.
-            self._brokers[one.name] = f"mqtt://{LOOPBACK}:{self._port(0)}"
-            self._apis[one.name] = self._port(0 if number else self.plan.api_port)
+            self._brokers[one.name] = f"mqtt://{LOOPBACK}:{self._port(0, 'the broker')}"
+            self._apis[one.name] = self._port(0 if number else self.plan.api_port, "the API")
         seen = await asyncio.gather(*(self._start_process(one) for one in processes))
         await asyncio.gather(*(self._start_node(name) for name in self.nodes))
         nodes = [NodeSeen(name, cell, self.pid(name)) for name, cell in self.nodes.items()]
@@ -110,12 +113,17 @@ class Deployed:
         """Stop the nodes, then the controller processes; safe after a failed start."""
         await self._supervisor.stop(*self.nodes)
         await self._supervisor.stop(*(one.name for one in self.plan.deployment.processes))
-        for lease in self._leases:
-            lease.close()
+        sweep()
+        while self._held:
+            self._held.pop().close()
 
-    def _port(self, wanted: int) -> int:
-        lease = PortLease(LOOPBACK, wanted)
-        self._leases.append(lease)
+    def _port(self, wanted: int, whom: str) -> int:
+        try:
+            lease = PortLease(LOOPBACK, wanted, whom)
+        except UserError as error:
+            # As in a cell of one controller, which finds its port taken after it has started.
+            raise EnvironmentFailure(str(error)) from None
+        self._held.append(lease)
         return lease.port
 
     async def _start_process(self, process: Process) -> ProcessSeen:

@@ -13,6 +13,10 @@ from protocols.errors import EnvironmentFailure, TonaBug
 
 ANNOUNCE_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 15.0
+WRONG_USE: Final = 2
+"""The exit code of a process of ours that says that it was asked for what cannot be."""
+WRONG_USES_MAX: Final = 3
+"""In a row; another start would be told the same."""
 
 Command = Callable[[], Sequence[str]]
 Told = Callable[[str, str], None]
@@ -85,16 +89,19 @@ class Supervisor:
 
     async def _keep(self, name: str, kept: _Kept) -> None:
         loop = asyncio.get_running_loop()
-        failures, since_s = 0, loop.time()
+        failures, wrong_uses, since_s = 0, 0, loop.time()
         while True:
             code = await kept.child.wait()
             if kept.left_down:
                 return
             failures = restarts.failures_after(failures, loop.time() - since_s)
+            wrong_uses = min(wrong_uses + 1, failures) if code == WRONG_USE else 0
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             words = f" ({kept.child.last_words})" if code > 0 else ""
-            if restarts.given_up(failures):
-                self._give_up(name, f"{how}{words}, {failures} times in a row")
+            useless = wrong_uses >= WRONG_USES_MAX
+            if useless or restarts.given_up(failures):
+                times = wrong_uses if useless else failures
+                self._give_up(name, f"{how}{words}, {times} times in a row")
                 return
             self._told(name, f"{how}{words}: starting it again")
             # Chance only spreads restarts in time.

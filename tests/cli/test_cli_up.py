@@ -1,0 +1,69 @@
+"""`tona up` beside what runs already: refused in one sentence, before anything is touched."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.folder import FolderLock
+from device_agent.artifacts.blobs import blob_path
+from protocols.errors import UserError
+from tona.local.cell import Cell, Plan
+
+HOLD = """
+import sys
+from pathlib import Path
+from controller.folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "`tona up`")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--deployment", "cu-dus")])
+def test_a_folder_in_use_is_refused(tona: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
+    lock = FolderLock(tmp_path, "`tona up`")
+    ended = tona("up", "--api-port", 0, "--data", tmp_path, *more)
+    lock.close()
+    assert ended.code == 2
+    assert ended.err == (
+        f"tona: {tmp_path}: another `tona up` (process {os.getpid()}) runs in this data folder; "
+        "end it, or name another folder with --data\n"
+    )
+    assert [one.name for one in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid}"):
+            FolderLock(tmp_path, "`tona up`")
+        holder.kill()
+    FolderLock(tmp_path, "`tona up`").close()
+
+
+@pytest.mark.parametrize("more", [(), ("--deployment", "cu-dus")])
+def test_a_taken_api_port_is_named_with_one_code(
+    tona: Any, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = tona("up", "--api-port", port, "--nodes", 0, "--data", tmp_path, *more)
+    assert ended.code == 3
+    assert f"the API cannot listen on 127.0.0.1 port {port}" in ended.err
+
+
+async def test_the_end_of_a_cell_leaves_nothing_of_killed_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
+    left = blob_path("node-1", tmp_path / "disk")
+    left.mkdir()
+    await Cell(Plan(folder=tmp_path / "cell", nodes=1), lambda *_: None).stop()
+    assert not left.exists()
