@@ -93,7 +93,7 @@ def test_a_welcome_sets_the_pace_and_the_reports_follow() -> None:
     (pace,) = of(commands.SetPace, node.welcome())
     assert (pace.sample_ms, pace.probe_ms) == (1000, 1000)
     assert of(LoadReport, node.tell(sample))
-    assert not of(LoadReport, node.tell(events.Sampled(LoadReport(500, 11.0))))
+    assert not of(LoadReport, node.tell(events.Sampled(LoadReport(400, 11.0))))
     (report,) = of(LoadReport, node.tell(events.Sampled(LoadReport(600, 60.0))))
     assert report.cause == "cpu_percent"
     (pace,) = of(commands.SetPace, node.hear(SetSensing(sample_ms=100, probe_ms=250)))
