@@ -19,9 +19,9 @@ from controller.scheduler.complaints import Complaints
 from controller.scheduler.copies import CopyState, TaskEntry
 from controller.scheduler.cost import CostModel
 from controller.scheduler.danger import Danger
-from controller.scheduler.feeds import AS_DECLARED, Feeds, data_allowed
+from controller.scheduler.feeds import AS_DECLARED, Data, Feeds, data_allowed
 from controller.scheduler.gauges import Gauges
-from controller.scheduler.levers import Levers
+from controller.scheduler.levers import Forecast, Levers, Option, Place, anchored
 from controller.scheduler.mover import settled
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import Col
@@ -35,6 +35,7 @@ from protocols.messages import (
     QualityReport,
     TaskEvent,
 )
+from protocols.qoais import Dimension
 
 QUIET_MS: Final = 2000
 """After an action was judged its service is left alone for so long."""
@@ -206,11 +207,19 @@ class Keeper:
                 data = self._feeds.data(service)
                 usable = self._movable(other)
                 options += [
-                    (other, place, option, self.levers.forecast(other, place, data, option))
+                    (other, place, option, self._forecast(other, place, data, option))
                     for option in self.levers.options(other, data, usable)
                     if not self.bars.barred(other.task, option.key, self._desk.now_ms)
                 ]
         return choose(one, options, self.gauges.meters, self._nodes)
+
+    def _forecast(self, entry: TaskEntry, place: Place, data: Data, option: Option) -> Forecast:
+        """Predict an action; on the same node from what is measured there."""
+        found = self.levers.forecast(entry, place, data, option)
+        if entry.current is None or option.node != entry.current.node:
+            return found
+        measured_ms = self.gauges.meters.get(entry.task, Col.LEVEL_MS)
+        return anchored(found, measured_ms, self.levers.expected_ms(entry, place, data))
 
     def _movable(self, entry: TaskEntry) -> list[str]:
         """Return the nodes that a task may move to; none with its last epochs."""
@@ -308,8 +317,12 @@ class Keeper:
         if trial is None:
             return
         option = trial.option
-        worse = trial.applied_ms is None or not option.key.startswith("move") or "refused" in said
-        if not worse:
+        # Less data is never worse: what waits from before still takes its time.
+        less = option.dimension is Dimension.DATA
+        moved = option.key.startswith("move")
+        worse = trial.applied_ms is None or "refused" in said or not (moved or less)
+        worse |= less and trial.relaxes
+        if moved and not worse:
             use = self.gauges.use_now(service, option.task, trial.indicator, whole=trial.whole)
             worse = use is not None and use > trial.use_before
         self.bars.put(option.task, option.key, self._desk.now_ms)

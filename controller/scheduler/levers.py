@@ -316,6 +316,17 @@ class Levers:
         return self._cost.hop_ms((one, other), (here, there), sent_bytes, speed)
 
 
+def anchored(forecast: Forecast, measured_ms: float | None, expected_ms: float | None) -> Forecast:
+    """Return a forecast, scaled by how far what is measured now is from what was expected of now.
+
+    So that what changes nothing is not predicted to help.
+    """
+    if forecast.level_ms is None or not measured_ms or not expected_ms:
+        return forecast
+    factor = min(TRUST_HIGH, max(TRUST_LOW, measured_ms / expected_ms))
+    return msgspec.structs.replace(forecast, level_ms=forecast.level_ms * factor)
+
+
 def congested_ms(now_ms: float, idle_ms: float, share: float) -> float:
     """Return a round trip when a link carries another share of what it carries now.
 

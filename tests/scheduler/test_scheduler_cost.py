@@ -5,8 +5,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from controller.scheduler.cost import CostModel, Work, wait_ms
+from controller.scheduler.levers import TRUST_HIGH, Forecast, anchored
 
 BIG, SMALL = Work("big"), Work("small")
 LOADS = st.floats(0, 100)
@@ -134,3 +136,13 @@ def test_packing_and_ways_are_learnt() -> None:
     assert model.hop_ms(("a", "b"), (0, 0), 125_000, 10.0) == pytest.approx(100.0)
     model.learn_fetch("b", 1000, 10)
     assert model.hop_ms(("a", "b"), (0, 0), 1000, 1000.0) == pytest.approx(10.0)
+
+
+def test_what_changes_nothing_is_not_predicted_to_help() -> None:
+    forecast = Forecast(76.0, 40.0, 0.3, 100.0, None, None)
+    assert anchored(forecast, 132.0, 76.0).level_ms == pytest.approx(132.0)
+    light = replace(forecast, level_ms=15.0)
+    assert anchored(light, 132.0, 76.0).level_ms == pytest.approx(26.05, 0.01)
+    assert anchored(forecast, None, 76.0) == forecast
+    assert anchored(forecast, 132.0, None) == forecast
+    assert anchored(forecast, 1e9, 1.0).level_ms == pytest.approx(76.0 * TRUST_HIGH)
