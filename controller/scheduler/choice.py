@@ -32,6 +32,8 @@ from protocols.qoais import Dimension
 
 RELAX_USE: Final = 0.60
 """An action is taken back only where the use is predicted to stay below this."""
+LEAST_GAIN: Final = 0.05
+"""An action that is predicted to lower the use by less changes nothing."""
 SATURATED_USE: Final = 0.90
 """Workers that are busier than this share of the time will refuse requests."""
 
@@ -71,6 +73,8 @@ def choose(
             rejected.append((option.key, broken))
         elif use is None:
             rejected.append((option.key, "nothing is known of what it brings"))
+        elif use > danger.use * (1.0 - LEAST_GAIN):
+            rejected.append((option.key, f"predicted {use * danger.target:.4g}"))
         else:
             chosen = Chosen(option, use)
             cost = price(option, entry, place, forecast)

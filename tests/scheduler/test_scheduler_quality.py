@@ -228,6 +228,16 @@ def test_what_has_not_helped_is_taken_back_barred_and_told_upwards() -> None:
     assert len(handed_up) <= 4, "it is repeated ever more rarely"
 
 
+def test_what_changes_nothing_is_not_even_tried() -> None:
+    packs = Leeway(encodings=("deflate",), moves=False)
+    loop = started(Truth(flat), leeway=packs, latency_ms=70.0)
+    out = loop.lives(5000)
+    assert "danger" in story(out)
+    assert "acted" not in story(out)
+    assert not said(out, Tune)
+    assert escalations(out)[0].attempts[0].action == "encoding deflate"
+
+
 def test_an_envelope_without_leeway_is_complained_about_at_once() -> None:
     loop = started(Truth(flat), latency_ms=90.0, leeway=Leeway(moves=False))
     out = loop.lives(3000)
