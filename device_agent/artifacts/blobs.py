@@ -14,6 +14,7 @@ from typing import Final
 from device_agent.artifacts.shelf import Shelf, to_evict
 from protocols.errors import EnvironmentFailure
 
+PRIVATE: Final = 0o700
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - checked to be ours alone before its use
 FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 HOLD_ATTEMPTS: Final = 10
@@ -86,7 +87,7 @@ def blob_path(name: str, fallback: Path) -> Path:
     """
     mine = _mine()
     try:
-        mine.mkdir(mode=0o700, exist_ok=True)
+        mine.mkdir(mode=PRIVATE, exist_ok=True)
     except OSError:
         return fallback
     return mine / name if _is_ours(mine) else fallback
@@ -125,5 +126,5 @@ def _is_ours(mine: Path) -> bool:
         about = mine.lstat()
     except OSError:
         return False
-    private = about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) == 0o700  # noqa: PLR2004
+    private = about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) == PRIVATE
     return private and stat.S_ISDIR(about.st_mode)

@@ -105,7 +105,7 @@ class PacketReader:
             byte = buffer[at]
             at += 1
             length |= (byte & 0x7F) << shift
-            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+            if byte < 0x80:  # noqa: PLR2004 - MQTT 5 - the continuation bit
                 break
             if shift == _LENGTH_SHIFT_MAX:
                 raise MalformedPacket("the broker sent a packet length of more than four bytes")

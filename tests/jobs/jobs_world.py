@@ -483,6 +483,18 @@ def say(world: World, body: Any, tenant: str = "default") -> None:
     world.settle()
 
 
+def leaving(**changes: Any) -> World:
+    """Return a world where j1 runs and its service is with a second anchor, too."""
+    world = World(anchors=(TA, OTHER))
+    world.app = App(world)
+    world.nodes["n1"].holds = True
+    world.app.open(submit("j1", b"v1", **changes))
+    world.settle()
+    world.passes(100)
+    ordered(world)
+    return world
+
+
 def held(world: World) -> World:
     """Have the first node keep its runs."""
     world.nodes["n1"].holds = True

@@ -8,10 +8,10 @@ from jobs_world import (
     OTHER,
     TA,
     TS,
-    App,
     Edge,
     World,
     jobs_of,
+    leaving,
     let_go,
     ordered,
     query,
@@ -29,13 +29,7 @@ from protocols.qoais import ServiceKind
 @pytest.fixture
 def world() -> World:
     """Return a world where j1 runs, is with both anchors, and comes back: its owner lost count."""
-    world = World(anchors=(TA, OTHER))
-    world.app = App(world)
-    world.nodes["n1"].holds = True
-    world.app.open(submit("j1", b"v1", deadline_ms=20_000))
-    world.settle()
-    world.passes(100)
-    ordered(world)
+    world = leaving(deadline_ms=20_000)
     world.lose = lambda _to, body: isinstance(body, JobOwned)
     let_go(world)
     world.settle()

@@ -8,6 +8,7 @@ from jobs_world import (
     App,
     World,
     jobs_of,
+    leaving,
     let_go,
     ordered,
     query,
@@ -25,14 +26,7 @@ from protocols.qoais import ServiceKind
 @pytest.fixture
 def world() -> World:
     """Return a world where j1 runs, and the old anchor has not been told to let go."""
-    world = World(anchors=(TA, OTHER))
-    world.app = App(world)
-    world.nodes["n1"].holds = True
-    world.app.open(submit("j1", b"v1", run_ms=600_000))
-    world.settle()
-    world.passes(100)
-    ordered(world)
-    return world
+    return leaving(run_ms=600_000)
 
 
 def restart(world: World, name: str) -> None:

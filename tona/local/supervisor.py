@@ -105,7 +105,7 @@ class Supervisor:
                 return
             self._told(name, f"{how}{words}: starting it again")
             # Chance only spreads restarts in time.
-            await asyncio.sleep(restarts.delay_s(failures, random.random()))  # noqa: S311
+            await asyncio.sleep(restarts.delay_s(failures, random.random()))  # noqa: S311 - to spread
             try:
                 kept.child = await Child.spawn(tethered(kept.command()), kept.log)
             except EnvironmentFailure as error:
