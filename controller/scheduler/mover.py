@@ -25,6 +25,8 @@ ESCALATE_AGAIN_MS: Final = 3000
 ESCALATE_MAX_MS: Final = 60_000
 """An escalation that was refused, or not answered, is repeated within these bounds."""
 ID_LENGTH: Final = 128
+LISTENING: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
+"""Nodes that answer an assignment; one that is emptied prepares what it holds, refuses the rest."""
 AWAIT_NODE_MS: Final = 3000
 """After a restart: how long the node that ran a task may take to come with it."""
 
@@ -284,8 +286,9 @@ class Mover:
 
     def _send_assign(self, entry: TaskEntry, copy: Copy, cause: str) -> None:
         now_ms = self._desk.now_ms
-        online = self._nodes.state(copy.node) in (NodeState.ONLINE, NodeState.SUSPECT)
-        if not online or (copy.sent_ms and now_ms - copy.sent_ms < RESEND_MS):
+        if copy.sent_ms and now_ms - copy.sent_ms < RESEND_MS:
+            return
+        if self._nodes.state(copy.node) not in LISTENING:
             return
         copy.sent_ms = max(1, now_ms)
         spec = copy.grant.spec

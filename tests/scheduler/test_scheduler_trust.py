@@ -184,6 +184,17 @@ def test_a_drained_node_is_emptied_when_a_spare_comes_back(bench: Bench) -> None
     assert told(output, "n2", Assign)
 
 
+def test_a_node_that_is_emptied_still_hears_what_it_was_asked_to_prepare(bench: Bench) -> None:
+    """A new generation, assigned and lost on the way; then the node is drained."""
+    running(bench, "n1", "n2")
+    [lost] = told(bench.anchor(grant("n1", "n2", generation=2, first=33)), "n1", Assign)
+    drain(bench, "n1")
+    output = bench.passes(2000, "n1", "n2", "n3")
+    assert [one.epoch for one in told(output, "n1", Assign)][:1] == [lost.epoch]
+    output = bench.ready("n1", lost.epoch, 2)
+    assert [one.generation for one in told(output, "n2", Assign)] == [2]
+
+
 def test_a_task_in_danger_asks_for_epochs(bench: Bench) -> None:
     bench.anchor(msgspec.structs.replace(grant("n1", "n2"), epoch_to=1))
     bench.ready("n1", 1)
