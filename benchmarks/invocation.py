@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +20,7 @@ import onnxruntime
 import tona
 from benchmarks.harness.bare import Requester, requester
 from benchmarks.harness.cell import Cell, cell
+from benchmarks.harness.packages import in_package
 from benchmarks.harness.report import Report, median, options, percentile, progress
 from protocols.topics import TABLE, Channel, Party
 
@@ -54,19 +54,12 @@ class Samples(NamedTuple):
     executor: list[float]
 
 
-def _in_package(package: str, inside: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"benchmark: the package {package} is not installed: pip install it")
-    return Path(spec.submodule_search_locations[0], inside)
-
-
 def models() -> list[Model]:
     """Return the models with a first input each."""
     chance = np.random.default_rng(1)
     voice = Model(
         "silero",
-        _in_package("silero_vad", "data/silero_vad.onnx"),
+        in_package("silero_vad", "data/silero_vad.onnx"),
         {
             # 32 ms at 16 kHz and the 64 samples before them.
             "input": chance.normal(0, 0.05, (1, 576)).astype(np.float32),
@@ -84,7 +77,7 @@ def models() -> list[Model]:
     tokens[0, half:] = np.frombuffer(content[-half:], np.uint8)
     kind = Model(
         "magika",
-        _in_package("magika", "models/standard_v3_3/model.onnx"),
+        in_package("magika", "models/standard_v3_3/model.onnx"),
         {"bytes": tokens},
         {"target_label": (1, 214)},
         {},

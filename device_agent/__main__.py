@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
@@ -59,15 +59,22 @@ def _load_bundle(asked: config.Config) -> "Bundle | None":
     return bundle
 
 
-async def _probe(node: str, profile: Profile, data: Path) -> tuple[ExecutorInfo, ...]:
+class _Probed(NamedTuple):
+    executors: tuple[ExecutorInfo, ...]
+    doubts: tuple[str, ...]
+    """Of what is installed and does not work, for people."""
+
+
+async def _probe(node: str, profile: Profile, data: Path, runtime: str) -> _Probed:
     blobs = blobs_folder(node, data)
-    executors = [make_executor(kind, profile, blobs, data) for kind in EXECUTORS]
+    executors = [make_executor(kind, profile, blobs, data, runtime=runtime) for kind in EXECUTORS]
     try:
         found = await asyncio.gather(*(one.probe() for one in executors))
     finally:
         for one in executors:
             await one.close()
-    return tuple(one for one in found if one is not None)
+    doubts = [doubt for one in executors for doubt in getattr(one, "doubts", ())]
+    return _Probed(tuple(one for one in found if one is not None), tuple(doubts))
 
 
 class Preparation:
@@ -89,7 +96,12 @@ class Preparation:
         restored = journal.restored()
         incarnation, reserved = journal.reserve()
         journal.close()
-        warnings = (*detection.warnings, *((journal.warning,) if journal.warning else ()))
+        probed = asyncio.run(_probe(identity.node, detection.profile, data, asked.runtime))
+        warnings = (
+            *detection.warnings,
+            *((journal.warning,) if journal.warning else ()),
+            *probed.doubts,
+        )
         become_daemon(
             Prepared(
                 node=identity.node,
@@ -102,12 +114,13 @@ class Preparation:
                 profile=detection.profile,
                 why=detection.why,
                 warnings=warnings,
-                executors=asyncio.run(_probe(identity.node, detection.profile, data)),
+                executors=probed.executors,
                 restored=structs.replace(restored, incarnation=incarnation),
                 sensors=asked.sensors,
                 files=config.files_folder(asked),
                 incarnation=incarnation,
                 reserved=reserved,
+                runtime=asked.runtime,
             ),
             bytecode.options(bytecode.folder(os.environ)),
         )

@@ -33,6 +33,7 @@ _OPTIONS: Final = {
     "data": "folder for journal, artifacts and large values",
     "files": "folder whose files may feed services; default: none",
     "profile": "board profile, by name or file; default: recognised",
+    "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
 
 
@@ -46,6 +47,7 @@ class Config(Struct, frozen=True):
     data: str = ""
     files: str = ""
     profile: str = ""
+    runtime: str = ""
     sensors: dict[str, SensorFile] = {}
     """What may feed services, beside the node's own load; in the file alone."""
 

@@ -52,6 +52,8 @@ class Prepared(Struct, frozen=True):
     """The last one that was used."""
     reserved: int
     """The last one that is ours to use."""
+    runtime: str = ""
+    """Path of the container runtime; empty: the one that works here."""
 
 
 def interpreter() -> list[str]:

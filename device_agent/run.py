@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ARTIFACTS_MAX_BYTES: Final = 4 << 30
 BLOBS_MAX_BYTES: Final = 256 << 20
 BLOBS_MAX_AGE_S: Final = 600.0
-EXECUTORS: Final = (ExecutorKind.WASM, ExecutorKind.ONNX)
+EXECUTORS: Final = (ExecutorKind.WASM, ExecutorKind.ONNX, ExecutorKind.CONTAINER)
 ROOT: Final = Path("/")
 PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600
@@ -56,7 +56,12 @@ log = logging.getLogger("tona.node")
 
 
 def make_executor(
-    kind: ExecutorKind, profile: Profile, blobs: Path, data: Path, on_exit: "OnExit | None" = None
+    kind: ExecutorKind,
+    profile: Profile,
+    blobs: Path,
+    data: Path,
+    on_exit: "OnExit | None" = None,
+    runtime: str = "",
 ) -> Executor:
     """Make one kind of executor as the profile says. Raises EnvironmentFailure."""
     from device_agent.executors.remote import no_exit  # noqa: PLC0415 - see above
@@ -65,7 +70,17 @@ def make_executor(
     if kind is ExecutorKind.WASM:
         from device_agent.executors.wasm import WasmExecutor  # noqa: PLC0415 - see above
 
-        return WasmExecutor(blobs=blobs, cache=data / "compiled", on_exit=told)
+        return WasmExecutor(
+            blobs=blobs,
+            artifacts=data / "artifacts",
+            cache=data / "compiled",
+            memories=data / "memories",
+            on_exit=told,
+        )
+    if kind is ExecutorKind.CONTAINER:
+        from device_agent.executors.container import ContainerExecutor  # noqa: PLC0415 - see above
+
+        return ContainerExecutor(blobs=blobs, images=data / "images", runtime=runtime, on_exit=told)
     from device_agent.executors.onnx import OnnxExecutor  # noqa: PLC0415 - see above
 
     return OnnxExecutor(
@@ -132,7 +147,7 @@ class Node:
         makers = Makers(
             {
                 kind: lambda told, kind=kind: make_executor(  # type: ignore[misc]
-                    kind, prepared.profile, blobs_at, data, told
+                    kind, prepared.profile, blobs_at, data, told, prepared.runtime
                 )
                 for kind in EXECUTORS
                 if kind.value in here

@@ -15,6 +15,7 @@ from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.core import commands, events
 from device_agent.executors.door import (
+    LINKED,
     Bytes,
     Done,
     Executor,
@@ -77,6 +78,8 @@ class Workshop:
             commands.CancelCall: self._cancel_call,
             commands.StartInstance: self._start,
             commands.TuneInstance: self._tune,
+            commands.RestInstance: self._rest,
+            commands.WakeInstance: self._wake,
             commands.StopInstance: self._stop,
             **self._transfers.doors,
         }
@@ -90,6 +93,8 @@ class Workshop:
         """Tell what instances take, and keep the blob folder within its bounds."""
         for instance, executor in list(self._kinds.items()):
             await self._tell_stats(instance, executor)
+        shared = sum(one.shared_bytes() for one in self._executors.values())
+        self._tell(events.ExecutorsSized(shared))
         self._transfers.trim()
 
     async def close(self) -> None:
@@ -212,9 +217,11 @@ class Workshop:
             command.replicas,
             command.cpu_percent,
             command.priority,
+            command.tenant,
+            memory=command.task,
         )
         manifest = command.manifest
-        digests = [manifest.artifact.digest, *(one.artifact.digest for one in manifest.constants)]
+        digests = [manifest.artifact.digest, *(one.digest for one in manifest.beside)]
         self._pins[command.instance] = digests
         for digest in digests:
             self._cache.pin(digest)
@@ -235,6 +242,8 @@ class Workshop:
     async def _deploy(self, executor: Executor, instance: str, manifest: Manifest) -> None:
         artifact = self._cache.path(manifest.artifact.digest)
         constants = {one.port: self._cache.path(one.artifact.digest) for one in manifest.constants}
+        for one in manifest.modules:
+            constants[LINKED + one.name] = self._cache.path(one.artifact.digest)
         try:
             await executor.deploy(artifact, manifest, self._setups[instance])
             # It may have been tuned while it was deployed.
@@ -273,6 +282,18 @@ class Workshop:
         executor = self._kinds.get(instance)
         if executor is not None:
             await executor.tune(instance, setup)
+            await self._tell_stats(instance, executor)
+
+    def _rest(self, command: commands.RestInstance) -> None:
+        self._spawn(self._settle(command.instance, awake=False))
+
+    def _wake(self, command: commands.WakeInstance) -> None:
+        self._spawn(self._settle(command.instance, awake=True))
+
+    async def _settle(self, instance: str, *, awake: bool) -> None:
+        executor = self._kinds.get(instance)
+        if executor is not None:
+            await (executor.wake(instance) if awake else executor.rest(instance))
             await self._tell_stats(instance, executor)
 
     def _stop(self, command: commands.StopInstance) -> None:

@@ -5,10 +5,13 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocols.base import Count, Digest, Name, Part, Shape
+from protocols.base import Count, Digest, Name, Part, Shape, Text
 
 MAX_PORTS: Final = 16
 MAX_CONSTANTS: Final = 8
+MAX_MODULES: Final = 4
+MAX_ARGUMENTS: Final = 64
+MAX_STATE_BYTES: Final = 16 << 20
 
 
 class ExecutorKind(StrEnum):
@@ -16,6 +19,38 @@ class ExecutorKind(StrEnum):
 
     WASM = "wasm"
     ONNX = "onnx"
+    CONTAINER = "container"
+
+
+class Interface(StrEnum):
+    """How an executor calls a program; which of them a kind knows stands in `INTERFACES`."""
+
+    CORE = "tona-core-1"
+    """A Wasm module with the exports of the guest ABI."""
+    WASI = "wasi-1"
+    """A Wasm command of WASI preview 1: the inputs on stdin, the output from stdout."""
+    ONCE = "once"
+    """A container that is started for each invocation."""
+    SERVE = "serve"
+    """A container that answers one invocation after another."""
+
+
+class HostFunction(StrEnum):
+    """What a Wasm guest may import, each by the manifest's leave alone."""
+
+    LOG = "log"
+    CLOCK = "clock"
+    RANDOM = "random"
+    MEMORY = "memory"
+    """Key-value memory that outlives an invocation, within `Limits.state_bytes`."""
+
+
+INTERFACES: Final = {
+    ExecutorKind.WASM: (Interface.CORE, Interface.WASI),
+    ExecutorKind.ONNX: (),
+    ExecutorKind.CONTAINER: (Interface.ONCE, Interface.SERVE),
+}
+"""The interfaces of each kind; the first one is meant where none is named."""
 
 
 class Dtype(StrEnum):
@@ -102,6 +137,26 @@ class Limits(Part, frozen=True):
     """Of all outputs together."""
     queue: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Invocations that may wait; of one more and these, whoever is worth least is shed."""
+    state_bytes: Annotated[int, Meta(ge=0, le=MAX_STATE_BYTES)] = 0
+    """Of what it remembers between invocations, keys and values; 0: it remembers nothing."""
+
+
+class LinkedModule(Part, frozen=True):
+    """A Wasm module whose exports the program imports under a name."""
+
+    name: Name
+    """The import's module name."""
+    artifact: ArtifactRef
+    """The module; it may import WASI and the modules before it."""
+
+
+class Carry(Part, frozen=True):
+    """What a model remembers: an output of one run is an input of the next."""
+
+    output: Name
+    """A port of the model that is no output of the task."""
+    input: Name
+    """The port that it fills; zeros at the first run."""
 
 
 class Manifest(Part, frozen=True):
@@ -120,6 +175,26 @@ class Manifest(Part, frozen=True):
     """Inputs that no edge of a plan feeds."""
     providers: tuple[str, ...] = ()
     """ONNX execution providers the author insists on, best first; empty: the node's choice."""
+    interface: Interface | None = None
+    """How the program is called; null: the first that its kind knows."""
+    functions: Annotated[tuple[HostFunction, ...], Meta(max_length=8)] = ()
+    """What a Wasm guest may import beside its modules."""
+    modules: Annotated[tuple[LinkedModule, ...], Meta(max_length=MAX_MODULES)] = ()
+    """Wasm modules that the program is linked with, in this order."""
+    arguments: Annotated[tuple[Text, ...], Meta(max_length=MAX_ARGUMENTS)] = ()
+    """Of the command line of a WASI command or a container."""
+    carries: Annotated[tuple[Carry, ...], Meta(max_length=MAX_PORTS)] = ()
+    """What an ONNX model remembers between invocations."""
+
+    @property
+    def beside(self) -> tuple[ArtifactRef, ...]:
+        """The artifacts that it needs beside the program itself."""
+        return tuple(one.artifact for one in self.constants + self.modules)
+
+    @property
+    def called(self) -> Interface | None:
+        """How the program is called; None where its kind knows one way alone."""
+        return self.interface or next(iter(INTERFACES[self.kind]), None)
 
 
 def tensor_bytes(dtype: Dtype, shape: tuple[int, ...]) -> int:

@@ -15,7 +15,11 @@ from protocols.messages.invocation import REQUEST
 from protocols.messages.quality import Source, TaskSample, UserZone
 from protocols.qoais import INDICATORS, Bound, Dimension, Direction, ServiceKind, Sla, Zone
 
-EXPECTED_MS: Final = {ExecutorKind.WASM: 5.0, ExecutorKind.ONNX: 50.0}
+EXPECTED_MS: Final = {
+    ExecutorKind.WASM: 5.0,
+    ExecutorKind.ONNX: 50.0,
+    ExecutorKind.CONTAINER: 200.0,
+}
 """Predicted cost of one run where the document declares none."""
 HOP_MS: Final = 1.0
 """Predicted cost of handing a request to the next task; no budget is smaller than its share."""

@@ -13,6 +13,7 @@ from msgspec import structs
 from controller.anchor.ledger import Ledger
 from controller.anchor.lifecycle import TaskEvent, advance
 from controller.anchor.placement import NodeFacts, Snapshot
+from controller.anchor.placement.sums import Amended
 from controller.anchor.settings import Settings
 from controller.anchor.stories import Stories
 from controller.decider import Record
@@ -221,18 +222,23 @@ class Book:
             )
             if not nodes:
                 left_out = Counter(_left_out(one, avoid_scheduler) for one in self._sorted_nodes)
-        memory = dict(self.ledger.memory_bytes)
-        instances = dict(self.ledger.instances)
-        cpu_percent = dict(self.ledger.cpu_percent)
-        for node in self.ledger.shared():
-            memory[node] = self.ledger.taken_bytes(node)
-            instances[node] = self.ledger.taken_instances(node)
-            cpu_percent[node] = self.ledger.taken_cpu_percent(node)
+        ledger = self.ledger
+        shared = ledger.shared()
+        memory: dict[str, float] = {node: ledger.taken_bytes(node) for node in shared}
+        instances: dict[str, float] = {node: ledger.taken_instances(node) for node in shared}
+        cpu_percent = {node: ledger.taken_cpu_percent(node) for node in shared}
         for reserved in (without or {}).values():
             for node, held in reserved.items():
-                memory[node] = memory.get(node, 0) - held
-                instances[node] = instances.get(node, 0) - 1
-        return Snapshot(self.revision, nodes, memory, cpu_percent, instances, left_out)
+                memory[node] = memory.get(node, ledger.memory_bytes.get(node, 0)) - held
+                instances[node] = instances.get(node, ledger.instances.get(node, 0)) - 1
+        return Snapshot(
+            self.revision,
+            nodes,
+            Amended(ledger.memory_bytes, memory),
+            Amended(ledger.cpu_percent, cpu_percent),
+            Amended(ledger.instances, instances),
+            left_out,
+        )
 
 
 def _left_out(facts: NodeFacts, avoided: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from controller.anchor.placement.sums import Sums
 from controller.records import TaskRecord
 from protocols.messages.hierarchy import Reserved
 from protocols.messages.presence import Inventory
@@ -32,9 +33,9 @@ class Ledger:
     """Sums over all tasks, kept as they change."""
 
     def __init__(self) -> None:
-        self.memory_bytes: dict[str, int] = {}
-        self.cpu_percent: dict[str, float] = {}
-        self.instances: dict[str, int] = {}
+        self.memory_bytes = Sums()
+        self.cpu_percent = Sums()
+        self.instances = Sums()
         self._holds: dict[str, Hold] = {}
         self._tasks: dict[str, set[str]] = {}
         self._others: dict[str, tuple[Reserved, ...]] = {}
@@ -61,7 +62,7 @@ class Ledger:
     def taken_bytes(self, node: str) -> int:
         """Return what is set aside on a node, by whomever."""
         beside = sum(one.memory_bytes for one in self.others(node))
-        return self.memory_bytes.get(node, 0) + beside
+        return int(self.memory_bytes.get(node, 0)) + beside
 
     def taken_cpu_percent(self, node: str) -> float:
         """Return the share of a node's cores that is set aside, of one core, by whomever."""
@@ -70,7 +71,7 @@ class Ledger:
 
     def taken_instances(self, node: str) -> int:
         """Return how many tasks have room on a node, whosever they are."""
-        return self.instances.get(node, 0) + len(self.others(node))
+        return int(self.instances.get(node, 0)) + len(self.others(node))
 
     def put(self, task: TaskRecord) -> None:
         """Replace what a task takes."""
@@ -136,7 +137,7 @@ class Ledger:
             self.cpu_percent[hold.cpu_node] = max(0.0, cpu)
 
 
-def _add(sums: dict[str, int], node: str, change: int) -> None:
+def _add(sums: Sums, node: str, change: int) -> None:
     after = sums.get(node, 0) + change
     if after:
         sums[node] = after

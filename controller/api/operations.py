@@ -41,6 +41,8 @@ from controller.records import (
 from protocols.base import Count
 from protocols.messages.hierarchy import NodeState, ServiceState
 
+MEDIAS: Final = ("wasm", "onnx", "container", "data")
+MEDIA: Final = rf"^({'|'.join(MEDIAS)}|)$(?!\n)"
 DOCUMENT_MAX_LENGTH: Final = 512 * 1024
 """Characters of a use case document."""
 WATCHED: Final[dict[str, type[Struct]]] = {
@@ -196,9 +198,7 @@ class PutArtifact(_Arguments, frozen=True):
             description="at most 200 characters without control characters",
         ),
     ] = ""
-    media: Annotated[
-        str, Meta(pattern=r"^(wasm|onnx|data|)$(?!\n)", description="one of wasm, onnx, data")
-    ] = ""
+    media: Annotated[str, Meta(pattern=MEDIA, description=f"one of {', '.join(MEDIAS)}")] = ""
 
 
 class SystemInfo(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from controller.namo.checks_program import check_program
 from controller.namo.lines import Path
 from controller.namo.model import Declarations, Task, Variant
 from controller.namo.reader import Problems, near
@@ -43,6 +44,7 @@ def check_task(task: Task, path: Path, problems: Problems) -> None:
         )
     if len(set(task.nodes)) < len(task.nodes):
         problems.add((*path, "nodes"), "a node is named twice")
+    check_program(task, path, problems)
     _check_declared(task.declared, path, problems)
     _check_variants(task, path, problems)
     _check_leeway(task, (*path, "leeway"), problems)

@@ -27,11 +27,12 @@ from controller.namo.quality import shared
 from controller.namo.wiring import MAX_NAME, asked_of_request, come_from, sources_of
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
-from protocols.manifest import ArtifactRef, Limits, Manifest, Port
+from protocols.manifest import Carry, LinkedModule, Manifest, Port
 from protocols.manifest import Constant as Filled
 from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge, Plan, Step
 from protocols.messages.quality import Declared, Feed, Sink, Source, UserZone, Variant
+from protocols.messages.task import Deviceless
 from protocols.qoais import Sla, Zone
 from protocols.qoais_map import qoais_of
 from protocols.topics import CONTROL_MAX_BYTES
@@ -187,6 +188,29 @@ def _renamed(edge: Edge, named: dict[str, str]) -> Edge:
     return Edge(edge.port, named.get(edge.source, edge.source), edge.source_port)
 
 
+def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
+    """Return what an executor must know of a task; its constants are inputs too."""
+    filled = tuple(Port(port, one.dtype, one.shape) for port, one in task.constants.items())
+    return Manifest(
+        kind=task.executor,
+        artifact=task.artifact,
+        inputs=inputs + filled,
+        outputs=tuple(Port(port, one.dtype, one.shape) for port, one in task.outputs.items()),
+        limits=task.limits,
+        constants=_filled(task.constants),
+        providers=task.providers,
+        interface=task.interface,
+        functions=task.functions,
+        modules=tuple(LinkedModule(name, one.artifact) for name, one in task.modules.items()),
+        arguments=task.arguments,
+        carries=tuple(Carry(*pair) for pair in task.carries.items()),
+    )
+
+
+def _filled(constants: Mapping[str, Constant]) -> tuple[Filled, ...]:
+    return tuple(Filled(port, one.artifact) for port, one in constants.items())
+
+
 def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, ...]) -> TaskSpec:
     inputs: list[Port] = []
     edges: list[Edge] = []
@@ -195,28 +219,11 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         given = tasks[come.step].outputs[come.port] if come.step in tasks else None
         inputs.append(_port(port, one, given))
         edges.append(Edge(port, come.step, come.port))
-    inputs += [Port(port, one.dtype, one.shape) for port, one in task.constants.items()]
-
-    def manifest(
-        artifact: ArtifactRef,
-        limits: Limits,
-        constants: Mapping[str, Constant],
-        providers: tuple[str, ...],
-    ) -> Manifest:
-        return Manifest(
-            kind=task.executor,
-            artifact=artifact,
-            inputs=tuple(inputs),
-            outputs=tuple(Port(port, one.dtype, one.shape) for port, one in task.outputs.items()),
-            limits=limits,
-            constants=tuple(Filled(port, one.artifact) for port, one in constants.items()),
-            providers=providers,
-        )
-
+    own = _manifest(task, tuple(inputs))
     return TaskSpec(
         task=f"{service}.{task.name}",
         step=task.name,
-        manifest=manifest(task.artifact, task.limits, task.constants, task.providers),
+        manifest=own,
         inputs=tuple(edges),
         demand=task.demand,
         policy=task.policy,
@@ -225,11 +232,12 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         variants=tuple(
             Variant(
                 name=one.name,
-                manifest=manifest(
-                    one.artifact,
-                    one.limits or task.limits,
-                    task.constants if one.constants is None else one.constants,
-                    one.providers or task.providers,
+                manifest=msgspec.structs.replace(
+                    own,
+                    artifact=one.artifact,
+                    limits=one.limits or own.limits,
+                    constants=own.constants if one.constants is None else _filled(one.constants),
+                    providers=one.providers or own.providers,
                 ),
                 accuracy_percent=one.accuracy_percent,
                 expected_ms=one.expected_ms,
@@ -241,7 +249,16 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         expected_ms=task.expected_ms,
         priority=task.priority,
         origins=origins,
+        deviceless=_deviceless(task),
     )
+
+
+def _deviceless(task: Task) -> Deviceless | None:
+    if task.deviceless is None:
+        return None
+    # To leave at once is to stay for the shortest time there is.
+    kept_ms = task.deviceless.keep_alive_ms
+    return Deviceless(0 if kept_ms is None else max(1, kept_ms))
 
 
 def _declared(

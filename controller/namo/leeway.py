@@ -8,7 +8,7 @@ from protocols.messages.hierarchy import Autonomy, TaskSpec
 from protocols.messages.quality import Leeway, Variant
 from protocols.qoais import Bound, holds
 
-THREADS_MAX: Final = {ExecutorKind.WASM: 0, ExecutorKind.ONNX: 8}
+THREADS_MAX: Final = {ExecutorKind.WASM: 0, ExecutorKind.ONNX: 8, ExecutorKind.CONTAINER: 0}
 """Threads inside one run; a Wasm guest has one."""
 PRIORITY_STEPS: Final = 2
 """How far above its own a task's priority may be raised."""

@@ -9,8 +9,19 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from controller.namo.reader import STEP_PATTERN
-from protocols.base import Name, Shape
-from protocols.manifest import MAX_CONSTANTS, MAX_PORTS, ArtifactRef, Dtype, ExecutorKind, Limits
+from protocols.base import Name, Shape, Text
+from protocols.manifest import (
+    MAX_ARGUMENTS,
+    MAX_CONSTANTS,
+    MAX_MODULES,
+    MAX_PORTS,
+    ArtifactRef,
+    Dtype,
+    ExecutorKind,
+    HostFunction,
+    Interface,
+    Limits,
+)
 from protocols.messages.hierarchy import Demand
 from protocols.messages.invocation import MAX_STEPS
 from protocols.messages.quality import (
@@ -61,6 +72,19 @@ class Constant(Struct, frozen=True):
     artifact: ArtifactRef
     dtype: Dtype
     shape: Shape
+
+
+class Deviceless(Struct, frozen=True):
+    """Instances follow the requests."""
+
+    keep_alive_ms: Span | None = None
+    """How long an idle instance stays; None: as its past calls suggest."""
+
+
+class Module(Struct, frozen=True):
+    """A Wasm module that a program is linked with."""
+
+    artifact: ArtifactRef
 
 
 class Variant(Struct, frozen=True):
@@ -119,6 +143,13 @@ class Task(Struct, frozen=True):
     variants: Annotated[tuple[Variant, ...], Meta(max_length=MAX_VARIANTS)] = ()
     priority: Priority = PRIORITY_DEFAULT
     leeway: Leeway = Leeway()
+    interface: Interface | None = None
+    functions: Annotated[tuple[HostFunction, ...], Meta(max_length=8)] = ()
+    modules: Annotated[dict[Name, Module], Meta(max_length=MAX_MODULES)] = {}
+    arguments: Annotated[tuple[Text, ...], Meta(max_length=MAX_ARGUMENTS)] = ()
+    carries: Annotated[dict[Name, Name], Meta(max_length=MAX_PORTS)] = {}
+    """What a model remembers: its output to its input."""
+    deviceless: Deviceless | None = None
 
 
 class Range(Struct, frozen=True):

@@ -155,7 +155,7 @@ def _any(annotation: Any, value: object, path: Path, problems: Problems) -> obje
 
 
 def _leaf(annotation: Any, value: object, path: Path, problems: Problems) -> object:
-    bare, metas = _strip(annotation)
+    bare, metas = _strip(_without_none(annotation))
     unfit = _unfit(value)
     if unfit:
         problems.add(path, unfit)

@@ -157,16 +157,17 @@ def _unfolded_task(task: object, path: Path, problems: Problems) -> object:
 
 
 def _unfolded_program(table: dict[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
-    """Write out the artifact of a task or variant, and those of its constants."""
+    """Write out the artifact of a task or variant, and those of its constants and modules."""
     full = _unfolded_artifact(table, path, problems)
-    constants = table.get("constants")
-    if isinstance(constants, dict):
-        full["constants"] = {
-            port: _unfolded_artifact(one, (*path, "constants", port), problems)
-            if isinstance(one, dict)
-            else one
-            for port, one in constants.items()
-        }
+    for field in ("constants", "modules"):
+        named = table.get(field)
+        if isinstance(named, dict):
+            full[field] = {
+                name: _unfolded_artifact(one, (*path, field, name), problems)
+                if isinstance(one, dict)
+                else one
+                for name, one in named.items()
+            }
     return full
 
 

@@ -300,6 +300,8 @@ class Mover:
             program(copy.grant, copy.tuning.variant),
             replicas=envelope.replicas_of(copy.grant, copy.tuning),
             tuning=copy.tuning,
+            tenant=entry.tenant,
+            deviceless=spec.deviceless,
         )
         self._desk.tell(ToNode(copy.node), message, cause, entry.tenant)
 

@@ -135,7 +135,12 @@ class Hands:
             case commands.SetPace(sample_ms=sample_ms):
                 self._pace += 1
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))
-            case commands.CancelCall() | commands.TuneInstance():
+            case (
+                commands.CancelCall()
+                | commands.TuneInstance()
+                | commands.RestInstance()
+                | commands.WakeInstance()
+            ):
                 pass
             case _:
                 self._move(command)

@@ -259,7 +259,7 @@ class Assignments:
                 instance.replicas = replicas
                 if instance.state in {_State.DEPLOYING, _State.READY}:
                     share, priority = _pace(instance)
-                    said = TuneInstance(instance.name, replicas, share, priority, cause)
+                    said = TuneInstance(instance.name, instance.workers, share, priority, cause)
                     self._turn.out.append(said)
 
     def _give_up(self, task: str, held: Held, cause: str) -> None:

@@ -98,6 +98,8 @@ class StartInstance(Struct, frozen=True):
     """Share of the node's cores for its workers together, of one core; 0: no bound."""
     priority: int = PRIORITY_DEFAULT
     """Among the tasks of the node."""
+    tenant: str = "default"
+    """On whose behalf it runs."""
 
 
 class TuneInstance(Struct, frozen=True):
@@ -107,6 +109,20 @@ class TuneInstance(Struct, frozen=True):
     replicas: int
     cpu_percent: float
     priority: int
+    cause: str
+
+
+class RestInstance(Struct, frozen=True):
+    """Let an idle instance hold nothing; its next call wakes it."""
+
+    instance: str
+    cause: str
+
+
+class WakeInstance(Struct, frozen=True):
+    """Have a resting instance ready before its next call."""
+
+    instance: str
     cause: str
 
 
@@ -229,6 +245,8 @@ Command = (
     | FetchArtifact
     | StartInstance
     | TuneInstance
+    | RestInstance
+    | WakeInstance
     | StopInstance
     | Execute
     | CancelCall

@@ -54,6 +54,7 @@ from protocols.messages.presence import Inventory
 from protocols.topics import Channel
 
 if TYPE_CHECKING:
+    from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
 
 SHUTDOWN_MS: Final = 10_000
@@ -81,6 +82,7 @@ class Core:
         self._inventory = inventory
         self._warnings = warnings
         self._sensing = SetSensing()
+        self._executors_bytes = 0
         self._load: LoadReport | None = None
         """Of the last sample, reported or not."""
         self._last_load: LoadReport | None = None
@@ -101,9 +103,15 @@ class Core:
         self.replies = Replies(turn, self.meter, self.jobs, self._heard, self._sink)
         self.requests = Requests(turn, self.assignments, self.meter, self.replies, self.upkeep.idle)
         self.upkeep.abandon = self.requests.abandon
+        self._deviceless: Deviceless | None = None
+        self.requests.workers.deviceless = self._followers
         self._doors = self._table()
         self._clocks = self._timers()
-        self._bodies: dict[tuple[Channel, type], Callable[[events.Received, Any], None]] = {
+        self._bodies = self._messages()
+
+    def _messages(self) -> dict[tuple[Channel, type], Callable[[events.Received, Any], None]]:
+        """Return who takes which message."""
+        return {
             (Channel.INVOKE, Invoke): self.requests.take,
             (Channel.INVOKE, Deliver): self.requests.take,
             (Channel.INVOKE, Cancel): lambda _, body: self.requests.cancel(body),
@@ -169,11 +177,12 @@ class Core:
             events.Disconnected: self._disconnected,
             events.ArtifactReady: lambda event: upkeep.artifact_ready(event.digest),
             events.ArtifactFailed: upkeep.artifact_failed,
-            events.InstanceReady: lambda event: upkeep.ready(event.instance),
+            events.InstanceReady: self._instance_ready,
             events.InstanceFailed: upkeep.failed,
             events.InstanceExited: upkeep.exited,
             events.InstanceStopped: lambda event: upkeep.stopped(event.instance),
             events.InstanceStats: upkeep.stats,
+            events.ExecutorsSized: self._sized,
             events.BlobReady: lambda event: requests.workers.blob_ready(event.digest),
             events.BlobPushed: self._blob_pushed,
             events.BlobFailed: self._blob_failed,
@@ -197,6 +206,7 @@ class Core:
             "shutdown": lambda _: self._farewell(),
             "journal": self.assignments.write_again,
             **{one: partial(self._feed_due, one) for one in ("feed", "flight", "sink")},
+            **{one: partial(self._follow, one) for one in ("rest", "warm")},
             **{one: partial(upkeep.on_timer, one) for one in ("retry", "grace", "drain", "stop")},
         }
 
@@ -288,6 +298,23 @@ class Core:
                 self._feeder.sampled(self._load)
         return self._feeder
 
+    def _followers(self) -> "Deviceless":
+        """Return who lets instances follow the requests; loaded when there is one that does."""
+        if self._deviceless is None:
+            from device_agent.core.deviceless import Deviceless  # noqa: PLC0415 - see `feeder`
+
+            self._deviceless = Deviceless(self._turn, self.upkeep.instances)
+        return self._deviceless
+
+    def _follow(self, subject: str, name: str) -> None:
+        self._followers().on_timer(subject, name)
+
+    def _instance_ready(self, event: events.InstanceReady) -> None:
+        self.upkeep.ready(event.instance)
+        instance = self.upkeep.instances.get(event.instance)
+        if instance is not None and instance.deviceless is not None and instance.idle:
+            self._followers().idle(instance)
+
     def _fed(self, event: Any) -> None:
         self.feeder.handle(event)
 
@@ -340,13 +367,21 @@ class Core:
         if self._feeder is not None:
             self._feeder.disconnected()
 
+    def _sized(self, event: events.ExecutorsSized) -> None:
+        self._executors_bytes = event.memory_bytes
+
     def _sampled(self, event: events.Sampled) -> None:
         load = structs.replace(
-            event.load, instances=len(self.upkeep.instances), queue=len(self.requests)
+            event.load,
+            instances=len(self.upkeep.instances),
+            queue=len(self.requests),
+            executors_bytes=self._executors_bytes,
         )
         self._load = load
         if self._feeder is not None:
             self._feeder.sampled(load)
+        if self._deviceless is not None:
+            self._deviceless.sampled(load)
         if self.presence.welcomed:
             quality = self.meter.report(self.upkeep.instances.values())
             if quality is not None:

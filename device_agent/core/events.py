@@ -119,6 +119,12 @@ class InstanceStats(Struct, frozen=True):
     """What of its assignment or tuning cannot be given here, for people."""
 
 
+class ExecutorsSized(Struct, frozen=True):
+    """What the processes take that belong to no one task."""
+
+    memory_bytes: int
+
+
 class ExecutorDone(Struct, frozen=True):
     """A call gave its outputs."""
 
@@ -232,6 +238,7 @@ Event = (
     | InstanceExited
     | InstanceStopped
     | InstanceStats
+    | ExecutorsSized
     | ExecutorDone
     | ExecutorFailed
     | BlobReady

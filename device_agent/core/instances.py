@@ -10,7 +10,7 @@ from device_agent.core.queue import Queue
 from protocols.errors import Blame
 from protocols.manifest import Manifest, Port
 from protocols.messages.quality import Tuning
-from protocols.messages.task import Assign, InstanceState
+from protocols.messages.task import Assign, Deviceless, InstanceState
 
 STORY_LENGTH: Final = 32
 """Entries of a task's story; older ones are forgotten."""
@@ -34,6 +34,13 @@ class Instance(Struct, eq=False):
     ports: dict[str, Port]
     required: frozenset[str]
     """Ports that every invocation has to bring."""
+    tenant: str = "default"
+    deviceless: Deviceless | None = None
+    """How it follows the requests; None: it is always there."""
+    resting: bool = False
+    grown: int = 1
+    """Workers that a deviceless instance has for now."""
+    idle_since_ms: float = 0.0
     replicas: int = 1
     """Workers that there is room for."""
     former: int = NO_EPOCH
@@ -68,6 +75,11 @@ class Instance(Struct, eq=False):
         """Whether it runs nothing and nothing waits for it."""
         return not self.running and self.fetching == 0 and not self.queue
 
+    @property
+    def workers(self) -> int:
+        """How many calls may run side by side now."""
+        return self.replicas if self.deviceless is None else min(self.grown, self.replicas)
+
     def serves(self, epoch: int, now_ms: float) -> bool:
         """Whether requests of an epoch may run here now."""
         if self.state is not InstanceState.READY:
@@ -83,6 +95,7 @@ class Instance(Struct, eq=False):
         """Estimate how long a run waits that has so many before it in the queue."""
         mean = self.mean_run_ms
         left_ms = sum(max(0.0, mean - (now_ms - began)) for began in self.running.values())
+        # Those that may be added count: they are, as soon as calls wait.
         return (left_ms + ahead * mean) / self.replicas
 
 
@@ -141,6 +154,8 @@ def instance_of(assign: Assign, name: str) -> Instance:
         tuning=assign.tuning,
         ports={port.name: port for port in manifest.inputs if port.name not in constants},
         required=frozenset(port.name for port in manifest.inputs) - constants,
+        tenant=assign.tenant,
+        deviceless=assign.deviceless,
     )
 
 
@@ -155,6 +170,8 @@ def runs_as(instance: Instance, assign: Assign) -> bool:
     return (
         instance.generation == assign.generation
         and instance.manifest == assign.manifest
+        and instance.tenant == assign.tenant
+        and instance.deviceless == assign.deviceless
         and (have.variant, have.threads, have.provider)
         == (want.variant, want.threads, want.provider)
     )
@@ -170,6 +187,6 @@ def move(held: Held, instance: Instance, event: LifecycleEvent, cause: str) -> N
 def digests(manifest: Manifest) -> dict[str, int]:
     """Return the size in bytes of every artifact that a task needs, by digest."""
     needed = {manifest.artifact.digest: manifest.artifact.size_bytes}
-    for constant in manifest.constants:
-        needed[constant.artifact.digest] = constant.artifact.size_bytes
+    for artifact in manifest.beside:
+        needed[artifact.digest] = artifact.size_bytes
     return needed

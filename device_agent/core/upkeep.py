@@ -128,12 +128,13 @@ class Upkeep:
                 instance.name,
                 instance.task,
                 instance.manifest,
-                instance.replicas,
+                instance.workers,
                 instance.task,
                 tuning.threads,
                 tuning.provider,
                 tuning.cpu_percent,
                 tuning.priority,
+                instance.tenant,
             )
         )
         self._tasks.tell(instance.task, cause)
@@ -280,7 +281,7 @@ class Upkeep:
     def _drop(self, instance: Instance) -> None:
         """Forget an instance that is stopped."""
         name = instance.name
-        for subject in ("retry", "drain", "stop"):
+        for subject in ("retry", "drain", "stop", "rest", "warm"):
             self._turn.timers.cancel((subject, name))
         self.instances.pop(name, None)
         self._unwant([name])

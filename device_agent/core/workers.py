@@ -12,7 +12,7 @@ that runs nothing takes whatever comes, so that a mean that was learnt in a bad 
 
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device_agent.core.commands import CancelCall, Execute, FetchBlob
 from device_agent.core.instances import Instance
@@ -20,9 +20,12 @@ from device_agent.core.quality import Meter
 from device_agent.core.request import Phase, Request, Run
 from device_agent.core.turn import Turn
 from device_agent.core.values import blobs
-from protocols.errors import Blame
+from protocols.errors import Blame, TonaBug
 from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.task import InstanceState
+
+if TYPE_CHECKING:
+    from device_agent.core.deviceless import Deviceless
 
 WAITERS_MAX: Final = 1024
 """Runs that may wait for one large value before those nobody waits for are cleared away."""
@@ -30,6 +33,10 @@ AGAIN: Final = 2.0
 """Another attempt may help when there is time for so many mean runs."""
 
 _Code = FailureCode
+
+
+def _nothing() -> "Deviceless":
+    raise TonaBug("the workers were not wired")
 
 
 class Workers:
@@ -48,6 +55,8 @@ class Workers:
         self._fail = fail
         self._settle = settle
         self._idle = idle
+        self.deviceless: Callable[[], Deviceless] = _nothing
+        """Who lets instances follow the requests (wired by the core)."""
         self._calls: dict[str, Run] = {}
         self._fetches: dict[str, list[Run]] = {}
         self._numbers = count(1)
@@ -140,7 +149,7 @@ class Workers:
         instance = run.instance
         queue = instance.queue
         run.phase = Phase.QUEUED
-        if len(instance.running) < instance.replicas and not queue:
+        if len(instance.running) < instance.workers and not queue:
             self._execute(run)
             return
         self._rank(run)
@@ -149,6 +158,9 @@ class Workers:
             self._shed_late(run, wait_ms)
         elif len(queue) < instance.manifest.limits.queue:
             queue.push(run)
+            if instance.workers < instance.replicas:
+                self.deviceless().grow(instance)
+                self.next(instance)
         elif run.rank < queue.last.rank:
             worst: Run = queue.last
             queue.remove(worst)
@@ -203,6 +215,8 @@ class Workers:
             text = f"no time was left to run task {run.step.task}"
             self._fail(request, self._failure(_Code.DEADLINE, text, run.step.task))
             return
+        if instance.deviceless is not None:
+            self.deviceless().busy(instance)
         run.phase = Phase.RUNNING
         run.call = call = str(next(self._numbers))
         instance.running[call] = turn.now_ms
@@ -219,7 +233,7 @@ class Workers:
     def next(self, instance: Instance) -> None:
         """Give free workers of an instance what comes first and can still be in time."""
         queue = instance.queue
-        while len(instance.running) < instance.replicas and queue:
+        while len(instance.running) < instance.workers and queue:
             run: Run = queue.pop()
             # The last one may try: were it shed too, nothing would unlearn a wrong mean.
             if (instance.running or queue) and self._too_late(run, 0.0):
@@ -231,8 +245,12 @@ class Workers:
         self._check_idle(instance)
 
     def _check_idle(self, instance: Instance) -> None:
-        if instance.state is InstanceState.DRAINING and instance.idle:
+        if not instance.idle:
+            return
+        if instance.state is InstanceState.DRAINING:
             self._idle(instance)
+        elif instance.deviceless is not None:
+            self.deviceless().idle(instance)
 
     def _failure(
         self, code: FailureCode, text: str, task: str, *, retryable: bool = False

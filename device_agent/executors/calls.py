@@ -5,6 +5,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from device_agent.executors.contract import ConstantFile, Contract
 from device_agent.executors.door import PLAIN, Done, Failed, Setup
@@ -74,13 +75,17 @@ class Instance:
         "constants",
         "contract",
         "failures",
+        "files",
         "growing",
         "key",
+        "known",
         "links",
         "manifest",
         "memory_bytes",
         "pid",
+        "preface",
         "remarks",
+        "resting",
         "runs",
         "setup",
         "slots",
@@ -102,6 +107,8 @@ class Instance:
         self.artifact = artifact
         self.manifest = manifest
         self.constants = constants
+        self.files: dict[str, Path] = {}
+        """What else it is made of, as `Executor.start` got it."""
         self.contract = Contract(manifest, constants)
         self.slots = slots
         self.setup = setup
@@ -109,6 +116,12 @@ class Instance:
         """To the processes that serve it; none: it is not loaded, its next call does that."""
         self.growing = False
         """Whether more processes are on their way."""
+        self.known = False
+        """Whether it was loaded before, and nothing has come to light since that forbids it."""
+        self.preface: dict[str, Any] | None = None
+        """What its next call has to bring so that the executor loads it first."""
+        self.resting = False
+        """Whether it is to hold nothing until its next call."""
         self.remarks: dict[str, str] = {}
         """What of its setup it does not get, by what it is about."""
         self.starting: asyncio.Task[None] | None = None

@@ -68,8 +68,14 @@ class Setup(Struct, frozen=True):
     """Share of the node's cores for its workers together, of one core; 0: no bound."""
     priority: int = PRIORITY_DEFAULT
     """Among the tasks of the node."""
+    tenant: str = "default"
+    """Whose program it is; no process runs programs of two."""
+    memory: str = ""
+    """The name under which its memory is kept between instances; empty: it has none."""
 
 
+LINKED: Final = "module:"
+"""Before the name of a linked module among the files of an instance, beside the constants."""
 PLAIN: Final = Setup()
 USUAL: Final = 2 * PRIORITY_DEFAULT
 """Priority of a call whose task and request have the usual one."""
@@ -117,7 +123,10 @@ class Executor(Protocol):
         constants: dict[str, Path],
         setup: Setup = PLAIN,
     ) -> None:
-        """Make an instance ready to be invoked. Raises ExecutorFailure."""
+        """Make an instance ready to be invoked. Raises ExecutorFailure.
+
+        `constants` has the file of each port, and that of a linked module under `LINKED` and name.
+        """
         ...
 
     async def tune(self, task: str, setup: Setup) -> None:
@@ -154,6 +163,14 @@ class Executor(Protocol):
         """
         ...
 
+    async def rest(self, task: str) -> None:
+        """Have an instance hold nothing until its next call or `wake`; one with calls stays."""
+        ...
+
+    async def wake(self, task: str) -> None:
+        """Make a resting instance ready; what stands in the way its next call will tell."""
+        ...
+
     async def cancel(self, task: str, call: str) -> None:
         """Stop a call that nobody waits for any more; unknown ones are ignored."""
         ...
@@ -164,6 +181,10 @@ class Executor(Protocol):
 
     async def stats(self, task: str) -> Stats | None:
         """Say what an instance takes; None when there is none."""
+        ...
+
+    def shared_bytes(self) -> int:
+        """Return the memory (PSS) of its processes that belong to no one task."""
         ...
 
     async def snapshot(self, task: str) -> bytes:

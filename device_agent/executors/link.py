@@ -41,11 +41,21 @@ class Reply(Struct, frozen=True):
     mem: int = 0
     fail: tuple[str, str, str, bool] | None = None
     """Code, blame, text, retryable."""
+    log: list[tuple[int, str]] = []
+    """Lines of the program: 0 debug, 1 info, 2 warning, 3 error."""
     pid: int = 0
     providers: list[str] = []
     note: str = ""
+    forks: bool = False
+    """Whether the process with the model forks those that run it."""
+    gaps: list[str] = []
+    """What its sandbox lacks on this machine."""
     exit: tuple[int, str] | None = None
     """A child of the process ended: its number, how."""
+    unloaded: bool = False
+    """The instance is not here: what a call brought along to load it was refused."""
+    born: tuple[int, int] | None = None
+    """A child of the process began: its number, its process id."""
 
 
 _decoder = msgspec.json.Decoder(Reply)

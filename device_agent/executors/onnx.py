@@ -1,10 +1,13 @@
 """ONNX tasks: each instance a child forked from a warm zygote, killed when it does not stop.
 
-A model is vetted by loading it in a child; the zygote never sees one. The child that vetted a model
-at `deploy` is kept for a short while, so that the `start` that follows need not load it again.
+`models.py` says which processes there are. What loaded a model at `deploy` is kept for a while, so
+that the `start` that follows need not load it again. What a model remembers between calls lies in a
+file of its task, which outlives its processes.
 """
 
 import asyncio
+import contextlib
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -14,11 +17,13 @@ import msgspec
 from msgspec import structs
 
 from device_agent.executors.calls import Instance, Run, Slots
-from device_agent.executors.children import Child, Recipe, pss_bytes
+from device_agent.executors.children import Child, Recipe
 from device_agent.executors.contract import ConstantFile
 from device_agent.executors.door import PLAIN, ExecutorFailure, Setup
-from device_agent.executors.link import Link, Reply
-from device_agent.executors.process import PROGRAMS, Process, probe
+from device_agent.executors.link import Link
+from device_agent.executors.models import Models
+from device_agent.executors.process import PROGRAMS, probe, pss_bytes
+from device_agent.executors.programs.onnx_state import Memory
 from device_agent.executors.remote import (
     START_TIMEOUT_S,
     OnExit,
@@ -26,19 +31,17 @@ from device_agent.executors.remote import (
     check_failure,
     constant_frame,
     failed,
-    load_frame,
     log,
     no_exit,
 )
 from device_agent.executors.share import apply, share_of, usable_cores
-from protocols.errors import Blame, EnvironmentFailure
+from protocols.errors import Blame, EnvironmentFailure, TonaBug
 from protocols.manifest import ExecutorKind, Manifest
 from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
 
 CPU: Final = "CPUExecutionProvider"
-SPARE_S: Final = 20.0
-"""How long the child of a `deploy` waits for its `start`."""
+USER: Final = "tona-sandbox"
 END_TIMEOUT_S: Final = 5.0
 """How long `stop` waits for a killed child to be gone."""
 
@@ -57,9 +60,16 @@ class OnnxExecutor(RemoteExecutor):
         interpreter: str = sys.executable,
         providers: tuple[str, ...] = (CPU,),
         threads: int = 1,
+        memories: Path | None = None,
+        forms: Path | None = None,
+        user: str = USER,
         on_exit: OnExit = no_exit,
     ) -> None:
         """`empty` becomes the children's working folder, `providers` the choice of this node.
+
+        What models remember lies in `memories`, their optimised forms in `forms`; both become
+        private folders, beside `empty` if not told otherwise. Where the daemon is root and the
+        machine has a `user` of this name, models run as that one.
 
         Raises EnvironmentFailure when there are files in `empty`.
         """
@@ -68,12 +78,13 @@ class OnnxExecutor(RemoteExecutor):
         self._interpreter = interpreter
         self._providers = providers
         self._threads = threads
-        self._zygote: Process | None = None
-        self._children: dict[int, Child] = {}
+        self._memories = memories or empty.parent / "memories"
+        forms = forms or empty.parent / "optimised"
+        frame = {"blobs": str(blobs), "cache": str(forms), "user": user}
+        self._models = Models(
+            interpreter, empty, frame, self._used, self._hung_up, self._died, self._settle_down
+        )
         self._by_task: dict[str, list[Child]] = {}
-        self._forks = 0
-        self._spare: tuple[Recipe, Child] | None = None
-        self._spare_timer: asyncio.TimerHandle | None = None
         _make_empty(empty)
 
     def _new_slots(self) -> Slots:
@@ -86,7 +97,12 @@ class OnnxExecutor(RemoteExecutor):
             return None
         about = msgspec.json.decode(found)
         usable = [one for one in (*self._providers, CPU) if one in about["providers"]]
-        return ExecutorInfo(self.kind.value, about["version"], tuple(dict.fromkeys(usable)))
+        return ExecutorInfo(
+            self.kind.value,
+            about["version"],
+            tuple(dict.fromkeys(usable)),
+            security=about["security"],
+        )
 
     def provider(self, task: str) -> tuple[str, str]:
         """Return which provider runs a task, and why not the wanted one; empty: nothing to say."""
@@ -97,54 +113,100 @@ class OnnxExecutor(RemoteExecutor):
 
     def _recipe(self, manifest: Manifest, setup: Setup) -> Recipe:
         providers = (setup.provider,) if setup.provider else manifest.providers or self._providers
-        return Recipe(manifest, setup.threads or self._threads, tuple(providers))
+        threads = setup.threads or self._threads
+        return Recipe(manifest, threads, tuple(providers), setup.tenant)
+
+    def _recipe_of(self, instance: Instance) -> Recipe:
+        return self._recipe(instance.manifest, instance.setup)
+
+    def _used(self) -> set[Recipe]:
+        return {self._recipe_of(one) for one in self._instances.values() if not one.resting}
 
     async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
-        """Load the model in a child and hold it against the manifest; idempotent.
+        """Load the model in a sandboxed process and hold it against the manifest; idempotent.
 
         Raises ExecutorFailure.
         """
         recipe = self._recipe(manifest, setup)
-        if self._spare is not None and self._spare[0] == recipe:
+        if any(one.links and self._recipe_of(one) == recipe for one in self._instances.values()):
             return
-        if any(
-            one.links and self._recipe(one.manifest, one.setup) == recipe
-            for one in self._instances.values()
-        ):
-            return
+        self._stay()
         try:
-            child = await self._load(artifact, recipe)
-        except BaseException:
+            await self._models.load(artifact, recipe)
+            self._models.release(recipe)
+        finally:
             self._settle_down()
-            raise
-        self._drop_spare()
-        self._spare = (recipe, child)
-        loop = asyncio.get_running_loop()
-        self._spare_timer = loop.call_later(SPARE_S, self._drop_spare)
 
     async def _launch(self, instance: Instance) -> None:
+        self._stay()
+        self._look_at_folders()
         child = await self._worker(instance)
         self._join(instance, child)
-        instance.pid = child.loaded.pid if child.loaded is not None else 0
+        instance.pid = child.pid
         self._share(instance)
         self._fill(instance)
 
     async def _worker(self, instance: Instance) -> Child:
-        """Return a child that is ready to serve an instance. Raises ExecutorFailure."""
-        recipe = self._recipe(instance.manifest, instance.setup)
-        if self._spare is not None and self._spare[0] == recipe:
-            child = self._take_spare()
-        else:
-            child = await self._load(instance.artifact, recipe)
+        """Return a process that is ready to serve an instance. Raises ExecutorFailure."""
+        child = await self._models.worker(instance.artifact, self._recipe_of(instance))
         try:
-            if instance.constants:
-                await self._bind(child, instance.constants)
-            if not child.link.open:
-                check_failure(None, f"loading task {instance.task!r}")
+            memory = self._memory_of(instance)
+            try:
+                note = await self._bind(child, instance.constants, memory)
+            finally:
+                if memory is not None:
+                    memory.close()
         except BaseException:
             child.kill()
             raise
+        if note:
+            instance.remarks["state"] = note
         return child
+
+    async def _bind(
+        self,
+        child: Child,
+        constants: dict[str, ConstantFile],
+        memory: Memory | None,
+        *,
+        strict: bool = False,
+    ) -> str:
+        """Give a worker its constants and its state, opened here; what it says of the state.
+
+        Raises ExecutorFailure.
+        """
+        opened: list[int] = []
+        try:
+            try:
+                for one in constants.values():
+                    opened.append(os.open(one.path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                text = f"constant {one.path}: {error.strerror}"
+                raise failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True) from None
+            handles = (*opened, memory.handle) if memory is not None else tuple(opened)
+            if handles and child.stops.open:
+                child.stops.tell({"op": "files"}, handles)
+        except EnvironmentFailure as error:
+            raise failed(
+                FailureCode.EXECUTOR, Blame.ENVIRONMENT, str(error), retryable=True
+            ) from None
+        finally:
+            for handle in opened:
+                os.close(handle)
+        frame = {
+            "op": "bind",
+            "files": len(handles),
+            "constants": constant_frame(constants),
+            "state": memory.state_bytes if memory is not None else 0,
+            "strict": strict,
+        }
+        try:
+            reply = await child.ask(frame, START_TIMEOUT_S)
+        except TimeoutError:
+            reply = None
+        found = check_failure(reply, "starting a worker of the model")
+        child.pid = found.pid
+        return found.note
 
     def _join(self, instance: Instance, child: Child) -> None:
         child.instance = instance
@@ -152,10 +214,12 @@ class OnnxExecutor(RemoteExecutor):
         instance.links.append(child.link)
         if child.loaded is not None and child.loaded.note:
             instance.remarks["provider"] = child.loaded.note
+        if child.loaded is not None and child.loaded.gaps:
+            instance.remarks["sandbox"] = "; ".join(child.loaded.gaps)
 
     def _fill(self, instance: Instance) -> None:
         """Have as many children as the setup says, in the background."""
-        if instance.links and len(instance.links) < instance.setup.replicas:
+        if instance.links and len(instance.links) < self._workers(instance):
             self._spawn_task(self._grow(instance))
 
     async def _grow(self, instance: Instance) -> None:
@@ -174,16 +238,21 @@ class OnnxExecutor(RemoteExecutor):
                 instance.slots.release()
         except ExecutorFailure as error:
             # The others serve on; a tuning or the next loss of a child tries again.
-            text = f"{len(instance.links)} of {instance.setup.replicas} workers: {error}"
+            text = f"{len(instance.links)} of {self._workers(instance)} workers: {error}"
             instance.remarks["replicas"] = text
             log.warning("task %s: %s", instance.task, text)
         finally:
             instance.growing = False
 
+    def _workers(self, instance: Instance) -> int:
+        """Return how many processes an instance is to have."""
+        # Whoever remembers runs one call after another: each continues the one before.
+        return 1 if instance.manifest.carries else max(1, instance.setup.replicas)
+
     def _lacks(self, instance: Instance) -> bool:
         """Whether an instance runs and is to have more children."""
         here = self._instances.get(instance.task) is instance
-        return here and 0 < len(instance.links) < instance.setup.replicas
+        return here and 0 < len(instance.links) < self._workers(instance)
 
     def _share(self, instance: Instance) -> None:
         """Give the processes of an instance their share of the machine."""
@@ -191,102 +260,53 @@ class OnnxExecutor(RemoteExecutor):
         first = zlib.crc32(instance.task.encode())
         share = share_of(setup.cpu_percent, setup.priority, usable_cores(), first)
         children = self._by_task.get(instance.task, ())
-        pids = [one.loaded.pid for one in children if one.loaded is not None]
+        pids = [one.pid for one in children]
         instance.remarks["share"] = apply(share, pids)
         if not instance.remarks["share"]:
             del instance.remarks["share"]
+
+    def _renew(self) -> None:
+        for children in list(self._by_task.values()):
+            for child in list(children):
+                child.kill()
+        self._models.end()
+
+    def _unload(self, instance: Instance) -> None:
+        """End its workers; the model stays for a while, as after any last use."""
+        for child in list(self._by_task.get(instance.task, ())):
+            child.kill()
+        self._models.release(self._recipe_of(instance))
 
     async def tune(self, task: str, setup: Setup) -> None:
         """Let an instance have so many children with such a share, without a restart."""
         instance = self._instances.get(task)
         if instance is None:
             return
+        before = instance.setup
         instance.setup = structs.replace(
-            setup, threads=instance.setup.threads, provider=instance.setup.provider
+            setup,
+            threads=before.threads,
+            provider=before.provider,
+            tenant=before.tenant,
+            memory=before.memory,
         )
         instance.remarks.pop("replicas", None)
         for child in list(self._by_task.get(task, ())):
-            if len(instance.links) > max(1, setup.replicas) and not child.link.pending:
+            if len(instance.links) > self._workers(instance) and not child.link.pending:
                 child.kill()
         self._share(instance)
         self._fill(instance)
 
     def _freed(self, instance: Instance, link: Link) -> None:
         """End a child that is one too many, now that its call is over."""
-        if len(instance.links) > max(1, instance.setup.replicas) and not link.pending:
+        if len(instance.links) > self._workers(instance) and not link.pending:
             for child in self._by_task.get(instance.task, ()):
                 if child.link is link:
                     child.kill()
                     return
 
-    async def _load(self, artifact: Path, recipe: Recipe) -> Child:
-        child = self._fork()
-        manifest = recipe.manifest
-        frame = load_frame(manifest, self._blobs) | {
-            "path": str(artifact),
-            "providers": recipe.providers,
-            "threads": recipe.threads,
-        }
-        try:
-            reply = await asyncio.wait_for(child.link.ask(frame), START_TIMEOUT_S)
-            what = "loading the model: it took too much, or was killed"
-            if not child.zygote.link.open:
-                what = f"starting ONNX Runtime under {self._interpreter}; the log says why"
-            child.loaded = check_failure(reply, what)
-        except TimeoutError:
-            child.kill()
-            text = f"the model did not load within {START_TIMEOUT_S:.0f} s: make it smaller"
-            raise failed(FailureCode.LIMIT, Blame.USER, text) from None
-        except BaseException:
-            child.kill()
-            raise
-        if child.loaded.note:
-            log.warning("model %s: %s", manifest.artifact.digest, child.loaded.note)
-        return child
-
-    async def _bind(self, child: Child, constants: dict[str, ConstantFile]) -> None:
-        frame = {"op": "bind", "constants": constant_frame(constants)}
-        try:
-            reply = await asyncio.wait_for(child.link.ask(frame), START_TIMEOUT_S)
-        except TimeoutError:
-            reply = None
-        check_failure(reply, "mapping its constants")
-
-    def _fork(self) -> Child:
-        try:
-            if self._zygote is None:
-                self._zygote = Process(
-                    self._interpreter,
-                    PROGRAMS / "onnx_zygote.py",
-                    (str(self._empty),),
-                    self._zygote_ended,
-                    self._zygote_says,
-                )
-            self._forks += 1
-            child = Child(self._zygote, self._forks, self._child_hung_up)
-        except EnvironmentFailure as error:
-            raise failed(
-                FailureCode.EXECUTOR, Blame.ENVIRONMENT, str(error), retryable=True
-            ) from None
-        self._stay()
-        self._children[child.number] = child
-        return child
-
-    def _take_spare(self) -> Child:
-        if self._spare_timer is not None:
-            self._spare_timer.cancel()
-        spare, self._spare, self._spare_timer = self._spare, None, None
-        if spare is None:
-            raise LookupError("no spare child")
-        return spare[1]
-
-    def _drop_spare(self) -> None:
-        if self._spare is not None:
-            self._take_spare().kill()
-            self._settle_down()
-
-    def _child_hung_up(self, child: Child) -> None:
-        """Forget a child whose socket has ended; the zygote will say how it went."""
+    def _hung_up(self, child: Child) -> None:
+        """Forget a process whose socket has ended; whoever forked it will say how it went."""
         child.stops.close()
         instance = child.instance
         if instance is not None and child.link in instance.links:
@@ -296,45 +316,20 @@ class OnnxExecutor(RemoteExecutor):
             if left:
                 # The slot of the last one stays: its next call loads the instance again.
                 instance.slots.shrink()
-                if len(left) < instance.setup.replicas and child.unwanted:
+                if len(left) < self._workers(instance) and child.unwanted:
                     self._fill(instance)
             else:
                 del self._by_task[instance.task]
-        if self._spare is not None and self._spare[1] is child:
-            self._take_spare()
 
-    def _zygote_says(self, event: Reply) -> None:
-        if event.exit is not None:
-            number, reason = event.exit
-            child = self._children.pop(number, None)
-            if child is not None:
-                self._bury(child, reason)
-
-    def _bury(self, child: Child, reason: str) -> None:
-        child.link.close()
-        child.gone.set()
-        if child.instance is not None and not child.unwanted:
+    def _died(self, child: Child, reason: str) -> None:
+        if child.instance is not None:
             log.warning("the process of task %s %s", child.instance.task, reason)
             self._on_exit(child.instance.task, f"its process {reason}")
-
-    def _zygote_ended(self, zygote: Process) -> None:
-        """Bury its children: the kernel kills them when their zygote dies."""
-        if self._zygote is zygote:
-            self._zygote = None
-        self._spawn_task(self._bury_all(zygote))
-
-    async def _bury_all(self, zygote: Process) -> None:
-        await zygote.end()
-        reason = f"went with the ONNX zygote, which {await zygote.exited()}"
-        for number, child in list(self._children.items()):
-            if child.zygote is zygote:
-                del self._children[number]
-                self._bury(child, reason)
 
     def _interrupt(self, run: Run) -> None:
         child = self._serving(run)
         if child is not None:
-            child.stops.tell({"id": run.number})
+            child.stops.tell({"op": "stop", "id": run.number})
 
     def _kill(self, run: Run) -> None:
         child = self._serving(run)
@@ -349,7 +344,7 @@ class OnnxExecutor(RemoteExecutor):
     async def stop(self, task: str) -> None:
         """End an instance and free what it held; unknown ones are ignored."""
         children = list(self._by_task.get(task, ()))
-        await self._forget(task)
+        instance = await self._forget(task)
         for child in children:
             child.kill()
         for child in children:
@@ -357,26 +352,104 @@ class OnnxExecutor(RemoteExecutor):
                 await asyncio.wait_for(child.gone.wait(), END_TIMEOUT_S)
             except TimeoutError:
                 log.error("the ONNX zygote did not end a child, it is killed")
-                child.zygote.kill()
+                if self._models.zygote is not None:
+                    self._models.zygote.kill()
+        if instance is not None:
+            self._models.release(self._recipe_of(instance))
         self._settle_down()
 
+    def _shared(self) -> list[int]:
+        return [self._models.zygote.pid] if self._models.zygote is not None else []
+
     def _idle(self) -> bool:
-        return not self._instances and self._spare is None
+        return not self._instances and self._models.idle
 
     def _retire(self) -> None:
-        if self._zygote is not None:
-            self._zygote.link.close()
+        self._models.retire()
 
     def _memory_bytes(self, instance: Instance) -> int:
-        """Read the proportional set size of the children together."""
+        """Return what the workers take, and their part of the process that holds the model."""
+        recipe = self._recipe_of(instance)
         children = self._by_task.get(instance.task, ())
-        return sum(pss_bytes(one.loaded.pid) for one in children if one.loaded is not None)
+        own = sum(pss_bytes(one.pid) for one in children)
+        model = self._models.loaded.get(recipe)
+        if model is None:
+            return own
+        users = sum(self._recipe_of(one) == recipe for one in self._instances.values())
+        return own + pss_bytes(model.pid) // max(1, users)
+
+    # State.
+
+    def _memory_of(self, instance: Instance, suffix: str = "") -> Memory | None:
+        """Open what an instance remembers; None when it declares nothing.
+
+        Raises ExecutorFailure.
+        """
+        manifest = instance.manifest
+        if not manifest.carries:
+            return None
+        try:
+            self._memories.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return Memory.at(self._state_path(instance) + suffix, manifest.limits.state_bytes)
+        except OSError as error:
+            text = f"what task {instance.task!r} remembers: {error.strerror}"
+            raise failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True) from None
+
+    def _state_path(self, instance: Instance) -> str:
+        return str(self._memories / (instance.setup.memory or instance.task))
+
+    async def snapshot(self, task: str) -> bytes:
+        """Return what an instance remembers; empty when it remembers nothing yet.
+
+        Raises ExecutorFailure.
+        """
+        instance = self._instances.get(task)
+        memory = self._memory_of(instance) if instance is not None else None
+        if memory is None:
+            return b""
+        try:
+            return memory.read()
+        except TimeoutError as error:
+            text = f"task {task!r}: {error}"
+            raise failed(FailureCode.BUSY, Blame.ENVIRONMENT, text, retryable=True) from None
+        finally:
+            memory.close()
+
+    async def restore(self, task: str, state: bytes) -> None:
+        """Have an instance remember what another one does; a call under way is not disturbed.
+
+        Raises ExecutorFailure.
+        """
+        instance = self._instances.get(task)
+        if instance is None or not instance.manifest.carries:
+            await super().restore(task, state)
+            return
+        await self._ready(instance)
+        path, suffix = self._state_path(instance), ".restored"
+        memory = self._memory_of(instance, suffix)
+        if memory is None:
+            raise TonaBug(f"task {task} has lost what its manifest carries")
+        try:
+            memory.write(state)
+            for child in list(self._by_task.get(task, ())):
+                await self._bind(child, {}, memory, strict=True)
+            os.replace(path + suffix, path)  # noqa: PTH105 - a path of ours, as `Memory` has it
+        except ValueError as error:
+            text = f"task {task!r}: {error}"
+            raise failed(FailureCode.LIMIT, Blame.PEER, text) from None
+        except OSError as error:
+            text = f"what task {task!r} remembers: {error.strerror}"
+            raise failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True) from None
+        finally:
+            memory.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)  # noqa: PTH108 - as above
 
     async def close(self) -> None:
         """End every process of this executor."""
         for task in list(self._instances):
             await self.stop(task)
-        self._drop_spare()
+        await self._models.close()
         await self._close_shared()
 
 

@@ -96,11 +96,11 @@ class Process:
             await self.exited()
 
 
-async def probe(interpreter: str, program: Path) -> bytes | None:
-    """Run `PROGRAM --probe` and return what it prints; None when it cannot run here."""
+async def probe(interpreter: str, program: Path, arguments: tuple[str, ...] = ()) -> bytes | None:
+    """Run `PROGRAM --probe ARGUMENTS`; what it prints, None when it cannot run here."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *(interpreter, "-s", str(program), "--probe"),
+            *(interpreter, "-s", str(program), "--probe", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -115,3 +115,13 @@ async def probe(interpreter: str, program: Path) -> bytes | None:
         await process.wait()
         return None
     return output if process.returncode == 0 else None
+
+
+def pss_bytes(pid: int) -> int:
+    """Return the proportional set size of a process; 0 when it is gone."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = [line for line in rollup.splitlines() if line.startswith("Pss:")]
+    return int(found[0].split()[1]) * 1024 if found else 0

@@ -7,8 +7,9 @@ it did not within `stop_grace_s`.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -31,7 +32,9 @@ from device_agent.executors.door import (
     Stats,
     Value,
 )
+from device_agent.executors.folders import Folders
 from device_agent.executors.link import Link, Reply
+from device_agent.executors.process import pss_bytes
 from protocols.errors import Blame, TonaBug
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
@@ -43,6 +46,9 @@ IDLE_EXIT_S: Final = 60.0
 
 OnExit = Callable[[str, str], None]
 """Called with task and reason when an instance died by itself; its next call starts it again."""
+
+LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+"""Of a program's own lines."""
 
 log = logging.getLogger("tona.executors")
 
@@ -90,8 +96,12 @@ class RemoteExecutor:
     stop_grace_s: ClassVar[float]
     """How long a call may go on after `stop` before its process is killed."""
 
-    def __init__(self, blobs: Path, on_exit: OnExit = no_exit) -> None:
+    def __init__(
+        self, blobs: Path, on_exit: OnExit = no_exit, folders: Sequence[Path] = ()
+    ) -> None:
+        """`folders` are those that its processes are let into beside `blobs`."""
         self._blobs = blobs
+        self._folders = Folders((blobs, *folders))
         self._on_exit = on_exit
         self._instances: dict[str, Instance] = {}
         self._kills: dict[Run, asyncio.TimerHandle] = {}
@@ -145,6 +155,7 @@ class RemoteExecutor:
 
     async def _close_shared(self) -> None:
         """End the shared process now and wait for everything under way."""
+        self._folders.close()
         self._stay()
         self._retire()
         while self._background:
@@ -165,6 +176,7 @@ class RemoteExecutor:
         await self.stop(task)
         fitted = _fit_constants(manifest, constants)
         instance = Instance(task, artifact, manifest, fitted, self._new_slots(), setup)
+        instance.files = constants
         self._instances[task] = instance
         try:
             await self._ready(instance)
@@ -176,6 +188,7 @@ class RemoteExecutor:
     async def _ready(self, instance: Instance) -> None:
         if instance.links:
             return
+        instance.resting = False
         if instance.starting is None:
             instance.starting = asyncio.create_task(self._launch(instance))
             instance.starting.add_done_callback(lambda task: _started(instance, task))
@@ -227,13 +240,17 @@ class RemoteExecutor:
         """Send a call if nothing is in its way; False, and nothing done, when `invoke` has to.
 
         A warm call takes this path: no task of the loop, and no turn of it, stands between the
-        request and the executor, nor between its answer and `on_result`.
+        request and the executor, nor between its answer and `on_result`. So does a cold one where
+        the executor can load the instance along with it.
         """
         instance = self._instances.get(task)
-        if instance is None or not instance.links or call in instance.runs:
+        if instance is None or call in instance.runs:
             return False
         described = instance.contract.describe(inputs)
         if isinstance(described, Failed) or not instance.slots.take():
+            return False
+        if not instance.links and (instance.starting or not self._load_along(instance)):
+            instance.slots.release()
             return False
         link = instance.link
         if link is None:
@@ -266,7 +283,9 @@ class RemoteExecutor:
         await run.wait()
 
     def _send(self, run: Run, link: Link, described: list[Described], inline: list[bytes]) -> None:
-        header = {"op": "invoke", "key": run.instance.key, "in": described}
+        header: dict[str, Any] = {"op": "invoke", "key": run.instance.key, "in": described}
+        if run.instance.preface is not None:
+            header["load"], run.instance.preface = run.instance.preface, None
         run.sent = link
         run.number = link.request(header, inline, partial(self._answered, run))
 
@@ -319,8 +338,26 @@ class RemoteExecutor:
             lost = Failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
             run.settle(lost)
             return
+        if reply.unloaded:
+            instance.known = False
+            instance.links = [one for one in instance.links if one is not link]
+        instance.pid = reply.pid or instance.pid
         instance.memory_bytes = max(instance.memory_bytes, reply.mem)
+        if reply.fail is not None and reply.fail[1] == Blame.ENVIRONMENT:
+            self._look_at_folders()
+        for level, line in reply.log:
+            log.log(LEVELS[min(level, len(LEVELS) - 1)], "task %s: %s", instance.task, line)
         run.settle(instance.contract.read(reply, body))
+
+    def _look_at_folders(self) -> None:
+        """End the processes that were let into folders which are not there any more."""
+        if self._folders.remade():
+            log.warning("a folder of the executors was made anew: their processes begin anew")
+            self._renew()
+
+    def _renew(self) -> None:
+        """End every process that holds a program; the next calls start others."""
+        raise NotImplementedError
 
     def _expire(self, run: Run, budget_ms: int) -> None:
         self._overrun(run, _late(run.instance, budget_ms))
@@ -342,6 +379,30 @@ class RemoteExecutor:
         if run.sent is not None:
             log.warning("task %s did not stop, its process is killed", run.instance.task)
             self._kill(run)
+
+    def _load_along(self, instance: Instance) -> bool:
+        """Have the next call of an instance load it first, at once; False where that cannot be."""
+        del instance
+        return False
+
+    def _unload(self, instance: Instance) -> None:
+        """Have the executor hold nothing of an instance without calls."""
+        raise NotImplementedError
+
+    async def rest(self, task: str) -> None:
+        """Have an instance hold nothing until its next call or `wake`; one with calls stays."""
+        instance = self._instances.get(task)
+        if instance is not None and instance.links and not instance.runs:
+            instance.resting = True
+            self._unload(instance)
+            instance.memory_bytes = 0
+
+    async def wake(self, task: str) -> None:
+        """Make a resting instance ready; what stands in the way its next call will tell."""
+        instance = self._instances.get(task)
+        if instance is not None:
+            with contextlib.suppress(ExecutorFailure):
+                await self._ready(instance)
 
     async def cancel(self, task: str, call: str) -> None:
         """Stop a call that nobody waits for any more; unknown ones are ignored."""
@@ -392,6 +453,14 @@ class RemoteExecutor:
             return None
         remark = "; ".join(instance.remarks.values())
         return Stats(self._memory_bytes(instance), instance.calls, instance.failures, remark)
+
+    def shared_bytes(self) -> int:
+        """Return the memory (PSS) of its processes that belong to no one task."""
+        return sum(map(pss_bytes, self._shared()))
+
+    def _shared(self) -> list[int]:
+        """Return those processes."""
+        raise NotImplementedError
 
     def _memory_bytes(self, instance: Instance) -> int:
         return instance.memory_bytes

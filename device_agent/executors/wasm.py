@@ -1,24 +1,26 @@
-"""Wasm tasks: core modules of the ABI `tona-core-1` in one host process, a fresh store a call.
+"""Wasm tasks: core modules in host processes, one for each tenant, a fresh store for each call.
 
 Compiled modules lie in a private folder under a seal; one that is missing or broken is compiled
-again in a process that exits. A call that does not stop takes the host with it: its neighbours'
-calls fail as retryable, and every instance loads again at its next call.
+again in a process that exits. A call that does not stop takes its tenant's host with it: the calls
+of the same tenant fail as retryable, and its instances load again at their next call.
 """
 
 import asyncio
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import DIGEST_PREFIX
-from device_agent.executors.door import PLAIN, ExecutorFailure, Setup
+from device_agent.executors.door import LINKED, PLAIN, ExecutorFailure, Setup
+from device_agent.executors.hosts import Host, Hosts, OnEvent
 from device_agent.executors.link import Link, Reply
-from device_agent.executors.process import PROGRAMS, OnEnd, Process, no_end, probe
+from device_agent.executors.process import PROGRAMS, Process, probe
 from device_agent.executors.remote import (
     START_TIMEOUT_S,
     OnExit,
@@ -31,7 +33,7 @@ from device_agent.executors.remote import (
     no_exit,
 )
 from protocols.errors import Blame, EnvironmentFailure
-from protocols.manifest import ExecutorKind, Manifest
+from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction, Manifest
 from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
 
@@ -39,6 +41,10 @@ COMPILE_TIMEOUT_S: Final = 120.0
 MAX_THREADS: Final = 4
 """Calls that one host runs at once, at most."""
 KEY_BYTES: Final = 32
+LIBRARY: Final = "library"
+"""The role of a module that a program is linked with."""
+MEMORY_MAX_AGE_S: Final = 90 * 86_400.0
+"""How long a memory is kept that no task writes to; it may have moved to another node."""
 UNCOMPILED: Final = "uncompiled"
 """The host's word for a module that is not in the cache as it should be."""
 
@@ -54,65 +60,75 @@ class WasmExecutor(RemoteExecutor):
         self,
         *,
         blobs: Path,
+        artifacts: Path,
         cache: Path,
+        memories: Path,
         interpreter: str = sys.executable,
         threads: int = 0,
         on_exit: OnExit = no_exit,
     ) -> None:
-        """`cache` becomes a private folder; `threads` is how many calls run at once, 0: by cores.
+        """`threads` is how many calls run at once, 0: by cores.
 
-        Raises EnvironmentFailure when the folder cannot be made private.
+        `artifacts` is where constants lie; `cache`, for compiled modules, and `memories`, for
+        what tasks remember, become private folders. Raises EnvironmentFailure when they cannot.
         """
-        super().__init__(blobs, on_exit)
+        super().__init__(blobs, on_exit, (artifacts, cache, memories))
         self._cache = cache
+        self._memories = memories
         self._interpreter = interpreter
         self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
         self._slots = Slots(self._threads)
         self._loading = asyncio.Lock()
         self._keys = 0
-        self._host: Process | None = None
+        folders = {
+            "read": [str(cache), str(artifacts)],
+            "write": [str(blobs), str(memories)],
+        }
+        self._hosts = Hosts(self._start_zygote, folders, self._hung_up, self._report)
         self._compiling: dict[str, asyncio.Task[None]] = {}
         _make_private(cache)
+        private_folder(memories)
+        _prune(memories)
 
     def _new_slots(self) -> Slots:
         return self._slots
 
     async def probe(self) -> ExecutorInfo | None:
         """Say what this executor can do here, or None when it cannot run; never raises."""
-        found = await probe(self._interpreter, PROGRAMS / "wasm_host.py")
+        found = await probe(self._interpreter, PROGRAMS / "wasm_zygote.py")
         if found is None:
             return None
         about = msgspec.json.decode(found)
-        return ExecutorInfo(kind=self.kind.value, version=about["version"])
+        return ExecutorInfo(self.kind.value, about["version"], security=about["security"])
 
     async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
         """Check and compile a module into the cache; idempotent. Raises ExecutorFailure."""
-        del setup
-        self._running_host()
+        self._host(setup.tenant)
         try:
-            await self._compiled(artifact, _hex(manifest))
+            await self._compiled(artifact, _hex(manifest.artifact), _role(manifest))
         finally:
             self._settle_down()
 
-    async def _compiled(self, artifact: Path, digest: str) -> None:
+    async def _compiled(self, artifact: Path, digest: str, role: str) -> None:
         # A whole pair was vetted when it was made; the host holds it against its seal.
         if all((self._cache / f"{digest}{one}").exists() for one in (".cwasm", ".seal")):
             return
-        await self._compile_once(artifact, digest)
+        await self._compile_once(artifact, digest, role)
 
-    async def _compile_once(self, artifact: Path, digest: str) -> None:
+    async def _compile_once(self, artifact: Path, digest: str, role: str) -> None:
         task = self._compiling.get(digest)
         if task is None:
-            task = asyncio.create_task(self._compile(artifact, digest))
+            task = asyncio.create_task(self._compile(artifact, digest, role))
             self._compiling[digest] = task
             task.add_done_callback(lambda _: self._compiling.pop(digest))
         await asyncio.shield(task)
 
-    async def _compile(self, artifact: Path, digest: str) -> None:
+    async def _compile(self, artifact: Path, digest: str, role: str) -> None:
         if not (self._cache / "key").exists():
             _make_private_again(self._cache)
-        compiler = self._spawn("wasm_compile.py", (), no_end)
-        request = {"source": str(artifact), "digest": digest, "folder": str(self._cache)}
+        compiler = self._compiler(artifact)
+        folder = str(self._cache)
+        request = {"source": str(artifact), "digest": digest, "folder": folder, "role": role}
         try:
             reply = await asyncio.wait_for(compiler.link.ask(request), COMPILE_TIMEOUT_S)
         except TimeoutError:
@@ -120,36 +136,65 @@ class WasmExecutor(RemoteExecutor):
             raise failed(FailureCode.LIMIT, Blame.USER, text) from None
         finally:
             compiler.kill()
-            await compiler.end()
         check_failure(reply, "compiling the module: it takes too much memory, or was killed")
 
-    def _spawn(self, program: str, arguments: tuple[str, ...], on_end: OnEnd) -> Process:
+    def _compiler(self, artifact: Path) -> Host:
+        """Return a process to compile in. Raises ExecutorFailure."""
         try:
-            return Process(self._interpreter, PROGRAMS / program, arguments, on_end)
+            return self._hosts.compiler(str(artifact), str(self._cache))
         except EnvironmentFailure as error:
-            raise failed(
-                FailureCode.EXECUTOR, Blame.ENVIRONMENT, str(error), retryable=True
-            ) from None
+            raise _not_started(error) from None
 
     async def _launch(self, instance: Instance) -> None:
-        host = self._running_host()
+        host = self._host(instance.setup.tenant)
         self._keys += 1
         instance.key = self._keys
-        frame = load_frame(instance.manifest, self._blobs) | {
-            "key": instance.key,
-            "constants": constant_frame(instance.constants),
-            "folder": str(self._cache),
-            "digest": _hex(instance.manifest),
-        }
+        frame = self._load_frame(instance)
         reply = await self._load(host.link, dict(frame))
         if reply is not None and reply.fail is not None and reply.fail[2] == UNCOMPILED:
-            await self._compile_once(instance.artifact, _hex(instance.manifest))
+            await self._compile_all(instance)
             reply = await self._load(host.link, dict(frame))
         loaded = check_failure(reply, f"loading task {instance.task!r}")
         if host.link.open:
             instance.links = [host.link]
+            instance.known = True
             instance.pid = loaded.pid
             self._remark(instance)
+            if loaded.gaps:
+                instance.remarks["sandbox"] = "; ".join(loaded.gaps)
+
+    def _load_frame(self, instance: Instance) -> dict[str, Any]:
+        manifest = instance.manifest
+        return load_frame(manifest, self._blobs) | {
+            "key": instance.key,
+            "constants": constant_frame(instance.constants),
+            "folder": str(self._cache),
+            "digest": _hex(manifest.artifact),
+            "modules": [(one.name, _hex(one.artifact)) for one in manifest.modules],
+            "interface": _role(manifest),
+            "functions": [one.value for one in manifest.functions],
+            "arguments": manifest.arguments,
+            "state": self._memory_of(instance),
+            "state_bytes": manifest.limits.state_bytes,
+        }
+
+    def _memory_of(self, instance: Instance) -> str:
+        """Return the file of an instance's memory; empty when it remembers nothing."""
+        setup, limits = instance.setup, instance.manifest.limits
+        if not limits.state_bytes or HostFunction.MEMORY not in instance.manifest.functions:
+            return ""
+        return str(self._memories / (setup.memory or instance.task))
+
+    async def _compile_all(self, instance: Instance) -> None:
+        """Compile what the host cannot map: what is whole stays. Raises ExecutorFailure."""
+        manifest = instance.manifest
+        await self._compile_once(instance.artifact, _hex(manifest.artifact), _role(manifest))
+        for one in manifest.modules:
+            path = instance.files.get(LINKED + one.name)
+            if path is None:
+                text = f"the linked module {one.name!r} is not on this node"
+                raise failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True)
+            await self._compile_once(path, _hex(one.artifact), LIBRARY)
 
     async def _load(self, link: Link, frame: dict[str, object]) -> Reply | None:
         # One at a time: the host has one thread for it beside those of the calls.
@@ -160,47 +205,77 @@ class WasmExecutor(RemoteExecutor):
                 return answer.result()
             link.tell({"op": "stop", "id": number})
             await asyncio.wait({answer}, timeout=self.stop_grace_s)
-            if not answer.done() and self._host is not None and self._host.link is link:
-                self._drop_host()
+            host = self._hosts.at(link)
+            if not answer.done() and host is not None:
+                host.kill()
         text = f"the module's start function did not end within {START_TIMEOUT_S:.0f} s"
         raise failed(FailureCode.LIMIT, Blame.USER, text)
 
-    def _running_host(self) -> Process:
+    def _host(self, tenant: str) -> Host:
+        """Return the host of a tenant, and have another one ready. Raises ExecutorFailure."""
         self._stay()
-        if self._host is None:
-            self._host = self._spawn("wasm_host.py", (str(self._threads),), self._host_ended)
-        return self._host
+        self._look_at_folders()
+        try:
+            host = self._hosts.of(tenant)
+            self._hosts.ready()
+        except EnvironmentFailure as error:
+            raise _not_started(error) from None
+        return host
 
-    def _host_ended(self, host: Process) -> None:
-        if self._host is host:
-            lost = self._drop_host()
-            self._spawn_task(self._report(host, lost))
+    def _start_zygote(self, on_event: OnEvent) -> Process:
+        threads = (str(self._threads),)
+        return Process(
+            *(self._interpreter, PROGRAMS / "wasm_zygote.py", threads),
+            *(self._zygote_ended, on_event),
+        )
 
-    async def _report(self, host: Process, lost: list[Instance]) -> None:
-        reason = f"the Wasm host {await host.exited()}"
-        log.warning("%s with %d instances", reason, len(lost))
-        for instance in lost:
-            self._on_exit(instance.task, reason)
+    def _zygote_ended(self, zygote: Process) -> None:
+        self._hosts.forget(zygote)
+        self._spawn_task(self._hosts.bury_all(zygote))
 
-    def _drop_host(self) -> list[Instance]:
-        """End the host, if there is one; the instances that it held."""
-        host, self._host = self._host, None
-        if host is None:
-            return []
-        lost = [one for one in self._instances.values() if host.link in one.links]
-        for instance in lost:
-            instance.links = []
-        host.kill()
-        self._spawn_task(host.end())
-        return lost
+    def _hung_up(self, host: Host) -> None:
+        """Let go of a host whose socket has ended; its instances load again at their next call."""
+        for instance in self._instances.values():
+            if host.link in instance.links:
+                instance.links = []
+                host.lost.append(instance.task)
+
+    def _report(self, host: Host, reason: str) -> None:
+        text = f"the Wasm host of tenant {host.tenant!r} {reason}"
+        if host.tenant:
+            log.warning("%s with %d instances", text, len(host.lost))
+        for task in host.lost:
+            self._on_exit(task, text)
+
+    async def snapshot(self, task: str) -> bytes:
+        """Return what an instance remembers; empty when it declares no memory."""
+        instance = self._instances.get(task)
+        path = self._memory_of(instance) if instance is not None else ""
+        return _read(Path(path)) if path else b""
+
+    async def restore(self, task: str, state: bytes) -> None:
+        """Have an instance remember what another one does; its next call begins with it.
+
+        Raises ExecutorFailure.
+        """
+        instance = self._instances.get(task)
+        path = self._memory_of(instance) if instance is not None else ""
+        if instance is None or not path:
+            await super().restore(task, state)
+            return
+        _replace(Path(path), state)
+        if instance.link is not None:
+            instance.link.tell({"op": "forget", "id": 0, "state": path})
+            self._unload(instance)
 
     def _interrupt(self, run: Run) -> None:
         if run.sent is not None:
             run.sent.tell({"op": "stop", "id": run.number})
 
     def _kill(self, run: Run) -> None:
-        if self._host is not None and self._host.link is run.sent:
-            self._drop_host()
+        host = self._hosts.at(run.sent)
+        if host is not None:
+            host.kill()
 
     async def stop(self, task: str) -> None:
         """End an instance and free what it held; unknown ones are ignored."""
@@ -208,8 +283,28 @@ class WasmExecutor(RemoteExecutor):
         if instance is None:
             return
         if instance.link is not None and instance.link.open:
-            instance.link.tell({"op": "unload", "id": 0, "key": instance.key})
+            self._unload(instance)
+        if not any(one.setup.tenant == instance.setup.tenant for one in self._instances.values()):
+            self._hosts.release(instance.setup.tenant)
         self._settle_down()
+
+    def _load_along(self, instance: Instance) -> bool:
+        """Load it with its next call: that saves a round trip and three turns of the loop."""
+        host = self._hosts.bound(instance.setup.tenant)
+        if host is None or not instance.known:
+            return False
+        self._stay()
+        instance.resting = False
+        self._keys += 1
+        instance.key = self._keys
+        instance.preface = self._load_frame(instance)
+        instance.links = [host.link]
+        return True
+
+    def _unload(self, instance: Instance) -> None:
+        if instance.link is not None:
+            instance.link.tell({"op": "unload", "id": 0, "key": instance.key})
+        instance.links = []
 
     async def tune(self, task: str, setup: Setup) -> None:
         """Let an instance run so: the core sends so many calls at once, threads are the bound."""
@@ -221,14 +316,23 @@ class WasmExecutor(RemoteExecutor):
     def _remark(self, instance: Instance) -> None:
         """Note what one process for all tasks cannot give each."""
         setup = instance.setup
-        instance.remarks.clear()
+        for one in ("share", "replicas"):
+            instance.remarks.pop(one, None)
         if setup.cpu_percent > 0:
-            instance.remarks["share"] = "Wasm tasks share one process: no share of their own"
+            instance.remarks["share"] = (
+                "Wasm tasks of a tenant share one process: no share of their own"
+            )
         if setup.replicas > self._threads:
             instance.remarks["replicas"] = f"Wasm tasks run {self._threads} calls at once together"
 
+    def _renew(self) -> None:
+        self._hosts.end()
+
+    def _shared(self) -> list[int]:
+        return self._hosts.pids()
+
     def _retire(self) -> None:
-        self._drop_host()
+        self._hosts.retire()
 
     async def close(self) -> None:
         """End every process of this executor."""
@@ -241,8 +345,52 @@ class WasmExecutor(RemoteExecutor):
         await self._close_shared()
 
 
-def _hex(manifest: Manifest) -> str:
-    return manifest.artifact.digest.removeprefix(DIGEST_PREFIX)
+def _prune(memories: Path) -> None:
+    """Delete what tasks remembered that were not here for long."""
+    oldest_s = time.time() - MEMORY_MAX_AGE_S
+    for one in memories.iterdir():
+        with contextlib.suppress(OSError):
+            if one.stat().st_mtime < oldest_s:
+                one.unlink()
+
+
+def _not_started(error: EnvironmentFailure) -> ExecutorFailure:
+    return failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, str(error), retryable=True)
+
+
+def _read(path: Path) -> bytes:
+    """Read a memory; empty when nothing was remembered yet. Raises ExecutorFailure."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise _no_memory(path, error) from None
+
+
+def _replace(path: Path, state: bytes) -> None:
+    """Write a memory in one step. Raises ExecutorFailure."""
+    part = path.with_name(f"{path.name}.restored")
+    try:
+        part.write_bytes(state)
+        part.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise _no_memory(path, error) from None
+
+
+def _no_memory(path: Path, error: OSError) -> ExecutorFailure:
+    text = f"the task's memory {path}: {error.strerror}"
+    return failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
+
+
+def _hex(artifact: ArtifactRef) -> str:
+    return artifact.digest.removeprefix(DIGEST_PREFIX)
+
+
+def _role(manifest: Manifest) -> str:
+    return manifest.called.value if manifest.called is not None else ""
 
 
 def _make_private_again(folder: Path) -> None:
@@ -255,9 +403,8 @@ def _make_private_again(folder: Path) -> None:
 
 def _make_private(folder: Path) -> None:
     """Create the cache of compiled modules and its key. Raises EnvironmentFailure."""
+    private_folder(folder)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
         for left in folder.glob(".part-*"):
             left.unlink()
         with contextlib.suppress(FileExistsError):
@@ -266,5 +413,16 @@ def _make_private(folder: Path) -> None:
                 file.write(os.urandom(KEY_BYTES))
     except OSError as error:
         raise EnvironmentFailure(
-            f"cannot make a private folder for compiled modules at {folder}: {error.strerror}"
+            f"cannot make a key for compiled modules in {folder}: {error.strerror}"
+        ) from None
+
+
+def private_folder(folder: Path) -> None:
+    """Create a folder that only its owner can enter. Raises EnvironmentFailure."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"cannot make a private folder at {folder}: {error.strerror}"
         ) from None

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from controller.namo.decompose import decompose
+from controller.namo.decompose import order_of
 from controller.namo.usecase import parse
 from protocols.errors import UserError
 from protocols.messages.hierarchy import ServiceOrder
@@ -43,8 +43,11 @@ class Chain(NamedTuple):
     """Where each artifact lies, by digest."""
 
 
-def load(path: Path = USE_CASE) -> Chain:
-    """Read a use case of one service and find its artifacts. Raises UserError."""
+def load(path: Path = USE_CASE, way: str = "main") -> Chain:
+    """Read a use case of one service, done one of its ways, and find its artifacts.
+
+    Raises UserError.
+    """
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
     files: dict[str, Path] = {}
     for table in _artifact_tables(tree):
@@ -54,14 +57,22 @@ def load(path: Path = USE_CASE) -> Chain:
         table["artifact_bytes"] = len(data)
         files[table["artifact"]] = file
     use_case, document = parse(json.dumps(tree), "json")
-    return Chain(document, decompose(use_case, generation=1)[0], files)
+    service = use_case.services[0]
+    ways = {one.name: one for one in service.ways()}
+    if way not in ways:
+        raise UserError(f"{path}: there is no way {way!r}, but {', '.join(ways)}")
+    return Chain(document, order_of(service, ways[way], use_case.name, generation=1), files)
 
 
-def _artifact_tables(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for service in tree["services"]:
-        for task in service["tasks"]:
-            yield task
-            yield from task.get("constants", {}).values()
+def _artifact_tables(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        if isinstance(tree.get("artifact"), str):
+            yield tree
+        for value in list(tree.values()):
+            yield from _artifact_tables(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _artifact_tables(value)
 
 
 def find_artifact(reference: str, folder: Path) -> Path:

@@ -38,6 +38,8 @@ class Guest:
         self._engine = wasmtime.Engine()
         self._module = wasmtime.Module(self._engine, path.read_bytes())
         self._memory_bytes = memory_bytes
+        self.used_bytes = 0
+        """How large the instance of the last call had grown."""
 
     @property
     def imports(self) -> int:
@@ -70,6 +72,7 @@ class Guest:
             memory.write(store, port, table + PORT.size * index)
         outputs = table + PORT.size * len(inputs)
         code = call("tona_run", table, len(inputs), outputs, n_outputs)
+        self.used_bytes = int(memory.data_len(store))
         view = memoryview(memory.get_buffer_ptr(store)).cast("B")
         if code:
             at = call("tona_error")

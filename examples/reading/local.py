@@ -42,9 +42,12 @@ class Runner:
     def _load(self, spec: TaskSpec, threads: int) -> None:
         manifest = spec.manifest
         file = self.chain.files[manifest.artifact.digest]
+        ports = {port.name: port for port in manifest.inputs}
         for constant in manifest.constants:
             data = self.chain.files[constant.artifact.digest].read_bytes()
-            self._constants[spec.step, constant.port] = np.frombuffer(data, np.uint8)
+            port = ports[constant.port]
+            value = np.frombuffer(data, port.dtype).reshape(port.shape)
+            self._constants[spec.step, constant.port] = value
         if manifest.kind is ExecutorKind.WASM:
             self._guests[spec.step] = Guest(file, manifest.limits.memory_bytes)
         else:
@@ -57,14 +60,23 @@ class Runner:
 
     def run(self, request: dict[str, Array]) -> dict[str, Array]:
         """Run the chain on a client's inputs; returns the service's outputs. Raises GuestError."""
+        values = self.values(request)
+        return {
+            edge.port: values[edge.source, edge.source_port] for edge in self.chain.order.outputs
+        }
+
+    def values(self, request: dict[str, Array]) -> dict[tuple[str, str], Array]:
+        """Run the chain; returns every value by step and port. Raises GuestError."""
         values = {(REQUEST, port): array for port, array in request.items()}
         for spec in self.chain.order.tasks:
             started = time.perf_counter()
             values.update(self._step(spec, values))
             self.step_ms[spec.step] = (time.perf_counter() - started) * 1e3
-        return {
-            edge.port: values[edge.source, edge.source_port] for edge in self.chain.order.outputs
-        }
+        return values
+
+    def used_bytes(self, name: str) -> int:
+        """Return how large the memory of a Wasm step had grown in its last run."""
+        return self._guests[name].used_bytes
 
     def _step(
         self, spec: TaskSpec, values: dict[tuple[str, str], Array]

@@ -26,7 +26,7 @@ from protocols.messages.quality import (
     UserZone,
     Variant,
 )
-from protocols.messages.task import InstanceState, LostPolicy
+from protocols.messages.task import Deviceless, InstanceState, LostPolicy
 from protocols.sla import Bound, ServiceKind, Sla
 
 MAX_RESERVED: Final = 256
@@ -83,6 +83,8 @@ class TaskSpec(Part, frozen=True):
     """Where its raw input comes to be; with a privacy of `node` it runs on one of these alone."""
     leeway: Leeway = Leeway()
     """The most that its document and autonomy allow the layers below to change by themselves."""
+    deviceless: Deviceless | None = None
+    """As in Assign."""
 
 
 class Reserved(Part, frozen=True):

@@ -29,7 +29,7 @@ class ExecutorInfo(Part, frozen=True):
     """An executor that this node can run now."""
 
     kind: Name
-    """`wasm` or `onnx`."""
+    """`wasm`, `onnx` or `container`."""
     version: str
     """Of its runtime."""
     providers: tuple[str, ...] = ()

@@ -63,6 +63,8 @@ class LoadReport(Message, tag="load", frozen=True):
     """Invocations accepted and not yet answered."""
     cause: str = "heartbeat"
     """`heartbeat`, or the name of the field whose change was reported."""
+    executors_bytes: Count = 0
+    """Of the executors' processes that belong to no one task: zygotes, hosts that stand ready."""
 
 
 class LinkReport(Message, tag="link", frozen=True):

@@ -29,6 +29,13 @@ class LostPolicy(Part, frozen=True):
     """Who stays when the node comes back after it was replaced."""
 
 
+class Deviceless(Part, frozen=True):
+    """Instances follow the requests: none without, one when one comes, more while some wait."""
+
+    keep_alive_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
+    """How long an idle instance stays; 0: as its past calls suggest."""
+
+
 class InstanceState(StrEnum):
     """The life of a task on one node; the table stands in `device_agent/core/lifecycle.py`."""
 
@@ -59,6 +66,10 @@ class Assign(Message, tag="assign", frozen=True):
     """How to run it from the start; the manifest is that of the variant it names."""
     grace_ms: Annotated[int, Meta(ge=0, le=60_000)] = 2000
     """How long a node that replaces its own instance still serves requests of the epoch before."""
+    tenant: Name = "default"
+    """On whose behalf it runs; tenants never share a process that runs their programs."""
+    deviceless: Deviceless | None = None
+    """How its instance follows the requests; null: it is always there."""
 
 
 class Release(Message, tag="release", frozen=True):

@@ -55,15 +55,17 @@ def victims(world: World) -> dict[str, Callable[[], int | None]]:
     """Return what can be killed, by name; each gives the process id now, if there is one."""
     found: dict[str, Callable[[], int | None]] = {}
 
-    def child(name: str, word: str) -> Callable[[], int | None]:
-        return lambda: next(iter(children(world, name, word)), None)
+    def child(name: str, word: str, at: int = 0) -> Callable[[], int | None]:
+        return lambda: next(iter(children(world, name, word)[at:]), None)
 
     for process in world.seen.processes:
         found[process.name] = lambda name=process.name: world.deployed.pid(name)
         found[f"broker of {process.name}"] = child(process.name, WORDS["broker"])
     for node in world.deployed.nodes:
         found[node] = lambda name=node: world.deployed.pid(name)
-        found[f"executor of {node}"] = child(node, "wasm_host")
+        found[f"zygote of {node}"] = child(node, "wasm_zygote")
+        # Forked by the zygote, it has the same command line.
+        found[f"executor of {node}"] = child(node, "wasm_zygote", 1)
     return found
 
 

@@ -42,6 +42,7 @@ STRUCTS = {
         model.Constant,
         model.Variant,
         model.Leeway,
+        model.Deviceless,
         model.Zoned,
         model.Source,
         model.Alternative,

@@ -38,7 +38,14 @@ async def exits() -> Exits:
 
 @pytest.fixture
 async def wasm(tmp_path: Path, blobs: Path, exits: Exits) -> AsyncIterator[WasmExecutor]:
-    executor = WasmExecutor(blobs=blobs, cache=tmp_path / "cache", threads=2, on_exit=exits)
+    executor = WasmExecutor(
+        blobs=blobs,
+        artifacts=tmp_path / "artifacts",
+        cache=tmp_path / "cache",
+        memories=tmp_path / "memories",
+        threads=2,
+        on_exit=exits,
+    )
     yield executor
     await executor.close()
 

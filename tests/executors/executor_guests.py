@@ -23,7 +23,7 @@ GUEST = """(module {imports} (memory (export "memory") {pages})
       (br $more)))
     (local.get $at))
   {extra}
-  (func (export "tona_run") (param $in i32) (param $n i32) (param $out i32) (param $m i32)
+  (func $run (export "tona_run") (param $in i32) (param $n i32) (param $out i32) (param $m i32)
     (result i32) {body}))"""
 ECHO = """
   (i32.store (local.get $out) (i32.load (local.get $in)))

@@ -40,12 +40,15 @@ class Model:
         return proto(*((1, d) for d in dims), (2, 1), (8, name), (13, where), (14, 1))
 
     @staticmethod
-    def node(op: str, inputs: list[str], outputs: list[str], *attributes: bytes) -> bytes:
+    def node(
+        op: str, inputs: list[str], outputs: list[str], *attributes: bytes, domain: str = ""
+    ) -> bytes:
         return proto(
             *((1, name) for name in inputs),
             *((2, name) for name in outputs),
             (4, op),
             *((5, attribute) for attribute in attributes),
+            *(((7, domain),) if domain else ()),
         )
 
     @staticmethod
@@ -68,5 +71,32 @@ class Model:
         return proto((1, name), (6, graph), (20, 5))
 
     @staticmethod
+    def number(name: str, value: int) -> bytes:
+        return proto((1, name), (3, value), (20, 2))
+
+    @staticmethod
     def whole(graph: bytes) -> bytes:
         return proto((1, 8), (7, graph), (8, proto((2, 17))))
+
+
+def operator_sets(*sets: tuple[str, int]) -> list[tuple[int, bytes]]:
+    """Return the fields of a model that name its operator sets."""
+    return [(8, proto((1, domain), (2, version))) for domain, version in sets]
+
+
+def function(
+    name: str, domain: str, inputs: list[str], outputs: list[str], nodes: list[bytes]
+) -> bytes:
+    """Return a function of a model, which may call others of its domain."""
+    return proto(
+        (1, name),
+        *((4, one) for one in inputs),
+        *((5, one) for one in outputs),
+        *((7, one) for one in nodes),
+        *operator_sets_of_function(domain),
+        (10, domain),
+    )
+
+
+def operator_sets_of_function(domain: str) -> list[tuple[int, bytes]]:
+    return [(9, one) for _, one in operator_sets(("", 17), (domain, 1))]

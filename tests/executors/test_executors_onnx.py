@@ -1,8 +1,8 @@
 """The ONNX executor with models made by hand, in real children of a real zygote."""
 
 import asyncio
-import importlib.util
 import os
+import pwd
 import signal
 import struct
 import sys
@@ -15,7 +15,8 @@ from executor_exits import Exits
 from executor_guests import Shelf, floats
 from executor_models import Model
 
-from device_agent.executors.door import Bytes, Done, ExecutorFailure, File, Value
+from device_agent.executors import models, remote
+from device_agent.executors.door import Bytes, Done, ExecutorFailure, File, Setup, Value
 from device_agent.executors.onnx import OnnxExecutor
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Manifest, Port
@@ -24,6 +25,7 @@ from protocols.messages.invocation import FailureCode
 Make = Callable[..., tuple[Path, Manifest]]
 Gone = Callable[[int], Awaitable[None]]
 BUDGET_MS = 60_000
+LONG_S = 600.0
 FLOAT, INT64, BOOL = 1, 7, 9
 X = (Port("x", Dtype.FLOAT32, (-1,)),)
 Y = (Port("y", Dtype.FLOAT32, (-1,)),)
@@ -138,14 +140,67 @@ async def test_the_working_folder_must_be_empty(tmp_path: Path, blobs: Path) -> 
         OnnxExecutor(blobs=tmp_path, empty=blobs)
 
 
-async def test_a_start_takes_the_child_that_vetted(onnx: OnnxExecutor, double: Make) -> None:
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
+
+
+async def test_workers_are_forks_of_the_process_that_vetted(
+    onnx: OnnxExecutor, double: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SPARE_S", LONG_S)
     artifact, manifest = double()
     await onnx.deploy(artifact, manifest)
     await onnx.deploy(artifact, manifest)
-    pid = onnx._spare[1].loaded.pid
+    (model,) = onnx._models.loaded.values()
     await onnx.start("t", artifact, manifest, {})
     await onnx.start("u", artifact, manifest, {})
-    assert onnx._instances["t"].pid == pid != onnx._instances["u"].pid
+    workers = [onnx._instances[task].pid for task in "tu"]
+    assert [parent(pid) for pid in workers] == [model.pid, model.pid]
+    assert parent(model.pid) == onnx._models.zygote.pid
+    assert len({model.pid, *workers}) == 3
+
+
+async def test_tenants_share_no_process(onnx: OnnxExecutor, double: Make) -> None:
+    artifact, manifest = double()
+    await onnx.start("t", artifact, manifest, {}, Setup(tenant="one"))
+    await onnx.start("u", artifact, manifest, {}, Setup(tenant="two"))
+    pids = [onnx._instances[task].pid for task in "tu"]
+    assert len({*pids, *map(parent, pids)}) == 4
+
+
+async def test_a_restart_is_a_fork_of_what_is_loaded(
+    onnx: OnnxExecutor, double: Make, exits: Exits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SPARE_S", LONG_S)
+    artifact, manifest = double()
+    await onnx.start("t", artifact, manifest, {})
+    pid = onnx._instances["t"].pid
+    (model,) = onnx._models.loaded.values()
+    os.kill(pid, signal.SIGKILL)
+    await exits.first()
+    await onnx.start("t", artifact, manifest, {})
+    again = onnx._instances["t"].pid
+    assert pid != again
+    assert parent(again) == model.pid
+    await onnx.stop("t")
+    await onnx.start("u", artifact, manifest, {})
+    assert parent(onnx._instances["u"].pid) == model.pid
+
+
+async def test_a_killed_model_takes_its_workers_and_comes_back(
+    onnx: OnnxExecutor, endless: Make, exits: Exits, gone: Gone
+) -> None:
+    await ready(onnx, *endless(), task="t")
+    pid = onnx._instances["t"].pid
+    call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
+    await asyncio.sleep(0)
+    os.kill(parent(pid), signal.SIGKILL)
+    result = await call
+    assert (result.code, result.retryable) == (FailureCode.EXECUTOR, True)
+    assert "the process of its model" in (await exits.first())[1]
+    await gone(pid)
+    assert isinstance(await onnx.invoke("t", "d", go(on=False), BUDGET_MS), Done)
+    assert [task for task, _ in exits] == ["t"]
 
 
 async def test_a_constant_fills_the_port_it_names(onnx: OnnxExecutor, shelf: Shelf) -> None:
@@ -267,7 +322,7 @@ async def test_a_killed_child_fails_its_call_and_comes_back(
         Blame.ENVIRONMENT,
         True,
     )
-    assert await exits.first() == ("t", "its process killed by signal 9")
+    assert await exits.first() == ("t", "its process was killed by SIGKILL")
     assert isinstance(await onnx.invoke("t", "d", go(on=False), BUDGET_MS), Done)
 
 
@@ -279,7 +334,7 @@ async def test_a_killed_zygote_takes_its_children_and_comes_back(
     pids = [onnx._instances[task].pid for task in "tu"]
     call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
     await asyncio.sleep(0)
-    os.kill(onnx._zygote.pid, signal.SIGKILL)
+    os.kill(onnx._models.zygote.pid, signal.SIGKILL)
     result = await call
     assert (result.code, result.retryable) == (FailureCode.EXECUTOR, True)
     _, reason = await exits.first()
@@ -295,13 +350,13 @@ async def test_stop_and_close_leave_nothing(onnx: OnnxExecutor, endless: Make, g
     await ready(onnx, *endless(), task="t")
     await ready(onnx, *endless(), task="u")
     await onnx.deploy(*endless(limits=Limits(deadline_ms=5)))
-    pids = [onnx._zygote.pid, onnx._spare[1].loaded.pid]
+    pids = [onnx._models.zygote.pid, *(one.pid for one in onnx._models.loaded.values())]
     pids += [onnx._instances[task].pid for task in "tu"]
     call = asyncio.create_task(onnx.invoke("t", "c", go(on=True), BUDGET_MS))
     await asyncio.sleep(0)
     await onnx.stop("t")
     assert (await call).code is FailureCode.NOT_READY
-    await gone(pids[2])
+    await gone(pids[-2])
     await onnx.close()
     for pid in pids:
         await gone(pid)
@@ -426,32 +481,46 @@ async def test_a_provider_that_is_absent_falls_back_and_says_so(
     assert isinstance(result, Done)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_models_run_as_the_user_that_the_machine_has_for_them(
+    tmp_path: Path, blobs: Path, double: Make, shelf: Shelf, exits: Exits
+) -> None:
+    blobs.chmod(0o700)
+    onnx = OnnxExecutor(blobs=blobs, empty=tmp_path / "empty", user="nobody", on_exit=exits)
+    try:
+        await ready(onnx, *double())
+        path, ref = shelf.put(struct.pack("<f", 1.0) * 100_000)
+        path.rename(blobs / path.name)
+        value = File(Dtype.FLOAT32, (100_000,), ref.digest, 400_000)
+        result = await onnx.invoke("t", "c", {"x": value}, BUDGET_MS)
+        assert isinstance(result.outputs["y"], File)
+        about = pwd.getpwnam("nobody")
+        for pid in (onnx._instances["t"].pid, parent(onnx._instances["t"].pid)):
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+            assert [*status.partition("Uid:")[2].split()[:4]] == 4 * [str(about.pw_uid)]
+        os.kill(onnx._instances["t"].pid, signal.SIGKILL)
+        await exits.first()
+        assert isinstance(await onnx.invoke("t", "d", {"x": floats(1)}, BUDGET_MS), Done)
+        stats = await onnx.stats("t")
+        assert stats.memory_bytes > 1 << 20
+    finally:
+        await onnx.close()
+
+
+async def test_the_zygote_goes_when_no_model_is_left(
+    onnx: OnnxExecutor, double: Make, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SPARE_S", 0.05)
+    monkeypatch.setattr(remote, "IDLE_EXIT_S", 0.05)
+    artifact, manifest = double()
+    await onnx.deploy(artifact, manifest)
+    pid = onnx._models.zygote.pid
+    await gone(pid)
+    await ready(onnx, artifact, manifest)
+    assert isinstance(await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS), Done)
+    assert onnx._models.zygote.pid != pid
+
+
 async def test_the_zygote_has_one_thread(onnx: OnnxExecutor, double: Make) -> None:
     await ready(onnx, *double())
-    assert len(list(Path(f"/proc/{onnx._zygote.pid}/task").iterdir())) == 1
-
-
-async def test_silero_vad_hears_silence(onnx: OnnxExecutor, shelf: Shelf) -> None:
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None:
-        pytest.skip("the package silero_vad is not installed")
-    model = Path(spec.origin).parent / "data" / "silero_vad.onnx"
-    artifact, manifest = shelf.task(
-        ExecutorKind.ONNX,
-        model.read_bytes(),
-        (
-            Port("input", Dtype.FLOAT32, (1, -1)),
-            Port("state", Dtype.FLOAT32, (2, -1, 128)),
-            Port("sr", Dtype.INT64, ()),
-        ),
-        (Port("output", Dtype.FLOAT32, (-1, 1)), Port("stateN", Dtype.FLOAT32, (-1, -1, -1))),
-    )
-    await ready(onnx, artifact, manifest)
-    inputs = {
-        "input": Bytes(Dtype.FLOAT32, (1, 576), bytes(576 * 4)),
-        "state": Bytes(Dtype.FLOAT32, (2, 1, 128), bytes(1024)),
-        "sr": Bytes(Dtype.INT64, (), struct.pack("<q", 16_000)),
-    }
-    result = await onnx.invoke("t", "c", inputs, BUDGET_MS)
-    assert struct.unpack("<f", result.outputs["output"].data)[0] < 0.1
-    assert result.outputs["stateN"].shape == (2, 1, 128)
+    assert len(list(Path(f"/proc/{onnx._models.zygote.pid}/task").iterdir())) == 1

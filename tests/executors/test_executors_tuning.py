@@ -12,6 +12,7 @@ from executor_exits import Exits
 from executor_guests import Shelf, floats
 from executor_models import Model
 
+from device_agent.executors import models
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.door import Bytes, Done, Setup, Value
 from device_agent.executors.onnx import OnnxExecutor
@@ -54,7 +55,7 @@ async def workers(onnx: OnnxExecutor, number: int) -> list[int]:
     async with asyncio.timeout(LONG_S):
         while len(onnx._by_task.get("t", ())) != number:  # noqa: ASYNC110 - a child owns the event
             await asyncio.sleep(0.01)
-    return [one.loaded.pid for one in onnx._by_task["t"] if one.loaded is not None]
+    return [one.pid for one in onnx._by_task["t"]]
 
 
 def begin(onnx: OnnxExecutor, name: str, *, on: bool = True) -> asyncio.Task[Any]:
@@ -119,10 +120,9 @@ async def test_a_worker_that_is_killed_for_its_call_comes_back_beside_the_others
     await asyncio.sleep(0)
     link = next(one for one in onnx._instances["t"].links if one.pending)
     victim = next(one for one in onnx._by_task["t"] if one.link is link)
-    assert victim.loaded is not None
-    os.kill(victim.loaded.pid, signal.SIGSTOP)
+    os.kill(victim.pid, signal.SIGSTOP)
     assert (await stuck).code is FailureCode.DEADLINE
-    await gone(victim.loaded.pid)
+    await gone(victim.pid)
     again = await workers(onnx, 2)
     assert set(again) != set(pids)
     results = await asyncio.gather(*(begin(onnx, str(one), on=False) for one in range(6)))
@@ -143,18 +143,18 @@ async def test_one_that_dies_by_itself_is_told(
 
 
 async def test_threads_and_provider_reach_the_child(
-    onnx: OnnxExecutor, endless: tuple[Path, Manifest]
+    onnx: OnnxExecutor, endless: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(models, "SPARE_S", 600.0)
     artifact, manifest = endless
     setup = Setup(threads=3, provider="NoSuchProvider")
     await onnx.deploy(artifact, manifest, setup)
-    spare = onnx._spare
-    assert spare is not None
+    (spare,) = onnx._models.loaded.values()
     await onnx.start("u", artifact, manifest, {})
-    assert onnx._spare is spare, "loaded for another setup"
+    assert spare in onnx._models.loaded.values(), "loaded for another setup"
     await onnx.start("t", artifact, manifest, {}, setup)
-    assert onnx._spare is None
-    (plain,) = [one.loaded.pid for one in onnx._by_task["u"] if one.loaded is not None]
+    assert spare not in onnx._models.loaded.values(), "threads are not forked"
+    (plain,) = [one.pid for one in onnx._by_task["u"]]
     (pid,) = await workers(onnx, 1)
     assert threads(pid) - threads(plain) == 2, "two threads beside the one that runs"
     stats = await onnx.stats("t")

@@ -27,6 +27,10 @@ async def ready(wasm: WasmExecutor, artifact: Path, manifest: Manifest, task: st
     await wasm.start(task, artifact, manifest, {})
 
 
+def host_of(wasm: WasmExecutor, tenant: str = "default") -> int:
+    return wasm._hosts.of(tenant).pid
+
+
 async def test_an_echo_comes_back(wasm: WasmExecutor, shelf: Shelf) -> None:
     await ready(wasm, *shelf.guest("echo"))
     value = floats(1.5, 2.5)
@@ -44,7 +48,13 @@ async def test_the_probe_names_the_version(wasm: WasmExecutor) -> None:
 async def test_an_interpreter_that_is_absent_is_no_executor(
     tmp_path: Path, blobs: Path, shelf: Shelf
 ) -> None:
-    executor = WasmExecutor(blobs=blobs, cache=tmp_path / "c", interpreter="/nowhere/python")
+    executor = WasmExecutor(
+        blobs=blobs,
+        artifacts=tmp_path / "artifacts",
+        cache=tmp_path / "c",
+        memories=tmp_path / "m",
+        interpreter="/nowhere/python",
+    )
     assert await executor.probe() is None
     with pytest.raises(ExecutorFailure, match="/nowhere/python") as caught:
         await executor.deploy(*shelf.guest("echo"))
@@ -114,7 +124,7 @@ async def test_an_endless_loop_ends_at_its_deadline_and_the_host_stays(
 ) -> None:
     await ready(wasm, *shelf.guest("echo"), task="good")
     await ready(wasm, *shelf.guest("spin", limits=Limits(deadline_ms=50)), task="bad")
-    host = wasm._host.pid
+    host = host_of(wasm)
     late = await wasm.invoke("bad", "c", {"x": floats(1)}, BUDGET_MS)
     assert (late.code, late.blame) == (FailureCode.DEADLINE, Blame.USER)
     assert "50 ms" in late.text
@@ -122,7 +132,7 @@ async def test_an_endless_loop_ends_at_its_deadline_and_the_host_stays(
     assert (short.code, short.blame) == (FailureCode.DEADLINE, Blame.ENVIRONMENT)
     for _ in range(3):
         assert isinstance(await wasm.invoke("good", "c", {"x": floats(1)}, BUDGET_MS), Done)
-    assert wasm._host.pid == host
+    assert host_of(wasm) == host
 
 
 async def test_a_cancelled_call_frees_its_slot(wasm: WasmExecutor, shelf: Shelf) -> None:
@@ -251,7 +261,7 @@ async def test_imports_are_refused_by_name(wasm: WasmExecutor, shelf: Shelf) -> 
     imports = '(import "wasi_snapshot_preview1" "fd_write" (func (param i32) (result i32)))'
     artifact, manifest = shelf.guest("echo", imports=imports)
     with pytest.raises(ExecutorFailure, match=r"wasi_snapshot_preview1\.fd_write"):
-        await wasm.deploy(artifact, manifest)
+        await ready(wasm, artifact, manifest)
 
 
 async def test_an_artifact_that_is_not_its_digest_is_refused(
@@ -307,7 +317,7 @@ async def test_a_killed_host_fails_its_calls_as_retryable_and_comes_back(
     await ready(wasm, *shelf.guest("echo"), task="good")
     call = asyncio.create_task(wasm.invoke("bad", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
-    os.kill(wasm._host.pid, signal.SIGKILL)
+    os.kill(host_of(wasm), signal.SIGKILL)
     result = await call
     assert (result.code, result.blame, result.retryable) == (
         FailureCode.EXECUTOR,
@@ -327,7 +337,7 @@ async def test_a_host_that_does_not_stop_is_killed_and_its_neighbours_retry(
     await ready(wasm, *shelf.guest("spin", limits=Limits(deadline_ms=50)), task="bad")
     await ready(wasm, *shelf.guest("spin"), task="neighbour")
     await ready(wasm, *shelf.guest("echo"), task="good")
-    host = wasm._host.pid
+    host = host_of(wasm)
     neighbour = asyncio.create_task(wasm.invoke("neighbour", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
     os.kill(host, signal.SIGSTOP)
@@ -352,7 +362,7 @@ async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_no
     before = compiled.stat().st_ino
     artifact_elsewhere = tmp_path / "moved"
 
-    second = WasmExecutor(blobs=blobs, cache=cache)
+    second = WasmExecutor(blobs=blobs, artifacts=tmp_path, cache=cache, memories=tmp_path / "m")
     try:
         # Without its source: only the cache can serve it.
         await second.start("t", artifact_elsewhere, manifest, {})
@@ -361,7 +371,7 @@ async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_no
         await second.close()
 
     compiled.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    third = WasmExecutor(blobs=blobs, cache=cache)
+    third = WasmExecutor(blobs=blobs, artifacts=tmp_path, cache=cache, memories=tmp_path / "m")
     try:
         with pytest.raises(ExecutorFailure):
             await third.start("t", artifact_elsewhere, manifest, {})
@@ -377,7 +387,7 @@ async def test_stop_and_close_leave_nothing(wasm: WasmExecutor, shelf: Shelf, go
     await ready(wasm, *shelf.guest("spin"))
     call = asyncio.create_task(wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS))
     await asyncio.sleep(0)
-    host = wasm._host.pid
+    host = host_of(wasm)
     await wasm.stop("t")
     assert (await call).code is FailureCode.NOT_READY
     assert (await wasm.invoke("t", "c", {}, BUDGET_MS)).code is FailureCode.NOT_READY

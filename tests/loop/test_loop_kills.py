@@ -55,7 +55,8 @@ async def _serving(loop: Loop) -> str:
 
 
 async def _executor(loop: Loop) -> int:
-    return loop.children(await _serving(loop), "wasm_host")[0]
+    # The first is the zygote, whose command line the hosts have too.
+    return loop.children(await _serving(loop), "wasm_zygote")[1]
 
 
 async def _agent(loop: Loop) -> int:

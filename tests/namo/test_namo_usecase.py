@@ -129,7 +129,7 @@ TASK = "services[0].tasks"
             'executor = "onnx"',
             'executor = "onyx"',
             f"{TASK}[1].executor",
-            "'onyx' is none of wasm, onnx; did you mean 'onnx'?",
+            "'onyx' is none of wasm, onnx, container; did you mean 'onnx'?",
         ),
         (
             "expected_ms = 5",

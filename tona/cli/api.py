@@ -30,7 +30,7 @@ STARTING_S: Final = 15.0
 """How long a controller that is starting is waited for: longer than it waits for its parts."""
 CHUNK_BYTES: Final = 256 * 1024
 TOKEN: Final = "tona-token"  # noqa: S105 - the name of a header
-KINDS: Final = {".wasm": "wasm", ".onnx": "onnx"}
+KINDS: Final = {".wasm": "wasm", ".onnx": "onnx", ".tar": "container", ".tgz": "container"}
 WATCH_TRIES: Final = 7
 """Failures in a row after which a watch gives up."""
 WATCH_PAUSE_S: Final = 0.2

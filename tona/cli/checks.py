@@ -14,8 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
+from device_agent.executors.process import PROGRAMS
 from device_agent.sensing import machine
 from device_agent.sensing.sampler import Sampler
 from firmware_profiles import Detection, detect
@@ -61,6 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
         _folder(),
         _wasm(),
         _onnx(),
+        _containers(),
         *_brokers(),
         _trust(),
         *_kernel(),
@@ -133,6 +136,24 @@ def _onnx() -> Finding:
     found = _import("onnxruntime", program)
     hint = "pip install 'tona-edge[onnx]': without it this machine runs no ONNX task"
     return _found("onnx executor", not found[1], found[0] or found[1], hint)
+
+
+def _containers() -> Finding:
+    """Really run a container, as the device agent does at its start."""
+    what, hint = "container executor", "apt install crun (or runc): containers need one of them"
+    program = PROGRAMS / "container_host.py"
+    command = [sys.executable, "-s", str(program), "--probe", "", "tona-doctor", ""]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+        about = msgspec.json.decode(ended.stdout)
+    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+        return Finding(what, State.ABSENT, f"cannot be tried: {error}", hint)
+    if about["runtime"]:
+        words = f"{about['runtime']} {about['version']}, security {about['security']}"
+        return Finding(what, State.OK, words)
+    if about["doubts"]:
+        return Finding(what, State.ABSENT, "; ".join(about["doubts"]), "run it where it may")
+    return Finding(what, State.ABSENT, "no container runtime is installed", hint)
 
 
 def _import(module: str, program: str) -> tuple[str, str]:

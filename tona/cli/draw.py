@@ -191,6 +191,7 @@ def _load_rows(load: LoadReport | None) -> list[tuple[str, str | Text]]:
         ("power", or_dash(load.power_w, "{:.1f} W")),
         ("battery", or_dash(load.battery_percent, "{:.0f} %")),
         ("invocations", f"{load.queue} under way, {load.instances} instances"),
+        ("executors", f"{size(load.executors_bytes)} beside what tasks hold"),
     ]
 
 

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from controller.records import ArtifactRecord, StoryRecord, TaskRecord, TaskState
 from protocols.errors import UserError
+from protocols.messages.task import Deviceless
 from tona.bundle import File, check_ends
 from tona.cli import complete
 from tona.cli.context import (
@@ -79,12 +80,18 @@ def show_task(name: TaskName, as_json: AsJson = False) -> None:
             ("node", or_dash(one.node)),
             ("envelope", ", ".join(one.nodes) or "-"),
             ("generation, epoch", f"{one.generation}, {one.epoch}"),
-            ("executor", manifest.kind),
+            ("executor", manifest.kind + (f", {manifest.called}" if manifest.called else "")),
+            ("tenant", one.tenant),
+            ("instances", _instances(one.spec.deviceless)),
+            ("host functions", ", ".join(manifest.functions) or "-"),
+            ("linked modules", ", ".join(module.name for module in manifest.modules) or "-"),
             ("artifact", f"{manifest.artifact.digest} ({size(manifest.artifact.size_bytes)})"),
             ("inputs", ", ".join(f"{edge.port}={edge.source}.{edge.source_port}"
                                  for edge in one.spec.inputs) or "-"),
             ("outputs", ", ".join(ports)),
             ("memory", size(manifest.limits.memory_bytes)),
+            ("remembers", f"up to {size(manifest.limits.state_bytes)}"
+             if manifest.limits.state_bytes else "-"),
             ("deadline", f"{manifest.limits.deadline_ms} ms"),
             ("latency budget", or_dash(one.spec.qos.latency_ms, "{:.0f} ms")),
             ("when its node is lost", f"after {policy.lost_after_ms} ms "
@@ -93,6 +100,13 @@ def show_task(name: TaskName, as_json: AsJson = False) -> None:
         show(details(rows))
 
     listing("task.show", as_json, draw, name=name)
+
+
+def _instances(deviceless: Deviceless | None) -> str:
+    if deviceless is None:
+        return "always there"
+    kept_ms = deviceless.keep_alive_ms
+    return "while asked, and " + (f"{kept_ms} ms more" if kept_ms else "as long as is learnt")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """The nodes of a snapshot as arrays, one entry for each node, in the order of cell and name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby, repeat
+from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controller.anchor.placement.facts import NodeFacts, Snapshot
+from controller.anchor.placement.sums import spread
 from protocols.manifest import ExecutorKind
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Accelerator, ExecutorInfo, Inventory
@@ -29,12 +30,14 @@ LOAD_MAX: Final = 0.9
 """Above this share of its cores a node is taken to be so loaded."""
 FLEETS_KEPT: Final = 2
 """Arrays are made once for the same tuple of nodes: services are often placed many at a time."""
-SPARSE: Final = 2
-"""Up to one node in so many, what is reserved is put to its place; else every node is looked up."""
 SECURITY: Final = "computing_security"
 SECURITY_LEVELS: Final = INDICATORS[SECURITY].levels
 """Worst first."""
-USUAL_SECURITY: Final = {ExecutorKind.WASM.value: "strong", ExecutorKind.ONNX.value: "basic"}
+USUAL_SECURITY: Final = {
+    ExecutorKind.WASM.value: "strong",
+    ExecutorKind.ONNX.value: "basic",
+    ExecutorKind.CONTAINER.value: "basic",
+}
 """What executors of a kind keep where their node says nothing else."""
 _BIT_MS: Final = 1e-3
 """Milliseconds that one bit takes at 1 Mbit/s."""
@@ -94,10 +97,10 @@ class Columns:
         self.round_trip_ms, self.byte_ms = fleet.round_trip_ms, fleet.byte_ms
         self._executors, self._accelerators = fleet.executors, fleet.accelerators
         self._security = fleet.security
-        self.free = fleet.memory - self._spread(snapshot.reserved_bytes)
-        self.instances = self._spread(snapshot.instances)
+        self.free = fleet.memory - spread(snapshot.reserved_bytes, self.names, self.index)
+        self.instances = spread(snapshot.instances, self.names, self.index)
         self.room = fleet.instances_max - self.instances
-        reserved = self._spread(snapshot.reserved_cpu_percent)
+        reserved = spread(snapshot.reserved_cpu_percent, self.names, self.index)
         self.load = (fleet.cpu_percent + reserved / fleet.cores) / 100
         """Share of the node's cores, before the plan."""
 
@@ -126,17 +129,6 @@ class Columns:
             if name in self.index:
                 found[self.index[name]] = True
         return found
-
-    def _spread(self, amounts: Mapping[str, float]) -> Floats:
-        if len(amounts) * SPARSE > len(self.names):
-            found = map(amounts.get, self.names, repeat(0.0))
-            return np.fromiter(found, np.float64, len(self.names))
-        spread = np.zeros(len(self.names))
-        for name, amount in amounts.items():
-            at = self.index.get(name)
-            if at is not None:
-                spread[at] = amount
-        return spread
 
 
 def security_level(inventory: Inventory, kind: str) -> int:

@@ -25,14 +25,17 @@ class NodeFacts(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The fleet as the TA sees it, coarsely; `reserved_*` count what the TA has placed."""
+    """The fleet as the TA sees it, coarsely; `reserved_*` count what the TA has placed.
+
+    They may be the sums that the TA goes on counting in: a snapshot is of its revision.
+    """
 
     revision: int
     nodes: tuple[NodeFacts, ...]
-    reserved_bytes: Mapping[str, int] = {}
+    reserved_bytes: Mapping[str, float] = {}
     reserved_cpu_percent: Mapping[str, float] = {}
     """Of one core, as demands are."""
-    instances: Mapping[str, int] = {}
+    instances: Mapping[str, float] = {}
     left_out: Mapping[str, int] = {}
     """How many further nodes are known and not to be weighed, by the clause that says why."""
 

@@ -1,225 +1,79 @@
-"""One ONNX model in a process of its own: loads it, holds it against the manifest, runs calls.
+"""What a process forked from the ONNX zygote becomes: it loads one model and serves it.
 
-The zygote forks and calls `serve`; numpy and onnxruntime are loaded already. Calls come one after
-another over the first socket. A thread waits on the second one for `stop`: it sets `terminate`,
-which ends most runs within a millisecond and costs nothing while nobody asks for it.
+It enters the sandbox first; where the model has not been here before, a process that exits vets it
+and makes its optimised form, in a sandbox too. A session of one thread on the CPU then makes it the
+model's own zygote: it forks the workers that run calls, which share the weights and may not fork.
+Any other session starts threads or drives a device: the process that has it runs the calls itself.
+
+Calls come one after another over the worker's first socket. A thread waits on the second one for
+`stop`: it sets `terminate`, which ends most runs within a millisecond and costs nothing while
+nobody asks for it. Descriptors come that way too.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-import resource
 import socket
 import threading
 import time
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING:
-    from device_agent.executors.programs.onnx_external import NotProtobuf, has_external_data
-    from device_agent.executors.programs.stream import (
-        Header,
-        Refusal,
-        Stream,
-        Value,
-        map_file,
-        read_values,
-        write_values,
-    )
+    from device_agent.executors.programs import onnx_forms, onnx_state, sandbox
+    from device_agent.executors.programs.onnx_model import CPU, Model, blame, usable
+    from device_agent.executors.programs.stream import Header, Refusal, Stream
+    from device_agent.executors.programs.zygote import Control, Zygote
 else:
-    from onnx_external import NotProtobuf, has_external_data
-    from stream import Header, Refusal, Stream, Value, map_file, read_values, write_values
+    import onnx_forms
+    import onnx_state
+    import sandbox
+    from onnx_model import CPU, Model, blame, usable
+    from stream import Header, Refusal, Stream
+    from zygote import Control, Zygote
 
-CPU: Final = "CPUExecutionProvider"
-ERRORS_ONLY: Final = 3
 WATCH_STACK_BYTES: Final = 256 * 1024
-MAX_FOLDED_BYTES: Final = 8 << 20
-"""A larger constant is not computed at load: folding can take over 15 s."""
-
-NUMPY: Final = {
-    1: np.float32,
-    2: np.uint8,
-    3: np.int8,
-    4: np.uint16,
-    5: np.int16,
-    6: np.int32,
-    7: np.int64,
-    9: np.bool_,
-    10: np.float16,
-    11: np.float64,
-    12: np.uint32,
-    13: np.uint64,
-}
-ORT_TYPE: Final = {
-    1: "tensor(float)",
-    2: "tensor(uint8)",
-    3: "tensor(int8)",
-    4: "tensor(uint16)",
-    5: "tensor(int16)",
-    6: "tensor(int32)",
-    7: "tensor(int64)",
-    9: "tensor(bool)",
-    10: "tensor(float16)",
-    11: "tensor(double)",
-    12: "tensor(uint32)",
-    13: "tensor(uint64)",
-}
+FORM_ROOM: Final = 3
+"""What writing a form takes beside the loaded model, in sizes of the model."""
+BLOBS_MODE: Final = 0o770
+FILES_TIMEOUT_S: Final = 10.0
+"""Between the frame that asks for descriptors and that which brings them."""
+DEVICES: Final = (
+    *("nvidia", "nvhost", "nvmap", "nvgpu", "nvsci", "dri", "kfd", "accel", "mali", "dma_heap"),
+    *("null", "zero", "full", "random", "urandom"),
+)
+"""How the names of those begin that a provider other than the CPU's drives."""
 
 
-def cap_memory(more_bytes: int) -> None:
-    """Let the private data of this process grow by so much and no further.
-
-    The address space cannot be the measure: runtimes reserve far more than they use.
-    """
-    with open("/proc/self/status", encoding="ascii") as file:
-        have = next(int(line.split()[1]) for line in file if line.startswith("VmData"))
-    limit = have * 1024 + more_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def array(value: Value) -> Any:
-    """Look at a value's bytes as an array, copied only when they lie at an odd address."""
-    _, dtype, shape, view = value
-    found: Any = np.ndarray(shape, NUMPY[dtype], view)
-    return found if found.flags.aligned else found.copy()
+def plan(request: Header) -> sandbox.Plan:
+    """Return what the process of a model may do."""
+    chosen, _ = usable(request["providers"])
+    common = sandbox.Plan(
+        write=(request["blobs"],),
+        memory_bytes=request["memory"],
+        user=request["user"],
+    )
+    if chosen:
+        found = tuple(f"/dev/{one}" for one in os.listdir("/dev") if one.startswith(DEVICES))
+        return common._replace(read=None, devices=found, calls=sandbox.BROAD)
+    return common._replace(forks=request["threads"] == 1)
 
 
-def ports(described: list[list[Any]], have: list[Any], role: str) -> None:
-    """Hold the manifest's ports of one role against the model's. Raises Refusal."""
-    by_name = {one.name: one for one in have}
-    for name, dtype, shape in described:
-        port = by_name.get(name)
-        if port is None:
-            known = ", ".join(by_name)
-            raise _mismatch(f"the model has no {role} {name!r}, it has {known}")
-        if port.type != ORT_TYPE[dtype]:
-            raise _mismatch(f"{role} {name!r} is {port.type}, the manifest says {ORT_TYPE[dtype]}")
-        axes = list(port.shape or ())
-        if axes and len(axes) != len(shape):
-            raise _mismatch(f"{role} {name!r} has {len(axes)} axes, the manifest {len(shape)}")
-        for axis, (mine, wanted) in enumerate(zip(axes, shape)):  # noqa: B905 - equal above
-            # An output may be promised loosely; an input of any length must be any in the model.
-            loose = wanted == -1 and role == "output"
-            if isinstance(mine, int) and mine >= 0 and mine != wanted and not loose:
-                raise _mismatch(
-                    f"{role} {name!r} has length {mine} at axis {axis}, the manifest {wanted}"
-                )
-    if role == "input":
-        missing = [one.name for one in have if one.name not in {name for name, _, _ in described}]
-        if missing:
-            raise _mismatch(f"the manifest names no input {', '.join(missing)} of the model")
+class Worker:
+    """The loop of a process that runs calls, and the call that is under way."""
 
-
-def _mismatch(text: str) -> Refusal:
-    return Refusal("executor", "user", text)
-
-
-def blame(error: Exception, what: str) -> Refusal:
-    """Sort an error of the runtime into a refusal."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
-        return Refusal("limit", "user", f"{what}: the task's memory limit is too small")
-    return Refusal("executor", "user", f"{what}: {text}")
-
-
-class Model:
-    """A loaded session and what its calls need."""
-
-    def __init__(self, request: Header) -> None:
-        self.blobs: str = request["blobs"]
-        self.limit: int = request["limit"]
-        self.constants: dict[str, Any] = {}
-        self.outputs: list[str] = [name for name, _, _ in request["outputs"]]
-        self.numbers: list[int] = [dtype for _, dtype, _ in request["outputs"]]
-        self.note = ""
-        self.session = self._open(request)
-        ports(request["inputs"], self.session.get_inputs(), "input")
-        ports(request["outputs"], self.session.get_outputs(), "output")
-
-    def _open(self, request: Header) -> Any:
-        path = request["path"]
-        try:
-            # From bytes, in an empty folder: nothing beside the model can be read.
-            with open(path, "rb") as file:
-                model = file.read()
-        except OSError as error:
-            raise Refusal("executor", "environment", f"{path}: {error.strerror}") from None
-        try:
-            external = has_external_data(model)
-        except NotProtobuf as error:
-            raise Refusal("executor", "user", f"the artifact is no ONNX model: {error}") from None
-        if external:
-            raise Refusal(
-                "executor", "user", "the model keeps weights in other files: save it as one file"
-            )
-        wanted = [one for one in request["providers"] if one != CPU]
-        absent = [one for one in wanted if one not in onnxruntime.get_available_providers()]
-        if absent:
-            self.note = f"not in this build of ONNX Runtime: {', '.join(absent)}"
-        usable = [one for one in wanted if one not in absent]
-        if usable:
-            try:
-                session = self._session(model, request, [*usable, CPU])
-            except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
-                self.note = f"{', '.join(usable)} failed, CPU instead: {error}"[:500]
-            else:
-                if session.get_providers()[0] not in usable:
-                    self.note = f"{', '.join(usable)} did not take the model, CPU instead"
-                return session
-        try:
-            return self._session(model, request, [CPU])
-        except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
-            raise blame(error, "the model does not load") from None
-
-    def _session(self, model: bytes, request: Header, providers: list[str]) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.enable_mem_pattern = False
-        options.intra_op_num_threads = request["threads"]
-        options.inter_op_num_threads = 1
-        options.log_severity_level = ERRORS_ONLY + 1
-        options.add_session_config_entry(
-            "optimization.constant_folding_max_output_size_in_bytes", str(MAX_FOLDED_BYTES)
-        )
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
-        # The Python wrapper keeps the bytes for a second try with other providers: ours is above.
-        session.disable_fallback()
-        session._model_bytes = b""  # noqa: SLF001 - there is no public way to let them go
-        return session
-
-    def bind(self, constants: list[list[Any]]) -> None:
-        """Map the inputs that are the same for every call. Raises Refusal."""
-        for name, dtype, shape, size, path in constants:
-            view = map_file(path, size)
-            self.constants[name] = array((name, dtype, tuple(shape), view))
-
-    def run(self, header: Header, body: memoryview, options: Any) -> tuple[Any, list[memoryview]]:
-        """Run one call; described outputs and the inline ones. Raises Refusal."""
-        feeds = {value[0]: array(value) for value in read_values(header["in"], body, self.blobs)}
-        feeds.update(self.constants)
-        try:
-            found = self.session.run(self.outputs, feeds, options)
-        except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
-            if options.terminate:
-                raise Refusal("deadline", "user", "the call was stopped") from None
-            raise blame(error, "the model failed") from None
-        values: list[Value] = []
-        for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905 - as many
-            flat = np.ascontiguousarray(one).reshape(-1).view(np.uint8)
-            values.append((name, number, one.shape, flat.data))
-        return write_values(values, self.blobs, self.limit)
-
-
-class Child:
-    """The loop of one child and the call that is under way."""
-
-    def __init__(self, sock: socket.socket, stops: socket.socket) -> None:
+    def __init__(self, model: Model, sock: socket.socket, stops: socket.socket) -> None:
         self._stream = Stream(sock)
-        self._stops = Stream(stops)
+        self._control = Control(stops)
+        self._stops = Stream(self._control)
+        self._files: SimpleQueue[list[int]] = SimpleQueue()
+        """Descriptors that came with a frame, until a call asks for them."""
         self._current: tuple[int, Any] = (0, None)
         """Number and options of the call under way, changed together."""
-        self._model: Model | None = None
+        self._model = model
 
     def serve(self) -> None:
         """Serve frames until the daemon hangs up."""
@@ -242,24 +96,107 @@ class Child:
             self._stream.send({"id": header["id"], **answer}, buffers)
 
     def _answer(self, header: Header, body: memoryview) -> tuple[Header, list[memoryview]]:
-        if header["op"] == "load":
-            cap_memory(header["memory"])
-            self._model = Model(header)
-            providers = self._model.session.get_providers()
-            return {"pid": os.getpid(), "providers": providers, "note": self._model.note}, []
-        if self._model is None:
-            raise Refusal("not-ready", "environment", "no model is loaded", retryable=True)
-        if header["op"] == "bind":
-            self._model.bind(header["constants"])
-            return {}, []
-        described, inline = self._model.run(header, body, self._current[1])
-        return {"out": described}, inline
+        if header["op"] == "invoke":
+            described, inline = self._model.run(header, body, self._current[1])
+            return {"out": described}, inline
+        # They come over the other socket, so that reading a call need not look for any.
+        handles = self._files.get(timeout=FILES_TIMEOUT_S) if header["files"] else []
+        self._model.bind(header["constants"], handles)
+        note = ""
+        if header["state"]:
+            memory = onnx_state.Memory(handles[-1], header["state"])
+            note = self._model.carried.bind(memory, strict=header["strict"])
+        return {"pid": os.getpid(), "note": note}, []
 
     def _watch(self) -> None:
         while True:
             frame = self._stops.receive()
             if frame is None:
                 return
+            if frame[0]["op"] == "files":
+                self._files.put(self._control.take())
+                continue
             number, options = self._current
             if frame[0]["id"] == number:
                 options.terminate = True
+
+
+def serve(sock: socket.socket, stops: socket.socket) -> None:
+    """Load the model that the first frame names, and serve it until the daemon hangs up."""
+    stream = Stream(sock)
+    frame = stream.receive()
+    if frame is None:
+        return
+    request = frame[0]
+    try:
+        model, kept, forks = _load(request)
+    except Refusal as refusal:
+        stream.send({"id": request["id"], "fail": refusal.answer})
+        return
+    except MemoryError as error:
+        stream.send({"id": request["id"], "fail": blame(error, "no memory").answer})
+        return
+    answer = {
+        "id": request["id"],
+        "pid": os.getpid(),
+        "providers": model.session.get_providers(),
+        "note": model.note,
+        "forks": forks,
+        "gaps": kept.gaps,
+    }
+    if not forks:
+        stream.send(answer)
+        Worker(model, sock, stops).serve()
+        return
+    stops.close()
+    gc.collect()
+    gc.freeze()
+
+    def become(_header: Header, socks: list[socket.socket]) -> None:
+        sandbox.never_fork()
+        Worker(model, *socks).serve()
+
+    zygote = Zygote(sock, become)
+    stream.send(answer)
+    zygote.serve()
+
+
+def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
+    """Enter the sandbox and load the model; whether its process may fork. Raises Refusal."""
+    path = request["path"]
+    # Opened before the sandbox, for nothing can be opened by name in it, and read after.
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        blobs = (
+            _for_another(request) if any(sandbox.identity(request["user"])) else request["blobs"]
+        )
+        threads = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refusal("executor", "environment", f"{path}: {error.strerror}") from None
+    form = -1
+    if not usable(request["providers"])[0]:
+        form = onnx_forms.form_of(request, handle, lambda form: _make(request, handle, form))
+    kept = sandbox.enter(plan(request))
+    model = Model(request, handle, blobs, form)
+    on_cpu = model.session.get_providers() == [CPU]
+    forks = request["threads"] == 1 and on_cpu and len(os.listdir(threads)) == 1
+    os.close(threads)
+    return model, kept, forks
+
+
+def _make(request: Header, handle: int, form: int) -> bool:
+    """Vet the model and write its optimised form, in the sandbox. Raises Refusal."""
+    room = request["memory"] + FORM_ROOM * os.fstat(handle).st_size
+    sandbox.enter(plan(request)._replace(forks=False, write=(), memory_bytes=room))
+    return Model(request, handle, "", form, make=True).made
+
+
+def _for_another(request: Header) -> str:
+    """Open the blob folder to the models' own user; return a name that needs no way to it.
+
+    Nobody else of that group passes the folders above, which are the agent's alone.
+    """
+    os.chown(request["blobs"], -1, sandbox.identity(request["user"])[1])
+    os.chmod(request["blobs"], BLOBS_MODE)
+    folder = os.open(request["blobs"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return f"/proc/self/fd/{folder}"

@@ -105,10 +105,15 @@ def map_file(path: str, size: int) -> memoryview:
         raise Refusal(
             "fetch", "environment", f"value {path}: {error.strerror}", retryable=True
         ) from None
+    return map_handle(handle, size, f"value {path}")
+
+
+def map_handle(handle: int, size: int, what: str) -> memoryview:
+    """Map an open file of exactly this size for reading, and close it. Raises Refusal."""
     try:
         have = os.fstat(handle).st_size
         if have != size:
-            raise Refusal("fetch", "environment", f"value {path} has {have} bytes, not {size}")
+            raise Refusal("fetch", "environment", f"{what} has {have} bytes, not {size}")
         if size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(handle, size, prot=mmap.PROT_READ))

@@ -1,39 +1,34 @@
-"""Compiles one Wasm module into the private cache and exits.
+"""Compiles one Wasm module into the private cache, in a process that ends.
 
-Compiling has no deadline and leaves memory behind, so it gets a process, a memory cap and a parent
-that kills it when it takes too long.
-
-    wasm_compile.py SOCKET_FD PARENT_PID
+Compiling has no deadline and leaves memory behind, so it gets a process of its own, a memory cap
+and a daemon that has it killed when it takes too long.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import resource
-import socket
-import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import wasmtime
 
 if TYPE_CHECKING:
+    import socket
+
     from device_agent.executors.programs import wasm_engine
-    from device_agent.executors.programs.stream import Header, Refusal, Stream, die_with_parent
+    from device_agent.executors.programs.stream import Header, Refusal, Stream
 else:
     import wasm_engine
-    from stream import Header, Refusal, Stream, die_with_parent
-
-MEMORY_BYTES: Final = 2 << 30
+    from stream import Refusal, Stream
 
 
-def compile_module(source: str, digest: str, folder: str) -> None:
+def compile_module(request: Header, on: wasmtime.Engine) -> None:
     """Check, compile and seal a module, named by its hex digest. Raises Refusal."""
+    source, digest, folder = request["source"], request["digest"], request["folder"]
     with open(source, "rb") as file:
         code = file.read()
     if hashlib.sha256(code).hexdigest() != digest:
         raise Refusal("executor", "environment", f"artifact {source} is not what its digest says")
-    on = wasm_engine.engine()
     if wasm_engine.map_compiled(on, folder, digest) is not None:
         return
     if not code.startswith(b"\0asm"):
@@ -43,7 +38,7 @@ def compile_module(source: str, digest: str, folder: str) -> None:
     except wasmtime.WasmtimeError as error:
         reason = " ".join(str(error).split())
         raise Refusal("executor", "user", f"the module does not compile: {reason}") from None
-    misfit = wasm_engine.misfits(module)
+    misfit = wasm_engine.misfits(module, request["role"])
     if misfit:
         raise Refusal("executor", "user", misfit)
     store(folder, digest, bytes(module.serialize()))
@@ -67,10 +62,10 @@ def store(folder: str, name: str, compiled: bytes) -> None:
         ) from None
 
 
-def answer(request: Header) -> Header:
-    """Serve one request: `source`, `digest` (hex) and `folder` in, `fail` or nothing out."""
+def answer(request: Header, engine: wasmtime.Engine) -> Header:
+    """Serve a request: `source`, `digest` (hex), `folder` and `role` in, `fail` or nothing out."""
     try:
-        compile_module(request["source"], request["digest"], request["folder"])
+        compile_module(request, engine)
     except Refusal as refusal:
         return {"id": request["id"], "fail": refusal.answer}
     except (OSError, MemoryError) as error:
@@ -78,17 +73,9 @@ def answer(request: Header) -> Header:
     return {"id": request["id"]}
 
 
-def main(arguments: list[str]) -> int:
-    """Take one request from the socket, answer it and leave."""
-    die_with_parent(int(arguments[2]))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    with socket.socket(fileno=int(arguments[1])) as sock:
-        stream = Stream(sock)
-        frame = stream.receive()
-        if frame is not None:
-            stream.send(answer(frame[0]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+def serve(sock: socket.socket, engine: wasmtime.Engine) -> None:
+    """Take one request from the socket and answer it."""
+    stream = Stream(sock)
+    frame = stream.receive()
+    if frame is not None:
+        stream.send(answer(frame[0], engine))

@@ -14,6 +14,7 @@ import hmac
 import mmap
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
@@ -26,6 +27,9 @@ else:
 
 KEY_BYTES: Final = 32
 STACK_BYTES: Final = 512 * 1024
+WASI: Final = "wasi-1"
+LIBRARY: Final = "library"
+START: Final = "_start"
 
 _Func = Any
 """A `wasmtime_func_t`."""
@@ -43,24 +47,34 @@ def engine() -> wasmtime.Engine:
     return wasmtime.Engine(config)
 
 
-def misfits(module: wasmtime.Module) -> str:
-    """Say in one sentence why a module is no guest of this ABI; empty when it is one."""
-    imports = [f"{one.module}.{one.name}" for one in module.imports]
-    if imports:
-        return f"the module imports {', '.join(imports[:8])}; a guest of {abi.NAME} imports nothing"
+def misfits(module: wasmtime.Module, role: str) -> str:
+    """Say in one sentence why a module's exports are not those of its role; empty when they are.
+
+    Roles: `tona-core-1` and `wasi-1` of a program, `library` of what it is linked with.
+    """
     exports = {one.name: one.type for one in module.exports}
+    if role == LIBRARY:
+        return "" if exports else "the module exports nothing that a program could use"
     if not isinstance(exports.get(abi.MEMORY), wasmtime.MemoryType):
         return f"the module exports no memory named {abi.MEMORY!r}"
-    for name, parameters in abi.PARAMETERS.items():
-        kind = exports.get(name)
-        if kind is None and name in abi.OPTIONAL:
-            continue
-        if not isinstance(kind, wasmtime.FuncType):
-            return f"the module exports no function {name!r}; see {abi.NAME}"
-        taken = [str(one) for one in kind.params]
-        given = [str(one) for one in kind.results]
-        if taken != ["i32"] * parameters or given != ["i32"]:
-            return f"{name!r} must take {parameters} i32 and return one; see {abi.NAME}"
+    if role == WASI:
+        kind = exports.get(START)
+        started = isinstance(kind, wasmtime.FuncType) and not kind.params and not kind.results
+        return "" if started else f"the module exports no {START!r}, as a WASI command does"
+    return next(filter(None, map(partial(_misfit, exports), abi.PARAMETERS)), "")
+
+
+def _misfit(exports: dict[str, Any], name: str) -> str:
+    """Say what is wrong with one function of the guest ABI; empty: nothing."""
+    kind, parameters = exports.get(name), abi.PARAMETERS[name]
+    if kind is None and name in abi.OPTIONAL:
+        return ""
+    if not isinstance(kind, wasmtime.FuncType):
+        return f"the module exports no function {name!r}; see {abi.NAME}"
+    taken = [str(one) for one in kind.params]
+    given = [str(one) for one in kind.results]
+    if taken != ["i32"] * parameters or given != ["i32"]:
+        return f"{name!r} must take {parameters} i32 and return one; see {abi.NAME}"
     return ""
 
 
@@ -110,9 +124,9 @@ class Guest:
     when the module is compiled, so a call costs 4 us instead of 40.
     """
 
-    def __init__(self, store: wasmtime.Store, pre: wasmtime.InstancePre) -> None:
+    def __init__(self, store: wasmtime.Store, instance: wasmtime.Instance) -> None:
         self._store = store
-        self._instance = pre.instantiate(store)
+        self._instance = instance
         self._context = store._context()
         self._memory = self._export(abi.MEMORY.encode()).of.memory
 

@@ -1,0 +1,75 @@
+"""What a task says of its program: how it is called, what it may import, what it remembers."""
+
+from typing import Final
+
+from controller.namo.lines import Path
+from controller.namo.model import Task
+from controller.namo.reader import Problems
+from protocols.manifest import INTERFACES, ExecutorKind, HostFunction, Interface
+
+TAKEN: Final = ("tona", "wasi_snapshot_preview1")
+"""Module names that stand for host functions."""
+MAX_STREAMS: Final = 2
+"""Outputs of a WASI command: stdout and stderr."""
+
+
+def check_program(task: Task, path: Path, problems: Problems) -> None:
+    """Check what a task says of its program."""
+    known = INTERFACES[task.executor]
+    if task.interface is not None and task.interface not in known:
+        can = f"it is one of {', '.join(known)}" if known else f"{task.executor} tasks have none"
+        problems.add((*path, "interface"), f"{task.interface!r} is no interface of theirs: {can}")
+        return
+    called = task.interface or next(iter(known), None)
+    if called is Interface.WASI:
+        _check_command(task, path, problems)
+    if called is not Interface.CORE:
+        what = f"only wasm tasks of the interface {Interface.CORE} have"
+        if task.functions:
+            problems.add((*path, "functions"), f"{what} host functions")
+        if task.modules:
+            problems.add((*path, "modules"), f"{what} linked modules")
+    if task.arguments and called in (None, Interface.CORE):
+        problems.add((*path, "arguments"), "only WASI commands and containers have arguments")
+    for name in task.modules:
+        if name in TAKEN:
+            problems.add((*path, "modules", name), f"{name!r} is the name of the host's functions")
+    if len(set(task.functions)) < len(task.functions):
+        problems.add((*path, "functions"), "a function is named twice")
+    _check_memory(task, path, problems)
+    _check_carries(task, path, problems)
+
+
+def _check_command(task: Task, path: Path, problems: Problems) -> None:
+    if len(task.inputs) + len(task.constants) != 1:
+        problems.add((*path, "inputs"), "a WASI command has one input, its stdin, and no constant")
+    if len(task.outputs) > MAX_STREAMS:
+        problems.add((*path, "outputs"), "a WASI command has one output, stdout, or stderr besides")
+
+
+def _check_memory(task: Task, path: Path, problems: Problems) -> None:
+    remembers = HostFunction.MEMORY in task.functions or bool(task.carries)
+    if remembers and not task.limits.state_bytes:
+        problems.add(
+            (*path, "limits", "state_bytes"),
+            "the task remembers: say how many bytes at most with limits.state_bytes",
+        )
+    if task.limits.state_bytes and not remembers:
+        problems.add(
+            (*path, "limits", "state_bytes"),
+            "nothing of this task remembers: let functions name 'memory', or give carries",
+        )
+
+
+def _check_carries(task: Task, path: Path, problems: Problems) -> None:
+    if task.carries and task.executor is not ExecutorKind.ONNX:
+        problems.add((*path, "carries"), f"only onnx tasks have carries, this is {task.executor}")
+    if task.carries and task.replicas > 1:
+        problems.add((*path, "replicas"), "a task with carries has one worker, for it remembers")
+    for output, given in task.carries.items():
+        if output in task.outputs:
+            problems.add((*path, "carries", output), f"{output!r} is an output of the task too")
+        if given in task.inputs or given in task.constants:
+            problems.add((*path, "carries", output), f"the port {given!r} is fed twice")
+    if len(set(task.carries.values())) < len(task.carries):
+        problems.add((*path, "carries"), "an input is filled by two outputs")

@@ -1,0 +1,126 @@
+"""Instances follow the requests: they rest when nobody asks, and wake for who does.
+
+A resting instance is ready all the same: its next call wakes it, in the executor, within the time
+of a cold start, and waits for that as for any worker. So nothing here can fail a call; it only
+decides who holds memory meanwhile. Workers grow one by one as long as calls wait, up to what the
+assignment and the node's memory allow, and shrink with the rest.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from device_agent.core.arrivals import Arrivals
+from device_agent.core.commands import RestInstance, TuneInstance, WakeInstance
+from device_agent.core.instances import Instance
+from device_agent.core.turn import Turn
+from protocols.messages.sense import LoadReport
+from protocols.messages.task import InstanceState
+
+PATTERNS_MAX: Final = 512
+"""Tasks whose arrivals are remembered; the oldest is forgotten."""
+PRESSED_PERCENT: Final = 10.0
+"""Of the time in which some program waited for memory (PSI): idle instances leave."""
+SCARCE_PART: Final = 0.08
+"""Of the node's memory; where less is free, idle instances leave."""
+
+
+class Deviceless:
+    """When the deviceless instances of this node rest and wake."""
+
+    def __init__(self, turn: Turn, instances: dict[str, Instance]) -> None:
+        self._turn = turn
+        self._instances = instances
+        self._patterns: dict[str, Arrivals] = {}
+
+    def busy(self, instance: Instance) -> None:
+        """Take note that a call of an instance begins."""
+        if instance.deviceless is None or instance.running:
+            return
+        self._pattern(instance).came(self._turn.now_ms)
+        self._turn.timers.cancel(("rest", instance.name))
+        self._turn.timers.cancel(("warm", instance.name))
+        instance.resting = False
+
+    def idle(self, instance: Instance) -> None:
+        """Take note that nothing of an instance runs or waits; it rests in a while."""
+        if instance.deviceless is None or instance.state is not InstanceState.READY:
+            return
+        pattern = self._pattern(instance)
+        pattern.went(self._turn.now_ms)
+        instance.idle_since_ms = self._turn.now_ms
+        keep_ms = instance.deviceless.keep_alive_ms or pattern.keep_ms()
+        self._turn.timers.set(("rest", instance.name), self._turn.now_ms + keep_ms)
+
+    def grow(self, instance: Instance) -> None:
+        """Add a worker for calls that wait, if there is leave."""
+        if instance.deviceless is not None and instance.grown < instance.replicas:
+            instance.grown += 1
+            tuning = instance.tuning
+            self._turn.out.append(
+                TuneInstance(
+                    *(instance.name, instance.workers, tuning.cpu_percent, tuning.priority),
+                    "calls wait",
+                )
+            )
+
+    def on_timer(self, subject: str, name: str) -> None:
+        """Let an instance rest, or wake it for the call that is expected."""
+        instance = self._instances.get(name)
+        if instance is None or instance.state is not InstanceState.READY or not instance.idle:
+            return
+        if subject == "rest":
+            self._rest(instance, "nobody asked")
+            return
+        instance.resting = False
+        self._turn.out.append(WakeInstance(name, "a call is expected"))
+        pattern = self._pattern(instance)
+        left_ms = pattern.until_ms() - (pattern.next_ms() or 0.0)
+        self._turn.timers.set(("rest", name), self._turn.now_ms + max(0.0, left_ms))
+
+    def sampled(self, load: LoadReport) -> None:
+        """Let whoever has been idle longest rest while the node's memory is short."""
+        if not self._short(load):
+            return
+        timers = self._turn.timers
+        waiting = [one for one in self._resters() if ("rest", one.name) in timers]
+        if waiting:
+            first = min(waiting, key=lambda one: one.idle_since_ms)
+            timers.cancel(("rest", first.name))
+            self._rest(first, "memory is short")
+
+    def _resters(self) -> Iterable[Instance]:
+        return (
+            one
+            for one in self._instances.values()
+            if one.deviceless is not None
+            and one.state is InstanceState.READY
+            and one.idle
+            and not one.resting
+        )
+
+    def _rest(self, instance: Instance, cause: str) -> None:
+        instance.resting, instance.grown = True, 1
+        self._turn.out.append(RestInstance(instance.name, cause))
+        fixed = instance.deviceless is not None and instance.deviceless.keep_alive_ms
+        pattern = self._pattern(instance)
+        next_ms = None if fixed else pattern.next_ms()
+        if next_ms is not None:
+            due_ms = instance.idle_since_ms + next_ms
+            # Once: what was made ready in vain is not made ready again.
+            if due_ms > self._turn.now_ms:
+                self._turn.timers.set(("warm", instance.name), due_ms)
+
+    def _short(self, load: LoadReport) -> bool:
+        if load.pressure is not None and load.pressure.memory_percent >= PRESSED_PERCENT:
+            return True
+        total = load.memory_used_bytes + load.memory_available_bytes
+        return bool(total) and load.memory_available_bytes < SCARCE_PART * total
+
+    def _pattern(self, instance: Instance) -> Arrivals:
+        """Return what is known of a task's calls; it outlives the instance."""
+        pattern = self._patterns.get(instance.task)
+        if pattern is None:
+            pattern = self._patterns[instance.task] = Arrivals()
+            while len(self._patterns) > PATTERNS_MAX:
+                del self._patterns[next(iter(self._patterns))]
+        return pattern

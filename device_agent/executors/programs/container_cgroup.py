@@ -1,0 +1,108 @@
+"""The control groups of our containers, in either layout of the kernel's.
+
+A runtime makes the group of a container and sets its bounds; reading it, its share of the
+processor and removing it are ours, so that no runtime has to be started for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+ROOT: Final = "/sys/fs/cgroup"
+PERIOD_US: Final = 100_000
+QUOTA_MIN_US: Final = 1000
+"""The kernel takes no less."""
+SHARES: Final = 1024
+"""Of a usual process, in version 1; a weight of 100 in version 2."""
+WEIGHT: Final = 1.25
+"""One step of niceness; a step of priority is two, as for processes."""
+PRIORITY_USUAL: Final = 5
+
+
+def controllers() -> list[str]:
+    """Return where groups are made: each hierarchy of version 1, or the one of version 2."""
+    if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        return [ROOT]
+    try:
+        paths = [f"{ROOT}/{name}" for name in sorted(os.listdir(ROOT))]
+    except OSError:
+        return []
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+
+
+def counts_swap() -> bool:
+    """Whether swap can be bounded, and there is any."""
+    v1 = f"{ROOT}/memory/memory.memsw.limit_in_bytes"
+    if not os.path.exists(f"{ROOT}/cgroup.controllers"):
+        return os.path.exists(v1)
+    with contextlib.suppress(OSError), open("/proc/swaps", encoding="ascii") as file:
+        return len(file.readlines()) > 1
+    return False
+
+
+def remove(group: str) -> None:
+    """Remove a group under each controller; its processes are gone. One that is not is left."""
+    for one in controllers():
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{one}{group}")
+
+
+def sweep(prefix: str, token: str = "") -> None:
+    """Remove groups that are left under our own name, and nobody else's; those in use stay.
+
+    With a token those of one host alone.
+    """
+    for one in controllers():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"{one}/{prefix}"):
+                if name.startswith(token):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(f"{one}/{prefix}/{name}")
+            os.rmdir(f"{one}/{prefix}")
+
+
+def memory_bytes(group: str, *, peak: bool) -> int:
+    """Return how much memory a group takes, or has taken at most; 0 when it is not known."""
+    names = ("memory.peak", "memory.current") if peak else ("memory.current",)
+    v1 = "memory.max_usage_in_bytes" if peak else "memory.usage_in_bytes"
+    paths = [f"{ROOT}{group}/{name}" for name in names]
+    for path in (*paths, f"{ROOT}/memory{group}/{v1}"):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            return int(file.read())
+    return 0
+
+
+def ran_out_of_memory(group: str) -> bool:
+    """Whether the kernel has killed something in a group for its memory."""
+    for path in (f"{ROOT}{group}/memory.events", f"{ROOT}/memory{group}/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            counts = dict(line.split() for line in file)
+            return int(counts.get("oom_kill", 0)) > 0
+    return False
+
+
+def set_share(group: str, cpu_percent: float, priority: int) -> str:
+    """Bound a group to so much of one core (0: no bound) and weigh it; what it does not get."""
+    factor = WEIGHT ** (2 * (priority - PRIORITY_USUAL))
+    quota = max(QUOTA_MIN_US, round(PERIOD_US * cpu_percent / 100)) if cpu_percent > 0 else -1
+    if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        bound = "max" if quota < 0 else str(quota)
+        writes = {
+            f"{ROOT}{group}/cpu.weight": str(max(1, min(10_000, round(100 * factor)))),
+            f"{ROOT}{group}/cpu.max": f"{bound} {PERIOD_US}",
+        }
+    else:
+        writes = {
+            f"{ROOT}/cpu{group}/cpu.shares": str(max(2, round(SHARES * factor))),
+            f"{ROOT}/cpu{group}/cpu.cfs_quota_us": str(quota),
+        }
+    for path, value in writes.items():
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(value)
+        except OSError:
+            if quota >= 0 or priority != PRIORITY_USUAL:
+                return "the kernel gives its control group no share of the processor"
+    return ""

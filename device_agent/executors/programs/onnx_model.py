@@ -1,0 +1,229 @@
+"""One ONNX model: read, scanned, loaded, held against its manifest, run.
+
+It runs in a process that has entered the sandbox before the first byte of the model is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnxruntime
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs.onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
+    from device_agent.executors.programs.onnx_scan import NotProtobuf, misfit
+    from device_agent.executors.programs.stream import (
+        Header,
+        Refusal,
+        Value,
+        map_handle,
+        read_values,
+        write_values,
+    )
+else:
+    from onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
+    from onnx_scan import NotProtobuf, misfit
+    from stream import Header, Refusal, Value, map_handle, read_values, write_values
+
+CPU: Final = "CPUExecutionProvider"
+SILENT: Final = 4
+MAX_FOLDED_BYTES: Final = 8 << 20
+"""A larger constant is not computed at load: folding can take over 15 s."""
+
+_ABSENT_OPERATOR: Final = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
+
+
+def array(value: Value) -> Any:
+    """Look at a value's bytes as an array, copied only when they lie at an odd address."""
+    _, dtype, shape, view = value
+    found: Any = np.ndarray(shape, NUMPY[dtype], view)
+    return found if found.flags.aligned else found.copy()
+
+
+def ports(described: list[list[Any]], have: list[Any], role: str) -> None:
+    """Hold the manifest's ports of one role against the model's. Raises Refusal."""
+    by_name = {one.name: one for one in have}
+    for name, dtype, shape in described:
+        port = by_name.get(name)
+        if port is None:
+            known = ", ".join(by_name)
+            raise mismatch(f"the model has no {role} {name!r}, it has {known}")
+        if port.type != ORT_TYPE[dtype]:
+            raise mismatch(f"{role} {name!r} is {port.type}, the manifest says {ORT_TYPE[dtype]}")
+        axes = list(port.shape or ())
+        if axes and len(axes) != len(shape):
+            raise mismatch(f"{role} {name!r} has {len(axes)} axes, the manifest {len(shape)}")
+        for axis, (mine, wanted) in enumerate(zip(axes, shape)):  # noqa: B905 - equal above
+            # An output may be promised loosely; an input of any length must be any in the model.
+            loose = wanted == -1 and role == "output"
+            if isinstance(mine, int) and mine >= 0 and mine != wanted and not loose:
+                raise mismatch(
+                    f"{role} {name!r} has length {mine} at axis {axis}, the manifest {wanted}"
+                )
+
+
+def blame(error: Exception, what: str) -> Refusal:
+    """Sort an error of the runtime into a refusal."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+        return Refusal("limit", "user", f"{what}: the task's memory limit is too small")
+    if old := _ABSENT_OPERATOR.search(text):
+        text = (
+            f"ONNX Runtime {onnxruntime.__version__} has no {old[1]} of operator set {old[2]}: "
+            "convert the model to a newer operator set"
+        )
+    return Refusal("executor", "user", f"{what}: {text}")
+
+
+def usable(wanted: list[str]) -> tuple[list[str], str]:
+    """Return the providers beside the CPU's that this build has, and what is to say of others."""
+    asked = [one for one in wanted if one != CPU]
+    absent = [one for one in asked if one not in onnxruntime.get_available_providers()]
+    note = f"not in this build of ONNX Runtime: {', '.join(absent)}" if absent else ""
+    return [one for one in asked if one not in absent], note
+
+
+def read_model(handle: int, limit_bytes: int) -> bytes:
+    """Read an open model and close it. Raises Refusal for what must not be loaded."""
+    with open(handle, "rb", buffering=0) as file:
+        file.seek(0)
+        size = os.fstat(handle).st_size
+        if size > limit_bytes:
+            text = f"the model has {size} bytes, the task's memory limit is {limit_bytes}"
+            raise Refusal("limit", "user", text)
+        model = file.read()
+    try:
+        reason = misfit(model)
+    except NotProtobuf as error:
+        raise Refusal("executor", "user", f"the artifact is no ONNX model: {error}") from None
+    if reason:
+        raise Refusal("executor", "user", reason)
+    return model
+
+
+def open_session(
+    model: bytes, threads: int, providers: list[str], *, form: bool = False, save: str = ""
+) -> Any:
+    """Load a model, or its optimised form; with `save` the form is written there.
+
+    Raises what the runtime raises, which is a dozen types.
+    """
+    options = onnxruntime.SessionOptions()
+    # The usual arena stays: after a fork it takes less of a worker's own memory than one that grows
+    # as requested, a quarter of what goes without any, at equal speed.
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SILENT
+    options.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(MAX_FOLDED_BYTES)
+    )
+    options.add_session_config_entry("session.load_model_format", "ORT" if form else "ONNX")
+    if save:
+        options.optimized_model_filepath = save
+        options.add_session_config_entry("session.save_model_format", "ORT")
+    # No second try with other providers by the Python wrapper: ours is apart. It keeps the bytes.
+    session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    session._model_bytes = b""  # noqa: SLF001 - there is no public way to let them go
+    return session
+
+
+class Model:
+    """A loaded session and what its calls need."""
+
+    def __init__(
+        self, request: Header, handle: int, blobs: str, form: int = -1, *, make: bool = False
+    ) -> None:
+        """Load from open files, which are closed: the model, its optimised form if there is one.
+
+        With `make` the form is written there. Raises Refusal.
+        """
+        self.blobs = blobs
+        self.limit: int = request["limit"]
+        self.constants: dict[str, Any] = {}
+        self.outputs: list[str] = [name for name, _, _ in request["outputs"]]
+        self.numbers: list[int] = [dtype for _, dtype, _ in request["outputs"]]
+        self.made = False
+        """Whether the form was written."""
+        self.note = usable(request["providers"])[1]
+        found = None if make else self._open_form(form, request)
+        if found is None:
+            model = read_model(handle, request["memory"])
+            found = self._make(model, request, form) if make else None
+            self.made = found is not None
+            if found is None:
+                found, self.note = self._open(model, request)
+        self.session: Any = found
+        self.carried = Carried(request["carries"], self.session)
+        self._wanted = self.outputs + self.carried.outputs
+        have = self.session.get_inputs()
+        ports(request["inputs"], have, "input")
+        ports(request["outputs"], self.session.get_outputs(), "output")
+        named = {name for name, _, _ in request["inputs"]} | set(self.carried.inputs)
+        if missing := [one.name for one in have if one.name not in named]:
+            raise mismatch(f"the manifest names no input {', '.join(missing)} of the model")
+
+    def _open_form(self, form: int, request: Header) -> Any:
+        """Load the optimised form; None when there is none, or none that loads."""
+        if form < 0:
+            return None
+        with open(form, "rb", buffering=0) as file:
+            file.seek(0)
+            data = file.read()
+        try:
+            return open_session(data, request["threads"], [CPU], form=True) if data else None
+        except Exception:  # noqa: BLE001 - the runtime raises a dozen types
+            return None
+
+    def _make(self, model: bytes, request: Header, form: int) -> Any:
+        """Load a model and write its form; None when that cannot be done."""
+        try:
+            return open_session(model, request["threads"], [CPU], save=f"/proc/self/fd/{form}")
+        except Exception:  # noqa: BLE001 - the runtime raises a dozen types
+            return None
+
+    def _open(self, model: bytes, request: Header) -> tuple[Any, str]:
+        threads: int = request["threads"]
+        chosen, note = usable(request["providers"])
+        if chosen:
+            try:
+                session = open_session(model, threads, [*chosen, CPU])
+            except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
+                note = f"{', '.join(chosen)} failed, CPU instead: {error}"[:500]
+            else:
+                if session.get_providers()[0] not in chosen:
+                    note = f"{', '.join(chosen)} did not take the model, CPU instead"
+                return session, note
+        try:
+            return open_session(model, threads, [CPU]), note
+        except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
+            raise blame(error, "the model does not load") from None
+
+    def bind(self, constants: list[list[Any]], handles: list[int]) -> None:
+        """Map the inputs that are the same for every call. Raises Refusal."""
+        for (name, dtype, shape, size, _), handle in zip(constants, handles):  # noqa: B905 - as many
+            view = map_handle(handle, size, f"constant {name!r}")
+            self.constants[name] = array((name, dtype, tuple(shape), view))
+
+    def run(self, header: Header, body: memoryview, options: Any) -> tuple[Any, list[memoryview]]:
+        """Run one call; described outputs and the inline ones. Raises Refusal."""
+        feeds = {value[0]: array(value) for value in read_values(header["in"], body, self.blobs)}
+        feeds.update(self.constants)
+        if self.carried.inputs:
+            feeds.update(self.carried.feeds())
+        try:
+            found = self.session.run(self._wanted, feeds, options)
+        except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
+            if options.terminate:
+                raise Refusal("deadline", "user", "the call was stopped") from None
+            raise blame(error, "the model failed") from None
+        values: list[Value] = []
+        for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905 - the first ones
+            flat = np.ascontiguousarray(one).reshape(-1).view(np.uint8)
+            values.append((name, number, one.shape, flat.data))
+        described = write_values(values, self.blobs, self.limit)
+        self.carried.keep(found[len(self.outputs) :])
+        return described

@@ -1,0 +1,224 @@
+"""A loaded task: its module, what it is linked with, what it may import, and how it is run.
+
+Two classes of programs. One of the guest ABI `tona-core-1` exports `tona_run` and imports host
+functions by leave of its manifest. One of `wasi-1` is a WASI preview 1 command: its one input is
+its stdin, its output what it writes to stdout, a second output, if the task has one, stderr. WASI
+gives a program clock and random numbers besides, and no file, no socket, no environment.
+
+A program may be linked with modules that somebody else wrote: they are instantiated before it, in
+their order, and may import WASI and each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Final
+
+import wasmtime
+from wasmtime import _bindings as bindings
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs import abi, wasm_engine, wasm_functions
+    from device_agent.executors.programs.memory import Memory
+    from device_agent.executors.programs.stream import Header, Refusal, Value, map_file
+else:
+    import abi
+    import wasm_engine
+    import wasm_functions
+    from stream import Refusal, map_file
+
+WASI_MODULE: Final = "wasi_snapshot_preview1"
+INITIALIZE: Final = "_initialize"
+"""Of a linked WASI reactor: called once before anything else of it."""
+NOT_SUPPORTED: Final = 58
+"""WASI's errno for what we leave out."""
+NO_SPACE: Final = 51
+STDERR_BYTES: Final = 4096
+"""Kept of what a WASI command says on stderr where no output takes it."""
+MAX_TABLES: Final = 4
+MAX_TABLE_ELEMENTS: Final = 1 << 20
+
+
+class Linkers:
+    """Linkers by what they let a module import; made once for each combination."""
+
+    def __init__(self, engine: wasmtime.Engine, functions: wasm_functions.Functions) -> None:
+        self._engine = engine
+        self._functions = functions
+        self._made: dict[tuple[frozenset[str], bool], wasmtime.Linker] = {}
+
+    def of(self, granted: frozenset[str], *, wasi: bool) -> wasmtime.Linker:
+        """Return the linker with these host functions, and WASI if asked for."""
+        linker = self._made.get((granted, wasi))
+        if linker is None:
+            linker = wasmtime.Linker(self._engine)
+            self._functions.define(linker, granted)
+            if wasi:
+                linker.define_wasi()
+                linker.allow_shadowing = True
+                # An epoch does not interrupt a host call, so no guest may sleep in one.
+                i32 = wasmtime.ValType.i32()
+                kind = wasmtime.FuncType([i32] * 4, [i32])
+                linker.define_func(WASI_MODULE, "poll_oneoff", kind, lambda *_: NOT_SUPPORTED)
+            self._made[granted, wasi] = linker
+        return linker
+
+
+class Program:
+    """What the calls of an instance share. Raises Refusal when its imports cannot be met."""
+
+    def __init__(
+        self,
+        request: Header,
+        module: wasmtime.Module,
+        libraries: list[tuple[str, wasmtime.Module]],
+        linkers: Linkers,
+        memory: Memory | None,
+    ) -> None:
+        self.inputs: list[str] = [name for name, _, _ in request["inputs"]]
+        self.outputs = [(name, dtype, tuple(shape)) for name, dtype, shape in request["outputs"]]
+        self.memory_bytes: int = request["memory"]
+        self.output_bytes: int = request["limit"]
+        self.blobs: str = request["blobs"]
+        self.memory = memory
+        self.wasi: bool = request["interface"] == wasm_engine.WASI
+        self._arguments: list[str] = request["arguments"]
+        self._module = module
+        self._libraries = libraries
+        granted = frozenset(request["functions"])
+        self._calls = bool(granted)
+        self._linker = linkers.of(granted, wasi=self.wasi or bool(libraries))
+        self._check(granted)
+        self._pre = None if libraries else self._link()
+        self.constants: dict[str, Value] = {
+            name: (name, dtype, tuple(shape), map_file(path, size))
+            for name, dtype, shape, size, path in request["constants"]
+        }
+
+    def _check(self, granted: frozenset[str]) -> None:
+        """Say by name what a module may not import. Raises Refusal."""
+        role = wasm_engine.WASI if self.wasi else abi.NAME
+        misfit = wasm_engine.misfits(self._module, role)
+        if misfit:
+            raise Refusal("executor", "user", misfit)
+        known: dict[str, wasmtime.Module] = {}
+        for name, library in self._libraries:
+            _check_imports(f"the linked module {name!r}", library, frozenset(), known, wasi=True)
+            known[name] = library
+        _check_imports("the module", self._module, granted, known, wasi=self.wasi)
+
+    def _link(self) -> wasmtime.InstancePre:
+        try:
+            return self._linker.instantiate_pre(self._module)
+        except wasmtime.WasmtimeError as error:
+            raise Refusal("executor", "user", f"the module does not link: {_say(error)}") from None
+
+    def limit(self, store: wasmtime.Store) -> None:
+        """Bound what the guest may take; modules linked together have one memory."""
+        instances = 1 + len(self._libraries)
+        store.set_limits(
+            self.memory_bytes, MAX_TABLE_ELEMENTS, instances, MAX_TABLES * instances, 1
+        )
+
+    def guest(self, store: wasmtime.Store) -> wasm_engine.Guest:
+        """Instantiate the program. Raises wasmtime.Trap, wasmtime.WasmtimeError and Refusal."""
+        if self._pre is not None:
+            return wasm_engine.Guest(store, self._pre.instantiate(store))
+        if not self.wasi:
+            store.set_wasi(wasmtime.WasiConfig())
+        made: dict[str, wasmtime.Instance] = {}
+        for name, library in self._libraries:
+            instance = made[name] = self._instantiate(store, library, made)
+            begin = instance.exports(store).get(INITIALIZE)
+            if isinstance(begin, wasmtime.Func):
+                begin(store)
+        return wasm_engine.Guest(store, self._instantiate(store, self._module, made))
+
+    def _instantiate(
+        self, store: wasmtime.Store, module: wasmtime.Module, made: dict[str, wasmtime.Instance]
+    ) -> wasmtime.Instance:
+        found: list[Any] = []
+        for one in module.imports:
+            if one.module in made:
+                found.append(made[one.module].exports(store)[one.name or ""])
+            else:
+                found.append(self._linker.get(store, one.module, one.name or ""))
+        try:
+            return wasmtime.Instance(store, module, found)
+        except wasmtime.WasmtimeError as error:
+            if "memory" in str(error) and "count" in str(error):
+                text = "linked modules share one memory: import that of the library"
+                raise Refusal("executor", "user", text) from None
+            raise
+
+    def call(self, guest: wasm_engine.Guest) -> wasm_functions.Call | None:
+        """Return what host functions work on during one call; None when there are none."""
+        return wasm_functions.Call(guest, self.memory) if self._calls else None
+
+    def command(self, store: wasmtime.Store, stdin: memoryview) -> tuple[bytearray, bytearray]:
+        """Give a store stdin and arguments; what it writes to stdout and stderr gathers there."""
+        config = wasmtime.WasiConfig()
+        config.argv = ["program", *self._arguments]
+        _set_stdin(config, stdin)
+        out, err = bytearray(), bytearray()
+        room = self.output_bytes
+
+        def write(data: bytes) -> int:
+            if len(out) + len(data) > room:
+                return -NO_SPACE
+            out.extend(data)
+            return len(data)
+
+        def complain(data: bytes) -> int:
+            limit = room if len(self.outputs) > 1 else STDERR_BYTES
+            err.extend(data[: max(0, limit - len(err))])
+            return len(data)
+
+        config.stdout_custom = write
+        config.stderr_custom = complain
+        store.set_wasi(config)
+        return out, err
+
+
+def _check_imports(
+    what: str,
+    module: wasmtime.Module,
+    granted: frozenset[str],
+    known: dict[str, wasmtime.Module],
+    *,
+    wasi: bool,
+) -> None:
+    """Raise Refusal for the first import that nothing provides."""
+    for one in module.imports:
+        name = one.name or ""
+        full = f"{one.module}.{name}"
+        if one.module in known:
+            if name not in {export.name for export in known[one.module].exports}:
+                raise Refusal(
+                    "executor", "user", f"{what} imports {full}, which that module does not export"
+                )
+        elif one.module == wasm_functions.MODULE and name in wasm_functions.GROUPS:
+            group = wasm_functions.GROUPS[name]
+            if group not in granted:
+                raise Refusal(
+                    "executor",
+                    "user",
+                    f"{what} imports {full}: let the task's functions name {group!r}",
+                )
+        elif not (wasi and one.module == WASI_MODULE):
+            raise Refusal("executor", "user", f"{what} imports {full}, which nothing provides")
+
+
+def _set_stdin(config: wasmtime.WasiConfig, data: memoryview) -> None:
+    """Let a command read these bytes; they are copied once, into the engine's own buffer."""
+    content = bindings.wasm_byte_vec_t()
+    bindings.wasm_byte_vec_new_uninitialized(ctypes.byref(content), data.nbytes)
+    if data.nbytes:
+        address = ctypes.addressof(content.data.contents)
+        memoryview((ctypes.c_ubyte * data.nbytes).from_address(address)).cast("B")[:] = data
+    # It takes the buffer over.
+    bindings.wasi_config_set_stdin_bytes(config.ptr(), ctypes.byref(content))
+
+
+def _say(error: Exception) -> str:
+    return " ".join(str(error).split())

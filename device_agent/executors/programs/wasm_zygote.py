@@ -1,0 +1,90 @@
+"""Holds wasmtime and its engine in memory and forks a host for each tenant.
+
+    wasm_zygote.py SOCKET_FD PARENT_PID THREADS      serve until the daemon hangs up
+    wasm_zygote.py --probe                           print the version as JSON
+
+It never touches a module: a host that is forked knows nothing of any tenant.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+try:
+    import wasmtime
+
+    if TYPE_CHECKING:
+        from device_agent.executors.programs import sandbox, wasm_compile, wasm_engine, wasm_host
+    else:
+        import sandbox
+        import wasm_compile
+        import wasm_engine
+        import wasm_host
+except ImportError as missing:
+    print(f"wasm executor: {missing} in {sys.executable}", file=sys.stderr)
+    sys.exit(os.EX_UNAVAILABLE)
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs.stream import Header, die_with_parent
+    from device_agent.executors.programs.zygote import Zygote, single_threaded
+else:
+    from stream import die_with_parent
+    from zygote import Zygote, single_threaded
+
+
+FILES: Final = 1024
+"""Open in one host at once."""
+COMPILER_BYTES: Final = 2 << 30
+
+
+class Children:
+    """What a forked process becomes: a host or a compiler, with the engine that is here already."""
+
+    def __init__(self, engine: wasmtime.Engine, threads: int) -> None:
+        self._engine = engine
+        self._threads = threads
+
+    def become(self, header: Header, socks: list[socket.socket]) -> None:
+        """Serve the daemon until it hangs up, or compile what it sends; in the sandbox."""
+        plan = sandbox.Plan(tuple(header["read"]), tuple(header["write"]), files=FILES)
+        if header["what"] == "compiler":
+            sandbox.enter(plan._replace(memory_bytes=COMPILER_BYTES))
+            wasm_compile.serve(socks[0], self._engine)
+        else:
+            kept = sandbox.enter(plan)
+            wasm_host.Host(socks[0], self._engine, kept.gaps).run(self._threads)
+
+
+def probe() -> int:
+    """Print what the daemon's inventory wants to know, the sandbox tried on this very process."""
+    from importlib.metadata import version  # noqa: PLC0415 - the zygote itself never needs it
+
+    found = {"version": version("wasmtime"), "providers": []}
+    kept = sandbox.enter(sandbox.Plan())
+    found["security"] = "strong" if kept.strong else "basic"
+    print(json.dumps(found))
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Answer a probe, or serve."""
+    if arguments[1] == "--probe":
+        return probe()
+    die_with_parent(int(arguments[2]))
+    sock = socket.socket(fileno=int(arguments[1]))
+    children = Children(wasm_engine.engine(), int(arguments[3]))
+    if not single_threaded("wasm"):
+        return os.EX_SOFTWARE
+    gc.collect()
+    gc.freeze()
+    Zygote(sock, children.become).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

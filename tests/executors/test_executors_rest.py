@@ -1,0 +1,159 @@
+"""Instances that rest: they hold nothing, and their next call is served all the same."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from executor_exits import Exits
+from executor_guests import Shelf, floats
+from executor_models import Model
+
+from device_agent.executors.door import Done, Failed, File, Setup
+from device_agent.executors.onnx import OnnxExecutor
+from device_agent.executors.wasm import WasmExecutor
+from protocols.manifest import Dtype, ExecutorKind, Manifest, Port
+from protocols.messages.invocation import FailureCode
+
+Gone = Callable[[int], Awaitable[None]]
+BUDGET_MS = 30_000
+
+
+def model(shelf: Shelf) -> tuple[Path, Manifest]:
+    ports = (Port("x", Dtype.FLOAT32, (-1,)),), (Port("y", Dtype.FLOAT32, (-1,)),)
+    graph = Model.graph(
+        [Model.node("Add", ["x", "x"], ["y"])],
+        [Model.value("x", 1, "n")],
+        [Model.value("y", 1, "n")],
+    )
+    return shelf.task(ExecutorKind.ONNX, Model.whole(graph), *ports)
+
+
+async def test_a_resting_module_is_loaded_by_its_next_call(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = shelf.guest("echo")
+    await wasm.start("t", artifact, manifest, {})
+    await wasm.rest("t")
+    assert wasm._instances["t"].links == []
+    result = await wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
+    assert isinstance(result, Done), result
+    await wasm.rest("t")
+    await wasm.wake("t")
+    assert wasm._instances["t"].links
+
+
+async def test_calls_that_come_at_once_wake_it_once(wasm: WasmExecutor, shelf: Shelf) -> None:
+    artifact, manifest = shelf.guest("echo")
+    await wasm.start("t", artifact, manifest, {})
+    await wasm.rest("t")
+    before = wasm._keys
+    calls = [wasm.invoke("t", f"c{at}", {"x": floats(at)}, BUDGET_MS) for at in range(8)]
+    for at, result in enumerate(await asyncio.gather(*calls)):
+        assert isinstance(result, Done), result
+        assert result.outputs["y"] == floats(at)
+    assert wasm._keys == before + 1
+
+
+async def test_an_instance_with_a_call_does_not_rest(wasm: WasmExecutor, shelf: Shelf) -> None:
+    artifact, manifest = shelf.guest("echo")
+    await wasm.start("t", artifact, manifest, {})
+    call = asyncio.create_task(wasm.invoke("t", "c", {"x": floats(1)}, BUDGET_MS))
+    await asyncio.sleep(0)
+    await wasm.rest("t")
+    assert wasm._instances["t"].links
+    assert isinstance(await call, Done)
+    await wasm.rest("nobody")
+    await wasm.wake("nobody")
+
+
+async def test_a_resting_models_workers_go_and_come_back(
+    onnx: OnnxExecutor, shelf: Shelf, gone: Gone
+) -> None:
+    artifact, manifest = model(shelf)
+    setup = Setup(replicas=2)
+    await onnx.start("t", artifact, manifest, {}, setup)
+    worker = onnx._instances["t"].pid
+    await onnx.rest("t")
+    await gone(worker)
+    assert not onnx._by_task
+    result = await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
+    assert isinstance(result, Done), result
+
+
+async def test_a_model_that_rests_for_long_is_loaded_again(
+    onnx: OnnxExecutor, shelf: Shelf, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.executors.models.SPARE_S", 0.05)
+    artifact, manifest = model(shelf)
+    await onnx.start("t", artifact, manifest, {})
+    (held,) = onnx._models.loaded.values()
+    await onnx.rest("t")
+    await gone(held.pid)
+    assert not onnx._models.loaded, "an idle function costs a table row"
+    result = await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
+    assert isinstance(result, Done), result
+
+
+async def test_a_compiled_module_that_is_gone_costs_one_more_try(
+    wasm: WasmExecutor, shelf: Shelf, exits: Exits
+) -> None:
+    artifact, manifest = shelf.guest("echo")
+    other, plain = shelf.guest("add")
+    await wasm.start("t", artifact, manifest, {})
+    os.kill(wasm._hosts.of("default").pid, signal.SIGKILL)
+    await exits.first()
+    # The tenant's next host has never mapped the module.
+    await wasm.start("other", other, plain, {})
+    for one in wasm._cache.glob(f"{manifest.artifact.digest.removeprefix('sha256:')}*"):
+        one.write_bytes(b"nothing")
+    first = await now(wasm, "t", "c1")
+    assert isinstance(first, Failed)
+    assert (first.code, first.retryable) == (FailureCode.NOT_READY, True)
+    second = await wasm.invoke("t", "c2", {"x": floats(1)}, BUDGET_MS)
+    assert isinstance(second, Done), second
+
+
+async def test_calls_behind_the_one_that_loads_wait_for_it(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = shelf.guest("echo")
+    await wasm.start("t", artifact, manifest, {})
+    for turn in range(20):
+        await wasm.rest("t")
+        results = await asyncio.gather(now(wasm, "t", f"a{turn}"), now(wasm, "t", f"b{turn}"))
+        assert all(isinstance(one, Done) for one in results), results
+
+
+async def now(wasm: WasmExecutor, task: str, call: str) -> Done | Failed:
+    """Make a call without a turn of the loop before it; one that cannot be, in the usual way."""
+    answer: asyncio.Future[Done | Failed] = asyncio.get_running_loop().create_future()
+    if wasm.invoke_now(task, call, {"x": floats(1)}, BUDGET_MS, answer.set_result):
+        return await answer
+    return await wasm.invoke(task, call, {"x": floats(1)}, BUDGET_MS)
+
+
+@pytest.mark.parametrize("kind", ["wasm", "onnx"])
+async def test_a_folder_that_was_cleared_away_costs_one_more_try(
+    kind: str, wasm: WasmExecutor, onnx: OnnxExecutor, shelf: Shelf, blobs: Path
+) -> None:
+    """The sandbox lets processes into a folder, not into whatever has its name."""
+    executor: WasmExecutor | OnnxExecutor = wasm if kind == "wasm" else onnx
+    artifact, manifest = shelf.guest("echo") if kind == "wasm" else model(shelf)
+    await executor.start("t", artifact, manifest, {})
+    shutil.rmtree(blobs)
+    blobs.mkdir()
+    data = struct.pack("<f", 1.0) * 40_000
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    large = {"x": File(Dtype.FLOAT32, (40_000,), f"sha256:{digest}", len(data))}
+    first = await executor.invoke("t", "c1", large, BUDGET_MS)
+    assert isinstance(first, Failed)
+    assert first.retryable, first.text
+    second = await executor.invoke("t", "c2", large, BUDGET_MS)
+    assert isinstance(second, Done), second
