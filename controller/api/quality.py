@@ -191,11 +191,12 @@ class _Task:
         self.spec = spec
         self._record = record
         self.node = seen.node if seen is not None else record.node if record is not None else ""
+        view = registry.get(FLEET, self.node) if self.node else None
         self.values: dict[str, Value] = {
             **_declared(spec, record.variant if record is not None else ""),
             "storage_bytes": float(stored_bytes(spec)),
-            **_kept(spec, self.node),
-            **_link(registry.get(FLEET, self.node) if self.node else None),
+            **_kept(spec, self.node, view),
+            **_link(view),
         }
         if seen is not None:
             if seen.sample is not None:
@@ -221,7 +222,7 @@ class _Task:
                 yield _row(dimension.value, self.spec.task, bound, self.values)
 
 
-def _kept(spec: TaskSpec, node: str) -> dict[str, Value]:
+def _kept(spec: TaskSpec, node: str, view: NodeView | None) -> dict[str, Value]:
     """Say what placement and executor keep of security and privacy; nothing before it is placed.
 
     What is not fed by raw input takes none anywhere; all tasks of a service are in one cell.
@@ -229,11 +230,13 @@ def _kept(spec: TaskSpec, node: str) -> dict[str, Value]:
     if not node:
         return {}
     raw = any(edge.source == REQUEST for edge in spec.inputs)
-    wasm = spec.manifest.kind is ExecutorKind.WASM
+    kind = spec.manifest.kind
+    executors = view.inventory.executors if view is not None else ()
+    told = next((one.security for one in executors if one.kind == kind), "")
     return {
         "data_privacy": "cell" if raw and node not in spec.origins else "node",
         "algorithm_privacy": "node" if node in spec.nodes else "cell",
-        "computing_security": "strong" if wasm else "basic",
+        "computing_security": told or ("strong" if kind is ExecutorKind.WASM else "basic"),
         "storage_security": "basic",
     }
 

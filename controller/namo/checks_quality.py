@@ -7,7 +7,6 @@ from controller.namo.model import Service, bounds_of
 from controller.namo.reader import Problems, near
 from controller.namo.wiring import come_from
 from protocols.errors import UserError
-from protocols.manifest import ExecutorKind
 from protocols.messages.invocation import REQUEST
 from protocols.qoais import INDICATORS, Bound, Direction, ServiceKind, check
 
@@ -32,14 +31,6 @@ def check_quality(service: Service, path: Path, problems: Problems) -> None:
                     here,
                     f"algorithm_privacy is node, but task {task.name!r} names no nodes "
                     "that may have its program",
-                )
-            if levels.get("computing_security") == STRONG and task.executor is not (
-                ExecutorKind.WASM
-            ):
-                problems.add(
-                    (*here, "executor"),
-                    "computing_security is strong, which asks for the sandbox of wasm, "
-                    f"but task {task.name!r} is {task.executor}",
                 )
 
 

@@ -286,10 +286,6 @@ def test_an_alternative_is_an_order_of_its_own() -> None:
         ("accuracy_percent = { at_least = 80 }", 'storage_security = { level = "strong" }',
          "services[0].sla.zone.storage_security",
          "strong asks for signed artifacts, which this version does not have: give basic"),
-        ("accuracy_percent = { at_least = 80 }", 'computing_security = { level = "strong" }',
-         f"{TASK}.executor",
-         ("computing_security is strong, which asks for the sandbox of wasm, "
-         "but task 'detect' is onnx")),
         ("accuracy_percent = { at_least = 80 }", 'algorithm_privacy = { level = "node" }', TASK,
          "algorithm_privacy is node, but task 'detect' names no nodes that may have its program"),
         ('nodes = ["pi-2", "pi-3"]', 'nodes = ["pi-3"]', "services[0].tasks[0]",

@@ -93,7 +93,10 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
 def node_details(node: NodeView) -> Table:
     """Return everything about one node, a line each."""
     inventory, load = node.inventory, node.load
-    executors = (f"{one.kind} {one.version}" for one in inventory.executors)
+    executors = (
+        f"{one.kind} {one.version}" + (f" ({one.security} security)" if one.security else "")
+        for one in inventory.executors
+    )
     rows: list[tuple[str, str | Text]] = [
         ("node", node.node),
         ("state", Text(node.state.value, style=_STATE_STYLE[node.state])),
@@ -191,7 +194,7 @@ def _load_rows(load: LoadReport | None) -> list[tuple[str, str | Text]]:
         ("power", or_dash(load.power_w, "{:.1f} W")),
         ("battery", or_dash(load.battery_percent, "{:.0f} %")),
         ("invocations", f"{load.queue} under way, {load.instances} instances"),
-        ("executors", f"{size(load.executors_bytes)} beside what tasks hold"),
+        ("executor processes", f"{size(load.executors_bytes)} beside what tasks hold"),
     ]
 
 
