@@ -67,7 +67,7 @@ def layout(image: Image) -> Image:
         "Entrypoint": [PYTHON, *FLAGS, "/guest.py"],
         "Cmd": ["once", "fail"],
         "Env": ["LANG=C"],
-        "WorkingDir": "/work/here",
+        "WorkingDir": "/srv/here",
     }
     data = layout_tar([image[0].read_bytes()], config, compressed=True, nested=True)
     return Shelf(image[0].parent).put(data)

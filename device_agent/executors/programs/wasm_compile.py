@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     import socket
 
     from device_agent.executors.programs import wasm_engine
+    from device_agent.executors.programs.sealed import read_key, seal
     from device_agent.executors.programs.stream import Header, Refusal, Stream
 else:
     import wasm_engine
+    from sealed import read_key, seal
     from stream import Refusal, Stream
 
 
@@ -47,8 +49,8 @@ def compile_module(request: Header, on: wasmtime.Engine) -> None:
 def store(folder: str, name: str, compiled: bytes) -> None:
     """Put a compiled module and its seal into the cache, each in one step. Raises Refusal."""
     try:
-        seal = wasm_engine.seal(wasm_engine.read_key(folder), name, compiled)
-        for suffix, data in (("cwasm", compiled), ("seal", seal)):
+        keyed = seal(read_key(folder), name, compiled)
+        for suffix, data in (("cwasm", compiled), ("seal", keyed)):
             part = f"{folder}/.part-{os.getpid()}-{suffix}"
             with open(part, "wb") as file:
                 file.write(data)

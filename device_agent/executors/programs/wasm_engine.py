@@ -9,11 +9,8 @@ only in an engine of equal settings.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import hmac
 import mmap
-import os
-import stat
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,10 +19,11 @@ from wasmtime import _bindings as bindings
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import abi
+    from device_agent.executors.programs.sealed import read_key, seal
 else:
     import abi
+    from sealed import read_key, seal
 
-KEY_BYTES: Final = 32
 STACK_BYTES: Final = 512 * 1024
 WASI: Final = "wasi-1"
 LIBRARY: Final = "library"
@@ -78,28 +76,6 @@ def _misfit(exports: dict[str, Any], name: str) -> str:
     return ""
 
 
-def read_key(folder: str) -> bytes:
-    """Return the folder's sealing key. Raises OSError when others may read it."""
-    path = f"{folder}/key"
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        about = os.fstat(handle)
-        key = os.read(handle, KEY_BYTES + 1)
-    finally:
-        os.close(handle)
-    mine = about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077
-    if not mine or len(key) != KEY_BYTES:
-        raise PermissionError(f"{path} must be {KEY_BYTES} bytes that only its owner can read")
-    return key
-
-
-def seal(key: bytes, name: str, data: bytes | bytearray | mmap.mmap) -> bytes:
-    """Return the keyed hash over a compiled module and its name."""
-    keyed = hashlib.blake2b(name.encode() + b"\0", key=key, digest_size=32)
-    keyed.update(data)
-    return keyed.digest()
-
-
 def map_compiled(on: wasmtime.Engine, folder: str, name: str) -> wasmtime.Module | None:
     """Map a sealed module; None when there is none, its seal is broken or the engine is another."""
     path = f"{folder}/{name}.cwasm"
@@ -107,7 +83,8 @@ def map_compiled(on: wasmtime.Engine, folder: str, name: str) -> wasmtime.Module
         with open(f"{folder}/{name}.seal", "rb") as file:
             wanted = file.read(64)
         with open(path, "rb") as file:
-            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            with mapped, memoryview(mapped) as data:
                 have = seal(read_key(folder), name, data)
             if not hmac.compare_digest(wanted, have):
                 return None
