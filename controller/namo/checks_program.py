@@ -18,7 +18,7 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
     known = INTERFACES[task.executor]
     if task.interface is not None and task.interface not in known:
         can = f"it is one of {', '.join(known)}" if known else f"{task.executor} tasks have none"
-        problems.add((*path, "interface"), f"{task.interface!r} is no interface of theirs: {can}")
+        problems.add((*path, "interface"), f"'{task.interface}' is no interface of theirs: {can}")
         return
     called = task.interface or next(iter(known), None)
     if called is Interface.WASI:

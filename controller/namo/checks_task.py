@@ -3,6 +3,7 @@
 from typing import Final
 
 from controller.namo.checks_program import check_program
+from controller.namo.forms import formed, runs_models
 from controller.namo.lines import Path
 from controller.namo.model import Declarations, Task, Variant
 from controller.namo.reader import Problems, near
@@ -18,6 +19,21 @@ _OWN_FIELDS: Final = ("accuracy_percent", "precision_bits")
 
 def check_task(task: Task, path: Path, problems: Problems) -> None:
     """Check what a task says of itself."""
+    if task.demand.accelerator not in ACCELERATORS:
+        problems.add(
+            (*path, "demand", "accelerator"),
+            f"{task.demand.accelerator!r} is none of gpu, npu, or '' for none",
+        )
+    if len(set(task.nodes)) < len(task.nodes):
+        problems.add((*path, "nodes"), "a node is named twice")
+    _check_form(task, path, problems)
+    _check_declared(task.declared, path, problems)
+    _check_variants(task, path, problems)
+    _check_leeway(task, (*path, "leeway"), problems)
+
+
+def _check_form(task: Task, path: Path, problems: Problems) -> None:
+    """Check what a task, or one of its variants as a task, says of its program."""
     for port in task.constants:
         if port in task.inputs:
             problems.add(
@@ -27,11 +43,6 @@ def check_task(task: Task, path: Path, problems: Problems) -> None:
     ports = len(task.inputs) + len(task.constants)
     if ports > MAX_PORTS:
         problems.add(path, f"{ports} inputs and constants, at most {MAX_PORTS} are allowed")
-    if task.demand.accelerator not in ACCELERATORS:
-        problems.add(
-            (*path, "demand", "accelerator"),
-            f"{task.demand.accelerator!r} is none of gpu, npu, or '' for none",
-        )
     if task.providers and task.executor is not ExecutorKind.ONNX:
         problems.add(
             (*path, "providers"), f"only onnx tasks have providers, this one is {task.executor}"
@@ -42,12 +53,7 @@ def check_task(task: Task, path: Path, problems: Problems) -> None:
             f"a run of {task.expected_ms:g} ms would be stopped by limits.deadline_ms, "
             f"which is {task.limits.deadline_ms}",
         )
-    if len(set(task.nodes)) < len(task.nodes):
-        problems.add((*path, "nodes"), "a node is named twice")
     check_program(task, path, problems)
-    _check_declared(task.declared, path, problems)
-    _check_variants(task, path, problems)
-    _check_leeway(task, (*path, "leeway"), problems)
 
 
 def _check_variants(task: Task, path: Path, problems: Problems) -> None:
@@ -57,22 +63,17 @@ def _check_variants(task: Task, path: Path, problems: Problems) -> None:
         if one.name in seen:
             problems.add((*where, "name"), f"{one.name!r} names another variant of this task too")
         seen.add(one.name)
-        if one.providers and task.executor is not ExecutorKind.ONNX:
-            problems.add((*where, "providers"), f"only onnx tasks have providers, not {task.name}")
-        deadline_ms = (one.limits or task.limits).deadline_ms
-        if one.expected_ms is not None and one.expected_ms > deadline_ms:
-            problems.add(
-                (*where, "expected_ms"),
-                f"a run of {one.expected_ms:g} ms would be stopped by limits.deadline_ms, "
-                f"which is {deadline_ms}",
-            )
+        _check_form(formed(task, one), where, problems)
         _check_constants(task, one, where, problems)
         _check_declared(one.declared, where, problems)
 
 
 def _check_constants(task: Task, variant: Variant, path: Path, problems: Problems) -> None:
-    """Check that a variant has the ports of its task: a constant feeds the same in both."""
-    if variant.constants is None:
+    """Check that a variant has the ports of its task: a constant feeds the same in both.
+
+    A program of another executor may hold in itself what is a constant for the task's own.
+    """
+    if variant.constants is None or variant.executor not in (None, task.executor):
         return
     wanted = {port: (one.dtype, one.shape) for port, one in task.constants.items()}
     given = {port: (one.dtype, one.shape) for port, one in variant.constants.items()}
@@ -128,7 +129,7 @@ def _check_leeway(task: Task, path: Path, problems: Problems) -> None:
         if not 1 <= every <= MAX_DECIMATION:
             problems.add((*path, "decimations"), f"{every} is not from 1 to {MAX_DECIMATION}")
     _check_least(task, path, problems)
-    if leeway.providers and task.executor is not ExecutorKind.ONNX:
+    if leeway.providers and not runs_models(task):
         problems.add((*path, "providers"), f"only onnx tasks have providers, not {task.name}")
 
 

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
+from controller.namo.forms import formed
 from controller.namo.graph import order
 from controller.namo.leeway import leeway_of
 from controller.namo.model import (
     Alternative,
-    Constant,
     Declarations,
     Input,
     Output,
@@ -197,7 +197,7 @@ def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
         inputs=inputs + filled,
         outputs=tuple(Port(port, one.dtype, one.shape) for port, one in task.outputs.items()),
         limits=task.limits,
-        constants=_filled(task.constants),
+        constants=tuple(Filled(port, one.artifact) for port, one in task.constants.items()),
         providers=task.providers,
         interface=task.interface,
         functions=task.functions,
@@ -205,10 +205,6 @@ def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
         arguments=task.arguments,
         carries=tuple(Carry(*pair) for pair in task.carries.items()),
     )
-
-
-def _filled(constants: Mapping[str, Constant]) -> tuple[Filled, ...]:
-    return tuple(Filled(port, one.artifact) for port, one in constants.items())
 
 
 def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, ...]) -> TaskSpec:
@@ -219,11 +215,10 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         given = tasks[come.step].outputs[come.port] if come.step in tasks else None
         inputs.append(_port(port, one, given))
         edges.append(Edge(port, come.step, come.port))
-    own = _manifest(task, tuple(inputs))
     return TaskSpec(
         task=f"{service}.{task.name}",
         step=task.name,
-        manifest=own,
+        manifest=_manifest(task, tuple(inputs)),
         inputs=tuple(edges),
         demand=task.demand,
         policy=task.policy,
@@ -232,13 +227,7 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         variants=tuple(
             Variant(
                 name=one.name,
-                manifest=msgspec.structs.replace(
-                    own,
-                    artifact=one.artifact,
-                    limits=one.limits or own.limits,
-                    constants=own.constants if one.constants is None else _filled(one.constants),
-                    providers=one.providers or own.providers,
-                ),
+                manifest=_manifest(formed(task, one), tuple(inputs)),
                 accuracy_percent=one.accuracy_percent,
                 expected_ms=one.expected_ms,
                 declared=_declared(one.accuracy_percent, one.precision_bits, one.declared),

@@ -2,14 +2,14 @@
 
 from typing import Final
 
+from controller.namo.forms import runs_models
 from controller.namo.model import Task
-from protocols.manifest import ExecutorKind
 from protocols.messages.hierarchy import Autonomy, TaskSpec
 from protocols.messages.quality import Leeway, Variant
 from protocols.qoais import Bound, holds
 
-THREADS_MAX: Final = {ExecutorKind.WASM: 0, ExecutorKind.ONNX: 8, ExecutorKind.CONTAINER: 0}
-"""Threads inside one run; a Wasm guest has one."""
+THREADS_MAX: Final = 8
+"""Threads inside one run of a model; other programs have those that they make."""
 PRIORITY_STEPS: Final = 2
 """How far above its own a task's priority may be raised."""
 PRIORITY_TOP: Final = 9
@@ -25,7 +25,8 @@ def leeway_of(task: Task, spec: TaskSpec, autonomy: Autonomy) -> Leeway:
     own = task.leeway
     named = {one.name for one in task.variants} if own.variants is None else set(own.variants)
     variants = [one for one in spec.variants if one.name in named]
-    threads = THREADS_MAX[task.executor] if own.threads_max is None else own.threads_max
+    most = THREADS_MAX if runs_models(task) else 0
+    threads = most if own.threads_max is None else own.threads_max
     replicas = max(task.replicas, 1) if own.replicas_max is None else own.replicas_max
     top = min(PRIORITY_TOP, task.priority + PRIORITY_STEPS)
     return Leeway(

@@ -88,7 +88,10 @@ class Module(Struct, frozen=True):
 
 
 class Variant(Struct, frozen=True):
-    """Another program for the ports of its task, at another cost and accuracy."""
+    """Another program for the ports of its task, at another cost and accuracy.
+
+    What it does not say is as the task says, or, with an executor of its own, as by default there.
+    """
 
     name: Step
     artifact: ArtifactRef
@@ -101,6 +104,13 @@ class Variant(Struct, frozen=True):
     limits: Limits | None = None
     """None: those of the task."""
     declared: Declarations = {}
+    executor: ExecutorKind | None = None
+    """None: that of the task."""
+    interface: Interface | None = None
+    functions: Annotated[tuple[HostFunction, ...], Meta(max_length=8)] | None = None
+    modules: Annotated[dict[Name, Module], Meta(max_length=MAX_MODULES)] | None = None
+    arguments: Annotated[tuple[Text, ...], Meta(max_length=MAX_ARGUMENTS)] | None = None
+    carries: Annotated[dict[Name, Name], Meta(max_length=MAX_PORTS)] | None = None
 
 
 class Leeway(Struct, frozen=True):

@@ -8,7 +8,7 @@ import pytest
 
 from controller.namo.decompose import decompose, order_of
 from controller.namo.usecase import DocumentError, parse
-from protocols.manifest import Dtype
+from protocols.manifest import Dtype, ExecutorKind, Interface
 from protocols.messages.hierarchy import Autonomy, ServiceOrder
 from protocols.messages.quality import (
     Declared,
@@ -143,6 +143,87 @@ def test_variants_have_manifests_of_their_own_and_the_ports_of_the_task() -> Non
         Declared("precision_bits", 32.0),
         Declared("robustness", level="high"),
     )
+
+
+FORMS = f"""
+name = "forms"
+[[services]]
+name = "forms"
+kind = "data-processing"
+outputs = {{ y = "turn.y" }}
+[[services.tasks]]
+name = "turn"
+executor = "wasm"
+artifact = {{ digest = "{DIGEST}", size_bytes = 100 }}
+interface = "tona-core-1"
+functions = ["log"]
+modules.more.artifact = {{ digest = "{OTHER}", size_bytes = 3 }}
+inputs.x = {{ from = "request.x", dtype = "float32", shape = [-1] }}
+outputs.y = {{ dtype = "float32", shape = [-1] }}
+constants.table = {{ artifact = "{OTHER}", artifact_bytes = 5, dtype = "float32", shape = [4] }}
+[[services.tasks.variants]]
+name = "graph"
+executor = "onnx"
+artifact = {{ digest = "{OTHER}", size_bytes = 20 }}
+constants = {{}}
+providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+[[services.tasks.variants]]
+name = "quiet"
+artifact = {{ digest = "{OTHER}", size_bytes = 20 }}
+functions = []
+[[services.tasks.variants]]
+name = "image"
+executor = "container"
+interface = "once"
+arguments = ["--fast"]
+artifact = {{ digest = "{OTHER}", size_bytes = 20 }}
+limits = {{ memory_bytes = 8388608 }}
+"""
+
+
+def test_a_variant_may_be_a_program_of_another_executor() -> None:
+    (turn,) = ordered(FORMS).tasks
+    graph, quiet, image = (one.manifest for one in turn.variants)
+    assert graph.kind is ExecutorKind.ONNX
+    assert (graph.functions, graph.modules, graph.interface) == ((), (), None)
+    assert [one.name for one in graph.inputs] == ["x"]
+    assert graph.constants == ()
+    assert graph.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert graph.limits == turn.manifest.limits
+    assert (quiet.kind, quiet.functions) == (ExecutorKind.WASM, ())
+    assert (quiet.modules, quiet.interface) == (turn.manifest.modules, turn.manifest.interface)
+    assert (image.kind, image.called, image.arguments) == (
+        ExecutorKind.CONTAINER,
+        Interface.ONCE,
+        ("--fast",),
+    )
+    assert image.constants == turn.manifest.constants
+    assert image.limits.memory_bytes == 8 << 20
+    assert turn.leeway.threads_max == 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "told"),
+    [
+        ("functions = []", 'carries = { a = "b" }', "[1].carries",
+         "only onnx tasks have carries, this is wasm"),
+        ('executor = "onnx"', 'executor = "wasm"', "[0].providers",
+         "only onnx tasks have providers, this one is wasm"),
+        ('interface = "once"', 'interface = "wasi-1"', "[2].interface",
+         "'wasi-1' is no interface of theirs: it is one of once, serve"),
+        ('executor = "onnx"', 'executor = "onnx"\nfunctions = ["log"]', "[0].functions",
+         "only wasm tasks of the interface tona-core-1 have host functions"),
+        ("constants = {}", "constants.x = { artifact = 'OTHER', dtype = 'float32', shape = [1] }",
+         "[0].constants.x",
+         "the port 'x' is fed twice, by a constant and as an input"),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_a_variant_is_told_at_the_variant(
+    old: str, new: str, field: str, told: str
+) -> None:
+    document = FORMS.replace(old, new.replace("OTHER", OTHER), 1)
+    assert document != FORMS
+    assert [one for one in problems_of(document) if f"variants{field}: {told}" in one]
 
 
 def test_the_leeway_has_sensible_defaults_and_no_variant_that_breaks_the_agreement() -> None:
