@@ -50,7 +50,7 @@ from tona.events import (
     Wake,
     Woken,
 )
-from tona.job_client import ACCEPT_S, RUN_S, Job, JobDesk, check_times
+from tona.job_client import ACCEPT_S, RUN_S, Job, JobDesk, check_name, check_times
 from tona.jobs import Ended
 from tona.requests import Requests
 from tona.store import Store
@@ -226,6 +226,8 @@ class AsyncClient:
         the higher ones run first. Raises BadInput, Refused, ServiceUnavailable.
         """
         check_times(deadline_s, run_s)
+        if job:
+            check_name(job)
         packed, contents = await self._pack(service, inputs, priority)
         if contents:
             await self._put_all(service, contents, accept_s)

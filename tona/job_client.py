@@ -9,6 +9,7 @@ from msgspec import Struct
 from protocols.errors import Blame
 from protocols.messages import JobAccepted, JobEnded, JobQuery, JobStatus, JobSubmit
 from protocols.messages.invocation import Failure, FailureCode
+from protocols.submission import check_job_id
 from tona.errors import ClientClosed, bad_input, error_of
 from tona.jobs import (
     Ended,
@@ -236,6 +237,14 @@ def check_times(deadline_s: float, run_s: float) -> None:
         raise bad_input(f"deadline_s is {deadline_s}: give 0 to {DEADLINE_MAX_S:.0f}")
     if not 0 < run_s <= RUN_MAX_S:
         raise bad_input(f"run_s is {run_s}: give more than 0, up to {RUN_MAX_S:.0f}")
+
+
+def check_name(job: str) -> None:
+    """Check an id that the caller chose. Raises BadInput."""
+    try:
+        check_job_id(job)
+    except ValueError as error:
+        raise bad_input(str(error)) from None
 
 
 def _is_taken(body: Word) -> bool:

@@ -16,7 +16,6 @@ for a request that has ended is counted and dropped.
 
 import zlib
 from collections.abc import Callable
-from difflib import get_close_matches
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
@@ -37,6 +36,7 @@ from protocols.messages.invocation import (
     Value,
 )
 from protocols.packing import DEFLATE, pack_all
+from protocols.submission import misfit
 from tona.events import (
     AskRoute,
     Cancelled,
@@ -54,7 +54,7 @@ from tona.events import (
     Wake,
     Woken,
 )
-from tona.routes import Service, moved, spoken
+from tona.routes import Service, moved
 
 MAX_REQUESTS: Final = 4096
 """Open requests of one client; one more is refused."""
@@ -360,8 +360,9 @@ class Requests:
 
     def _start(self, request: _Request) -> None:
         service = request.service
-        if request.inputs.keys() != service.names:
-            self._misfit(request)
+        if text := misfit(service.name, service.names, request.inputs.keys()):
+            failure = Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
+            self._finish(request, {}, failure, ())
             return
         self._count(request, under_way=True)
         if request.uploads:
@@ -374,19 +375,6 @@ class Requests:
     def _count(self, request: _Request, *, under_way: bool) -> None:
         request.service.under_way += under_way - request.counted
         request.counted = under_way
-
-    def _misfit(self, request: _Request) -> None:
-        known, given = request.service.names, request.inputs.keys()
-        wrong = sorted(given - known)
-        if wrong:
-            close = get_close_matches(wrong[0], known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            what = f"has no input {wrong[0]!r}{hint}"
-        else:
-            what = f"needs the input {min(known - given)!r}"
-        text = f"service {request.service.name!r} {what} (it takes {spoken(known)})"
-        failure = Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
-        self._finish(request, {}, failure, ())
 
     def _send(self, request: _Request) -> None:
         service = request.service

@@ -1,7 +1,6 @@
 """What a client knows of a service: its newest route, and who waits for a better one. Pure."""
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from msgspec import Struct, field
@@ -98,8 +97,3 @@ class Service(Struct):
         self.ask_at_ms = now_ms + self.ask_wait_ms
         self.ask_wait_ms = min(2 * self.ask_wait_ms, ASK_CAP_MS)
         return self.ask_at_ms
-
-
-def spoken(names: Iterable[str]) -> str:
-    """Write names for a person."""
-    return ", ".join(repr(one) for one in sorted(names)) or "nothing"

@@ -67,7 +67,7 @@ class Anchor:
         self.jobs = Jobs(
             self.desk,
             self.book.scheduler_of,
-            self.book.services.__contains__,
+            self.book.services,
             settings.schedulers,
             Arrivals(self.book),
         )

@@ -17,7 +17,7 @@ run by its id and repeat what they have said.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, Final
 
@@ -32,12 +32,12 @@ from controller.anchor.job_line import OVERLOADED, Job, Line, pause_ms
 from controller.anchor.job_moves import OPEN, Move, Moves, arrived
 from controller.anchor.job_moves import TIMER as MOVE_TIMER
 from controller.anchor.job_shelf import Shelf
-from controller.anchor.job_values import fingerprint, inline_bytes, merged
+from controller.anchor.job_values import fingerprint, inline_bytes, merged, unfitting
 from controller.anchor.job_words import Words
 from controller.decider import Answer, Called, Received, Record, View
 from controller.desk import Desk
 from controller.job_view import job_view
-from controller.records import JOB, JobRecord
+from controller.records import JOB, AnchoredRecord, JobRecord
 from protocols.errors import Blame
 from protocols.messages import (
     Cancel,
@@ -68,7 +68,7 @@ class Jobs:
     """The jobs of an anchor.
 
     `scheduler_of(service)` is the TS that holds the service's envelopes; empty: none of its tasks
-    has a place yet. `anchored(service)`: whether the service is here. Timers of keys `job/...` come
+    has a place yet. `services` are those that are here. Timers of keys `job/...` come
     to `fired`.
     """
 
@@ -76,13 +76,13 @@ class Jobs:
         self,
         desk: Desk,
         scheduler_of: Callable[[str], str],
-        anchored: Callable[[str], bool],
+        services: Mapping[str, AnchoredRecord],
         schedulers: tuple[str, ...],
         arrivals: Arrivals,
     ) -> None:
         self._desk = desk
         self._scheduler_of = scheduler_of
-        self._anchored = anchored
+        self._services = services
         self._open: dict[str, Job] = {}
         self._open_bytes = 0
         self._lines: dict[str, Line] = {}
@@ -144,8 +144,9 @@ class Jobs:
             return "", False
         if body.job in self._moves:
             return _CHANGES.format(body.service), True
-        if not self._anchored(body.service):
-            return f"there is no service {body.service!r} here", False
+        unfit = unfitting(self._services.get(body.service), body)
+        if unfit:
+            return unfit, False
         size_bytes = inline_bytes(body.inputs)
         if len(self._open) >= OPEN_MAX or self._open_bytes + size_bytes > OPEN_MAX_BYTES:
             return f"too many open jobs: {len(self._open)} here; try again when some ended", True
@@ -391,14 +392,14 @@ class Jobs:
         service = body.service
         if not body.asks:
             self._arrivals.moved(body, event.cause)
-        elif not (self._anchored(service) or self._moves.has(service) or self._of(service)):
+        elif not (service in self._services or self._moves.has(service) or self._of(service)):
             said = JobsMoved(service, self._desk.name, body.to)
             self._desk.tell_role(event.sender, said, event.cause)
 
     def handed(self, event: Received, body: JobHandover) -> None:
         """Own a job of another anchor from here on; what is known here already stays as it is."""
         submit = body.submit
-        if not self._anchored(submit.service):
+        if submit.service not in self._services:
             return
         job = self._open.get(submit.job)
         record = arrived(body, event.tenant)
@@ -453,7 +454,7 @@ class Jobs:
     def _begin(self) -> None:
         """Go on with what was open before a restart, here or on its way to another anchor."""
         for service in sorted({one.record.submit.service for one in self._open.values()}):
-            if self._anchored(service):
+            if service in self._services:
                 self._pump(service)
             else:
                 # Deleted ones were ended with their service: another anchor has it.

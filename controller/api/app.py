@@ -42,9 +42,9 @@ from controller.api.operations import (
 from controller.api.reads import check_named, read
 from controller.api.watch import Watchers
 from controller.decider import Answer
-from controller.namo.reader import near
 from controller.registry import LiveRegistry
 from protocols.errors import Blame, TonaBug, TonaError
+from protocols.submission import near
 
 CALL_TIMEOUT_S: Final = 30.0
 """How long a role may take to answer an operation."""

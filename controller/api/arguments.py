@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from controller.api.errors import Refused
 from controller.api.operations import Operation, Transfer
-from controller.namo.reader import near
+from protocols.submission import near
 
 _IN_PATH: Final = re.compile(r"\{(\w+)\}")
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")

@@ -13,8 +13,8 @@ from controller.api.arguments import Request, build, sentence
 from controller.api.errors import error_of
 from controller.api.named import from_json
 from controller.api.operations import BY_NAME, WATCHED, Operation
-from controller.namo.reader import near
 from protocols.errors import PeerError, TonaBug, UserError
+from protocols.submission import near
 
 OK_BELOW: Final = 300
 

@@ -6,7 +6,6 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from controller.namo.reader import near
 from protocols.errors import (
     Blame,
     EnvironmentFailure,
@@ -15,6 +14,7 @@ from protocols.errors import (
     TonaError,
     UserError,
 )
+from protocols.submission import near
 
 STATUS: Final = {Blame.USER: 400, Blame.PEER: 400, Blame.ENVIRONMENT: 503, Blame.OURS: 500}
 """The status of a failure that names none of its own."""

@@ -1,6 +1,5 @@
 """The arguments of the operations on jobs: values as JSON, and how they become a submission."""
 
-import re
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -11,21 +10,12 @@ from protocols.messages import JobSubmit
 from protocols.messages.invocation import INLINE_MAX_BYTES, Blob, Budget, Tensor, Value, Values
 from protocols.messages.job import JobState
 from protocols.messages.quality import PRIORITY_DEFAULT, Priority
+from protocols.submission import check_job_id
 
 JobKey = Annotated[str, Meta(min_length=1, max_length=128)]
-JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LIMIT_MAX: Final = 10_000
 API_CLIENT: Final = "api"
 """Who a job that came over HTTP is said to be of."""
-
-
-def check_job_id(job: str) -> None:
-    """Check an identifier of the caller's choice. Raises ValueError."""
-    if JOB_ID.fullmatch(job) is None:
-        raise ValueError(
-            f"{job[:80]!r} cannot name a job: write letters, digits, '.', '_' and '-', up to 128, "
-            "a letter or digit first"
-        )
 
 
 class JobInput(Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from controller.decider import Called, Received
 from controller.namo.books import Books
-from controller.namo.reader import near
 from controller.namo.submission import check_tenant
 from controller.records import ApprovalRecord, ApprovalState, ServiceRecord
 from protocols.errors import UserError
 from protocols.messages import Escalation, EscalationAnswer
+from protocols.submission import near
 
 GRANT: Final = "approve.grant"
 DENY: Final = "approve.deny"

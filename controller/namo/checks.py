@@ -9,9 +9,10 @@ from controller.namo.checks_task import check_task
 from controller.namo.graph import needed, order
 from controller.namo.lines import Path
 from controller.namo.model import Alternative, Input, Output, Service
-from controller.namo.reader import Problems, near
+from controller.namo.reader import Problems
 from controller.namo.wiring import MAX_NAME, Come, agree, come_from, sources_of, spelt
 from protocols.messages.invocation import REQUEST
+from protocols.submission import near
 from protocols.topics import valid_name
 
 

@@ -5,10 +5,11 @@ These run when every edge of the service leads somewhere.
 
 from controller.namo.lines import Path
 from controller.namo.model import MAIN, Alternative, Output, Service, Source
-from controller.namo.reader import Problems, near
+from controller.namo.reader import Problems
 from controller.namo.wiring import agree, asked_of_request, come_from, given_to_client, spelt
 from protocols.messages.invocation import REQUEST
 from protocols.messages.quality import SourceKind
+from protocols.submission import near
 
 
 def check_alternatives(service: Service, path: Path, problems: Problems) -> None:

@@ -4,11 +4,12 @@ from typing import Final
 
 from controller.namo.lines import Path
 from controller.namo.model import Service, bounds_of
-from controller.namo.reader import Problems, near
+from controller.namo.reader import Problems
 from controller.namo.wiring import come_from
 from protocols.errors import UserError
 from protocols.messages.invocation import REQUEST
 from protocols.qoais import INDICATORS, Bound, Direction, ServiceKind, check
+from protocols.submission import near
 
 _TIMES: Final = ("latency_ms", "training_duration_s")
 STRONG: Final = "strong"

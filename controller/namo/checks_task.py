@@ -6,9 +6,10 @@ from controller.namo.checks_program import check_program
 from controller.namo.forms import formed, runs_models
 from controller.namo.lines import Path
 from controller.namo.model import Declarations, Task, Variant
-from controller.namo.reader import Problems, near
+from controller.namo.reader import Problems
 from protocols.manifest import MAX_PORTS, ExecutorKind
 from protocols.qoais import INDICATORS, Category
+from protocols.submission import near
 
 ACCELERATORS: Final = ("", "gpu", "npu")
 ENCODINGS: Final = ("deflate",)

@@ -3,8 +3,9 @@
 from typing import Final
 
 from controller.namo.model import Origin, Service, Threshold, Trigger, UseCase
-from controller.namo.reader import Problems, near
+from controller.namo.reader import Problems
 from protocols.messages.quality import SourceKind
+from protocols.submission import near
 
 AGGREGATES: Final = {
     "cpu_percent": True,

@@ -26,13 +26,13 @@ from controller.namo.approvals import DENY, GRANT, HOLD, Approvals
 from controller.namo.books import LEAVE, ORDER, Books, alive, is_open
 from controller.namo.candidates import Position
 from controller.namo.positions import CALM, SETTLE, Positions
-from controller.namo.reader import near
 from controller.namo.submission import OVER, SubmitArguments, check_tenant, plan_submission
 from controller.namo.triggers import PULL, Triggers
 from controller.records import ServiceRecord, UseCaseRecord, UseCaseState
 from protocols.errors import Blame, UserError
 from protocols.messages import AnchorSummary, Escalation, ServiceReport
 from protocols.messages.hierarchy import ServiceState
+from protocols.submission import near
 
 SUBMIT: Final = "usecase.submit"
 DELETE: Final = "usecase.delete"

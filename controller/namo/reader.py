@@ -5,12 +5,11 @@ here, and msgspec judges each leaf. The struct definitions stay the only descrip
 allowed.
 """
 
-import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -19,6 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from controller.namo.lines import Path, locate
+from protocols.submission import near
 from protocols.topics import NAME_PATTERN
 
 STEP_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$(?!\n)"
@@ -100,12 +100,6 @@ def written(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or "the document"
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """Return a suggestion to append to a sentence about an unknown name; empty without one."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def read(kind: type[_S], value: object, path: Path, problems: Problems) -> _S | None:

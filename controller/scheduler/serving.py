@@ -86,7 +86,7 @@ class Serving:
             return
         route = self.routes.get(request.service)
         if route is None:
-            reason = f"there is no service {request.service!r} here"
+            reason = "none of that name was submitted here"
             route = routes.route(request.service, self._epoch, reason, (), 0, "")
         self._desk.tell(ToTopic(reply_to, event.correlation), route, event.cause)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from jobs_world import World, failure, held, is_run, query, say, submit, tensor
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from controller.anchor import job_line, job_shelf, jobs
 from controller.api.jobs import JobInput, SubmitJob
@@ -515,3 +515,13 @@ def test_a_clock_that_is_not_known_is_not_guessed_and_a_call_tells_it(world: Wor
     world.feed("ta-main", Called("c", "job.cancel", Named("no"), "default", "api", 5 * 10**12))
     say(world, submit("j2"))
     assert world.record("j2").ended_unix_ms == 5 * 10**12
+
+
+def test_a_job_with_inputs_of_another_name_is_refused_at_once(world: World) -> None:
+    strange = structs.replace(submit(), inputs={"nothing": tensor()})
+    say(world, strange)
+    [answer] = world.accepted()
+    assert not answer.accepted
+    assert not answer.retryable
+    assert answer.reason.startswith("service 'svc' has no input 'nothing'")
+    assert not world.nodes["n1"].runs

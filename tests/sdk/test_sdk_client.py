@@ -137,6 +137,8 @@ async def test_wrong_calls_are_told_before_anything_is_sent(cell: Cell) -> None:
             await client.invoke("s", {"x": [1]})
         with pytest.raises(tona.BadInput, match="has no input 'image'"):
             await client.invoke("s", {"image": b""})
+        with pytest.raises(tona.BadInput, match="'a/b' cannot name a job"):
+            await client.submit("s", {"x": b""}, job="a/b")
     assert cell.n1.heard == []
 
 

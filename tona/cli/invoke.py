@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -10,10 +9,10 @@ import msgspec
 from msgspec import Struct
 from typer import Argument, Option
 
-from controller.namo.reader import near
 from protocols.errors import EnvironmentFailure, UserError
 from protocols.messages.hierarchy import ServiceOrder
 from protocols.messages.invocation import REQUEST
+from protocols.submission import misfit
 from tona.cli import complete
 from tona.cli.context import AsJson, console, settings, show_json
 from tona.cli.errors import RefusedByController
@@ -100,7 +99,8 @@ async def fitting(service: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
     dtypes: dict[str, str] = {}
     if order is not None:
         dtypes = _dtypes(order)
-        _check(service, dtypes.keys(), {name for name, _ in given})
+        if text := misfit(service, dtypes.keys(), {name for name, _ in given}):
+            raise RefusedByController(text)
     return {
         name: _array(name, value.value, dtypes.get(name)) if isinstance(value, Numbers) else value
         for name, value in given
@@ -123,19 +123,6 @@ async def _order(service: str) -> ServiceOrder | None:
             # Whoever has a bundle needs the broker alone; else connecting says what is wrong.
             return None
     return order
-
-
-def _check(service: str, known: Collection[str], given: Collection[str]) -> None:
-    """Check the names of inputs, in the words of a client. Raises RefusedByController."""
-    strange = sorted(set(given) - set(known))
-    if strange:
-        what = f"has no input {strange[0]!r}{near(strange[0], known)}"
-    elif len(given) < len(known):
-        what = f"needs the input {min(set(known) - set(given))!r}"
-    else:
-        return
-    takes = ", ".join(repr(one) for one in sorted(known)) or "nothing"
-    raise RefusedByController(f"service {service!r} {what} (it takes {takes})")
 
 
 def _dtypes(order: ServiceOrder) -> dict[str, str]:

@@ -8,10 +8,10 @@ import msgspec
 import typer
 from typer import Argument, Option
 
-from controller.api.jobs import check_job_id
 from controller.job_view import JobOutput, JobView
 from protocols.errors import UserError
 from protocols.messages.job import JobState
+from protocols.submission import check_job_id
 from tona.cli import complete
 from tona.cli.context import AsJson, details, listing, or_dash, settings, show, show_json, table
 from tona.cli.draw import moment, size

@@ -6,8 +6,8 @@ import msgspec
 from typer import Argument, Option
 
 from controller.api.operations import BY_NAME, TABLE, Operation, Transfer
-from controller.namo.reader import near
 from protocols.errors import UserError
+from protocols.submission import near
 from tona.cli.context import AsJson, show, show_json, table, with_api
 
 CALLABLE: Final = {one.name: one for one in TABLE if one.transfer is Transfer.JSON}

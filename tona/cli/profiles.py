@@ -7,9 +7,9 @@ import msgspec
 import typer
 from typer import Argument, Option
 
-from controller.namo.reader import near
 from firmware_profiles import Profile, detect, load, names, validate
 from protocols.errors import UserError
+from protocols.submission import near
 from tona.cli import errors
 from tona.cli.context import AsJson, details, show, show_json, table
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from controller.config import DEFAULT_API_PORT
-from controller.namo.reader import near
 from protocols.errors import UserError
+from protocols.submission import near
 
 DEFAULT_API: Final = f"http://127.0.0.1:{DEFAULT_API_PORT}"
 OPTIONS: Final = ("api", "bundle")
