@@ -132,8 +132,10 @@ class Keeper:
     def credit(self, service: str) -> int:
         """Return how many requests a client may have under way: as many as its tasks can bear."""
         credit = ROUTE_CREDIT
-        for task in self._table.of_service(service):
-            entry = self._table.tasks[task]
+        tasks = self._table.tasks
+        # While a change is prepared a task may have no envelope yet.
+        for task in [name for name in self._table.of_service(service) if name in tasks]:
+            entry = tasks[task]
             credit = min(credit, entry.grant.spec.manifest.limits.queue)
             run_ms = self.gauges.meters.get(task, Col.RUN_MS)
             target = entry.grant.spec.qos.latency_ms

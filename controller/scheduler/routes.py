@@ -24,12 +24,27 @@ def build_plan(tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]) -
         copies.append(entry.current)
     step_tasks = {copy.grant.spec.step: copy.grant.spec.task for copy in copies}
     last = copies[-1].grant
-    return Plan(
-        last.service,
-        min(copy.generation for copy in copies),
-        tuple(_step(copy, step_tasks) for copy in copies),
-        tuple(_renamed(edge, step_tasks) for edge in last.outputs),
-    )
+    steps = tuple(_step(copy, step_tasks) for copy in copies)
+    outputs = tuple(_renamed(edge, step_tasks) for edge in last.outputs)
+    given = {(step.task, port) for step in steps for port in step.outputs}
+    taken = {edge for step in steps for edge in step.inputs if edge.source != REQUEST}
+    for edge in taken.union(outputs):
+        # Copies of two generations may serve beside each other, but not if they do not fit.
+        if (edge.source, edge.source_port) not in given:
+            return f"task {edge.source} is being changed"
+    return Plan(last.service, min(copy.generation for copy in copies), steps, outputs)
+
+
+def still_serves(plan: Plan, tasks: Mapping[str, TaskEntry]) -> bool:
+    """Whether a plan goes on as it is while a change of its service is prepared."""
+    for step in plan.steps:
+        entry = tasks.get(step.task)
+        copy = entry.current if entry is not None else None
+        if copy is None or copy.state is not CopyState.READY:
+            return False
+        if (copy.node, copy.epoch) != (step.node, step.epoch):
+            return False
+    return True
 
 
 def _step(copy: Copy, step_tasks: Mapping[str, str]) -> Step:

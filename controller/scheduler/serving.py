@@ -47,6 +47,9 @@ class Serving:
         old = self.routes.get(service)
         if tasks:
             plan = routes.build_plan(self._table.tasks, tasks)
+            before = old.plan if old is not None else None
+            if isinstance(plan, str) and before and routes.still_serves(before, self._table.tasks):
+                plan = before
         elif old is None:
             return False
         else:

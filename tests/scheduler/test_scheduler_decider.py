@@ -1,6 +1,7 @@
 """The scheduler as a decider: envelopes, moves, adoption, escalation, routes."""
 
 import pytest
+from msgspec.structs import replace
 from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
@@ -231,6 +232,48 @@ def test_a_new_generation_runs_beside_the_old_until_it_is_ready(bench: Bench) ->
     output = bench.ready("n1", 33, generation=2)
     assert said(output, Route)[-1].plan.generation == 2
     assert not told(output, "n1", Release), "the node itself replaced the older copy"
+
+
+def changed() -> tuple[EnvelopeGrant, EnvelopeGrant]:
+    """Return the grants of a service that gets a second task."""
+    tasks, outputs = ("svc.a", "svc.b"), (Edge("y", "b", "x"),)
+    first = replace(grant("n1", "n2", generation=2, first=33), plan_tasks=tasks, outputs=outputs)
+    spec = replace(first.spec, task="svc.b", step="b")
+    return first, replace(first, spec=spec, epoch_from=65, epoch_to=96)
+
+
+def test_a_change_that_adds_a_task_is_routed_when_that_is_ready(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    first, second = changed()
+    output = bench.anchor(second)
+    [assign] = told(output, "n1", Assign)
+    assert assign.task == "svc.b"
+    assert not said(output, Route), "the service goes on as it was"
+    output = bench.node("n1", Status(2, "svc.b", 65, READY, generation=2))
+    bench.anchor(first)
+    output = bench.ready("n1", 33, generation=2)
+    plan = said(output, Route)[-1].plan
+    assert [(step.task, step.epoch) for step in plan.steps] == [("svc.a", 33), ("svc.b", 65)]
+
+
+def test_tasks_of_two_generations_that_do_not_fit_are_not_routed(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    _, second = changed()
+    wired = replace(second.spec, inputs=(Edge("x", "a", "new"),))
+    bench.anchor(replace(second, spec=wired))
+    output = bench.node("n1", Status(2, "svc.b", 65, READY, generation=2))
+    assert not said(output, Route), "what serves goes on"
+    bench.node("n1", Status(3, "svc.a", 1, InstanceState.FAILED, "it broke"))
+    assert said(bench.passes(200, "n1", "n2"), Route) == []
+    assert bench.ts.serving.routes["svc"].plan is None
+
+
+def test_a_service_in_change_is_not_served_when_what_served_is_lost(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    _, second = changed()
+    bench.anchor(second)
+    output = bench.node("n1", Status(2, "svc.a", 1, InstanceState.FAILED, "it broke"))
+    assert said(output, Route)[-1].plan is None
 
 
 def test_routes_grow_and_are_given_on_request(bench: Bench) -> None:
