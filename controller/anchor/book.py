@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import structs
 
+from controller.anchor.census import Census
 from controller.anchor.ledger import Ledger
 from controller.anchor.lifecycle import TaskEvent, advance
 from controller.anchor.placement import NodeFacts, Snapshot
@@ -49,6 +50,7 @@ class Book:
         self.tasks: dict[str, TaskRecord] = {}
         self.nodes: dict[str, NodeFacts] = {}
         self.inventories: dict[str, Inventory] = {}
+        self.census = Census()
         self.ledger = Ledger()
         self.stories = Stories(desk)
         self.seats: dict[str, str] = {}
@@ -156,6 +158,7 @@ class Book:
         self.revision += 1
         if facts.scheduler:
             self._heard.add(facts.node)
+        self.census.put(self.nodes.get(facts.node), facts)
         self.nodes[facts.node] = facts
         self.inventories[facts.node] = facts.inventory
         self._sorted_nodes = None
@@ -163,7 +166,7 @@ class Book:
     def drop_node(self, node: str) -> None:
         """Forget a node; every plan made before is stale."""
         self.revision += 1
-        self.nodes.pop(node, None)
+        self.census.put(self.nodes.pop(node, None), None)
         self.inventories.pop(node, None)
         self._heard.discard(node)
         self._sorted_nodes = None

@@ -1,7 +1,5 @@
 """Nodes, coarsely, as their schedulers summarise them; and the fleet, more coarsely, for NAMO."""
 
-from collections import Counter
-from statistics import median
 from typing import Final
 
 from controller.anchor.book import Book
@@ -150,31 +148,20 @@ class Fleet:
             self._book.desk.wake(TIMER, at_ms)
 
     def _summarise(self) -> AnchorSummary:
-        settings, ledger = self._book.settings, self._book.ledger
-        known = self._book.nodes.values()
-        online = [one for one in known if one.state is NodeState.ONLINE]
-        free = [
-            max(0, one.inventory.task_memory_bytes - ledger.taken_bytes(one.node)) for one in online
-        ]
-        trips = [one.round_trip_ms for one in online if one.round_trip_ms is not None]
-        cpu_percent = sum(one.cpu_percent for one in online) / len(online) if online else 0.0
-        executors = Counter(
-            kind for one in online for kind in {info.kind for info in one.inventory.executors}
-        )
-        accelerators = Counter(
-            kind for one in online for kind in {info.kind for info in one.inventory.accelerators}
-        )
+        settings, census = self._book.settings, self._book.census
+        free, largest = census.free_bytes(self._book.ledger)
+        trip_ms = census.round_trip_ms
         return AnchorSummary(
             anchor=settings.name,
             side=settings.side,
             cells=settings.cells,
-            nodes=len(online),
-            cpu_count=sum(one.inventory.cpu_count for one in online),
-            cpu_percent=round(cpu_percent, 1),
-            task_memory_free_bytes=sum(free),
-            largest_free_bytes=max(free, default=0),
-            round_trip_ms=round(median(trips), 2) if trips else None,
-            executors=dict(sorted(executors.items())),
-            accelerators=dict(sorted(accelerators.items())),
-            lost=len(known) - len(online),
+            nodes=len(census),
+            cpu_count=census.cpu_count,
+            cpu_percent=round(census.cpu_percent, 1),
+            task_memory_free_bytes=free,
+            largest_free_bytes=largest,
+            round_trip_ms=None if trip_ms is None else round(trip_ms, 2),
+            executors=census.executors,
+            accelerators=census.accelerators,
+            lost=len(self._book.nodes) - len(census),
         )
