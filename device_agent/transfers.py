@@ -89,6 +89,10 @@ class Transfers:
             except EnvironmentFailure as error:
                 log.warning("%s", error)
 
+    async def artifact(self, ref: ArtifactRef, urls: tuple[str, ...]) -> None:
+        """Have an artifact in the cache. Raises ExecutorFailure."""
+        await self._fetcher().fetch_artifact(ref, list(urls))
+
     def _fetcher(self) -> "Fetcher":
         if self.fetching is None:
             self.fetching = self._make_fetcher()

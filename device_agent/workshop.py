@@ -33,6 +33,7 @@ from protocols.messages import invocation
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
     from device_agent.sources import Sources
+    from device_agent.trials import Bench
 
 INLINE_TOTAL_BYTES: Final = 128 * 1024
 """Inline outputs of one call together; the largest beyond it go to the blob folder."""
@@ -72,6 +73,7 @@ class Workshop:
         self._pins: dict[str, list[str]] = {}
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bench: Bench | None = None
         self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
@@ -81,6 +83,8 @@ class Workshop:
             commands.RestInstance: self._rest,
             commands.WakeInstance: self._wake,
             commands.StopInstance: self._stop,
+            commands.RunTrial: lambda command: self._spawn(self._trial(command)),
+            commands.EndTrial: self._end_trial,
             **self._transfers.doors,
         }
 
@@ -285,15 +289,15 @@ class Workshop:
             await self._tell_stats(instance, executor)
 
     def _rest(self, command: commands.RestInstance) -> None:
-        self._spawn(self._settle(command.instance, awake=False))
+        self._spawn(self._settle(command.instance, awake=False, keep=command.keep))
 
     def _wake(self, command: commands.WakeInstance) -> None:
         self._spawn(self._settle(command.instance, awake=True))
 
-    async def _settle(self, instance: str, *, awake: bool) -> None:
+    async def _settle(self, instance: str, *, awake: bool, keep: bool = False) -> None:
         executor = self._kinds.get(instance)
         if executor is not None:
-            await (executor.wake(instance) if awake else executor.rest(instance))
+            await (executor.wake(instance) if awake else executor.rest(instance, keep=keep))
             await self._tell_stats(instance, executor)
 
     def _stop(self, command: commands.StopInstance) -> None:
@@ -311,6 +315,18 @@ class Workshop:
         for digest in self._pins.pop(instance, ()):
             self._cache.unpin(digest)
         self._tell(events.InstanceStopped(instance))
+
+    async def _trial(self, command: commands.RunTrial) -> None:
+        """Measure a program; what does that is loaded with the first one."""
+        if self._bench is None:
+            from device_agent.trials import Bench  # noqa: PLC0415 - few nodes measure much
+
+            self._bench = Bench(self._cache, self._blobs, self._transfers, self._executor)
+        self._tell(events.TrialEnded(await self._bench.run(command)))
+
+    def _end_trial(self, command: commands.EndTrial) -> None:
+        if self._bench is not None:
+            self._bench.end(command.reason)
 
 
 def to_executor(values: Mapping[str, invocation.Value]) -> tuple[dict[str, Value], list[str]]:

@@ -19,6 +19,7 @@ from protocols import base, codec, manifest, sla, topics
 from protocols.manifest import ITEM_BYTES, Dtype
 from protocols.messages import (
     Body,
+    calibration,
     hierarchy,
     host,
     invocation,
@@ -35,6 +36,7 @@ MODULES: Final = (
     sense,
     task,
     quality,
+    calibration,
     invocation,
     job,
     hierarchy,

@@ -125,6 +125,7 @@ class Assignments:
                 replicas=said.replicas,
                 priority=said.priority,
                 encoding=said.encoding,
+                warmth=said.warmth,
             )
             if tuning != have:
                 held.assign = structs.replace(held.assign, tuning=tuning)

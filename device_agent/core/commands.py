@@ -7,7 +7,7 @@ is done, so nothing is promised that a crash can take back.
 from msgspec import Struct
 
 from protocols.manifest import Dtype, Manifest
-from protocols.messages import Body
+from protocols.messages import Body, Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Result, Tensor, Value
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign
@@ -117,6 +117,8 @@ class RestInstance(Struct, frozen=True):
 
     instance: str
     cause: str
+    keep: bool = False
+    """Whether the process that has loaded its program stays."""
 
 
 class WakeInstance(Struct, frozen=True):
@@ -131,6 +133,21 @@ class StopInstance(Struct, frozen=True):
 
     instance: str
     cause: str
+
+
+class RunTrial(Struct, frozen=True):
+    """Measure a program in an instance that serves nobody; answered by `TrialEnded`."""
+
+    asked: Calibrate
+    urls: tuple[str, ...]
+    tenant: str
+    cause: str
+
+
+class EndTrial(Struct, frozen=True):
+    """End the trial that runs; it is still answered, with the reason."""
+
+    reason: str
 
 
 class Execute(Struct, frozen=True):
@@ -248,6 +265,8 @@ Command = (
     | RestInstance
     | WakeInstance
     | StopInstance
+    | RunTrial
+    | EndTrial
     | Execute
     | CancelCall
     | FetchBlob

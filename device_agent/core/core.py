@@ -35,6 +35,7 @@ from protocols.messages import (
     Acknowledge,
     Assign,
     Birth,
+    Calibrate,
     Cancel,
     Death,
     Deliver,
@@ -56,6 +57,7 @@ from protocols.topics import Channel
 if TYPE_CHECKING:
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
+    from device_agent.core.trials import Trials
 
 SHUTDOWN_MS: Final = 10_000
 """What the whole end of the daemon may take."""
@@ -104,6 +106,7 @@ class Core:
         self.requests = Requests(turn, self.assignments, self.meter, self.replies, self.upkeep.idle)
         self.upkeep.abandon = self.requests.abandon
         self._deviceless: Deviceless | None = None
+        self._trials: Trials | None = None
         self.requests.workers.deviceless = self._followers
         self._doors = self._table()
         self._clocks = self._timers()
@@ -123,8 +126,9 @@ class Core:
             (Channel.COMMAND, SetSensing): self._set_sensing,
             (Channel.COMMAND, Assign): self._assign,
             (Channel.COMMAND, Release): self._release,
-            (Channel.COMMAND, Tune): lambda event, body: self.assignments.tune(
-                body, event.incarnation, event.cause
+            (Channel.COMMAND, Tune): self._tune,
+            (Channel.COMMAND, Calibrate): lambda event, body: self.trials.take(
+                body, event.tenant, event.cause, self.assignments.held.values()
             ),
             (Channel.COMMAND, Feed): lambda event, body: self.feeder.take(
                 body, event.incarnation, event.cause
@@ -182,6 +186,9 @@ class Core:
             events.InstanceExited: upkeep.exited,
             events.InstanceStopped: lambda event: upkeep.stopped(event.instance),
             events.InstanceStats: upkeep.stats,
+            events.TrialEnded: lambda event: self.trials.ended(
+                event.found, self.assignments.held.values()
+            ),
             events.ExecutorsSized: self._sized,
             events.BlobReady: lambda event: requests.workers.blob_ready(event.digest),
             events.BlobPushed: self._blob_pushed,
@@ -252,6 +259,8 @@ class Core:
     def _drain(self, _event: events.Received, body: Drain) -> None:
         if not self._ending:
             self._turn.draining = "" if body.over else body.reason or "it is being drained"
+            if self._trials is not None and not body.over:
+                self._trials.drained()
 
     def _set_sensing(self, _event: events.Received, body: SetSensing) -> None:
         self._pace(body)
@@ -262,6 +271,15 @@ class Core:
 
     def _assign(self, event: events.Received, body: Assign) -> None:
         self.assignments.assign(body, event.cause)
+        if self._trials is not None:
+            self._trials.pressed(self.assignments.held.values())
+
+    def _tune(self, event: events.Received, body: Tune) -> None:
+        self.assignments.tune(body, event.incarnation, event.cause)
+        held = self.assignments.held.get(body.task)
+        shown = held.shown if held is not None else None
+        if shown is not None and shown.deviceless is not None:
+            self._followers().tuned(shown)
 
     def _release(self, event: events.Received, body: Release) -> None:
         self.assignments.release(body, event.cause)
@@ -305,6 +323,15 @@ class Core:
 
             self._deviceless = Deviceless(self._turn, self.upkeep.instances)
         return self._deviceless
+
+    @property
+    def trials(self) -> "Trials":
+        """Return who measures programs; it is loaded with the first one."""
+        if self._trials is None:
+            from device_agent.core.trials import Trials  # noqa: PLC0415 - see `feeder`
+
+            self._trials = Trials(self._turn, self._inventory)
+        return self._trials
 
     def _follow(self, subject: str, name: str) -> None:
         self._followers().on_timer(subject, name)
@@ -409,6 +436,8 @@ class Core:
         if not self._ending:
             self._ending = self._turn.draining = event.reason or "the device agent ends"
             self._turn.timers.set(_SHUTDOWN, self._turn.now_ms + SHUTDOWN_MS)
+            if self._trials is not None:
+                self._trials.drained()
             self.assignments.stop_all(self._ending)
 
     def _farewell(self) -> None:

@@ -13,6 +13,7 @@ from device_agent.core.arrivals import Arrivals
 from device_agent.core.commands import RestInstance, TuneInstance, WakeInstance
 from device_agent.core.instances import Instance
 from device_agent.core.turn import Turn
+from protocols.messages.quality import Warmth
 from protocols.messages.sense import LoadReport
 from protocols.messages.task import InstanceState
 
@@ -31,6 +32,8 @@ class Deviceless:
         self._turn = turn
         self._instances = instances
         self._patterns: dict[str, Arrivals] = {}
+        self._keeping: set[str] = set()
+        """Instances that rest and keep the process of their program."""
 
     def busy(self, instance: Instance) -> None:
         """Take note that a call of an instance begins."""
@@ -40,6 +43,7 @@ class Deviceless:
         self._turn.timers.cancel(("rest", instance.name))
         self._turn.timers.cancel(("warm", instance.name))
         instance.resting = False
+        self._keeping.discard(instance.name)
 
     def idle(self, instance: Instance) -> None:
         """Take note that nothing of an instance runs or waits; it rests in a while."""
@@ -48,8 +52,25 @@ class Deviceless:
         pattern = self._pattern(instance)
         pattern.went(self._turn.now_ms)
         instance.idle_since_ms = self._turn.now_ms
+        if instance.tuning.warmth is Warmth.INSTANCE:
+            # It stays, unless memory gets short.
+            return
         keep_ms = instance.deviceless.keep_alive_ms or pattern.keep_ms()
         self._turn.timers.set(("rest", instance.name), self._turn.now_ms + keep_ms)
+
+    def tuned(self, instance: Instance) -> None:
+        """Take note that what stays of an instance may be another thing now."""
+        if instance.state is not InstanceState.READY or not instance.idle:
+            return
+        stays = instance.tuning.warmth is Warmth.INSTANCE
+        if stays and instance.resting:
+            instance.resting = False
+            self._keeping.discard(instance.name)
+            self._turn.out.append(WakeInstance(instance.name, "it is to stay ready"))
+        elif (
+            not stays and not instance.resting and ("rest", instance.name) not in self._turn.timers
+        ):
+            self.idle(instance)
 
     def grow(self, instance: Instance) -> None:
         """Add a worker for calls that wait, if there is leave."""
@@ -81,26 +102,27 @@ class Deviceless:
         """Let whoever has been idle longest rest while the node's memory is short."""
         if not self._short(load):
             return
-        timers = self._turn.timers
-        waiting = [one for one in self._resters() if ("rest", one.name) in timers]
-        if waiting:
-            first = min(waiting, key=lambda one: one.idle_since_ms)
-            timers.cancel(("rest", first.name))
-            self._rest(first, "memory is short")
+        first = min(self._holders(), key=lambda one: one.idle_since_ms, default=None)
+        if first is not None:
+            self._turn.timers.cancel(("rest", first.name))
+            self._rest(first, "memory is short", pressed=True)
 
-    def _resters(self) -> Iterable[Instance]:
+    def _holders(self) -> Iterable[Instance]:
+        """Return the idle instances that hold memory."""
         return (
             one
             for one in self._instances.values()
             if one.deviceless is not None
             and one.state is InstanceState.READY
             and one.idle
-            and not one.resting
+            and (not one.resting or one.name in self._keeping)
         )
 
-    def _rest(self, instance: Instance, cause: str) -> None:
+    def _rest(self, instance: Instance, cause: str, *, pressed: bool = False) -> None:
         instance.resting, instance.grown = True, 1
-        self._turn.out.append(RestInstance(instance.name, cause))
+        keep = instance.tuning.warmth is not Warmth.FORM and not pressed
+        (self._keeping.add if keep else self._keeping.discard)(instance.name)
+        self._turn.out.append(RestInstance(instance.name, cause, keep))
         fixed = instance.deviceless is not None and instance.deviceless.keep_alive_ms
         pattern = self._pattern(instance)
         next_ms = None if fixed else pattern.next_ms()

@@ -6,7 +6,7 @@ Times come with `Core.handle`; values of tensors are the wire's (`Tensor`, `Blob
 from msgspec import Struct
 
 from protocols.errors import Blame
-from protocols.messages import Body
+from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
 from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
@@ -117,6 +117,12 @@ class InstanceStats(Struct, frozen=True):
     memory_bytes: int
     remark: str = ""
     """What of its assignment or tuning cannot be given here, for people."""
+
+
+class TrialEnded(Struct, frozen=True):
+    """What a trial has measured, or why it has not."""
+
+    found: Calibrated
 
 
 class ExecutorsSized(Struct, frozen=True):
@@ -238,6 +244,7 @@ Event = (
     | InstanceExited
     | InstanceStopped
     | InstanceStats
+    | TrialEnded
     | ExecutorsSized
     | ExecutorDone
     | ExecutorFailed

@@ -163,8 +163,11 @@ class Executor(Protocol):
         """
         ...
 
-    async def rest(self, task: str) -> None:
-        """Have an instance hold nothing until its next call or `wake`; one with calls stays."""
+    async def rest(self, task: str, *, keep: bool = False) -> None:
+        """Have an instance hold nothing until its next call or `wake`; one with calls stays.
+
+        `keep`: nothing but the process that has loaded its program, where there is one.
+        """
         ...
 
     async def wake(self, task: str) -> None:

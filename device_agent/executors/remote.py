@@ -389,11 +389,17 @@ class RemoteExecutor:
         """Have the executor hold nothing of an instance without calls."""
         raise NotImplementedError
 
-    async def rest(self, task: str) -> None:
-        """Have an instance hold nothing until its next call or `wake`; one with calls stays."""
+    async def rest(self, task: str, *, keep: bool = False) -> None:
+        """Have an instance hold nothing until its next call or `wake`; one with calls stays.
+
+        `keep`: nothing but the process that has loaded its program, where there is one.
+        """
         instance = self._instances.get(task)
-        if instance is not None and instance.links and not instance.runs:
-            instance.resting = True
+        if instance is None or instance.runs or instance.starting is not None:
+            return
+        # What has kept its process so far may give that up as well.
+        if instance.links or not (keep or instance.resting):
+            instance.resting = not keep
             self._unload(instance)
             instance.memory_bytes = 0
 

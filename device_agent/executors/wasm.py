@@ -301,6 +301,11 @@ class WasmExecutor(RemoteExecutor):
         instance.links = [host.link]
         return True
 
+    async def rest(self, task: str, *, keep: bool = False) -> None:
+        """As every executor; a host keeps a module that it has mapped at next to no cost."""
+        if not keep:
+            await super().rest(task)
+
     def _unload(self, instance: Instance) -> None:
         if instance.link is not None:
             instance.link.tell({"op": "unload", "id": 0, "key": instance.key})

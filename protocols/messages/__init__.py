@@ -5,6 +5,7 @@ are only ever appended, each with a default: an older reader ignores it, a newer
 """
 
 from protocols.base import Message
+from protocols.messages.calibration import Calibrate, Calibrated, RunFigures
 from protocols.messages.hierarchy import (
     AnchorSummary,
     AnchorWelcome,
@@ -53,9 +54,18 @@ from protocols.messages.quality import Feed, QualityReport, Tune
 from protocols.messages.sense import LinkReport, LoadReport, Probe, SetSensing
 from protocols.messages.task import Acknowledge, Assign, Release, Status
 
-NODE_SAYS = Birth | Death | LoadReport | LinkReport | QualityReport | Status | Probe
+NODE_SAYS = Birth | Death | LoadReport | LinkReport | QualityReport | Status | Probe | Calibrated
 NODE_HEARS = (
-    Welcome | RebirthRequest | Drain | SetSensing | Assign | Release | Acknowledge | Tune | Feed
+    Welcome
+    | RebirthRequest
+    | Drain
+    | SetSensing
+    | Assign
+    | Release
+    | Acknowledge
+    | Tune
+    | Feed
+    | Calibrate
 )
 JOB = (
     JobSubmit
@@ -88,6 +98,7 @@ HIERARCHY = (
     | Mirror
     | RemoteCall
     | RemoteAnswer
+    | RunFigures
 )
 Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY
 
@@ -104,6 +115,8 @@ __all__ = [
     "Assign",
     "Birth",
     "Body",
+    "Calibrate",
+    "Calibrated",
     "Cancel",
     "Death",
     "Deliver",
@@ -139,6 +152,7 @@ __all__ = [
     "Result",
     "Route",
     "RouteRequest",
+    "RunFigures",
     "SchedulerHello",
     "ServiceDelete",
     "ServiceOrder",

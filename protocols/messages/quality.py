@@ -54,6 +54,17 @@ class Variant(Part, frozen=True):
     """Other indicators that are declared, not measured."""
 
 
+class Warmth(StrEnum):
+    """What stays of a deviceless instance that rests: the more, the sooner it answers again."""
+
+    FORM = "form"
+    """The form of its program that was prepared, on disk."""
+    PROCESS = "process"
+    """The process that has loaded the program."""
+    INSTANCE = "instance"
+    """All of it, until memory is short."""
+
+
 class Tuning(Part, frozen=True):
     """How a task runs on its node; empty and 0 are what the task's specification says."""
 
@@ -71,6 +82,8 @@ class Tuning(Part, frozen=True):
     """Of the task among those of its node."""
     encoding: str = ""
     """How tensors leave the node: empty for dense, `deflate` for compressed."""
+    warmth: Warmth = Warmth.FORM
+    """What stays of a deviceless instance while nobody asks."""
 
 
 class Leeway(Part, frozen=True):
