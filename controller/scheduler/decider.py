@@ -28,6 +28,7 @@ from controller.records import NODE, NodeRecord
 from controller.scheduler import holds
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.feeds import Feeds
+from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
 from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
@@ -42,6 +43,8 @@ from protocols.messages import (
     Acknowledge,
     AnchorWelcome,
     Birth,
+    Calibrate,
+    Calibrated,
     Cancel,
     Death,
     EnvelopeGrant,
@@ -101,6 +104,11 @@ class Scheduler:
             settings.anchors,
             lambda event: self.fleet.known(event) is not None,
         )
+        self.figures = Figures(
+            *(self.desk, self.nodes, self.table, self.keeper.cost),
+            settings.anchors,
+            self.fleet.heard,
+        )
         self._refusals = 0
         self.counters = self.fleet.counters
         self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
@@ -129,6 +137,8 @@ class Scheduler:
             JobOwned: self.jobs.between,
             JobsMoved: self.jobs.between,
             Cancel: self.jobs.cancel,
+            Calibrate: self.figures.calibrate,
+            Calibrated: self.figures.calibrated,
         }
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
@@ -195,6 +205,7 @@ class Scheduler:
             return
         if sane_report(quality):
             self.keeper.quality(event.sender, quality, event.cause)
+            self.figures.quality(event.sender, quality)
         else:
             self.counters["absurd_report"] += 1
 
@@ -330,6 +341,7 @@ class Scheduler:
             self.mover.sweep()
             self.feeds.sweep()
             self.keeper.sweep()
+            self.figures.sweep()
             self.desk.wake(_SWEEP, self.desk.now_ms + SWEEP_MS)
         elif key.startswith(_JOB):
             self.jobs.fired(key)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from device_harness import INVENTORY, MIB, NODE, SimNode, assign, manifest, of
+from device_world import Agent, Peer, Store
 from msgspec import structs
 from test_device_daemon import echo_task
 
