@@ -123,7 +123,8 @@ class Remedies:
         after = self._placing.reserve(task).leeway
         self._placing.wider[name] = before
         gains = []
-        if after.cpu_percent_max > task.leeway.cpu_percent_max:
+        # Without a share of its own it takes what the node has: more of one changes nothing.
+        if task.tuning.cpu_percent and after.cpu_percent_max > task.leeway.cpu_percent_max:
             gains.append(f"up to {after.cpu_percent_max:.0f} % of a core")
         if after.replicas_max > task.leeway.replicas_max:
             gains.append(f"up to {after.replicas_max} workers")

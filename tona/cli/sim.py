@@ -221,6 +221,7 @@ def run(
         waits = (or_dash(one.p50_ms, "{:.1f} ms"), or_dash(one.p99_ms, "{:.1f} ms"))
         made.add_row(name, f"{one.answered} of {one.requests}", *waits)
     show(made)
+    show(f"Each service is asked {live.REQUESTS} times, every {live.GAP_MS} ms.")
     moves = table("IF LOST", "TASK", "GOES TO")
     for node, tasks in prediction.losses.items():
         for task, where in tasks.items():
