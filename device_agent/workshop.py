@@ -17,6 +17,7 @@ from device_agent.core import commands, events
 from device_agent.executors.door import (
     LINKED,
     Bytes,
+    Call,
     Done,
     Executor,
     ExecutorFailure,
@@ -77,6 +78,7 @@ class Workshop:
         self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
+            commands.ExecuteTogether: self._execute_together,
             commands.CancelCall: self._cancel_call,
             commands.StartInstance: self._start,
             commands.TuneInstance: self._tune,
@@ -145,6 +147,30 @@ class Workshop:
         ):
             self._spawn(self._call(executor, command, inputs, files))
 
+    def _execute_together(self, command: commands.ExecuteTogether) -> None:
+        instance = command.calls[0].instance
+        executor = self._kinds.get(instance)
+        calls: list[Call] = []
+        pinned: list[str] = []
+        for one in command.calls:
+            inputs, files = to_executor(one.inputs)
+            pinned += files
+            done = partial(self._answered_pinned, one.call, files)
+            calls.append(Call(one.call, inputs, one.budget_ms, done, one.priority))
+        for digest in pinned:
+            self._blobs.pin(digest)
+        if executor is not None and executor.invoke_together(instance, calls):
+            return
+        for digest in pinned:
+            self._blobs.unpin(digest)
+        for one in command.calls:
+            self._execute(one)
+
+    def _answered_pinned(self, call: str, files: list[str], result: Done | Failed) -> None:
+        for digest in files:
+            self._blobs.unpin(digest)
+        self._answered(call, result)
+
     async def _call(
         self,
         executor: Executor,
@@ -178,7 +204,7 @@ class Workshop:
             self._tell(events.ExecutorFailed(call, code, blame, text, retryable=True))
             self._transfers.trim()
             return
-        self._tell(events.ExecutorDone(call, outputs, result.run_us))
+        self._tell(events.ExecutorDone(call, outputs, result.run_us, result.calls))
 
     def _cancel_call(self, command: commands.CancelCall) -> None:
         executor = self._kinds.get(command.instance)

@@ -12,6 +12,9 @@ MAX_CONSTANTS: Final = 8
 MAX_MODULES: Final = 4
 MAX_ARGUMENTS: Final = 64
 MAX_STATE_BYTES: Final = 16 << 20
+MAX_BATCH: Final = 1024
+ANY: Final = -1
+"""As an axis of a shape: of any length."""
 
 
 class ExecutorKind(StrEnum):
@@ -185,6 +188,9 @@ class Manifest(Part, frozen=True):
     """Of the command line of a WASI command or a container."""
     carries: Annotated[tuple[Carry, ...], Meta(max_length=MAX_PORTS)] = ()
     """What an ONNX model remembers between invocations."""
+    batch: Annotated[int, Meta(ge=0, le=MAX_BATCH)] = 0
+    """Most rows of one run of a model whose ports, constants apart, have rows as their first axis:
+    invocations that wait may share a run. 0: each has its own."""
 
     @property
     def beside(self) -> tuple[ArtifactRef, ...]:
@@ -210,5 +216,5 @@ def accepts(port: Port, dtype: Dtype, shape: tuple[int, ...]) -> bool:
     return (
         port.dtype == dtype
         and len(port.shape) == len(shape)
-        and all(want in (-1, have) for want, have in zip(port.shape, shape, strict=True))
+        and all(want in (ANY, have) for want, have in zip(port.shape, shape, strict=True))
     )

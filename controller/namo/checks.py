@@ -8,9 +8,11 @@ from controller.namo.checks_quality import check_quality
 from controller.namo.checks_task import check_task
 from controller.namo.graph import needed, order
 from controller.namo.lines import Path
-from controller.namo.model import Alternative, Input, Output, Service
+from controller.namo.model import Alternative, Input, Output, Service, Task
 from controller.namo.reader import Problems
 from controller.namo.wiring import MAX_NAME, Come, agree, come_from, sources_of, spelt
+from protocols.base import Shape
+from protocols.manifest import ANY
 from protocols.messages.invocation import REQUEST
 from protocols.submission import near
 from protocols.topics import valid_name
@@ -83,9 +85,12 @@ class _Edges:
                 where = (*self._path, "tasks", at, "inputs", port)
                 come = come_from(one.source)
                 if come.step == REQUEST and come.port:
+                    self._check_rows(task, one.shape, where)
                     self._check_request(f"{task.name}.{port}", come.port, one, where)
                     continue
                 given = self._resolve(come, where)
+                if given is not None:
+                    self._check_rows(task, given.shape if one.shape is None else one.shape, where)
                 if given is not None and not agree(given, one.dtype, one.shape):
                     wanted = spelt(one.dtype or given.dtype, one.shape or given.shape)
                     self._problems.add(
@@ -93,6 +98,12 @@ class _Edges:
                         f"it takes {wanted}, but {one.source} gives "
                         f"{spelt(given.dtype, given.shape)}",
                     )
+
+    def _check_rows(self, task: Task, shape: Shape | None, where: Path) -> None:
+        """Check that an input of a task whose calls may share a run counts rows."""
+        shares = task.batch or any(one.batch for one in task.variants)
+        if shares and shape is not None and shape[:1] != (ANY,):
+            self._problems.add(where, "with a batch its first axis must be -1: it counts the rows")
 
     def check_outputs(self) -> None:
         """Check where the answers of the service come from."""

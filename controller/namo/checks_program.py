@@ -5,7 +5,7 @@ from typing import Final
 from controller.namo.lines import Path
 from controller.namo.model import Task
 from controller.namo.reader import Problems
-from protocols.manifest import INTERFACES, ExecutorKind, HostFunction, Interface
+from protocols.manifest import ANY, INTERFACES, ExecutorKind, HostFunction, Interface
 
 TAKEN: Final = ("tona", "wasi_snapshot_preview1")
 """Module names that stand for host functions."""
@@ -38,6 +38,7 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
         problems.add((*path, "functions"), "a function is named twice")
     _check_memory(task, path, problems)
     _check_carries(task, path, problems)
+    _check_batch(task, path, problems)
 
 
 def _check_command(task: Task, path: Path, problems: Problems) -> None:
@@ -73,3 +74,16 @@ def _check_carries(task: Task, path: Path, problems: Problems) -> None:
             problems.add((*path, "carries", output), f"the port {given!r} is fed twice")
     if len(set(task.carries.values())) < len(task.carries):
         problems.add((*path, "carries"), "an input is filled by two outputs")
+
+
+def _check_batch(task: Task, path: Path, problems: Problems) -> None:
+    if not task.batch:
+        return
+    where = (*path, "batch")
+    if task.executor is not ExecutorKind.ONNX:
+        problems.add(where, f"only onnx tasks have a batch, this is {task.executor}")
+    if task.carries:
+        problems.add(where, "what a model carries is of one call: it has no batch")
+    for name, one in task.outputs.items():
+        if one.shape[:1] != (ANY,):
+            problems.add(where, f"the first axis of output {name!r} must be -1: it counts the rows")

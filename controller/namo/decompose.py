@@ -204,6 +204,7 @@ def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
         modules=tuple(LinkedModule(name, one.artifact) for name, one in task.modules.items()),
         arguments=task.arguments,
         carries=tuple(Carry(*pair) for pair in task.carries.items()),
+        batch=task.batch,
     )
 
 

@@ -32,6 +32,7 @@ def formed(task: Task, variant: Variant) -> Task:
         modules=said(variant.modules, task.modules, {}),
         arguments=said(variant.arguments, task.arguments, ()),
         carries=said(variant.carries, task.carries, {}),
+        batch=said(variant.batch, task.batch, 0),
     )
 
 

@@ -12,6 +12,7 @@ from controller.namo.reader import STEP_PATTERN
 from protocols.base import Name, Shape, Text
 from protocols.manifest import (
     MAX_ARGUMENTS,
+    MAX_BATCH,
     MAX_CONSTANTS,
     MAX_MODULES,
     MAX_PORTS,
@@ -48,6 +49,7 @@ Grade = Annotated[float, Meta(ge=0, le=100)]
 Milliseconds = Annotated[float, Meta(gt=0, le=3_600_000)]
 Bits = Annotated[int, Meta(ge=1, le=256)]
 Declarations = Annotated[dict[str, float | str], Meta(max_length=64)]
+Rows = Annotated[int, Meta(ge=0, le=MAX_BATCH)]
 Span = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
@@ -111,6 +113,7 @@ class Variant(Struct, frozen=True):
     modules: Annotated[dict[Name, Module], Meta(max_length=MAX_MODULES)] | None = None
     arguments: Annotated[tuple[Text, ...], Meta(max_length=MAX_ARGUMENTS)] | None = None
     carries: Annotated[dict[Name, Name], Meta(max_length=MAX_PORTS)] | None = None
+    batch: Rows | None = None
 
 
 class Leeway(Struct, frozen=True):
@@ -160,6 +163,7 @@ class Task(Struct, frozen=True):
     carries: Annotated[dict[Name, Name], Meta(max_length=MAX_PORTS)] = {}
     """What a model remembers: its output to its input."""
     deviceless: Deviceless | None = None
+    batch: Rows = 0
 
 
 class Range(Struct, frozen=True):

@@ -132,6 +132,9 @@ class Hands:
                 node.later(STOP_MS, partial(node.tell, events.InstanceStopped(instance)))
             case commands.Execute():
                 self._execute(command)
+            case commands.ExecuteTogether(calls):
+                for one in calls:
+                    self._execute(one)
             case commands.SetPace(sample_ms=sample_ms):
                 self._pace += 1
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))

@@ -162,6 +162,12 @@ class Execute(Struct, frozen=True):
     """That of the task and of the request together: which call goes first where both could."""
 
 
+class ExecuteTogether(Struct, frozen=True):
+    """Run calls of one instance, best in one run; each is answered as if it ran alone."""
+
+    calls: tuple[Execute, ...]
+
+
 class CancelCall(Struct, frozen=True):
     """Stop a call that nobody waits for; it is still answered, as failed."""
 
@@ -268,6 +274,7 @@ Command = (
     | RunTrial
     | EndTrial
     | Execute
+    | ExecuteTogether
     | CancelCall
     | FetchBlob
     | PushBlob

@@ -137,6 +137,8 @@ class ExecutorDone(Struct, frozen=True):
     call: str
     outputs: dict[str, Value]
     run_us: int
+    calls: int = 1
+    """That the run has answered."""
 
 
 class ExecutorFailed(Struct, frozen=True):

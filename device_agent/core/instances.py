@@ -1,7 +1,7 @@
 """Instances of tasks as the core holds them, and the task around them."""
 
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
@@ -12,11 +12,26 @@ from protocols.manifest import Manifest, Port
 from protocols.messages.quality import Tuning
 from protocols.messages.task import Assign, Deviceless, InstanceState
 
+if TYPE_CHECKING:
+    from device_agent.core.batches import Pace
+
 STORY_LENGTH: Final = 32
 """Entries of a task's story; older ones are forgotten."""
 NO_EPOCH: Final = -1
 LEARNING: Final = 0.25
 """Weight of the newest run in the mean of an instance's runs."""
+
+
+class Batch(Struct, eq=False):
+    """One run of a worker, and the calls that it answers."""
+
+    began_ms: float
+    calls: int = 1
+    rows: int = 1
+    expected_ms: float = 0.0
+    """0: as the mean of its instance."""
+    left: int = 1
+    """Calls that are not answered."""
 
 
 class Instance(Struct, eq=False):
@@ -61,14 +76,18 @@ class Instance(Struct, eq=False):
     memory_bytes: int | None = None
     stopping: bool = False
     """The executor was told to end it."""
-    running: dict[str, float] = field(default_factory=dict)
-    """Calls that the executor has and has not answered: when each began."""
+    running: "dict[str, Batch]" = field(default_factory=dict)
+    """Calls that the executor has and has not answered: the run of each."""
+    busy: int = 0
+    """Workers that run something."""
     fetching: int = 0
     """Runs whose large inputs are on their way."""
     queue: Queue = field(default_factory=Queue)
     """Runs of `requests` that wait for a worker."""
     mean_run_ms: float = 0.0
-    """Of the last runs; 0: none has ended."""
+    """Of the last runs of one call each; 0: none has ended."""
+    pace: "Pace | None" = None
+    """What runs take that several calls share; None: none do."""
 
     @property
     def idle(self) -> bool:
@@ -94,9 +113,13 @@ class Instance(Struct, eq=False):
     def wait_ms(self, ahead: int, now_ms: float) -> float:
         """Estimate how long a run waits that has so many before it in the queue."""
         mean = self.mean_run_ms
-        left_ms = sum(max(0.0, mean - (now_ms - began)) for began in self.running.values())
+        left_ms = sum(
+            max(0.0, (one.expected_ms or mean) - (now_ms - one.began_ms)) / one.calls
+            for one in self.running.values()
+        )
+        share_ms = (self.pace.share_ms if self.pace is not None else 0.0) or mean
         # Those that may be added count: they are, as soon as calls wait.
-        return (left_ms + ahead * mean) / self.replicas
+        return (left_ms + ahead * share_ms) / self.replicas
 
 
 class Held(Struct, eq=False):
@@ -156,7 +179,18 @@ def instance_of(assign: Assign, name: str) -> Instance:
         required=frozenset(port.name for port in manifest.inputs) - constants,
         tenant=assign.tenant,
         deviceless=assign.deviceless,
+        pace=_pace(manifest),
     )
+
+
+def _pace(manifest: Manifest) -> "Pace | None":
+    # What a model carries belongs to one call after the other.
+    if manifest.batch <= 1 or manifest.carries:
+        return None
+    # Only nodes with such a model carry the code for it.
+    from device_agent.core.batches import Pace  # noqa: PLC0415
+
+    return Pace()
 
 
 def replicas_of(assign: Assign) -> int:

@@ -1,6 +1,7 @@
 """What waits for a worker, best first: higher priority, then earlier deadline, then first come."""
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import Any
 
 Rank = tuple[int, float, int]
@@ -42,6 +43,9 @@ class Queue:
         if found:
             del self._runs[at]
         return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return (run for _, run in self._runs)
 
     def clear(self) -> None:
         """Forget all that wait."""

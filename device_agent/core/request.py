@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
-from device_agent.core.instances import Instance
+from device_agent.core.instances import Batch, Instance
 from device_agent.core.queue import Rank
 from protocols.messages.invocation import Failure, Plan, Step, Tensor, Timing, Value
 from protocols.messages.quality import PRIORITY_DEFAULT
@@ -112,7 +112,7 @@ class Run(Struct, eq=False):
     """Its place in the queue of its instance."""
     wanted: set[str] = field(default_factory=set)
     """Large inputs that are not in the blob folder yet, by digest."""
-    began_ms: float = 0.0
-    """When its call began, once that has ended."""
+    batch: Batch | None = None
+    """The run of a worker that answers it, once it has begun."""
     fetch_us: int = 0
     queue_us: int = 0

@@ -157,7 +157,8 @@ class Requests:
     def _measure(self, run: Run, event: ExecutorDone) -> None:
         self.workers.learn(run)
         window = self._meter.of(run.instance)
-        window.run.add(event.run_us / 1000)
+        # Of a run that calls share, what it costs is each one's part.
+        window.run.add(event.run_us / 1000 / event.calls)
         window.input_bytes += total_bytes(run.inputs)
         window.output_bytes += total_bytes(event.outputs)
 

@@ -2,7 +2,8 @@
 
 An instance has as many calls under way at once as it has workers; more runs wait in its queue, by
 priority, then deadline, then arrival. A worker is free again only when the executor has answered,
-also for a call that nobody waits for any more.
+also for a call that nobody waits for any more. Where a model's manifest allows it, calls that wait
+share a run; `batches` says when.
 
 Overload. A run that by the mean of the last ones cannot end within its time is shed at once, with
 the figures; so is one whose turn comes too late, when those before it took longer than was
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from device_agent.core.commands import CancelCall, Execute, FetchBlob
-from device_agent.core.instances import Instance
+from device_agent.core.commands import CancelCall, Execute, ExecuteTogether, FetchBlob
+from device_agent.core.instances import Batch, Instance
 from device_agent.core.quality import Meter
 from device_agent.core.request import Phase, Request, Run
 from device_agent.core.turn import Turn
@@ -25,6 +26,7 @@ from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.task import InstanceState
 
 if TYPE_CHECKING:
+    from device_agent.core.batches import Pace
     from device_agent.core.deviceless import Deviceless
 
 WAITERS_MAX: Final = 1024
@@ -68,14 +70,29 @@ class Workers:
         if run is None:
             self._turn.counts["late call"] += 1
         else:
-            run.began_ms = run.instance.running.pop(call)
+            batch = run.instance.running.pop(call)
+            batch.left -= 1
+            run.instance.busy -= not batch.left
         return run
 
     def learn(self, run: Run, *, at_least: bool = False) -> None:
         """Take how long a run took into the mean of its instance; one cut off took at least so."""
-        took_ms = self._turn.now_ms - run.instance.running.get(run.call, run.began_ms)
-        if not at_least or took_ms > run.instance.mean_run_ms:
-            run.instance.learn(took_ms)
+        instance, batch = run.instance, run.batch
+        if batch is None:
+            return
+        took_ms = self._turn.now_ms - batch.began_ms
+        if at_least and took_ms <= (batch.expected_ms or instance.mean_run_ms):
+            return
+        if batch.calls == 1:
+            instance.learn(took_ms)
+        elif at_least or not batch.left:
+            # Alone each would have taken no longer, and no less than its share.
+            mean_ms = instance.mean_run_ms
+            instance.learn(min(max(mean_ms, took_ms / batch.calls), took_ms))
+        else:
+            return
+        if instance.pace is not None and batch.rows:
+            instance.pace.learn(batch.rows, batch.calls, took_ms)
 
     def drop(self, run: Run) -> None:
         """Let go of a run that nobody waits for any more."""
@@ -94,6 +111,7 @@ class Workers:
         for call in instance.running:
             del self._calls[call]
         instance.running.clear()
+        instance.busy = 0
         instance.queue.clear()
 
     def not_fetched(self, digest: str) -> list[Request]:
@@ -149,8 +167,8 @@ class Workers:
         instance = run.instance
         queue = instance.queue
         run.phase = Phase.QUEUED
-        if len(instance.running) < instance.workers and not queue:
-            self._execute(run)
+        if instance.busy < instance.workers and not queue:
+            self._execute([run])
             return
         self._rank(run)
         wait_ms = instance.wait_ms(queue.ahead(run.rank), self._turn.now_ms)
@@ -205,7 +223,25 @@ class Workers:
         failure = self._failure(_Code.SHED, text, run.step.task, retryable=retryable)
         self._fail(request, failure)
 
-    def _execute(self, run: Run) -> None:
+    def _execute(self, runs: list[Run]) -> None:
+        """Give runs to one worker."""
+        instance = runs[0].instance
+        calls = [call for run in runs if (call := self._begin(run)) is not None]
+        if not calls:
+            return
+        if instance.deviceless is not None:
+            self.deviceless().busy(instance)
+        batch = Batch(self._turn.now_ms, len(calls), left=len(calls))
+        for call in calls:
+            self._calls[call.call].batch = instance.running[call.call] = batch
+        instance.busy += 1
+        if instance.pace is not None:
+            batch.rows = instance.pace.rows([self._calls[call.call].inputs for call in calls])
+            batch.expected_ms = instance.pace.ms(batch.rows) if batch.rows else 0.0
+        self._turn.out.append(calls[0] if len(calls) == 1 else ExecuteTogether(tuple(calls)))
+
+    def _begin(self, run: Run) -> Execute | None:
+        """Return the call of a run; None, and its request failed, when it is too late."""
         turn, request, instance = self._turn, run.request, run.instance
         window = self._meter.of(instance)
         left_ms = int(request.deadline_ms - turn.now_ms)
@@ -214,35 +250,44 @@ class Workers:
             window.late += 1
             text = f"no time was left to run task {run.step.task}"
             self._fail(request, self._failure(_Code.DEADLINE, text, run.step.task))
-            return
-        if instance.deviceless is not None:
-            self.deviceless().busy(instance)
+            return None
         run.phase = Phase.RUNNING
-        run.call = call = str(next(self._numbers))
-        instance.running[call] = turn.now_ms
+        run.call = str(next(self._numbers))
         run.queue_us = int((turn.now_ms - run.since_ms) * 1000)
         window.queue.add(run.queue_us / 1000)
         request.ran = True
-        self._calls[call] = run
+        self._calls[run.call] = run
         budget_ms = min(left_ms, instance.manifest.limits.deadline_ms)
         priority = instance.tuning.priority + request.priority
-        turn.out.append(
-            Execute(instance.name, call, run.inputs, budget_ms, request.cause, priority)
-        )
+        return Execute(instance.name, run.call, run.inputs, budget_ms, request.cause, priority)
 
     def next(self, instance: Instance) -> None:
         """Give free workers of an instance what comes first and can still be in time."""
         queue = instance.queue
-        while len(instance.running) < instance.workers and queue:
+        while instance.busy < instance.workers and queue:
             run: Run = queue.pop()
+            runs = [run]
             # The last one may try: were it shed too, nothing would unlearn a wrong mean.
             if (instance.running or queue) and self._too_late(run, 0.0):
                 self._shed_late(run, 0.0)
             else:
-                self._execute(run)
-            if run.phase is Phase.DEAD:
-                self._settle(run.request)
+                if instance.pace is not None and queue:
+                    runs = self._sharing(run, instance.pace)
+                self._execute(runs)
+            for one in runs:
+                if one.phase is Phase.DEAD:
+                    self._settle(one.request)
         self._check_idle(instance)
+
+    def _sharing(self, run: Run, pace: "Pace") -> list[Run]:
+        """Return a run, and those taken out of the queue that had best share its turn."""
+        instance = run.instance
+        waiting = (1 + len(instance.queue)) / instance.workers
+        free = instance.workers - instance.busy
+        runs = pace.sharing(run, instance.queue, waiting, free, self._turn.now_ms)
+        for one in runs[1:]:
+            instance.queue.remove(one)
+        return runs
 
     def _check_idle(self, instance: Instance) -> None:
         if not instance.idle:

@@ -162,6 +162,7 @@ class Run:
         "priority",
         "result",
         "sent",
+        "together",
     )
 
     def __init__(
@@ -177,6 +178,8 @@ class Run:
         self.sent: Link | None = None
         """Where the executor has the call."""
         self.granted = False
+        self.together: set[Run] = {self}
+        """Those that the executor answers in the same run, as long as it has not."""
         self.result: Done | Failed | None = None
         self._waiter: asyncio.Future[None] | None = None
 

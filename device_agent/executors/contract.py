@@ -76,7 +76,9 @@ class Contract:
         if reply.fail is not None:
             return read_failure(reply.fail)
         outputs = self._outputs(reply, body)
-        return _wrong_output(outputs) if isinstance(outputs, str) else Done(outputs, reply.us)
+        if isinstance(outputs, str):
+            return _wrong_output(outputs)
+        return Done(outputs, reply.us, reply.calls)
 
     def _outputs(self, reply: Reply, body: memoryview) -> dict[str, Value] | str:
         if len(reply.out) != len(self._gives):

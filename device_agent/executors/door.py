@@ -4,7 +4,7 @@ The daemon imports neither numpy nor onnxruntime nor wasmtime: executors are pro
 behind a socket pair, and values of any size stay outside the daemon's memory when they are blobs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
@@ -44,6 +44,8 @@ class Done(Struct, frozen=True):
     outputs: dict[str, Value]
     run_us: int
     """From taking the call to having the outputs, inside the executor."""
+    calls: int = 1
+    """That the same run has answered."""
 
 
 class Failed(Struct, frozen=True):
@@ -82,6 +84,16 @@ USUAL: Final = 2 * PRIORITY_DEFAULT
 
 
 OnResult = Callable[[Done | Failed], None]
+
+
+class Call(Struct, frozen=True):
+    """One of several calls that are begun together; as the arguments of `invoke_now`."""
+
+    name: str
+    inputs: dict[str, Value]
+    budget_ms: int
+    on_result: OnResult
+    priority: int = USUAL
 
 
 class Stats(Struct, frozen=True):
@@ -160,6 +172,13 @@ class Executor(Protocol):
 
         `on_result` is called once, later; no task of the loop lies on the way. For the others
         there is `invoke`.
+        """
+        ...
+
+    def invoke_together(self, task: str, calls: Sequence[Call]) -> bool:
+        """Begin calls in one run; False, and nothing done, where each has to go by itself.
+
+        Each is answered, cancelled and late as if it ran alone.
         """
         ...
 

@@ -56,6 +56,8 @@ class Reply(Struct, frozen=True):
     """The instance is not here: what a call brought along to load it was refused."""
     born: tuple[int, int] | None = None
     """A child of the process began: its number, its process id."""
+    calls: int = 1
+    """That the run has answered."""
 
 
 _decoder = msgspec.json.Decoder(Reply)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from msgspec import structs
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.children import Child, Recipe
 from device_agent.executors.contract import ConstantFile
-from device_agent.executors.door import PLAIN, ExecutorFailure, Setup
+from device_agent.executors.door import PLAIN, Call, ExecutorFailure, Failed, Setup
 from device_agent.executors.link import Link
 from device_agent.executors.models import Models
 from device_agent.executors.process import PROGRAMS, probe, pss_bytes
@@ -207,6 +208,23 @@ class OnnxExecutor(RemoteExecutor):
         found = check_failure(reply, "starting a worker of the model")
         child.pid = found.pid
         return found.note
+
+    def invoke_together(self, task: str, calls: Sequence[Call]) -> bool:
+        """Begin calls in one run; False, and nothing done, where each has to go by itself."""
+        instance = self._instances.get(task)
+        if instance is None or not instance.manifest.batch or (link := instance.link) is None:
+            return False
+        described = [instance.contract.describe(one.inputs) for one in calls]
+        fit = [one for one in described if not isinstance(one, Failed)]
+        known = any(one.name in instance.runs for one in calls)
+        if len(fit) < len(calls) or known or not instance.slots.take():
+            return False
+        runs = [self._begin(instance, one) for one in calls]
+        together = set(runs)
+        for left, run, what in zip(range(len(runs) - 1, -1, -1), runs, fit, strict=True):
+            run.together = together
+            self._send(run, link, *what, more=left)
+        return True
 
     def _join(self, instance: Instance, child: Child) -> None:
         child.instance = instance

@@ -24,6 +24,7 @@ from device_agent.executors.contract import (
 from device_agent.executors.door import (
     PLAIN,
     USUAL,
+    Call,
     Done,
     ExecutorFailure,
     Failed,
@@ -255,18 +256,29 @@ class RemoteExecutor:
         link = instance.link
         if link is None:
             raise TonaBug(f"task {task} has lost its processes in between")
+        run = self._begin(instance, Call(call, inputs, budget_ms, on_result, priority))
+        self._send(run, link, *described)
+        return True
+
+    def _begin(self, instance: Instance, call: Call) -> Run:
+        """Take a call in; its budget runs."""
 
         def settled(result: Done | Failed) -> None:
             timer.cancel()
-            del instance.runs[call]
+            del instance.runs[call.name]
             instance.count(result)
-            on_result(result)
+            call.on_result(result)
 
-        run = instance.runs[call] = Run(instance, priority, settled)
-        limit_ms = min(budget_ms, instance.manifest.limits.deadline_ms)
-        timer = asyncio.get_running_loop().call_later(limit_ms / 1000, self._expire, run, budget_ms)
-        self._send(run, link, *described)
-        return True
+        run = instance.runs[call.name] = Run(instance, call.priority, settled)
+        limit_s = min(call.budget_ms, instance.manifest.limits.deadline_ms) / 1000
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(limit_s, self._expire, run, call.budget_ms)
+        return run
+
+    def invoke_together(self, task: str, calls: Sequence[Call]) -> bool:
+        """Begin calls in one run; False, and nothing done, where each has to go by itself."""
+        del task, calls
+        return False
 
     async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
         """Bring a run to its result, or leave it without when its instance went."""
@@ -282,8 +294,15 @@ class RemoteExecutor:
         self._send(run, link, described, inline)
         await run.wait()
 
-    def _send(self, run: Run, link: Link, described: list[Described], inline: list[bytes]) -> None:
-        header: dict[str, Any] = {"op": "invoke", "key": run.instance.key, "in": described}
+    def _send(
+        self,
+        run: Run,
+        link: Link,
+        described: list[Described],
+        inline: list[bytes],
+        **more: Any,
+    ) -> None:
+        header: dict[str, Any] = {"op": "invoke", "key": run.instance.key, "in": described, **more}
         if run.instance.preface is not None:
             header["load"], run.instance.preface = run.instance.preface, None
         run.sent = link
@@ -332,7 +351,11 @@ class RemoteExecutor:
         instance = run.instance
         if reply is not None and link is not None:
             self._freed(instance, link)
-        instance.slots.release()
+        run.together.discard(run)
+        if not run.together:
+            instance.slots.release()
+        elif all(one.result is not None for one in run.together):
+            self._stop_run(next(iter(run.together)))
         if reply is None:
             text = f"the executor process of task {instance.task!r} ended during the call"
             lost = Failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
@@ -368,11 +391,14 @@ class RemoteExecutor:
 
     def _stop_run(self, run: Run) -> None:
         """Have the executor give up a call that nobody waits for, by force after a grace."""
-        if run.sent is None or run in self._kills:
+        if any(one is not run and one.result is None for one in run.together):
+            # The executor's run goes on for them.
             return
-        self._interrupt(run)
         loop = asyncio.get_running_loop()
-        self._kills[run] = loop.call_later(self.stop_grace_s, self._force, run)
+        for one in run.together:
+            if one.sent is not None and one not in self._kills:
+                self._interrupt(one)
+                self._kills[one] = loop.call_later(self.stop_grace_s, self._force, one)
 
     def _force(self, run: Run) -> None:
         self._kills.pop(run, None)

@@ -120,6 +120,8 @@ class SimNode:
                 self.tombstones[task] = epoch
             case commands.Execute():
                 self.calls[command.call] = command
+            case commands.ExecuteTogether(calls):
+                self.calls |= {one.call: one for one in calls}
             case commands.TuneInstance(instance, replicas):
                 self.most[instance] = max(replicas, self.most.get(instance, 1))
             case commands.StartInstance():
@@ -144,7 +146,8 @@ class SimNode:
         for one in self.core.upkeep.instances.values():
             if one.state is InstanceState.READY:
                 ready[one.task] = ready.get(one.task, 0) + 1
-            assert len(one.running) <= self.most.get(one.name, one.replicas)
+            assert one.busy <= self.most.get(one.name, one.replicas)
+            assert one.busy == len({id(run) for run in one.running.values()})
             assert len(one.queue) <= one.manifest.limits.queue
         for task, held in self.core.assignments.held.items():
             serving = [one for one in (held.current, held.leaving) if one is not None]

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import wasmtime
 
@@ -84,12 +85,10 @@ class Shelf:
         *,
         limits: Limits | None = None,
         constants: tuple[Constant, ...] = (),
-        providers: tuple[str, ...] = (),
+        **more: Any,
     ) -> tuple[Path, Manifest]:
         path, ref = self.put(data)
-        manifest = Manifest(
-            kind, ref, inputs, outputs, limits or Limits(), constants, providers=providers
-        )
+        manifest = Manifest(kind, ref, inputs, outputs, limits or Limits(), constants, **more)
         return path, manifest
 
     def guest(

@@ -56,6 +56,23 @@ def test_a_model_remembers() -> None:
     assert manifest.called is None
 
 
+def test_requests_of_a_model_may_share_runs() -> None:
+    assert manifest_of("batch = 8", "onnx").batch == 8
+    own = f'[[services.tasks.variants]]\nname = "v"\n{ARTIFACT}\nbatch = 2'
+    (order,) = decompose(parse(document(f"batch = 8\n{own}", "onnx"), "toml")[0], 1)
+    assert [one.manifest.batch for one in order.tasks[0].variants] == [2]
+
+
+@pytest.mark.parametrize("port", ["x", "y"])
+def test_rows_are_the_first_axis_of_every_port(port: str) -> None:
+    text = document("batch = 8", "onnx")
+    for one, shape in (("x", "shape = [-1] }\noutputs"), ("y", "shape = [-1] }\nbatch")):
+        if one == port:
+            text = text.replace(shape, shape.replace("-1", "3, -1"))
+    with pytest.raises(DocumentError, match="must be -1: it counts the rows"):
+        parse(text, "toml")
+
+
 def test_a_container_is_called_once_by_default() -> None:
     assert manifest_of("", "container").called is Interface.ONCE
     assert manifest_of('interface = "serve"', "container").called is Interface.SERVE
@@ -83,6 +100,12 @@ def test_a_container_is_called_once_by_default() -> None:
         ("onnx", 'carries.y = "b"\nlimits.state_bytes = 5', "'y' is an output of the task too"),
         ("onnx", 'carries.a = "x"\nlimits.state_bytes = 5', "the port 'x' is fed twice"),
         ("onnx", 'carries.a = "c"\ncarries.b = "c"\nlimits.state_bytes = 5', "by two outputs"),
+        ("wasm", "batch = 8", "only onnx tasks have a batch"),
+        (
+            "onnx",
+            'batch = 8\ncarries.a = "c"\nlimits.state_bytes = 5',
+            "what a model carries is of one call",
+        ),
         ("onnx", 'carries.a = "c"\nreplicas = 2\nlimits.state_bytes = 5', "has one worker"),
     ],
 )

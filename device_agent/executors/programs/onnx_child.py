@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any, Final
 import onnxruntime
 
 if TYPE_CHECKING:
-    from device_agent.executors.programs import onnx_forms, onnx_state, sandbox
+    from device_agent.executors.programs import onnx_batch, onnx_forms, onnx_state, sandbox
     from device_agent.executors.programs.onnx_model import CPU, Model, blame, usable
-    from device_agent.executors.programs.stream import Header, Refusal, Stream
+    from device_agent.executors.programs.stream import Answer, Frame, Header, Refusal, Stream
     from device_agent.executors.programs.zygote import Control, Zygote
 else:
+    import onnx_batch
     import onnx_forms
     import onnx_state
     import sandbox
     from onnx_model import CPU, Model, blame, usable
-    from stream import Header, Refusal, Stream
+    from stream import Frame, Header, Refusal, Stream
     from zygote import Control, Zygote
 
 WATCH_STACK_BYTES: Final = 256 * 1024
@@ -71,8 +72,10 @@ class Worker:
         self._stops = Stream(self._control)
         self._files: SimpleQueue[list[int]] = SimpleQueue()
         """Descriptors that came with a frame, until a call asks for them."""
-        self._current: tuple[int, Any] = (0, None)
-        """Number and options of the call under way, changed together."""
+        self._current: tuple[tuple[int, ...], Any] = ((), None)
+        """Numbers and options of the calls under way, changed together."""
+        self._early: set[int] = set()
+        """Calls that were stopped before they were read."""
         self._model = model
 
     def serve(self) -> None:
@@ -83,21 +86,57 @@ class Worker:
             frame = self._stream.receive()
             if frame is None:
                 return
-            began = time.perf_counter_ns()
-            header, body = frame
-            self._current = header["id"], onnxruntime.RunOptions()
-            try:
-                answer, buffers = self._answer(header, body)
-                answer["us"] = (time.perf_counter_ns() - began) // 1000
-            except Refusal as refusal:
-                answer, buffers = {"fail": refusal.answer}, []
-            except MemoryError as error:
-                answer, buffers = {"fail": blame(error, "no memory").answer}, []
+            if frame[0].get("more"):
+                self._serve_together(frame)
+            else:
+                self._serve(frame)
+
+    def _serve(self, frame: Frame) -> None:
+        began = time.perf_counter_ns()
+        header, body = frame
+        options = self._options((header["id"],))
+        try:
+            answer, buffers = self._answer(header, body, options)
+            answer["us"] = (time.perf_counter_ns() - began) // 1000
+        except Refusal as refusal:
+            answer, buffers = {"fail": refusal.answer}, []
+        except MemoryError as error:
+            answer, buffers = {"fail": blame(error, "no memory").answer}, []
+        self._stream.send({"id": header["id"], **answer}, buffers)
+
+    def _serve_together(self, first: Frame) -> None:
+        """Answer calls by one run, or one by one where it fails."""
+        frames = [first]
+        while frames[-1][0]["more"]:
+            frame = self._stream.receive()
+            if frame is None:
+                return
+            frames.append(frame)
+        began = time.perf_counter_ns()
+        options = self._options(tuple(header["id"] for header, _ in frames))
+        try:
+            answers = onnx_batch.run(self._model, frames, options)
+        except onnx_batch.Apart:
+            for frame in frames:
+                self._serve(frame)
+            return
+        for (header, _), (answer, buffers) in zip(frames, answers):  # noqa: B905 - as many
+            answer["us"] = (time.perf_counter_ns() - began) // 1000
             self._stream.send({"id": header["id"], **answer}, buffers)
 
-    def _answer(self, header: Header, body: memoryview) -> tuple[Header, list[memoryview]]:
+    def _options(self, numbers: tuple[int, ...]) -> Any:
+        """Return the options of a run, by which it can be stopped from now on."""
+        options = onnxruntime.RunOptions()
+        self._current = numbers, options
+        for number in tuple(self._early):
+            options.terminate |= number in numbers
+            if number <= numbers[-1]:
+                self._early.discard(number)
+        return options
+
+    def _answer(self, header: Header, body: memoryview, options: Any) -> Answer:
         if header["op"] == "invoke":
-            described, inline = self._model.run(header, body, self._current[1])
+            described, inline = self._model.run(header, body, options)
             return {"out": described}, inline
         # They come over the other socket, so that reading a call need not look for any.
         handles = self._files.get(timeout=FILES_TIMEOUT_S) if header["files"] else []
@@ -116,8 +155,10 @@ class Worker:
             if frame[0]["op"] == "files":
                 self._files.put(self._control.take())
                 continue
-            number, options = self._current
-            if frame[0]["id"] == number:
+            # Noted before it is looked for: it may be read at this moment.
+            self._early.add(frame[0]["id"])
+            numbers, options = self._current
+            if frame[0]["id"] in numbers:
                 options.terminate = True
 
 

@@ -30,6 +30,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 Header = dict[str, Any]
+Frame = tuple[Header, memoryview]
+Answer = tuple[Header, "list[memoryview]"]
 Value = tuple[str, int, "tuple[int, ...]", memoryview]
 """Name, dtype number, shape, bytes."""
 
