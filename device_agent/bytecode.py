@@ -18,6 +18,7 @@ COMPILE_S: Final = 60.0
 """What a slow board may take; without it in time the daemon runs as installed."""
 _OTHERS: Final = 0o022
 _MODULES: Final = (
+    "device_agent.begin",
     "device_agent.run",
     "device_agent.journal",
     "device_agent.sources",

@@ -70,7 +70,7 @@ def become_daemon(prepared: Prepared, options: list[str]) -> NoReturn:
     os.lseek(handle, 0, os.SEEK_SET)
     os.set_inheritable(prepared.lock, True)
     os.set_inheritable(handle, True)
-    command = [*interpreter(), *options, "-m", "device_agent.run", str(handle)]
+    command = [*interpreter(), *options, "-m", "device_agent.begin", str(handle)]
     os.execv(sys.executable, command)  # noqa: S606 - the same program, this very interpreter
 
 

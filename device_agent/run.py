@@ -264,7 +264,3 @@ def main(handle: int) -> int:
         log.info("ended: %s", asyncio.run(Node(prepared).run()))
 
     return to_the_end(run, lambda: Path(prepared.data))
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
