@@ -50,6 +50,8 @@ BLOBS_MAX_AGE_S: Final = 600.0
 EXECUTORS: Final = (ExecutorKind.WASM, ExecutorKind.ONNX, ExecutorKind.CONTAINER)
 ROOT: Final = Path("/")
 PRIVATE_FOLDER: Final = 0o700
+TRUST: Final = "trust"
+"""Folder, beside the artifacts, of what this node trusts."""
 PRIVATE_FILE: Final = 0o600
 
 log = logging.getLogger("tona.node")
@@ -137,7 +139,8 @@ class Node:
         def fetcher() -> "Fetcher":
             from device_agent.artifacts.fetch import Fetcher  # noqa: PLC0415 - see above
 
-            return Fetcher(cache, blobs, tls=tls_files)
+            trust = data / TRUST if tls_files else None
+            return Fetcher(cache, blobs, tls=tls_files, trust=trust)
 
         def sources() -> "Sources":
             from device_agent.sources import Sources  # noqa: PLC0415 - see above
@@ -194,6 +197,10 @@ class Node:
             _write(folder / "certificate.pem", bundle.certificate_pem),
             _write(folder / "key.pem", bundle.key_pem),
         )
+        if bundle.root_json:
+            folder = self._data / TRUST
+            folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            _write(folder / "bootstrap.json", bundle.root_json)
         return structs.replace(settings, tls=tls.client_context(bundle)), files
 
     async def _open_socket(self, settings: Settings) -> socket.socket:
@@ -224,11 +231,11 @@ class Node:
             log.warning("%s", one)
 
 
-def _write(path: Path, pem: str) -> Path:
+def _write(path: Path, text: str) -> Path:
     """Lay a part of the bundle out for the transfer process, readable by us alone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, PRIVATE_FILE), "w", encoding="ascii") as file:
-        file.write(pem)
+        file.write(text)
     return path
 
 

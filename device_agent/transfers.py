@@ -101,14 +101,16 @@ class Transfers:
     async def _fetch_artifact(self, command: commands.FetchArtifact) -> None:
         ref = ArtifactRef(command.digest, command.size_bytes)
         try:
-            await self._fetcher().fetch_artifact(ref, list(command.urls))
+            await self._fetcher().fetch_artifact(ref, list(command.urls), command.tenant)
         except ExecutorFailure as error:
             failed = error.failed
             self._tell(
-                events.ArtifactFailed(command.digest, failed.text, failed.blame, failed.retryable)
+                events.ArtifactFailed(
+                    command.digest, failed.text, failed.blame, failed.retryable, command.tenant
+                )
             )
         else:
-            self._tell(events.ArtifactReady(command.digest))
+            self._tell(events.ArtifactReady(command.digest, command.tenant))
 
     def _fetch_blob(self, command: commands.FetchBlob) -> None:
         if self._blobs.has(command.digest, command.size_bytes):

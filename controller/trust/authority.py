@@ -5,6 +5,7 @@
       certificate.pem       what both sides trust
       index.json            who was issued what: the truth
       crl.pem               who was revoked, made from the index
+      artifacts/            who may sign artifacts (see repository.py)
 
 The index is written first; a list that a crash left behind is renewed by the next change, and the
 broker's ACL comes from the index, so a revoked identity is mute even then.
@@ -14,7 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -26,7 +27,13 @@ from protocols.errors import UserError
 from protocols.topics import NAME_PATTERN, Speaker, valid_name
 from protocols.transport.tls import Bundle
 
+if TYPE_CHECKING:
+    from controller.trust.repository import Repository
+
 MQTTS_PORT: Final = 8883
+
+ARTIFACTS: Final = "artifacts"
+"""Folder of who may sign artifacts."""
 
 _FOLDER_MODE: Final = 0o700
 _OTHERS: Final = 0o077
@@ -140,7 +147,14 @@ class Authority:
             certificate_pem=made.certificate_pem,
             ca_pem=self.ca_pem(),
             crl_pem=self.crl_pem(),
+            root_json=self.artifacts().root().decode(),
         )
+
+    def artifacts(self) -> "Repository":
+        """Return the repository of trust in artifacts, made when it is first asked for."""
+        from controller.trust.repository import Repository  # noqa: PLC0415 - slow to import
+
+        return Repository.init(self._folder / ARTIFACTS, self._now)
 
     def revoke(self, name: str) -> None:
         """Take the certificate of `name` out of force. Raises UserError when it has none."""

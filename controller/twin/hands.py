@@ -119,10 +119,10 @@ class Hands:
         """Do what a command asks of the machine. Raises RuntimeError for one it does not know."""
         node = self._node
         match command:
-            case commands.FetchArtifact(digest=digest):
+            case commands.FetchArtifact(digest=digest, tenant=tenant):
                 delay_ms = 1 if digest in self._cached else self.shape.fetch_ms
                 self._cached.add(digest)
-                node.later(delay_ms, partial(node.tell, events.ArtifactReady(digest)))
+                node.later(delay_ms, partial(node.tell, events.ArtifactReady(digest, tenant)))
             case commands.StartInstance(instance=instance, task=task, manifest=manifest):
                 self._instances[instance] = (task, manifest)
                 node.checkers.capacity(node.name, self.held_bytes(), self.task_bytes)

@@ -15,15 +15,20 @@ class ArtifactCache(Shelf):
     def __init__(self, folder: Path, max_bytes: int, now_s: float) -> None:
         """Open the folder; old unfinished downloads go. Raises EnvironmentFailure."""
         super().__init__(folder, max_bytes)
-        self._verified: set[str] = set()
+        self._verified: set[tuple[str, str]] = set()
         for entry in self.entries():
             if entry.name.startswith(PART_PREFIX) and entry.used_s < now_s - PART_MAX_AGE_S:
                 self._unlink(folder / entry.name)
 
-    def verified(self, digest: str, size_bytes: int) -> bool:
-        """Whether the content lies here and was held against its digest in this life."""
-        return hex_of(digest) in self._verified and self.has(digest, size_bytes)
+    def verified(self, digest: str, size_bytes: int, tenant: str) -> bool:
+        """Whether the content lies here and was found good for this tenant in this life."""
+        return (tenant, hex_of(digest)) in self._verified and self.has(digest, size_bytes)
 
-    def mark_verified(self, digest: str) -> None:
-        """Remember that the content is what its digest says."""
-        self._verified.add(hex_of(digest))
+    def mark_verified(self, digest: str, tenant: str) -> None:
+        """Remember that the content is what its digest says, and may run for this tenant."""
+        self._verified.add((tenant, hex_of(digest)))
+
+    def strike(self, target: str) -> None:
+        """Forget that `TENANT/HEX` may run: it is signed no more. What runs is not touched."""
+        tenant, _, hex_ = target.rpartition("/")
+        self._verified.discard((tenant, hex_))

@@ -7,6 +7,7 @@ and hashing take memory that an idle daemon must not hold.
 import asyncio
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.shelf import PART_PREFIX, Shelf, hex_of
 from device_agent.executors.contract import read_failure
 from device_agent.executors.door import ExecutorFailure, Failed
+from device_agent.executors.link import Reply
 from device_agent.executors.process import Process
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ArtifactRef
@@ -39,7 +41,11 @@ class TlsFiles(Struct, frozen=True):
 
 
 class Fetcher:
-    """Moves content between this node and the cell's stores."""
+    """Moves content between this node and the cell's stores.
+
+    With a folder of trust an artifact comes, and is said to be there, only when it is signed for
+    its tenant by somebody who may.
+    """
 
     def __init__(
         self,
@@ -47,25 +53,43 @@ class Fetcher:
         blobs: BlobFolder,
         *,
         tls: TlsFiles | None = None,
+        trust: Path | None = None,
         interpreter: str = sys.executable,
     ) -> None:
         self._cache = cache
         self._blobs = blobs
         self._tls = [str(tls.authority), str(tls.certificate), str(tls.key)] if tls else None
+        self._trust = trust
         self._interpreter = interpreter
         self._process: Process | None = None
         self._transfers: dict[str, asyncio.Task[None]] = {}
         self._idle: asyncio.TimerHandle | None = None
         self._ends: set[asyncio.Task[None]] = set()
 
-    async def fetch_artifact(self, ref: ArtifactRef, urls: list[str]) -> Path:
+    async def fetch_artifact(
+        self, ref: ArtifactRef, urls: list[str], tenant: str = "default"
+    ) -> Path:
         """Return the verified artifact, fetched from the first base URL that has it.
 
         Raises ExecutorFailure. Pin the digest before other fetches may need its room.
         """
-        if not self._cache.verified(ref.digest, ref.size_bytes):
-            await self._join(f"artifact {ref.digest}", self._artifact, ref, urls)
+        if not self._cache.verified(ref.digest, ref.size_bytes, tenant):
+            work = partial(self._artifact, tenant)
+            # The digest last: `_get` knows by it what is being gathered.
+            await self._join(f"artifact {tenant} {ref.digest}", work, ref, urls)
         return self._cache.path(ref.digest)
+
+    async def check_trust(self, urls: list[str]) -> tuple[int, int]:
+        """Bring what this node trusts up to date; what is signed no more starts no more.
+
+        Returns root's version and the expiry of the newest timestamp in seconds since 1970. Raises
+        ExecutorFailure.
+        """
+        reply = await self._say({"op": "trust", "trust": self._asked("", urls), "tls": self._tls})
+        root, expires, struck = reply.trust or (0, 0, [])
+        for target in struck:
+            self._cache.strike(target)
+        return root, expires
 
     async def fetch_blob(self, digest: str, size_bytes: int, urls: list[str]) -> Path:
         """Return the value's file, fetched from the first base URL that has it.
@@ -118,19 +142,30 @@ class Fetcher:
         if not self._transfers and self._process is not None and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(IDLE_EXIT_S, self._leave)
 
-    async def _artifact(self, ref: ArtifactRef, urls: list[str]) -> None:
+    async def _artifact(self, tenant: str, ref: ArtifactRef, urls: list[str]) -> None:
         self._check(ref.digest)
+        await self._after_others(ref.digest)
+        trust = self._asked(f"{tenant}/{hex_of(ref.digest)}", urls)
+        bases = [f"{base}/v1/artifacts" for base in urls]
         if self._cache.has(ref.digest, ref.size_bytes):
-            with contextlib.suppress(ExecutorFailure):
-                await self._ask("verify", self._cache, ref, [])
-                self._cache.mark_verified(ref.digest)
+            # Nothing but what lies here may be in use: it is only looked at, and room is not made.
+            await self._ask("get", self._cache, ref, bases, trust)
+        else:
+            await self._get(self._cache, ref, bases, trust)
+        self._cache.mark_verified(ref.digest, tenant)
+
+    async def _after_others(self, digest: str) -> None:
+        """Wait for those who gather the same content for other tenants, and came before."""
+        for name, task in list(self._transfers.items()):
+            if task is asyncio.current_task():
                 return
-        try:
-            self._cache.drop(ref.digest)
-        except EnvironmentFailure as error:
-            raise _failed(str(error)) from None
-        await self._get(self._cache, ref, [f"{base}/v1/artifacts" for base in urls])
-        self._cache.mark_verified(ref.digest)
+            if name.startswith("artifact ") and name.endswith(digest):
+                await asyncio.wait([task])
+
+    def _asked(self, target: str, urls: list[str]) -> dict[str, Any] | None:
+        if self._trust is None:
+            return None
+        return {"folder": str(self._trust), "target": target, "urls": urls}
 
     async def _blob(self, ref: ArtifactRef, urls: list[str]) -> None:
         self._check(ref.digest)
@@ -140,16 +175,29 @@ class Fetcher:
         self._check(ref.digest)
         await self._ask("put", self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
 
-    async def _get(self, shelf: Shelf, ref: ArtifactRef, bases: list[str]) -> None:
+    async def _get(
+        self,
+        shelf: Shelf,
+        ref: ArtifactRef,
+        bases: list[str],
+        trust: dict[str, Any] | None = None,
+    ) -> None:
         try:
             # What other transfers gather must not be taken from under them.
             busy = frozenset(PART_PREFIX + name[-64:] for name in self._transfers)
             shelf.make_room(ref.size_bytes, busy=busy)
         except EnvironmentFailure as error:
             raise _failed(str(error)) from None
-        await self._ask("get", shelf, ref, bases)
+        await self._ask("get", shelf, ref, bases, trust)
 
-    async def _ask(self, op: str, shelf: Shelf, ref: ArtifactRef, bases: list[str]) -> None:
+    async def _ask(
+        self,
+        op: str,
+        shelf: Shelf,
+        ref: ArtifactRef,
+        bases: list[str],
+        trust: dict[str, Any] | None = None,
+    ) -> None:
         name = hex_of(ref.digest)
         request = {
             "op": op,
@@ -159,12 +207,18 @@ class Fetcher:
             "path": str(shelf.path(ref.digest)),
             "part": str(shelf.part(ref.digest)),
             "tls": self._tls,
+            "trust": trust,
         }
+        await self._say(request)
+
+    async def _say(self, request: dict[str, Any]) -> Reply:
         reply = await self._running().link.ask(request)
         if reply is None:
-            raise _failed(f"the transfer process ended during {op} of {name[:12]}")
+            what = request.get("hex", "")[:12]
+            raise _failed(f"the transfer process ended during {request['op']} {what}".rstrip())
         if reply.fail is not None:
             raise ExecutorFailure(read_failure(reply.fail))
+        return reply
 
     def _running(self) -> Process:
         if self._idle is not None:

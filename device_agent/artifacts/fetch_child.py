@@ -2,8 +2,10 @@
 
     fetch_child.py SOCKET_FD PARENT_PID THREADS
 
-Requests: `get` (resumes `part`, verifies, renames to `path`), `put`, `verify`. Whichever thread is
-free reads the next one. A digest is held against the content before the content gets its name.
+Requests: `get` (unless `path` holds it already: resumes `part`, verifies, renames), `put`, `trust`.
+Whichever thread is free reads the next one. A digest is held against the content before the content
+gets its name; where a node asks for signatures, not a byte comes before its artifact is found
+signed.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from io import BufferedRandom
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
+    from device_agent.artifacts.warrant import Open, Warrants
     from device_agent.executors.programs.stream import Header, Refusal, Stream, die_with_parent
 else:
     _HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[0] = os.path.join(_HERE, "..", "executors", "programs")
+    sys.path.append(_HERE)
     from stream import Header, Refusal, Stream, die_with_parent
 
 ATTEMPTS: Final = 4
@@ -230,15 +234,68 @@ def put(request: Header, url: str, client: Client) -> None:
             raise Miss(f"{url}: {response.status} {response.reason}", final=final)
 
 
-def verify(request: Header) -> None:
-    """Hold a file against its digest. Raises Refusal."""
+def lies_here(request: Header) -> bool:
+    """Whether the content is there already; what is not what its digest says goes."""
     try:
         with open(request["path"], "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise failure(f"cannot read {request['hex'][:12]}: {error.strerror}") from None
-    if found != request["hex"]:
-        raise failure(f"{request['path']} is not what its digest says")
+            if hashlib.file_digest(file, "sha256").hexdigest() == request["hex"]:
+                return True
+        os.unlink(request["path"])
+    except OSError:
+        return False
+    return False
+
+
+class Trust:
+    """Who signed what, for the nodes that ask; TUF's client is loaded when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._warrants: Warrants | None = None
+
+    def check(self, request: Header, client: Client, *, known: bool) -> None:
+        """Hold an artifact against what is signed; one that lay here may have been. Raises Refusal.
+        """
+        asked = request.get("trust")
+        if not asked:
+            return
+        warrants = self._loaded(asked["folder"])
+        if not (known and warrants.recorded(asked["target"])):
+            opened = over(client, request["tls"])
+            warrants.check(asked["target"], request["size"], asked["urls"], opened)
+
+    def recheck(self, request: Header, client: Client) -> Header:
+        """Bring what is trusted up to date. Raises Refusal."""
+        asked = request["trust"]
+        warrants = self._loaded(asked["folder"])
+        return warrants.recheck(asked["urls"], over(client, request["tls"]))
+
+    def _loaded(self, folder: str) -> Warrants:
+        with self._lock:
+            if self._warrants is None:
+                try:
+                    from warrant import Warrants  # noqa: PLC0415 - a node on loopback goes without
+                except ImportError as error:
+                    raise failure(
+                        f"this node cannot check who signed an artifact ({error}): "
+                        "pip install 'tona-edge[trust]' there",
+                        retryable=False,
+                    ) from None
+                self._warrants = Warrants(folder)
+            return self._warrants
+
+
+def over(client: Client, tls: list[str] | None) -> Open:
+    """Return how to read metadata over the connections of a thread."""
+
+    def open_(url: str) -> tuple[http.client.HTTPResponse, Callable[[], None]]:
+        try:
+            response, connection = client.ask("GET", url, {}, tls)
+        except Miss as miss:
+            raise ConnectionError(str(miss)) from None
+        return response, lambda: client.forget(connection)
+
+    return open_
 
 
 class Worker:
@@ -246,6 +303,7 @@ class Worker:
 
     def __init__(self, sock: socket.socket) -> None:
         self._stream = Stream(sock)
+        self._trust = Trust()
         self._reading = threading.Lock()
         self._writing = threading.Lock()
 
@@ -265,18 +323,21 @@ class Worker:
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
 
-    @staticmethod
-    def _answer(request: Header, client: Client) -> Header:
+    def _answer(self, request: Header, client: Client) -> Header:
+        said: Header = {}
         try:
             if request["op"] == "get":
-                over_addresses(request, client, get)
+                here = lies_here(request)
+                self._trust.check(request, client, known=here)
+                if not here:
+                    over_addresses(request, client, get)
             elif request["op"] == "put":
                 over_addresses(request, client, put)
             else:
-                verify(request)
+                said = self._trust.recheck(request, client)
         except Refusal as refusal:
             return {"id": request["id"], "fail": refusal.answer}
-        return {"id": request["id"]}
+        return {"id": request["id"], **said}
 
 
 def main(arguments: list[str]) -> int:

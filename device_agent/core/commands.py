@@ -79,6 +79,8 @@ class FetchArtifact(Struct, frozen=True):
     urls: tuple[str, ...]
     """Base URLs of the cell's store, best first; empty while none is known."""
     cause: str
+    tenant: str = "default"
+    """On whose behalf it is to run."""
 
 
 class StartInstance(Struct, frozen=True):

@@ -179,7 +179,7 @@ class Core:
             events.JournalFailed: assignments.journal_failed,
             events.Connected: self._connected,
             events.Disconnected: self._disconnected,
-            events.ArtifactReady: lambda event: upkeep.artifact_ready(event.digest),
+            events.ArtifactReady: upkeep.artifact_ready,
             events.ArtifactFailed: upkeep.artifact_failed,
             events.InstanceReady: self._instance_ready,
             events.InstanceFailed: upkeep.failed,

@@ -67,18 +67,20 @@ class Tick(Struct, frozen=True):
 
 
 class ArtifactReady(Struct, frozen=True):
-    """The artifact lies verified in the node's cache."""
+    """The artifact lies in the node's cache, found good for a tenant."""
 
     digest: str
+    tenant: str = "default"
 
 
 class ArtifactFailed(Struct, frozen=True):
-    """The artifact could not be had."""
+    """The artifact could not be had, or may not run for this tenant."""
 
     digest: str
     text: str
     blame: Blame = Blame.ENVIRONMENT
     retryable: bool = True
+    tenant: str = "default"
 
 
 class InstanceReady(Struct, frozen=True):

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from device_agent.core.commands import FetchArtifact, StartInstance, StopInstance
-from device_agent.core.events import ArtifactFailed, InstanceExited, InstanceFailed, InstanceStats
+from device_agent.core.events import (
+    ArtifactFailed,
+    ArtifactReady,
+    InstanceExited,
+    InstanceFailed,
+    InstanceStats,
+)
 from device_agent.core.instances import Held, Instance, digests, instance_of, move
 from device_agent.core.lifecycle import LifecycleEvent
 from device_agent.core.tasks import Tasks
@@ -42,7 +48,8 @@ class Upkeep:
         self._tasks = tasks
         self._online = online
         self.instances: dict[str, Instance] = {}
-        self._fetching: dict[str, set[str]] = {}
+        self._fetching: dict[tuple[str, str], set[str]] = {}
+        """Who waits for an artifact, by tenant and digest."""
         self._serial = 0
         self.abandon: Callable[[Instance, str], None] = _nobody
         """Fails every request that still counts on this instance (wired by the core)."""
@@ -60,11 +67,12 @@ class Upkeep:
         needed = digests(instance.manifest)
         instance.wanting = set(needed)
         for digest, size_bytes in needed.items():
-            waiters = self._fetching.get(digest)
+            waiters = self._fetching.get((instance.tenant, digest))
             if waiters is None:
-                self._fetching[digest] = {instance.name}
+                self._fetching[instance.tenant, digest] = {instance.name}
+                urls = self._turn.store_urls
                 self._turn.out.append(
-                    FetchArtifact(digest, size_bytes, self._turn.store_urls, cause)
+                    FetchArtifact(digest, size_bytes, urls, cause, instance.tenant)
                 )
             else:
                 waiters.add(instance.name)
@@ -109,9 +117,10 @@ class Upkeep:
 
     # What executors and fetches say.
 
-    def artifact_ready(self, digest: str) -> None:
+    def artifact_ready(self, event: ArtifactReady) -> None:
         """Go on with every instance that waited for this artifact last."""
-        for name in self._fetching.pop(digest, ()):
+        digest = event.digest
+        for name in self._fetching.pop((event.tenant, digest), ()):
             instance = self.instances.get(name)
             if instance is None:
                 continue
@@ -142,7 +151,7 @@ class Upkeep:
     def artifact_failed(self, event: ArtifactFailed) -> None:
         """Trouble for every instance that waits for this artifact."""
         offline = event.retryable and not self._online()
-        for name in self._fetching.pop(event.digest, ()):
+        for name in self._fetching.pop((event.tenant, event.digest), ()):
             instance = self.instances.get(name)
             if instance is not None and instance.state is _State.FETCHING:
                 if offline:

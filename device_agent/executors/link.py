@@ -58,6 +58,8 @@ class Reply(Struct, frozen=True):
     """A child of the process began: its number, its process id."""
     calls: int = 1
     """That the run has answered."""
+    trust: tuple[int, int, list[str]] | None = None
+    """Root's version, expiry of the timestamp in seconds since 1970, targets signed no more."""
 
 
 _decoder = msgspec.json.Decoder(Reply)

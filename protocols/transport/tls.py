@@ -46,6 +46,8 @@ class Bundle(Struct, frozen=True, kw_only=True):
     """The leaf first, then what leads to the authority."""
     ca_pem: Pem
     crl_pem: str = ""
+    root_json: str = ""
+    """The root of trust in artifacts (TUF), from which a node or an author begins."""
 
 
 def save(bundle: Bundle, path: str | os.PathLike[str]) -> None:

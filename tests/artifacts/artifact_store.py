@@ -12,6 +12,8 @@ class Store(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content: dict[str, bytes] = {}
         self.faults: list[str] = []
+        self.always: dict[str, str] = {}
+        """A fault of every request for a path."""
         self.asked: list[tuple[str, str, str]] = []
         """Method, path and range of every request."""
 
@@ -39,6 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         self.server.asked.append(("GET", self.path, wanted))
         fault = self.server.faults.pop(0) if self.server.faults else ""
+        fault = self.server.always.get(self.path, fault)
         data = self.server.content.get(self.path)
         if data is None:
             self._plain(404)
@@ -51,6 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             shown = 0 if fault == "shifted" else start
             self.send_header("Content-Range", f"bytes {shown}-{len(data) - 1}/{len(data)}")
+        if fault == "endless":
+            self._without_end(data)
+            return
         body = data[start:]
         if fault == "longer":
             body += b"more"
@@ -63,6 +69,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(body)
+
+    def _without_end(self, data: bytes) -> None:
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for _ in range(4096):
+            try:
+                self.wfile.write(data + bytes(65536))
+            except OSError:
+                return
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))

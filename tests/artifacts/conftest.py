@@ -14,6 +14,7 @@ from device_agent.artifacts.fetch import Fetcher
 sys.path.insert(0, str(Path(__file__).parent))
 
 from artifact_store import Store
+from artifact_trust import Cell
 
 
 @pytest.fixture
@@ -40,5 +41,26 @@ def blobs(tmp_path: Path) -> BlobFolder:
 @pytest.fixture
 async def fetcher(cache: ArtifactCache, blobs: BlobFolder) -> AsyncIterator[Fetcher]:
     one = Fetcher(cache, blobs)
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+def cell(tmp_path: Path, store: Store) -> Cell:
+    return Cell(tmp_path / "trust-of-the-cell", store)
+
+
+@pytest.fixture
+def trust(tmp_path: Path, cell: Cell) -> Path:
+    """The folder of what a node trusts, as its bundle has left it."""
+    folder = tmp_path / "trust-of-the-node"
+    folder.mkdir(mode=0o700)
+    (folder / "bootstrap.json").write_bytes(cell.repository.root())
+    return folder
+
+
+@pytest.fixture
+async def guarded(cache: ArtifactCache, blobs: BlobFolder, trust: Path) -> AsyncIterator[Fetcher]:
+    one = Fetcher(cache, blobs, trust=trust)
     yield one
     await one.close()

@@ -98,11 +98,11 @@ def test_eviction_frees_enough_or_everything_it_may(
 def test_the_cache_outlives_a_restart_and_trusts_only_what_it_verified(tmp_path: Path) -> None:
     first = ArtifactCache(tmp_path, 100, now_s=0)
     put(first, A, 10, 5)
-    first.mark_verified(A)
-    assert first.verified(A, 10)
+    first.mark_verified(A, "default")
+    assert first.verified(A, 10, "default")
     second = ArtifactCache(tmp_path, 100, now_s=0)
     assert second.has(A, 10)
-    assert not second.verified(A, 10)
+    assert not second.verified(A, 10, "default")
     assert not second.has(A, 11)
 
 

@@ -128,8 +128,8 @@ class SimNode:
                 self.started.append(command)
                 self.most[command.instance] = command.replicas
                 return [events.InstanceReady(command.instance)] if self.helpful else []
-            case commands.FetchArtifact(one, _, _, _) if self.helpful:
-                return [events.ArtifactReady(one)]
+            case commands.FetchArtifact(one, tenant=tenant) if self.helpful:
+                return [events.ArtifactReady(one, tenant)]
             case commands.StopInstance(one, _) if self.helpful:
                 self.calls = {c: e for c, e in self.calls.items() if e.instance != one}
                 return [events.InstanceStopped(one)]

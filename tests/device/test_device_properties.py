@@ -106,8 +106,9 @@ class NodeMachine(RuleBasedStateMachine):
     def fetched(self, good: bool, pick: int) -> None:
         waited = sorted(self.node.core.upkeep._fetching)
         if waited:
-            one = waited[pick % len(waited)]
-            self.node.tell(events.ArtifactReady(one) if good else events.ArtifactFailed(one, "x"))
+            tenant, one = waited[pick % len(waited)]
+            ready = events.ArtifactReady(one, tenant)
+            self.node.tell(ready if good else events.ArtifactFailed(one, "x", tenant=tenant))
 
     @rule(good=st.booleans(), pick=small, retryable=st.booleans())
     def started(self, good: bool, pick: int, retryable: bool) -> None:

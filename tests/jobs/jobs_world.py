@@ -148,8 +148,8 @@ class Node:
                 self.journal[assign.task] = assign
             case commands.Forget(task=task):
                 self.journal.pop(task, None)
-            case commands.FetchArtifact(digest=digest):
-                return [events.ArtifactReady(digest)]
+            case commands.FetchArtifact(digest=digest, tenant=tenant):
+                return [events.ArtifactReady(digest, tenant)]
             case commands.StartInstance(instance=instance):
                 return [events.InstanceReady(instance)]
             case commands.StopInstance(instance=instance):
