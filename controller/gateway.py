@@ -105,6 +105,7 @@ class Gateway:
                 self._health,
                 Revocation(trust.authority) if trust else _nobody,
                 self._starting,
+                trust.authority.artifacts if trust else None,
             ),
             folder,
             server_context(bundle) if bundle else None,

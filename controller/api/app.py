@@ -11,7 +11,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -31,20 +31,23 @@ from controller.api.named import to_json
 from controller.api.openapi import describe
 from controller.api.operations import (
     TABLE,
-    Content,
     Effect,
     Operation,
-    PutArtifact,
     SystemInfo,
     Transfer,
     Watch,
 )
 from controller.api.reads import check_named, read
+from controller.api.stored import Content, PublishedBy, PutArtifact, TrustFile
+from controller.api.trusting import Trusting
 from controller.api.watch import Watchers
 from controller.decider import Answer
 from controller.registry import LiveRegistry
 from protocols.errors import Blame, TonaBug, TonaError
 from protocols.submission import near
+
+if TYPE_CHECKING:
+    from controller.trust.repository import Repository
 
 CALL_TIMEOUT_S: Final = 30.0
 """How long a role may take to answer an operation."""
@@ -53,6 +56,7 @@ RETRY_AFTER_S: Final = 1
 """When to ask a controller again that is starting."""
 INFO: Final = "system.info"
 """Tells where clients connect, which is known from the beginning."""
+TRUST: Final = "trust.show"
 SLICE: Final = 256
 """Things of a listing that are encoded at once, in about 3 ms."""
 
@@ -73,6 +77,8 @@ class Doors(Struct, frozen=True):
     """Whether a certificate, by its serial, is out of force."""
     starting: Callable[[], str] = str
     """Empty, or a sentence on why this controller does not know everything yet."""
+    trust: "Callable[[], Repository] | None" = None
+    """Opens the trust in artifacts; None where nobody has to sign."""
 
 
 class Api:
@@ -82,6 +88,7 @@ class Api:
         self, registry: LiveRegistry, doors: Doors, folder: Path, hosts: frozenset[str] | None
     ) -> None:
         self.bulk = Bulk(folder, registry, doors.record_artifact)
+        self.trusting = Trusting(doors.trust)
         self.watchers = Watchers(registry)
         self._registry = registry
         self._doors = doors
@@ -148,6 +155,8 @@ class Api:
             value = await self._call(operation, arguments, identity.tenant, cause)
         elif operation.name == INFO:
             value = self._doors.info()
+        elif operation.name == TRUST:
+            value = await self.trusting.state()
         else:
             value = read(operation, arguments, self._registry.model)
         body = await _encode_slowly(operation, value)
@@ -177,18 +186,22 @@ class Api:
         identity: Identity,
         cause: str,
     ) -> Response:
-        bulk, stored = self.bulk, cast("Content", arguments)
+        bulk, trusting, stored = self.bulk, self.trusting, cast("Content", arguments)
         match operation.name:
             case "artifact.get":
                 return await bulk.get(bulk.artifacts, "artifact", stored.hex)
             case "blob.get":
                 return await bulk.get(bulk.blobs, "blob", stored.hex)
+            case "trust.get":
+                return await trusting.get(cast("TrustFile", arguments))
             case "artifact.put":
                 put = cast("PutArtifact", arguments)
                 value: Struct
                 value, new = await bulk.put_artifact(request, put, identity.tenant, cause)
             case "blob.put":
                 value, new = await bulk.put_blob(request, stored)
+            case "trust.sign":
+                value, new = await trusting.sign(request, cast("PublishedBy", arguments)), True
             case _:
                 raise TonaBug(f"nobody serves {operation.name}")
         return _json(_encode(operation, value), 201 if new else 200)

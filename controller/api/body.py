@@ -58,6 +58,6 @@ async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         ) from None
 
 
-async def whole(request: Request) -> bytes:
+async def whole(request: Request, max_bytes: int = BODY_MAX_BYTES) -> bytes:
     """Return a small body. Raises Refused."""
-    return b"".join([chunk async for chunk in chunks(request, BODY_MAX_BYTES)])
+    return b"".join([chunk async for chunk in chunks(request, max_bytes)])

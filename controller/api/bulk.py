@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from controller.api.body import chunks, declared_bytes
 from controller.api.content import Contents, Retention, Upload
 from controller.api.errors import Refused, body_of
-from controller.api.operations import Content, PutArtifact, Stored
+from controller.api.stored import Content, PutArtifact, Stored
 from controller.records import ARTIFACT, ArtifactRecord
 from controller.registry import LiveRegistry
 from protocols.errors import Blame

@@ -15,6 +15,7 @@ from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
 from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
+from controller.api.stored import Content, PublishedBy, PutArtifact, Stored, TrustFile
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
 from controller.records import (
@@ -38,11 +39,10 @@ from controller.records import (
     UseCaseRecord,
     UseCaseState,
 )
+from controller.trust.publishers import TrustState
 from protocols.base import Count
 from protocols.messages.hierarchy import NodeState, ServiceState
 
-MEDIAS: Final = ("wasm", "onnx", "container", "data")
-MEDIA: Final = rf"^({'|'.join(MEDIAS)}|)$(?!\n)"
 DOCUMENT_MAX_LENGTH: Final = 512 * 1024
 """Characters of a use case document."""
 WATCHED: Final[dict[str, type[Struct]]] = {
@@ -103,12 +103,6 @@ class DocumentFormat(StrEnum):
 
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
 """The name of one thing; an unknown one is answered with the nearest that there is."""
-Sha256 = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9a-f]{64}$(?!\n)", description="a SHA-256 of 64 lower-case hexadecimal digits"
-    ),
-]
 
 
 class _Arguments(Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,26 +175,6 @@ class Watch(_Arguments, frozen=True, rename={"from_": "from"}):
     """Only keys that start so."""
 
 
-class Content(_Arguments, frozen=True):
-    """One content by its digest."""
-
-    hex: Sha256
-
-
-class PutArtifact(_Arguments, frozen=True):
-    """An artifact and what people call it."""
-
-    hex: Sha256
-    name: Annotated[
-        str,
-        Meta(
-            pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,200}$(?!\n)",
-            description="at most 200 characters without control characters",
-        ),
-    ] = ""
-    media: Annotated[str, Meta(pattern=MEDIA, description=f"one of {', '.join(MEDIAS)}")] = ""
-
-
 class SystemInfo(Struct, frozen=True):
     """What this controller is."""
 
@@ -213,13 +187,6 @@ class SystemInfo(Struct, frozen=True):
     counters: dict[str, float] = {}
     cells: tuple[CellView, ...] = ()
     """Every cell whose scheduler has spoken."""
-
-
-class Stored(Struct, frozen=True):
-    """A content that the cell now keeps."""
-
-    digest: str
-    size_bytes: Count
 
 
 class Operation(Struct, frozen=True):
@@ -526,6 +493,16 @@ TABLE: Final = (
         "/v1/artifacts",
     ),
     Operation(
+        "trust.show",
+        "Say who may sign artifacts here, and until when what is said of that holds.",
+        Nothing,
+        TrustState,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/trust",
+    ),
+    Operation(
         "system.info",
         "Say what this controller is and where its broker listens.",
         Nothing,
@@ -567,6 +544,29 @@ TABLE: Final = (
         _DATA,
         "GET",
         "/v1/artifacts/{hex}",
+        transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "trust.get",
+        "Fetch a metadata file of the trust in artifacts (TUF).",
+        TrustFile,
+        None,
+        Permission.FETCH,
+        _DATA,
+        "GET",
+        "/v1/trust/{file}",
+        transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "trust.sign",
+        "Take in what a publisher has signed; the body is his metadata (TUF).",
+        PublishedBy,
+        Stored,
+        Permission.SUBMIT,
+        _CONTROL,
+        "PUT",
+        "/v1/trust/publishers/{publisher}",
+        Effect.WRITE,
         transfer=Transfer.BYTES,
     ),
     Operation(

@@ -108,7 +108,11 @@ class ApiServer:
         if serving.done():
             listening.cancel()
             raise EnvironmentFailure(f"the API did not start: {serving.exception()}")
-        self._tasks = [serving, asyncio.create_task(self.api.bulk.sweep_forever(), name="sweep")]
+        self._tasks = [
+            serving,
+            asyncio.create_task(self.api.bulk.sweep_forever(), name="sweep"),
+            asyncio.create_task(self.api.trusting.renew_forever(), name="trust"),
+        ]
 
     async def stop(self) -> None:
         """End the watches, let running requests finish, and stop listening."""
@@ -118,9 +122,9 @@ class ApiServer:
             return
         self._registry.close()
         self._server.stopping.set()
-        serving, sweeping = self._tasks
-        sweeping.cancel()
-        await asyncio.gather(serving, sweeping, return_exceptions=True)
+        for one in self._tasks[1:]:
+            one.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in list(self._server.server_state.connections):
             transport = getattr(connection, "transport", None)
             if transport is not None:

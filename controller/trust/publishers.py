@@ -1,6 +1,7 @@
 """Who may sign artifacts for which tenant, and the request with which an author asks for that."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -60,6 +61,37 @@ class Request(Struct, frozen=True, kw_only=True):
     keyid: Annotated[str, Meta(max_length=64)]
     key: dict[str, Any]
     metadata: msgspec.Raw
+
+
+class PublisherState(Struct, frozen=True, kw_only=True):
+    """A publisher as people see him."""
+
+    name: str
+    tenant: str
+    keys: tuple[str, ...]
+    """Key ids."""
+    version: int
+    """Of his metadata."""
+    artifacts: int
+    expires: datetime | None
+    trusted: bool
+    """Whether nodes take what he has signed; false: a key of his was revoked, he signs anew."""
+
+
+class TrustState(Struct, frozen=True, kw_only=True):
+    """The state of a repository; without one nobody has to sign."""
+
+    required: bool = False
+    """Whether nodes ask who signed what they run."""
+    root_version: int = 0
+    root_expires: datetime | None = None
+    targets_expires: datetime | None = None
+    snapshot_expires: datetime | None = None
+    timestamp_expires: datetime | None = None
+    timestamp_version: int = 0
+    offline: tuple[str, ...] = ()
+    """Keys that are kept elsewhere."""
+    publishers: tuple[PublisherState, ...] = ()
 
 
 def target_path(tenant: str, hex_: str) -> str:

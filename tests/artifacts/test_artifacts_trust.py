@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import importlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from artifact_store import Store
 from artifact_trust import TRUST, Cell
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import DownloadError
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata
 
 from controller.trust.repository import Repository
 from device_agent.artifacts.blobs import BlobFolder
@@ -64,7 +65,7 @@ async def test_other_bytes_under_a_signed_name_are_refused(
 
 
 async def test_a_whole_repository_of_another_is_refused(
-    guarded: Fetcher, cell: Cell, store: Store, tmp_path: Path
+    guarded: Fetcher, store: Store, tmp_path: Path
 ) -> None:
     foreign = Cell(tmp_path / "foreign", store)
     ref = foreign.sign(b"evil")
@@ -112,9 +113,7 @@ async def test_a_frozen_store_is_refused_and_what_was_verified_still_starts(
     cell.repository.rotate("online")
     cell.show()
     new = cell.sign(b"kept from us")
-    later = Fetcher(
-        ArtifactCache(guarded._cache.folder, 1 << 20, time.time()), blobs, trust=trust
-    )
+    later = Fetcher(ArtifactCache(guarded._cache.folder, 1 << 20, time.time()), blobs, trust=trust)
     try:
         failed = await refused(later, new, store)
         assert failed.blame is Blame.ENVIRONMENT
@@ -358,9 +357,7 @@ async def test_a_bundle_without_trust_and_a_node_without_tuf_are_told(
     ref = cell.sign(b"good")
     (trust / "bootstrap.json").unlink()
     assert "issued again with `tona ca issue`" in (await refused(guarded, ref, store)).text
-    bare = Fetcher(
-        guarded._cache, blobs, trust=trust, interpreter=os.path.realpath(sys.executable)
-    )
+    bare = Fetcher(guarded._cache, blobs, trust=trust, interpreter=os.path.realpath(sys.executable))
     try:
         assert "pip install 'tona-edge[trust]'" in (await refused(bare, ref, store)).text
     finally:
@@ -381,7 +378,8 @@ async def test_a_full_disk_stops_no_trust_for_ever(
 def test_metadata_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = Path(__file__).resolve().parents[2] / "device_agent/executors/programs"
     monkeypatch.syspath_prepend(str(programs))
-    from device_agent.artifacts.warrant import METADATA_S, BoundedFetcher
+    # As the process imports it: with the executors' programs beside it.
+    warrant = importlib.import_module("device_agent.artifacts.warrant")
 
     now_s = iter(range(0, 1000, 10))
     gone: list[str] = []
@@ -393,8 +391,9 @@ def test_metadata_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
             return b"x"
 
     response: Any = Drip()
-    fetcher = BoundedFetcher(lambda _url: (response, lambda: gone.append("x")), lambda: next(now_s))
-    with pytest.raises(DownloadError, match=f"not ended after {METADATA_S:.0f} s"):
+    fetcher = warrant.BoundedFetcher(
+        lambda _url: (response, lambda: gone.append("x")), lambda: next(now_s)
+    )
+    with pytest.raises(DownloadError, match=f"not ended after {warrant.METADATA_S:.0f} s"):
         fetcher.download_bytes("http://x/timestamp.json", 16384)
     assert gone == ["x"]
-    assert Targets.type == "targets"

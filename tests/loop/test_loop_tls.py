@@ -71,6 +71,8 @@ def test_a_cell_off_loopback(tmp_path: Path, network: tuple[str, list[str]]) -> 
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.splitlines() == [
         "two nodes joined over TLS",
+        "what nobody has signed does not run",
+        "an author was allowed and has signed",
         "requests are answered over TLS",
         "a large value went through the store over TLS",
         "the link was unplugged and the tasks went on elsewhere",

@@ -9,13 +9,18 @@ import os
 import shutil
 import signal
 import sys
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
 
-from loop_cell import Loop, Stream, echo_module
+from loop_cell import Loop, Stream, chain, echo_module
+from trust_authors import Author
 
 import tona
 from controller.trust.authority import Authority
@@ -93,6 +98,7 @@ async def tell(story: Story) -> None:
         loop = Loop(None, None, http)  # type: ignore[arg-type]
         await states(loop, {"pi-1": "online", "pi-2": "online"})
         held("two nodes joined over TLS")
+        await sign(story, loop)
         tasks = await loop.submit("echo", 2, lost_after_ms=1500)
         async with tona.connect(operator) as client:
             stream = Stream(client, "echo", PATIENCE_S)
@@ -110,6 +116,29 @@ async def tell(story: Story) -> None:
             assert stream.wrong == 0
             held("no request was lost")
         await keep_out(story, loop)
+
+
+async def sign(story: Story, loop: Loop) -> None:
+    """Nothing unsigned runs; then an author is allowed, and signs."""
+    module = echo_module()
+    path = f"/v1/artifacts/{sha256(module).hexdigest()}?name=echo&media=wasm"
+    (await loop.http.put(path, content=module)).raise_for_status()
+    body = {"document": chain("stray", 1, module), "format": "json"}
+    (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
+    await loop.until("/v1/tasks", said_of_unsigned)
+    (await loop.http.delete("/v1/usecases/stray")).raise_for_status()
+    held("what nobody has signed does not run")
+    author = Author("alice", "default", datetime.now(UTC).replace(microsecond=0))
+    repository = story.authority.artifacts()
+    repository.allow(author.request(), "default")
+    response = await loop.http.put("/v1/trust/publishers/alice", content=author.sign(module))
+    response.raise_for_status()
+    await loop.until("/v1/tasks", lambda tasks: not tasks)
+    held("an author was allowed and has signed")
+
+
+def said_of_unsigned(tasks: list[dict[str, Any]]) -> bool:
+    return any("is signed by nobody" in one["reason"] for one in tasks)
 
 
 async def unplug(story: Story, loop: Loop, stream: Stream, serving: str) -> None:

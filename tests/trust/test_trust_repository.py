@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, TargetFile
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
@@ -41,8 +42,6 @@ class FromFolder(FetcherInterface):
         self.folder = folder
 
     def _fetch(self, url: str) -> Any:
-        from tuf.api.exceptions import DownloadHTTPError
-
         path = self.folder / url.rpartition("/")[2]
         if not path.exists():
             raise DownloadHTTPError("absent", 404)
@@ -199,10 +198,10 @@ def test_a_key_is_rotated_and_nodes_follow(
     assert ask(path)
     repository.publish("alice", alice.sign(b"more"))
     assert ask(target_path("acme", made.hashlib.sha256(b"more").hexdigest()))
-    with pytest.raises(UserError, match="no usable key|not the key"):
-        stranger = tmp_path / "stranger.pem"
-        stranger.write_bytes(CryptoSigner.generate_ed25519().private_bytes)
-        stranger.chmod(0o600)
+    stranger = tmp_path / "stranger.pem"
+    stranger.write_bytes(CryptoSigner.generate_ed25519().private_bytes)
+    stranger.chmod(0o600)
+    with pytest.raises(UserError, match="not the key of the present root"):
         repository.rotate("root", stranger)
 
 

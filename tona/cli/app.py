@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from tona.cli import configure, fleet, jobs, profiles, quality, sim, tasks, trust, usecases
+from tona.cli import (
+    artifacts,
+    configure,
+    fleet,
+    jobs,
+    profiles,
+    quality,
+    sim,
+    tasks,
+    trust,
+    usecases,
+)
 from tona.cli.context import flags
 from tona.cli.controller import controller
 from tona.cli.demo import demo
@@ -82,7 +93,7 @@ usecases.service_app.command("qos")(quality.qos)
 usecases.service_app.command("explain")(quality.explain)
 app.add_typer(quality.approve_app, name="approve", rich_help_panel=_WORK)
 app.add_typer(tasks.app, name="task", rich_help_panel=_WORK)
-app.add_typer(tasks.artifact_app, name="artifact", rich_help_panel=_WORK)
+app.add_typer(artifacts.app, name="artifact", rich_help_panel=_WORK)
 app.command(rich_help_panel=_WORK)(invoke)
 app.add_typer(jobs.app, name="job", rich_help_panel=_WORK)
 app.command(rich_help_panel=_WORK)(call)

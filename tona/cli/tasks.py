@@ -167,7 +167,7 @@ def push_artifacts(
     as_json: AsJson = False,
 ) -> None:
     """Push artifacts; prints the digest of each."""
-    wanted = [_file(path) for path in files]
+    wanted = read_files(files)
 
     async def work(api: Any) -> Any:
         return await push(api, wanted)
@@ -190,6 +190,11 @@ def _draw_artifacts(found: Sequence[ArtifactRecord]) -> None:
     for one in found:
         made.add_row(or_dash(one.name), or_dash(one.media), size(one.size_bytes), one.digest)
     show(made)
+
+
+def read_files(paths: Sequence[Path]) -> list[File]:
+    """Return the files with their digests. Raises UserError."""
+    return [_file(path) for path in paths]
 
 
 def _file(path: Path) -> File:

@@ -147,6 +147,11 @@ def _authority() -> "type[Authority]":
     return Authority
 
 
+def authority_at(folder: Path | None) -> "Authority":
+    """Open the authority in a folder, or the user's own. Raises UserError."""
+    return _authority().open(_folder(folder))
+
+
 def _folder(given: Path | None) -> Path:
     if given is not None:
         return given.expanduser()

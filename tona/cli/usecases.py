@@ -54,6 +54,7 @@ def submit(
     async def work(api: Any) -> Any:
         if not dry_run:
             await push(api, made.files)
+            await _sign(api, made.files)
         answer = await api.call(
             "usecase.submit", document=made.document, format=made.notation, dry_run=dry_run
         )
@@ -79,6 +80,14 @@ def submit(
         show(f"note: {note}")
     if answer.removed:
         show(f"no longer in it: {', '.join(answer.removed)}")
+
+
+async def _sign(api: Any, files: Sequence[Any]) -> None:
+    """Sign what was pushed, where that is asked for. Raises UserError."""
+    if files and (await api.call("trust.show")).required:
+        from tona.cli.artifacts import sign_files  # noqa: PLC0415 - it imports this module
+
+        await sign_files(api, files)
 
 
 async def push(api: Any, files: Sequence[Any]) -> list[Any]:
