@@ -34,7 +34,7 @@ class Trusting:
     async def state(self) -> TrustState:
         """Return who may sign, and until when. Raises UserError."""
         if self._open is None:
-            return TrustState()
+            return TrustState(required=False)
         return await asyncio.to_thread(lambda: self._at_hand().state())
 
     async def get(self, file: TrustFile) -> Response:

@@ -81,7 +81,7 @@ class PublisherState(Struct, frozen=True, kw_only=True):
 class TrustState(Struct, frozen=True, kw_only=True):
     """The state of a repository; without one nobody has to sign."""
 
-    required: bool = False
+    required: bool
     """Whether nodes ask who signed what they run."""
     root_version: int = 0
     root_expires: datetime | None = None

@@ -225,4 +225,8 @@ def test_metrics_escape_what_people_write() -> None:
 
 def test_transfers_other_than_json_have_no_result_for_the_caller_but_puts() -> None:
     odd: list[Operation] = [one for one in TABLE if one.transfer is not Transfer.JSON]
-    assert {one.name for one in odd if one.result is not None} == {"artifact.put", "blob.put"}
+    assert {one.name for one in odd if one.result is not None} == {
+        "artifact.put",
+        "blob.put",
+        "trust.sign",
+    }
