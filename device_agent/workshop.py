@@ -80,6 +80,7 @@ class Workshop:
             commands.Execute: self._execute,
             commands.ExecuteTogether: self._execute_together,
             commands.CancelCall: self._cancel_call,
+            commands.Inferred: self._inferred,
             commands.StartInstance: self._start,
             commands.TuneInstance: self._tune,
             commands.RestInstance: self._rest,
@@ -211,6 +212,22 @@ class Workshop:
         if executor is not None:
             self._spawn(executor.cancel(command.instance, command.call))
 
+    def _infer(self, call: str, name: str, values: list[Value]) -> None:
+        """Tell that a guest wants a model run."""
+        wire = self._to_wire({str(at): value for at, value in enumerate(values)})
+        self._tell(events.Inferring(call, name, tuple(wire.values())))
+
+    def _inferred(self, command: commands.Inferred) -> None:
+        executor = self._kinds.get(command.instance)
+        if executor is None:
+            return
+        failure = command.failure
+        if failure is None:
+            result: Done | Failed = Done(to_executor(command.outputs)[0], 0)
+        else:
+            result = Failed(failure.code, failure.blame, failure.text, failure.retryable)
+        executor.inferred(command.instance, command.call, result)
+
     def _to_wire(self, outputs: dict[str, Value]) -> dict[str, invocation.Value]:
         """Return outputs as messages carry them; what is too much together becomes files."""
         large = spill(outputs)
@@ -267,6 +284,7 @@ class Workshop:
             if maker is None:
                 raise EnvironmentFailure(f"this node has no {kind.value} executor")
             executor = self._executors[kind] = maker(self.exited)
+            executor.on_infer = self._infer
         return executor
 
     async def _deploy(self, executor: Executor, instance: str, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ MAX_PORTS: Final = 16
 MAX_CONSTANTS: Final = 8
 MAX_MODULES: Final = 4
 MAX_ARGUMENTS: Final = 64
+MAX_INFERS: Final = 8
 MAX_STATE_BYTES: Final = 16 << 20
 MAX_BATCH: Final = 1024
 ANY: Final = -1
@@ -162,6 +163,15 @@ class Carry(Part, frozen=True):
     """The port that it fills; zeros at the first run."""
 
 
+class Infer(Part, frozen=True):
+    """A task whose model a Wasm guest may run."""
+
+    name: Name
+    """How the guest calls it: the step's name in the service."""
+    task: Name
+    """The ONNX task, on the same node."""
+
+
 class Manifest(Part, frozen=True):
     """What a task executor needs to know to run a task."""
 
@@ -191,6 +201,8 @@ class Manifest(Part, frozen=True):
     batch: Annotated[int, Meta(ge=0, le=MAX_BATCH)] = 0
     """Most rows of one run of a model whose ports, constants apart, have rows as their first axis:
     invocations that wait may share a run. 0: each has its own."""
+    infers: Annotated[tuple[Infer, ...], Meta(max_length=MAX_INFERS)] = ()
+    """Tasks of the same service that a Wasm guest may run in the middle of its own run."""
 
     @property
     def beside(self) -> tuple[ArtifactRef, ...]:

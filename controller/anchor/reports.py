@@ -133,12 +133,15 @@ class Reports:
         for step, task in states.items():
             if task.state is not TaskState.READY:
                 continue
+            feeds = {edge.source for edge in task.spec.inputs}
+            # A model that runs for a module alone is there before the module is.
+            feeds |= {
+                one.name
+                for one in task.spec.manifest.infers
+                if one.name in states and states[one.name].spec.inferred
+            }
             waits = sorted(
-                {
-                    edge.source
-                    for edge in task.spec.inputs
-                    if edge.source in states and states[edge.source].state not in STARTED
-                }
+                one for one in feeds if one in states and states[one].state not in STARTED
             )
             name = task.spec.task
             if not waits:

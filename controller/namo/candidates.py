@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from controller.namo.decompose import FUSED, SPREAD, order_of
+from controller.namo.decompose import order_of
 from controller.namo.estimate import Estimate, estimate, hop_ms, local_hop_ms, parallel_ms
 from controller.namo.model import Alternative, Service
 from controller.records import Candidate
@@ -79,7 +79,8 @@ def weigh(
             made = [spread]
             groups = fuse(spread.tasks, summary)
             if groups:
-                made.append(order_of(service, way, use_case, generation, groups))
+                fused = order_of(service, way, use_case, generation, groups)
+                made += [fused] if fused.decomposition != spread.decomposition else []
             found += [
                 Weighed(one, anchor, _estimate(one, way, summary, own, position)) for one in made
             ]
@@ -234,5 +235,5 @@ def rebuilt(service: Service, held: ServiceOrder, use_case: str) -> ServiceOrder
     if way is None:
         return None
     made = order_of(service, way, use_case, held.generation, groups)
-    decomposition = f"{way.name}+{FUSED if groups else SPREAD}" if name else held.decomposition
+    decomposition = made.decomposition if name else held.decomposition
     return replace(made, decomposition=decomposition, epochs_above=held.epochs_above)

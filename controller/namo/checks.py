@@ -10,9 +10,18 @@ from controller.namo.graph import needed, order
 from controller.namo.lines import Path
 from controller.namo.model import Alternative, Input, Output, Service, Task
 from controller.namo.reader import Problems
-from controller.namo.wiring import MAX_NAME, Come, agree, come_from, sources_of, spelt
+from controller.namo.wiring import (
+    INFER,
+    MAX_NAME,
+    Come,
+    agree,
+    come_from,
+    is_inferred,
+    sources_of,
+    spelt,
+)
 from protocols.base import Shape
-from protocols.manifest import ANY
+from protocols.manifest import ANY, ExecutorKind
 from protocols.messages.invocation import REQUEST
 from protocols.submission import near
 from protocols.topics import valid_name
@@ -39,6 +48,7 @@ def _check_way(service: str, way: Alternative, path: Path, problems: Problems) -
         check_task(task, (*path, "tasks", at), problems)
     edges = _Edges(way, path, problems)
     edges.check_inputs()
+    edges.check_inferences()
     edges.check_outputs()
     sources = sources_of(way.tasks)
     _, cycle = order(sources)
@@ -84,6 +94,10 @@ class _Edges:
             for port, one in task.inputs.items():
                 where = (*self._path, "tasks", at, "inputs", port)
                 come = come_from(one.source)
+                if one.source == INFER:
+                    self._check_rows(task, one.shape, where)
+                    self._check_inferred(task, one, where)
+                    continue
                 if come.step == REQUEST and come.port:
                     self._check_rows(task, one.shape, where)
                     self._check_request(f"{task.name}.{port}", come.port, one, where)
@@ -104,6 +118,37 @@ class _Edges:
         shares = task.batch or any(one.batch for one in task.variants)
         if shares and shape is not None and shape[:1] != (ANY,):
             self._problems.add(where, "with a batch its first axis must be -1: it counts the rows")
+
+    def _check_inferred(self, task: Task, one: Input, where: Path) -> None:
+        if not self._check_model(task, where):
+            return
+        if one.dtype is None or one.shape is None:
+            self._wrong(where, "a module feeds it: give its dtype and shape")
+        elif not is_inferred(task):
+            self._wrong(where, f"modules feed all inputs of {task.name!r} or none")
+
+    def _check_model(self, task: Task, where: Path) -> bool:
+        """Check that a task which modules run is a model in all its forms."""
+        kinds = (task.executor, *(one.executor or task.executor for one in task.variants))
+        other = next((one for one in kinds if one is not ExecutorKind.ONNX), None)
+        if other is not None:
+            self._wrong(where, f"modules run onnx tasks only, {task.name!r} is {other}")
+        return other is None
+
+    def check_inferences(self) -> None:
+        """Check which tasks modules may run."""
+        for at, task in enumerate(self._way.tasks):
+            where = (*self._path, "tasks", at, "infers")
+            if len(set(task.infers)) < len(task.infers):
+                self._problems.add(where, "a task is named twice")
+            for name in task.infers:
+                other = self._tasks.get(name)
+                if other is None:
+                    self._wrong(
+                        where, f"there is no task {name!r} in this service{near(name, self._tasks)}"
+                    )
+                else:
+                    self._check_model(other, where)
 
     def check_outputs(self) -> None:
         """Check where the answers of the service come from."""
@@ -141,6 +186,8 @@ class _Edges:
             hint = near(come.port, task.outputs)
             have = f"; it has {', '.join(task.outputs)}" if not hint else ""
             self._wrong(where, f"task {come.step!r} has no output {come.port!r}{hint}{have}")
+        elif is_inferred(task):
+            self._wrong(where, f"task {come.step!r} gives its outputs to the module that runs it")
         else:
             return task.outputs[come.port]
         return None

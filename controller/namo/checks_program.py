@@ -24,11 +24,7 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
     if called is Interface.WASI:
         _check_command(task, path, problems)
     if called is not Interface.CORE:
-        what = f"only wasm tasks of the interface {Interface.CORE} have"
-        if task.functions:
-            problems.add((*path, "functions"), f"{what} host functions")
-        if task.modules:
-            problems.add((*path, "modules"), f"{what} linked modules")
+        _check_no_module(task, path, problems)
     if task.arguments and called in (None, Interface.CORE):
         problems.add((*path, "arguments"), "only WASI commands and containers have arguments")
     for name in task.modules:
@@ -39,6 +35,17 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
     _check_memory(task, path, problems)
     _check_carries(task, path, problems)
     _check_batch(task, path, problems)
+
+
+def _check_no_module(task: Task, path: Path, problems: Problems) -> None:
+    """Check that a task has nothing that only modules of the guest ABI have."""
+    what = f"only wasm tasks of the interface {Interface.CORE} have"
+    if task.functions:
+        problems.add((*path, "functions"), f"{what} host functions")
+    if task.modules:
+        problems.add((*path, "modules"), f"{what} linked modules")
+    if task.infers:
+        problems.add((*path, "infers"), f"{what} models to run")
 
 
 def _check_command(task: Task, path: Path, problems: Problems) -> None:

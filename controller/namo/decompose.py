@@ -24,10 +24,17 @@ from controller.namo.model import (
     bounds_of,
 )
 from controller.namo.quality import shared
-from controller.namo.wiring import MAX_NAME, asked_of_request, come_from, sources_of
+from controller.namo.wiring import (
+    INFER,
+    MAX_NAME,
+    asked_of_request,
+    come_from,
+    sources_of,
+    together,
+)
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
-from protocols.manifest import Carry, LinkedModule, Manifest, Port
+from protocols.manifest import Carry, Infer, LinkedModule, Manifest, Port
 from protocols.manifest import Constant as Filled
 from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge, Plan, Step
@@ -77,6 +84,7 @@ def order_of(
         for name in order(feeds)[0]
     ]
     specs = shared(bare, qoais_of(sla, users), sources)
+    beside = together(way.tasks, groups or {})
     made = ServiceOrder(
         service=service.name,
         use_case=use_case,
@@ -85,7 +93,7 @@ def order_of(
         tasks=tuple(
             msgspec.structs.replace(
                 spec,
-                group=(groups or {}).get(spec.step, ""),
+                group=beside.get(spec.step, ""),
                 leeway=leeway_of(tasks[spec.step], spec, autonomy),
             )
             for spec in specs
@@ -96,7 +104,7 @@ def order_of(
         ),
         sla=sla,
         spares=service.spares,
-        decomposition=f"{way.name}+{FUSED if groups else SPREAD}",
+        decomposition=named(way, beside),
         users=users,
         sources=sources,
         sinks=tuple(Sink(name, kind) for name, kind in service.sinks.items()),
@@ -104,6 +112,11 @@ def order_of(
     )
     _check_size(made)
     return made
+
+
+def named(way: Alternative, groups: Mapping[str, str]) -> str:
+    """Return the name of a way whose steps are in these groups."""
+    return f"{way.name}+{SPREAD if groups == together(way.tasks, {}) else FUSED}"
 
 
 def _check_size(made: ServiceOrder) -> None:
@@ -169,18 +182,19 @@ def _origins(task: Task, service: Service, stays: bool) -> tuple[str, ...]:
 
 def _widest_plan(made: ServiceOrder) -> Plan:
     """Return the largest plan that a route of this service may carry."""
-    named = {spec.step: spec.task for spec in made.tasks}
+    known = {spec.step: spec.task for spec in made.tasks}
     steps = tuple(
         Step(
             spec.task,
             "n" * MAX_NAME,
             EPOCH_LIMIT,
-            tuple(_renamed(edge, named) for edge in spec.inputs),
+            tuple(_renamed(edge, known) for edge in spec.inputs),
             tuple(port.name for port in spec.manifest.outputs),
         )
         for spec in made.tasks
+        if not spec.inferred
     )
-    outputs = tuple(_renamed(edge, named) for edge in made.outputs)
+    outputs = tuple(_renamed(edge, known) for edge in made.outputs)
     return Plan(made.service, made.generation, steps, outputs)
 
 
@@ -188,7 +202,7 @@ def _renamed(edge: Edge, named: dict[str, str]) -> Edge:
     return Edge(edge.port, named.get(edge.source, edge.source), edge.source_port)
 
 
-def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
+def _manifest(service: str, task: Task, inputs: tuple[Port, ...]) -> Manifest:
     """Return what an executor must know of a task; its constants are inputs too."""
     filled = tuple(Port(port, one.dtype, one.shape) for port, one in task.constants.items())
     return Manifest(
@@ -205,6 +219,7 @@ def _manifest(task: Task, inputs: tuple[Port, ...]) -> Manifest:
         arguments=task.arguments,
         carries=tuple(Carry(*pair) for pair in task.carries.items()),
         batch=task.batch,
+        infers=tuple(Infer(step, f"{service}.{step}") for step in task.infers),
     )
 
 
@@ -215,11 +230,12 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         come = come_from(one.source)
         given = tasks[come.step].outputs[come.port] if come.step in tasks else None
         inputs.append(_port(port, one, given))
-        edges.append(Edge(port, come.step, come.port))
+        if one.source != INFER:
+            edges.append(Edge(port, come.step, come.port))
     return TaskSpec(
         task=f"{service}.{task.name}",
         step=task.name,
-        manifest=_manifest(task, tuple(inputs)),
+        manifest=_manifest(service, task, tuple(inputs)),
         inputs=tuple(edges),
         demand=task.demand,
         policy=task.policy,
@@ -228,7 +244,7 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         variants=tuple(
             Variant(
                 name=one.name,
-                manifest=_manifest(formed(task, one), tuple(inputs)),
+                manifest=_manifest(service, formed(task, one), tuple(inputs)),
                 accuracy_percent=one.accuracy_percent,
                 expected_ms=one.expected_ms,
                 declared=_declared(one.accuracy_percent, one.precision_bits, one.declared),

@@ -33,6 +33,7 @@ def formed(task: Task, variant: Variant) -> Task:
         arguments=said(variant.arguments, task.arguments, ()),
         carries=said(variant.carries, task.carries, {}),
         batch=said(variant.batch, task.batch, 0),
+        infers=said(None, task.infers, ()),
     )
 
 

@@ -14,6 +14,7 @@ from protocols.manifest import (
     MAX_ARGUMENTS,
     MAX_BATCH,
     MAX_CONSTANTS,
+    MAX_INFERS,
     MAX_MODULES,
     MAX_PORTS,
     ArtifactRef,
@@ -54,7 +55,7 @@ Span = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class Input(Struct, frozen=True):
-    """What feeds a port: `request.NAME`, or `TASK.PORT`, whose type then is known."""
+    """What feeds a port: `request.NAME`, `TASK.PORT`, whose type then is known, or `infer`."""
 
     source: str = field(name="from")
     dtype: Dtype | None = None
@@ -164,6 +165,8 @@ class Task(Struct, frozen=True):
     """What a model remembers: its output to its input."""
     deviceless: Deviceless | None = None
     batch: Rows = 0
+    infers: Annotated[tuple[Step, ...], Meta(max_length=MAX_INFERS)] = ()
+    """ONNX tasks of the service whose models its module may run."""
 
 
 class Range(Struct, frozen=True):

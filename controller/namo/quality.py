@@ -29,7 +29,14 @@ def shared(
     specs: Sequence[TaskSpec], qoais: Sequence[Bound], sources: Sequence[Source] = ()
 ) -> tuple[TaskSpec, ...]:
     """Give each task its share of the QoAIS; the specs stand in topological order."""
-    feeds = {one.step: [e.source for e in one.inputs if e.source != REQUEST] for one in specs}
+    called = {one.step for one in specs if one.inferred}
+    feeds = {
+        one.step: [
+            *(edge.source for edge in one.inputs if edge.source != REQUEST),
+            *(other.name for other in one.manifest.infers if other.name in called),
+        ]
+        for one in specs
+    }
     cost = {one.step: HOP_MS + expected_ms(one) for one in specs}
     through = longest_through([one.step for one in specs], feeds, cost)
     path_part = {step: cost[step] / through[step] for step in cost}

@@ -1,6 +1,6 @@
-"""How tasks feed each other, as a document writes it: `TASK.PORT` and `request.NAME`."""
+"""How tasks feed each other, as a document writes it: `TASK.PORT`, `request.NAME` and `infer`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from controller.namo.model import Alternative, Output, Task
@@ -10,6 +10,8 @@ from protocols.messages.invocation import REQUEST
 
 MAX_NAME: Final = 64
 """Characters of a name in the cell."""
+INFER: Final = "infer"
+"""The source of an input that modules feed in the middle of their runs."""
 
 
 class Come(NamedTuple):
@@ -26,14 +28,33 @@ def come_from(text: str) -> Come:
 
 
 def sources_of(tasks: Sequence[Task]) -> dict[str, list[str]]:
-    """Return for each task the tasks that feed it."""
+    """Return for each task the tasks that feed it, and those that run for it alone."""
     names = {task.name for task in tasks}
+    called = {task.name for task in tasks if is_inferred(task)}
     return {
         task.name: [
             step for one in task.inputs.values() if (step := come_from(one.source).step) in names
         ]
+        + [step for step in task.infers if step in called]
         for task in tasks
     }
+
+
+def is_inferred(task: Task) -> bool:
+    """Whether a task runs only when a module infers."""
+    return all(one.source == INFER for one in task.inputs.values())
+
+
+def together(tasks: Sequence[Task], groups: Mapping[str, str]) -> dict[str, str]:
+    """Return the groups with every module beside the models that it runs."""
+    found = dict(groups)
+    for task in tasks:
+        members = (task.name, *task.infers) if task.infers else ()
+        joined = {found[one] for one in members if one in found}
+        name = min(joined, default=task.name)
+        found |= {step: name for step, group in found.items() if group in joined}
+        found |= dict.fromkeys(members, name)
+    return found
 
 
 def asked_of_request(way: Alternative) -> dict[str, Output]:

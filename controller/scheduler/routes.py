@@ -24,7 +24,7 @@ def build_plan(tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]) -
         copies.append(entry.current)
     step_tasks = {copy.grant.spec.step: copy.grant.spec.task for copy in copies}
     last = copies[-1].grant
-    steps = tuple(_step(copy, step_tasks) for copy in copies)
+    steps = tuple(_step(copy, step_tasks) for copy in copies if not copy.grant.spec.inferred)
     outputs = tuple(_renamed(edge, step_tasks) for edge in last.outputs)
     given = {(step.task, port) for step in steps for port in step.outputs}
     taken = {edge for step in steps for edge in step.inputs if edge.source != REQUEST}

@@ -96,6 +96,8 @@ class Admission:
         self._bytes -= request.size_bytes
         self._by_priority[request.priority] -= 1
         self._turn.timers.cancel(("request", request.id))
+        if request.guest is not None:
+            return
         failure = request.failure
         if request.ran or request.done or (failure and failure.code not in _REFUSALS):
             if not len(self.finished):
@@ -182,14 +184,18 @@ class Admission:
                 self.finished.put(request)
             self._replies.refuse(event, body, request.reply_to, failure)
             return None
+        due_ms = min(self._turn.now_ms + ACCEPT_AFTER_MS, request.deadline_ms)
+        self.enter(request, size_bytes, due_ms)
+        return request
+
+    def enter(self, request: Request, size_bytes: int, due_ms: float) -> None:
+        """Count a request as live and look after it again then."""
         request.size_bytes = 0
         request.repeated.clear()
         self.hold(request, size_bytes)
         self.live[request.id] = request
         self._by_priority[request.priority] += 1
-        due_ms = min(self._turn.now_ms + ACCEPT_AFTER_MS, request.deadline_ms)
         self._turn.timers.set(("request", request.id), due_ms)
-        return request
 
     def _refusal(self, request: Request, body: Invoke | Deliver, size_bytes: int) -> Failure | None:
         turn = self._turn
@@ -198,16 +204,17 @@ class Admission:
             return _failure(turn, _Code.NOT_READY, text, retryable=True)
         if body.budget_ms <= 0:
             return _failure(turn, _Code.DEADLINE, "no time was left on arrival", retryable=False)
-        if not self._has_room(size_bytes):
+        if not self.has_room(size_bytes):
             least = self._least(body.priority)
             if least is not None:
                 self._shed(least)
-            if not self._has_room(size_bytes):
+            if not self.has_room(size_bytes):
                 text = f"node {turn.node} has {len(self.live)} requests under way, its limit"
                 return _failure(turn, _Code.BUSY, text, retryable=True)
         return None
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether another request of this size fits."""
         return len(self.live) < LIVE_MAX and self._bytes + size_bytes <= LIVE_MAX_BYTES
 
     def _least(self, priority: int) -> Request | None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body, Calibrate
-from protocols.messages.invocation import INLINE_MAX_BYTES, Result, Tensor, Value
+from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign
 from protocols.topics import Channel
@@ -177,6 +177,17 @@ class CancelCall(Struct, frozen=True):
     call: str
 
 
+class Inferred(Struct, frozen=True):
+    """Give a guest that waits what a model gave, or why it gave nothing."""
+
+    instance: str
+    """The guest's."""
+    call: str
+    """The guest's."""
+    outputs: dict[str, Value]
+    failure: Failure | None = None
+
+
 class FetchBlob(Struct, frozen=True):
     """Have a value in the blob folder; answered by `BlobReady` or `BlobFailed`."""
 
@@ -278,6 +289,7 @@ Command = (
     | Execute
     | ExecuteTogether
     | CancelCall
+    | Inferred
     | FetchBlob
     | PushBlob
     | ReadSource

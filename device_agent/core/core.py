@@ -57,6 +57,7 @@ from protocols.topics import Channel
 if TYPE_CHECKING:
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
+    from device_agent.core.inferences import Inferences
     from device_agent.core.trials import Trials
 
 SHUTDOWN_MS: Final = 10_000
@@ -108,6 +109,8 @@ class Core:
         self._deviceless: Deviceless | None = None
         self._trials: Trials | None = None
         self.requests.workers.deviceless = self._followers
+        self._inferences: Inferences | None = None
+        self.requests.inferences = self._models
         self._doors = self._table()
         self._clocks = self._timers()
         self._bodies = self._messages()
@@ -172,6 +175,7 @@ class Core:
             events.Received: self._received,
             events.ExecutorDone: requests.done,
             events.ExecutorFailed: requests.failed,
+            events.Inferring: lambda event: self._models().ask(event),
             events.Tick: self._tick,
             events.Sampled: self._sampled,
             events.LinkSampled: self._link_sampled,
@@ -332,6 +336,14 @@ class Core:
 
             self._trials = Trials(self._turn, self._inventory)
         return self._trials
+
+    def _models(self) -> "Inferences":
+        """Return who runs models for guests; loaded when the first guest asks for one."""
+        if self._inferences is None:
+            from device_agent.core.inferences import Inferences  # noqa: PLC0415 - see `feeder`
+
+            self._inferences = Inferences(self._turn, self.assignments, self.requests)
+        return self._inferences
 
     def _follow(self, subject: str, name: str) -> None:
         self._followers().on_timer(subject, name)

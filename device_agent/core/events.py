@@ -153,6 +153,17 @@ class ExecutorFailed(Struct, frozen=True):
     retryable: bool
 
 
+class Inferring(Struct, frozen=True):
+    """A Wasm guest wants the model of another task run, and waits for it in its own call."""
+
+    call: str
+    """Its own."""
+    name: str
+    """Of the task, as the guest's manifest calls it."""
+    values: tuple[Value, ...]
+    """Of that task's inputs but for constants, in the order of its manifest."""
+
+
 class BlobReady(Struct, frozen=True):
     """The value lies verified in the node's blob folder."""
 
@@ -252,6 +263,7 @@ Event = (
     | ExecutorsSized
     | ExecutorDone
     | ExecutorFailed
+    | Inferring
     | BlobReady
     | BlobPushed
     | BlobFailed

@@ -80,6 +80,8 @@ class Request(Struct, eq=False):
     """Digests that each answered step still waits to have pushed."""
     done: dict[str, Answer] = field(default_factory=dict)
     failure: Failure | None = None
+    guest: "Run | None" = None
+    """The run whose guest asked for this one step and waits for it; None: a client asked."""
     repeated: set[str] = field(default_factory=set)
     """Steps whose answer the delivery in hand has already repeated; `""`: it was accepted again."""
 
@@ -116,3 +118,5 @@ class Run(Struct, eq=False):
     """The run of a worker that answers it, once it has begun."""
     fetch_us: int = 0
     queue_us: int = 0
+    inferring: Request | None = None
+    """What its guest waits for."""

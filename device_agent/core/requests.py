@@ -17,7 +17,7 @@ less what the message says has gone by. Where ways join the longer one counts.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device_agent.core.admission import Admission
 from device_agent.core.assignments import Assignments
@@ -38,7 +38,7 @@ from device_agent.core.values import (
     total_bytes,
 )
 from device_agent.core.workers import Workers
-from protocols.errors import Blame, MalformedFrame
+from protocols.errors import Blame, MalformedFrame, TonaBug
 from protocols.messages.invocation import (
     CORRELATION_MAX_BYTES,
     REQUEST,
@@ -54,12 +54,19 @@ from protocols.messages.invocation import (
 from protocols.messages.task import InstanceState
 from protocols.packing import unpack_all
 
+if TYPE_CHECKING:
+    from device_agent.core.inferences import Inferences
+
 ELAPSED_MAX_MS: Final = 3_600_000.0
 """No request has more time: a peer that claims more is not believed."""
 PUSHERS_MAX: Final = 1024
 """Answers that may wait for one push before those nobody waits for are cleared away."""
 
 _Code: Final = FailureCode
+
+
+def _nothing() -> "Inferences":
+    raise TonaBug("the requests were not wired")
 
 
 class Requests:
@@ -80,6 +87,8 @@ class Requests:
         self.workers = Workers(turn, meter, self._fail, self._settle, idle)
         self.admission = Admission(turn, replies, self.workers, self._give_way)
         self._pushes: dict[str, list[tuple[Request, str]]] = {}
+        self.inferences: Callable[[], Inferences] = _nothing
+        """Who runs models for guests (wired by the core)."""
 
     def __len__(self) -> int:
         return len(self.admission.live)
@@ -141,9 +150,12 @@ class Requests:
         run = self.workers.take(event.call)
         if run is None:
             return
-        if run.phase is not Phase.DEAD:
+        self._leave_guest(run)
+        if run.request.guest is not None:
+            self.inferences().done(run, event)
+        elif run.phase is not Phase.DEAD:
             request, task = run.request, run.step.task
-            self._measure(run, event)
+            self.measure(run, event)
             timing = Timing(task, self._turn.node, run.queue_us, event.run_us, run.fetch_us)
             del request.runs[task]
             timings = (*run.timings, timing)
@@ -154,7 +166,16 @@ class Requests:
             self._settle(request)
         self.workers.next(run.instance)
 
-    def _measure(self, run: Run, event: ExecutorDone) -> None:
+    def _leave_guest(self, run: Run) -> None:
+        """Let go of what the guest of a run waits for, now that the run is over."""
+        inner, run.inferring = run.inferring, None
+        if inner is not None and inner.failure is None:
+            text = "the run that asked for it is over"
+            self._end(inner, self._failure(_Code.CANCELLED, Blame.ENVIRONMENT, text))
+            self._settle(inner)
+
+    def measure(self, run: Run, event: ExecutorDone) -> None:
+        """Take a run that went well into the figures of its instance."""
         self.workers.learn(run)
         window = self._meter.of(run.instance)
         # Of a run that calls share, what it costs is each one's part.
@@ -167,6 +188,7 @@ class Requests:
         run = self.workers.take(event.call)
         if run is None:
             return
+        self._leave_guest(run)
         if run.phase is not Phase.DEAD:
             run.phase = Phase.DEAD
             window = self._meter.of(run.instance)
@@ -373,13 +395,17 @@ class Requests:
         """Answer a request with a failure, once."""
         if request.failure is None:
             self._end(request, failure)
-            self._replies.result(request, failure)
+            if request.guest is not None:
+                self.inferences().failed(request, failure)
+            else:
+                self._replies.result(request, failure)
 
     def _end(self, request: Request, failure: Failure) -> None:
         """Let go of everything that is under way for a request."""
         request.failure = failure
         for run in request.runs.values():
             self.workers.drop(run)
+            self._leave_guest(run)
         request.runs.clear()
         request.waiting.clear()
         request.pushing.clear()

@@ -64,6 +64,10 @@ class Workers:
         self._numbers = count(1)
         self._arrivals = count()
 
+    def running(self, call: str) -> Run | None:
+        """Return the run of a call that the executor has."""
+        return self._calls.get(call)
+
     def take(self, call: str) -> Run | None:
         """Take the run of an answered call out and free its worker; None when it is too late."""
         run = self._calls.pop(call, None)
@@ -129,7 +133,7 @@ class Workers:
                     run.fetch_us = int((self._turn.now_ms - run.since_ms) * 1000)
                     run.since_ms = self._turn.now_ms
                     self._meter.of(run.instance).fetch.add(run.fetch_us / 1000)
-                    self._enqueue(run)
+                    self.enqueue(run)
                     self._settle(run.request)
 
     def start(self, run: Run) -> None:
@@ -137,7 +141,7 @@ class Workers:
         run.request.runs[run.step.task] = run
         large = blobs(run.inputs)
         if not large:
-            self._enqueue(run)
+            self.enqueue(run)
             return
         run.phase = Phase.FETCHING
         run.instance.fetching += 1
@@ -162,7 +166,7 @@ class Workers:
         request = run.request
         run.rank = -request.priority, request.deadline_ms, next(self._arrivals)
 
-    def _enqueue(self, run: Run) -> None:
+    def enqueue(self, run: Run) -> None:
         """Run it, let it wait, or shed it or another one in its place."""
         instance = run.instance
         queue = instance.queue

@@ -1,9 +1,9 @@
 """Holding values against a manifest, on their way into an executor and out of it; pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -12,6 +12,7 @@ from device_agent.executors.link import Reply
 from protocols.errors import Blame
 from protocols.manifest import (
     ITEM_BYTES,
+    MAX_PORTS,
     ONNX_DTYPE_NUMBER,
     Manifest,
     Port,
@@ -23,6 +24,7 @@ from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode
 DIGEST_PREFIX: Final = "sha256:"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
+_BY_NUMBER: Final = {number: dtype for dtype, number in ONNX_DTYPE_NUMBER.items()}
 
 Described = tuple[str, int, tuple[int, ...], int, str]
 """A value as it stands in a frame: name, dtype number, shape, bytes, hex digest or empty."""
@@ -104,6 +106,44 @@ class Contract:
             else:
                 return f"output {name!r} under no digest"
         return outputs if at == len(body) else f"{len(body)} bytes of outputs, not {at}"
+
+
+def read_guest(
+    described: Sequence[tuple[int, tuple[int, ...], int, str]], body: memoryview
+) -> list[Value] | None:
+    """Return what a guest feeds to a model; None where a host says what cannot be."""
+    values: list[Value] = []
+    at = 0
+    for number, shape, size, name in described[: MAX_PORTS + 1]:
+        dtype = _BY_NUMBER.get(number)
+        if (
+            dtype is None
+            or any(one < 0 for one in shape)
+            or size != ITEM_BYTES[dtype] * prod(shape)
+        ):
+            return None
+        if not name:
+            values.append(Bytes(dtype, shape, bytes(body[at : at + size])))
+            at += size
+        elif _HEX.fullmatch(name):
+            values.append(File(dtype, shape, DIGEST_PREFIX + name, size))
+        else:
+            return None
+    return values if at == len(body) and len(values) <= MAX_PORTS else None
+
+
+def give_guest(outputs: Mapping[str, Value]) -> tuple[list[Any], list[bytes]]:
+    """Describe what a model gave for the guest that waits for it, with the inline bytes."""
+    described: list[Any] = []
+    inline: list[bytes] = []
+    for one in outputs.values():
+        number = ONNX_DTYPE_NUMBER[one.dtype]
+        if isinstance(one, Bytes):
+            described.append((number, one.shape, len(one.data), ""))
+            inline.append(one.data)
+        else:
+            described.append((number, one.shape, one.size_bytes, one.digest[len(DIGEST_PREFIX) :]))
+    return described, inline
 
 
 def _misfit(port: Port, item_bytes: int, value: Value) -> str:

@@ -84,6 +84,13 @@ USUAL: Final = 2 * PRIORITY_DEFAULT
 
 
 OnResult = Callable[[Done | Failed], None]
+OnInfer = Callable[[str, str, "list[Value]"], None]
+"""Called with a call, the name of a task that its guest wants run, and that task's inputs."""
+
+
+def no_infer(call: str, name: str, values: "list[Value]") -> None:
+    """Ignore that a guest wants a model run."""
+    del call, name, values
 
 
 class Call(Struct, frozen=True):
@@ -118,6 +125,8 @@ class Executor(Protocol):
     """One kind of task executor on this node. Instances are named by their task."""
 
     kind: ClassVar[ExecutorKind]
+    on_infer: OnInfer
+    """Who is told that a guest wants a model run, set by the daemon; `inferred` answers."""
 
     async def probe(self) -> ExecutorInfo | None:
         """Say what this executor can do here, or None when it cannot run; never raises."""
@@ -180,6 +189,10 @@ class Executor(Protocol):
 
         Each is answered, cancelled and late as if it ran alone.
         """
+        ...
+
+    def inferred(self, task: str, call: str, result: Done | Failed) -> None:
+        """Give a guest what the model gave; one that waits no more is ignored."""
         ...
 
     async def rest(self, task: str, *, keep: bool = False) -> None:

@@ -6,6 +6,7 @@ or one whose host died, need not wait for a process to start.
 
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from device_agent.executors.link import Link, Reply
@@ -70,15 +71,18 @@ class Hosts:
         folders: Mapping[str, list[str]],
         hung_up: Callable[[Host], None],
         gone: Callable[[Host, str], None],
+        asked: Callable[[Host, Reply, memoryview], None],
     ) -> None:
         """`start` starts the zygote; `hung_up` and `gone` hear of a host's end, why at the second.
 
-        `folders` are those that a host may `read` and `write`. `start` may raise ExecutorFailure.
+        `folders` are those that a host may `read` and `write`; `asked` hears what guests ask for.
+        `start` may raise ExecutorFailure.
         """
         self._start = start
         self._birth = {"what": HOST, **folders}
         self._told = hung_up
         self._told_why = gone
+        self._asked = asked
         self._zygote: Process | None = None
         self._forks = 0
         self._blank: list[Host] = []
@@ -122,6 +126,7 @@ class Hosts:
             self._zygote = self._start(self._zygote_says)
         self._forks += 1
         host = Host(self._zygote, self._forks, birth, self._hung_up)
+        host.link.on_ask = partial(self._asked, host)
         self._alive[host.number] = host
         return host
 

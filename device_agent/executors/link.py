@@ -60,12 +60,18 @@ class Reply(Struct, frozen=True):
     """That the run has answered."""
     trust: tuple[int, int, list[str]] | None = None
     """Root's version, expiry of the timestamp in seconds since 1970, targets signed no more."""
+    infer: tuple[int, str, list[tuple[int, tuple[int, ...], int, str]]] | None = None
+    """A guest wants a model run: number of its request, name, values as in `out` without names."""
 
 
 _decoder = msgspec.json.Decoder(Reply)
 
 OnReply = Callable[[Reply | None, memoryview], None]
 """Called once with the answer and its body, which lives only during the call; None: no answer."""
+
+
+OnAsk = Callable[[Reply, memoryview], None]
+"""Called with an event that brings values, and its body, which lives only during the call."""
 
 
 def no_event(reply: Reply) -> None:
@@ -87,6 +93,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._on_event = on_event
+        self.on_ask: OnAsk | None = None
         self._waiting: dict[int, OnReply] = {}
         self._number = EVENT
         self._buffer = bytearray(CHUNK_BYTES)
@@ -125,9 +132,11 @@ class Link:
         """Send a request and wait for its answer; None when the other side ends first."""
         return await self.post(header)[1]
 
-    def tell(self, header: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Send a frame that nobody answers, with descriptors if need be."""
-        self._send(header, [], fds)
+    def tell(
+        self, header: dict[str, Any], fds: tuple[int, ...] = (), buffers: list[bytes] | None = None
+    ) -> None:
+        """Send a frame that nobody answers, with descriptors or a body if need be."""
+        self._send(header, buffers or [], fds)
 
     def _send(
         self, header: dict[str, Any], buffers: list[bytes], fds: tuple[int, ...] = ()
@@ -208,6 +217,8 @@ class Link:
             on_reply = self._waiting.pop(reply.id, None)
             if on_reply is not None:
                 on_reply(reply, data[start + header : end])
+            elif reply.infer is not None and self.on_ask is not None:
+                self.on_ask(reply, data[start + header : end])
             elif reply.id == EVENT:
                 self._on_event(reply)
             at = end

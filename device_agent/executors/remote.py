@@ -28,10 +28,12 @@ from device_agent.executors.door import (
     Done,
     ExecutorFailure,
     Failed,
+    OnInfer,
     OnResult,
     Setup,
     Stats,
     Value,
+    no_infer,
 )
 from device_agent.executors.folders import Folders
 from device_agent.executors.link import Link, Reply
@@ -104,6 +106,7 @@ class RemoteExecutor:
         self._blobs = blobs
         self._folders = Folders((blobs, *folders))
         self._on_exit = on_exit
+        self.on_infer: OnInfer = no_infer
         self._instances: dict[str, Instance] = {}
         self._kills: dict[Run, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -371,6 +374,10 @@ class RemoteExecutor:
         for level, line in reply.log:
             log.log(LEVELS[min(level, len(LEVELS) - 1)], "task %s: %s", instance.task, line)
         run.settle(instance.contract.read(reply, body))
+
+    def inferred(self, task: str, call: str, result: Done | Failed) -> None:
+        """Give a guest what the model gave; there are no guests here."""
+        del task, call, result
 
     def _look_at_folders(self) -> None:
         """End the processes that were let into folders which are not there any more."""

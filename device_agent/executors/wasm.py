@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from device_agent.executors.calls import Instance, Run, Slots
-from device_agent.executors.contract import DIGEST_PREFIX
-from device_agent.executors.door import LINKED, PLAIN, ExecutorFailure, Setup
+from device_agent.executors.contract import DIGEST_PREFIX, give_guest, read_guest
+from device_agent.executors.door import LINKED, PLAIN, Done, ExecutorFailure, Failed, Setup
 from device_agent.executors.hosts import Host, Hosts, OnEvent
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import PROGRAMS, Process, probe
@@ -84,7 +84,7 @@ class WasmExecutor(RemoteExecutor):
             "read": [str(cache), str(artifacts)],
             "write": [str(blobs), str(memories)],
         }
-        self._hosts = Hosts(self._start_zygote, folders, self._hung_up, self._report)
+        self._hosts = Hosts(self._start_zygote, folders, self._hung_up, self._report, self._asked)
         self._compiling: dict[str, asyncio.Task[None]] = {}
         _make_private(cache)
         private_folder(memories)
@@ -173,6 +173,7 @@ class WasmExecutor(RemoteExecutor):
             "modules": [(one.name, _hex(one.artifact)) for one in manifest.modules],
             "interface": _role(manifest),
             "functions": [one.value for one in manifest.functions],
+            "infers": [one.name for one in manifest.infers],
             "arguments": manifest.arguments,
             "state": self._memory_of(instance),
             "state_bytes": manifest.limits.state_bytes,
@@ -267,6 +268,37 @@ class WasmExecutor(RemoteExecutor):
         if instance.link is not None:
             instance.link.tell({"op": "forget", "id": 0, "state": path})
             self._unload(instance)
+
+    def _asked(self, host: Host, reply: Reply, body: memoryview) -> None:
+        """Hear that a guest wants a model run; what a host makes up is dropped."""
+        if reply.infer is None:
+            return
+        number, name, described = reply.infer
+        for instance in self._instances.values():
+            for call, run in instance.runs.items() if instance.manifest.infers else ():
+                if run.sent is host.link and run.number == number:
+                    values = read_guest(described, body)
+                    if values is None:
+                        text = "the Wasm host described values that cannot be"
+                        failure = Failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, False)
+                        self.inferred(instance.task, call, failure)
+                    else:
+                        self.on_infer(call, name, values)
+                    return
+
+    def inferred(self, task: str, call: str, result: Done | Failed) -> None:
+        """Give a guest what the model gave; one that waits no more is ignored."""
+        instance = self._instances.get(task)
+        run = instance.runs.get(call) if instance is not None else None
+        if run is None or run.sent is None:
+            return
+        frame: dict[str, Any] = {"op": "inferred", "id": run.number}
+        buffers: list[bytes] = []
+        if isinstance(result, Done):
+            frame["out"], buffers = give_guest(result.outputs)
+        else:
+            frame["fail"] = (result.code, result.blame, result.text, result.retryable)
+        run.sent.tell(frame, buffers=buffers)
 
     def _interrupt(self, run: Run) -> None:
         if run.sent is not None:

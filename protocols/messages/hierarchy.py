@@ -60,7 +60,7 @@ class TaskSpec(Part, frozen=True):
     step: Name
     manifest: Manifest
     inputs: tuple[Edge, ...] = ()
-    """Sources are steps of the same service, or `request`."""
+    """Sources are steps of the same service, or `request`; none: modules feed it as they run."""
     qos: TaskQos = TaskQos()
     """Its share of the service's quality."""
     demand: Demand = Demand()
@@ -85,6 +85,11 @@ class TaskSpec(Part, frozen=True):
     """The most that its document and autonomy allow the layers below to change by themselves."""
     deviceless: Deviceless | None = None
     """As in Assign."""
+
+    @property
+    def inferred(self) -> bool:
+        """Whether no plan has it: it runs only when a module of its service infers."""
+        return not self.inputs
 
 
 class Reserved(Part, frozen=True):

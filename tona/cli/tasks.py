@@ -84,6 +84,7 @@ def show_task(name: TaskName, as_json: AsJson = False) -> None:
             ("tenant", one.tenant),
             ("instances", _instances(one.spec.deviceless)),
             ("host functions", ", ".join(manifest.functions) or "-"),
+            ("may infer", ", ".join(other.name for other in manifest.infers) or "-"),
             ("linked modules", ", ".join(module.name for module in manifest.modules) or "-"),
             ("artifact", f"{manifest.artifact.digest} ({size(manifest.artifact.size_bytes)})"),
             ("inputs", ", ".join(f"{edge.port}={edge.source}.{edge.source_port}"

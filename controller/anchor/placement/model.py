@@ -116,7 +116,9 @@ class Model:
         self._memory = self.beta * (columns.memory - columns.free)
         self._share = 0.01 / columns.cores
         self._hops: dict[tuple[int, int], Floats] = {}
-        fed = {edge.source for request in requests for edge in request.spec.inputs}
+        specs = [request.spec for request in requests]
+        fed = {edge.source for spec in specs for edge in spec.inputs}
+        fed |= {one.name for spec in specs for one in spec.manifest.infers}
         self.tasks = [self._task(request, request.spec.step not in fed) for request in requests]
         self.rules: list[list[list[Rule]]] = [
             [rules(task.request, program, columns) for program in task.programs]

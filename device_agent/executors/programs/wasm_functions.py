@@ -12,6 +12,7 @@ Addresses and lengths are i32 of the guest's own memory and bounds-checked; noth
                    nothing is written when it is longer than the capacity
                memory_set(key, key_length, address, length) -> 0, or -2
                memory_delete(key, key_length) -> 0, or -2
+    infer      has the model of another task run; `wasm_infer` describes it
 
 What a call sets it reads back at once; it is kept when the call ends well, all of it or nothing.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from device_agent.executors.programs.memory import MAX_KEY_BYTES, Changes, Memory
     from device_agent.executors.programs.wasm_engine import Guest
+    from device_agent.executors.programs.wasm_infer import Models
 else:
     from memory import MAX_KEY_BYTES
 
@@ -48,9 +50,10 @@ _SIZE: Final = 0xFFFFFFFF
 class Call:
     """What the host functions of one invocation work on."""
 
-    def __init__(self, guest: Guest, memory: Memory | None) -> None:
+    def __init__(self, guest: Guest, memory: Memory | None, models: Models | None = None) -> None:
         self._guest = guest
         self._memory = memory
+        self.models = models
         self.changes: Changes = {}
         self._changed_bytes = 0
         self.log: list[tuple[int, str]] = []
@@ -123,6 +126,10 @@ class Call:
         self.changes[name] = None
         return 0
 
+    def infer(self, *arguments: int) -> int:
+        """Have the model of another task run."""
+        return REFUSED if self.models is None else self.models.infer(*arguments)
+
 
 class _Current(threading.local):
     """The call that this thread runs."""
@@ -167,6 +174,7 @@ _FUNCTIONS: Final[dict[str, tuple[str, int, Callable[..., int]]]] = {
     "memory_get": ("memory", 4, Call.get),
     "memory_set": ("memory", 4, Call.set),
     "memory_delete": ("memory", 2, Call.delete),
+    "infer": ("infer", 6, Call.infer),
 }
 GROUPS: Final = {name: group for name, (group, _, _) in _FUNCTIONS.items()} | {
     "clock_ms": "clock",

@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
@@ -180,6 +182,8 @@ class Host:
         """Programs that a call under way loads."""
         self._stopped: dict[int, bool] = {}
         """The calls under way, and whether each is to stop."""
+        self._asking: dict[int, SimpleQueue[tuple[Header, memoryview] | None]] = {}
+        """The calls that wait for a model."""
         self._stopper = wasm_engine.new_stopper(self._stopped)
 
     def serve(self) -> None:
@@ -204,6 +208,10 @@ class Host:
                     if number in self._stopped:
                         self._stopped[number] = True
                         self._engine.increment_epoch()
+                        self._tell_asking(number, None)
+                    continue
+                if header["op"] == "inferred":
+                    self._tell_asking(number, (header, body))
                     continue
                 if header["op"] == "unload":
                     self._programs.pop(header["key"], None)
@@ -220,6 +228,31 @@ class Host:
                 del self._stopped[number]
                 with self._writing:
                     self._stream.send(answer, buffers)
+
+    def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
+        asking = self._asking.get(number)
+        if asking is not None:
+            asking.put(answer)
+
+    def _infer(
+        self, number: int, name: str, described: list[Any], inline: list[memoryview]
+    ) -> tuple[Header, memoryview] | None:
+        """Have the daemon run the model of another task; None when the call is to stop.
+
+        It answers always: when the model does, when the time is over, or by hanging up.
+        """
+        asking = self._asking[number] = SimpleQueue()
+        try:
+            # A `stop` that came before is known here; a later one finds the queue.
+            if self._stopped[number]:
+                return None
+            with self._writing:
+                self._stream.send({"id": 0, "infer": [number, name, described]}, inline)
+            return asking.get()
+        except OSError:
+            os._exit(0)
+        finally:
+            del self._asking[number]
 
     def _answer(
         self, header: Header, body: memoryview, after: contextlib.ExitStack
@@ -342,22 +375,31 @@ class Host:
         values = [given[name] for name in program.inputs]
         store = after.enter_context(self._store(program, number))
         run = self._run_command if program.wasi else self._run_guest
-        found, answer = run(program, store, values)
+        found, answer = run(program, store, values, number)
         described, inline = write_values(found, program.blobs, program.output_bytes)
         spent_us = (time.perf_counter_ns() - began) // 1000
         return {"id": number, "us": spent_us, "out": described, **answer}, inline
 
     def _run_guest(
-        self, program: Program, store: wasmtime.Store, values: list[Value]
+        self, program: Program, store: wasmtime.Store, values: list[Value], number: int
     ) -> tuple[list[Value], Header]:
         """Run a program of the guest ABI: its outputs, and what else is answered."""
         guest = program.guest(store)
-        call = program.call(guest)
+        call = program.call(guest, partial(self._infer, number))
         self._functions.enter(call)
         inputs, outputs = place(guest, values, program)
-        code = guest.call(abi.RUN, inputs, len(values), outputs, len(program.outputs))
-        if code:
-            raise complaint(guest, code)
+        models = call.models if call is not None else None
+        try:
+            code = guest.call(abi.RUN, inputs, len(values), outputs, len(program.outputs))
+            if code:
+                raise complaint(guest, code)
+        except (Refusal, wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            # What made the guest give up says more than the guest does.
+            if models is None or models.failure is None or self._stopped[number]:
+                raise
+            code, blame, text, again = models.failure
+            why = str(error).strip().rsplit("\n", 1)[-1].strip()
+            raise Refusal(code, blame, f"{text} ({why})", retryable=again) from None
         memory = guest.memory()
         answer: Header = {"mem": memory.nbytes}
         if call is not None:
@@ -366,9 +408,10 @@ class Host:
         return take(memory, outputs, program), answer
 
     def _run_command(
-        self, program: Program, store: wasmtime.Store, values: list[Value]
+        self, program: Program, store: wasmtime.Store, values: list[Value], number: int
     ) -> tuple[list[Value], Header]:
         """Run a WASI command: what it wrote, and what else is answered."""
+        del number
         out, err = program.command(store, values[0][3])
         guest = program.guest(store)
         try:

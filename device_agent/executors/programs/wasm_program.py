@@ -18,13 +18,14 @@ import wasmtime
 from wasmtime import _bindings as bindings
 
 if TYPE_CHECKING:
-    from device_agent.executors.programs import abi, wasm_engine, wasm_functions
+    from device_agent.executors.programs import abi, wasm_engine, wasm_functions, wasm_infer
     from device_agent.executors.programs.memory import Memory
     from device_agent.executors.programs.stream import Header, Refusal, Value, map_file
 else:
     import abi
     import wasm_engine
     import wasm_functions
+    import wasm_infer
     from stream import Refusal, map_file
 
 WASI_MODULE: Final = "wasi_snapshot_preview1"
@@ -35,6 +36,8 @@ NOT_SUPPORTED: Final = 58
 NO_SPACE: Final = 51
 STDERR_BYTES: Final = 4096
 """Kept of what a WASI command says on stderr where no output takes it."""
+INFER: Final = "infer"
+"""The group of host functions that `Manifest.infers` grants."""
 MAX_TABLES: Final = 4
 MAX_TABLE_ELEMENTS: Final = 1 << 20
 
@@ -85,7 +88,8 @@ class Program:
         self._arguments: list[str] = request["arguments"]
         self._module = module
         self._libraries = libraries
-        granted = frozenset(request["functions"])
+        self.infers = frozenset(request["infers"])
+        granted = frozenset(request["functions"]) | ({INFER} if self.infers else set())
         self._calls = bool(granted)
         self._linker = linkers.of(granted, wasi=self.wasi or bool(libraries))
         self._check(granted)
@@ -151,9 +155,12 @@ class Program:
                 raise Refusal("executor", "user", text) from None
             raise
 
-    def call(self, guest: wasm_engine.Guest) -> wasm_functions.Call | None:
+    def call(self, guest: wasm_engine.Guest, ask: wasm_infer.Ask) -> wasm_functions.Call | None:
         """Return what host functions work on during one call; None when there are none."""
-        return wasm_functions.Call(guest, self.memory) if self._calls else None
+        if not self._calls:
+            return None
+        models = wasm_infer.Models(guest, self.infers, self.blobs, ask) if self.infers else None
+        return wasm_functions.Call(guest, self.memory, models)
 
     def command(self, store: wasmtime.Store, stdin: memoryview) -> tuple[bytearray, bytearray]:
         """Give a store stdin and arguments; what it writes to stdout and stderr gathers there."""
@@ -200,11 +207,8 @@ def _check_imports(
         elif one.module == wasm_functions.MODULE and name in wasm_functions.GROUPS:
             group = wasm_functions.GROUPS[name]
             if group not in granted:
-                raise Refusal(
-                    "executor",
-                    "user",
-                    f"{what} imports {full}: let the task's functions name {group!r}",
-                )
+                wanted = f"functions name {group!r}" if group != INFER else "infers name models"
+                raise Refusal("executor", "user", f"{what} imports {full}: let the task's {wanted}")
         elif not (wasi and one.module == WASI_MODULE):
             raise Refusal("executor", "user", f"{what} imports {full}, which nothing provides")
 
