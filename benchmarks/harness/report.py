@@ -61,14 +61,16 @@ class Report:
         self._benchmark = benchmark
         self._machine = machine()
         self._figures: dict[str, float] = {}
-        self._bounds: dict[str, float] = {}
+        self._bounds: dict[str, tuple[float, bool]] = {}
         self._notes: list[str] = []
 
-    def figure(self, name: str, value: float, bound: float | None = None) -> None:
-        """Take a figure in; a figure with a bound should be at most that."""
+    def figure(
+        self, name: str, value: float, bound: float | None = None, *, least: bool = False
+    ) -> None:
+        """Take a figure in; with a bound it should be at most that, with `least` at least."""
         self._figures[name] = round(value, 4)
         if bound is not None:
-            self._bounds[name] = bound
+            self._bounds[name] = (bound, least)
 
     def note(self, text: str) -> None:
         """Take in what a reader must know of the figures."""
@@ -96,8 +98,9 @@ class Report:
         for name, value in self._figures.items():
             line = f"  {name:<{width}}  {value:>12,.3f}"
             if name in self._bounds:
-                bound = self._bounds[name]
-                line += f"   bound {bound:g}, {'met' if value <= bound else 'NOT met'}"
+                bound, least = self._bounds[name]
+                met = value >= bound if least else value <= bound
+                line += f"   bound {bound:g}, {'met' if met else 'NOT met'}"
             print(line)
         for note in self._notes:
             print(f"  - {note}")

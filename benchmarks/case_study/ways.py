@@ -1,0 +1,147 @@
+"""The ways to do a case, each a cell of its own: a controller with its broker, a device agent."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from benchmarks.case_study import measure
+from benchmarks.case_study.measure import Answer, Run
+from benchmarks.harness.cell import NAME, Cell, cell
+from benchmarks.harness.processes import ROOT, Process, module, running
+from protocols import topics
+from protocols.topics import Channel, Party
+from tona.bundle import bundle
+
+DRIVING: Final = ROOT / "examples" / "driving"
+NODE: Final = "node-1"
+HYBRID: Final = Path("/sys/fs/cgroup/unified")
+"""Debian's crun refuses a machine with this mount."""
+CORES: Final = os.cpu_count() or 1
+RUN_SPARE_S: Final = 120.0
+
+
+class Way(NamedTuple):
+    """How a case is done."""
+
+    name: str
+    text: str
+    server: str = ""
+    """Mode of the thin server; empty: tona itself."""
+    document: str = ""
+    """Of the use case, in examples/driving; `{}` is the case."""
+    workers: int = CORES
+
+
+WAYS: Final = {
+    one.name: one
+    for one in (
+        Way("process", "a fresh process for each request", server="process"),
+        Way("container", "a fresh container for each request", server="container"),
+        Way("pool", "processes that stay", server="pool"),
+        Way("ours", "the forms that fit best, on tona", document="{}.toml"),
+    )
+}
+BASES: Final = ("process", "container")
+"""What ours is held against: each isolation alone, nothing kept between requests."""
+
+
+class Stand(NamedTuple):
+    """A way that is up."""
+
+    roots: list[int]
+    """Its processes: with all below them they are what it takes."""
+    load: Process
+
+    async def ask(self, question: Any, seconds: float) -> list[Answer]:
+        """Have requests sent; return what became of them."""
+        found = await self.load.ask(question, seconds + RUN_SPARE_S)
+        return [Answer(*one) for one in found]
+
+    async def cost_ms(self, count: int) -> float:
+        """Return what processor time a request takes, one after another."""
+        before_s = measure.cpu_s(self.roots)
+        answers = await self.ask(count, 0)
+        failed = next((one.failure for one in answers if one.failure), "")
+        if failed:
+            raise RuntimeError(f"a request has failed: {failed}")
+        return 1000 * (measure.cpu_s(self.roots) - before_s) / count
+
+    async def run(self, due: list[float], seconds: float) -> Run:
+        """Send requests when they are due, and measure meanwhile."""
+        async with measure.sampled(lambda: self.roots) as memory:
+            before_s = measure.cpu_s(self.roots)
+            answering = asyncio.create_task(self.ask(due, seconds))
+            await asyncio.sleep(seconds)
+            answers = await answering
+            taken_s = measure.cpu_s(self.roots) - before_s
+        return Run(answers, [one for one in memory if one.at_s <= seconds], seconds, taken_s)
+
+
+def missing(way: Way) -> str:
+    """Say why a way cannot be had on this machine; empty: it can."""
+    if way.server == "container":
+        if not (shutil.which("crun") or shutil.which("runc")):
+            return "neither crun nor runc is installed"
+        if os.geteuid() != 0:
+            return "containers are started here by root alone"
+    return ""
+
+
+@asynccontextmanager
+async def stand(way: Way, case: str, inputs: Path, native: Path) -> AsyncIterator[Stand]:
+    """Bring a way up for a case, warm it up, and yield it."""
+    with tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
+        async with AsyncExitStack() as stack:
+            one = await stack.enter_async_context(cell(Path(name)))
+            agent = await stack.enter_async_context(one.agent(NODE))
+            topic = str(topics.build(NAME, Party.NODE, "case-server", Channel.INVOKE))
+            roots = [agent.pid]
+            if way.server:
+                server = await stack.enter_async_context(_server(one, way, case, native, topic))
+                roots.append(server.pid)
+            else:
+                await _submit(one, DRIVING / way.document.format(case))
+            kind = "bare" if way.server else "tona"
+            where = (one.api_url, one.host, str(one.port), topic, case, str(inputs))
+            command = module("benchmarks.programs.case_load", kind, *where)
+            load = await stack.enter_async_context(running(command, Path(name, "load.log")))
+            await load.line()
+            yield Stand(roots, load)
+
+
+@asynccontextmanager
+async def _server(
+    one: Cell, way: Way, case: str, native: Path, topic: str
+) -> AsyncIterator[Process]:
+    command = module(
+        "benchmarks.programs.case_server",
+        *(one.host, str(one.port), topic, one.api_url, way.server, case, str(native)),
+        str(way.workers),
+    )
+    if way.server == "container" and HYBRID.exists() and shutil.which("crun"):
+        script = f'umount {HYBRID}; exec "$@"'
+        command = [
+            shutil.which("unshare") or "unshare",
+            "--mount",
+            "/bin/sh",
+            "-c",
+            script,
+            "sh",
+            *command,
+        ]
+    async with running(command, one.folder / "server.log") as process:
+        await process.line()
+        yield process
+
+
+async def _submit(one: Cell, path: Path) -> None:
+    found = bundle(path)
+    for file in found.files:
+        await one.put(file.path.read_bytes(), file.name)
+    await one.call("usecase.submit", document=found.document, format=found.notation)
+    await one.serving(1)
