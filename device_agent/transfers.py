@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from device_agent.artifacts.blobs import BlobFolder
@@ -131,6 +132,17 @@ class Transfers:
         self._blobs.pin(digest)
         self._blobs.unpin(digest)
         self._tell(events.BlobReady(digest))
+
+    async def get(self, digest: str, size_bytes: int, urls: tuple[str, ...]) -> Path:
+        """Have a value in the blob folder; return its file. Raises ExecutorFailure."""
+        if not self._blobs.has(digest, size_bytes):
+            await self._fetcher().fetch_blob(digest, size_bytes, list(urls))
+        return self._blobs.path(digest)
+
+    async def push(self, digest: str, urls: tuple[str, ...]) -> None:
+        """Bring a value to the cell's store. Raises ExecutorFailure."""
+        await self._fetcher().push_blob(digest, list(urls))
+        self.trim()
 
     async def _push_blob(self, command: commands.PushBlob) -> None:
         try:

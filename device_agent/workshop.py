@@ -33,6 +33,7 @@ from protocols.messages import invocation
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
+    from device_agent.memories import Memories
     from device_agent.sources import Sources
     from device_agent.trials import Bench
 
@@ -75,6 +76,7 @@ class Workshop:
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bench: Bench | None = None
+        self._memories: Memories | None = None
         self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
@@ -88,8 +90,20 @@ class Workshop:
             commands.StopInstance: self._stop,
             commands.RunTrial: lambda command: self._spawn(self._trial(command)),
             commands.EndTrial: self._end_trial,
+            commands.ReadMemory: lambda command: self._remembering().read(command),
+            commands.WriteMemory: lambda command: self._remembering().write(command),
             **self._transfers.doors,
         }
+
+    def _remembering(self) -> "Memories":
+        """Return who moves memories; loaded when a task with memory moves."""
+        if self._memories is None:
+            from device_agent.memories import Memories  # noqa: PLC0415 - see above
+
+            self._memories = Memories(
+                self._kinds, self._executor, self._transfers, self._tell, self._spawn
+            )
+        return self._memories
 
     def exited(self, instance: str, reason: str) -> None:
         """Take note that an instance died by itself (the executors' `on_exit`)."""

@@ -210,6 +210,12 @@ class Manifest(Part, frozen=True):
         return tuple(one.artifact for one in self.constants + self.modules)
 
     @property
+    def remembers(self) -> bool:
+        """Whether runs leave something to later ones: its memory moves with the task."""
+        keyed = self.limits.state_bytes > 0 and HostFunction.MEMORY in self.functions
+        return keyed or bool(self.carries)
+
+    @property
     def called(self) -> Interface | None:
         """How the program is called; None where its kind knows one way alone."""
         return self.interface or next(iter(INTERFACES[self.kind]), None)

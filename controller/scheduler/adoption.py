@@ -57,6 +57,9 @@ class Adoption:
                 self._learn(entry, one, stamp, InstanceState.READY, cause)
         copy = next((one for one in mine if one.epoch == status.epoch), None)
         if entry is not None and copy is not None:
+            if stamp >= copy.heard:
+                copy.origin = copy.origin if status.awaits else None
+                copy.remembers = status.remembers
             self._learn(entry, copy, stamp, status.state, cause, status.reason, status.blame)
             return False
         newest = entry.on_node(node) if entry is not None else None
@@ -207,6 +210,8 @@ class Adoption:
                 if copy.node == node and copy.epoch in _epochs(holding):
                     beside = copy.epoch != holding.epoch
                     state = InstanceState.READY if beside else holding.state
+                    if not beside and stamp >= copy.heard:
+                        copy.origin, copy.remembers = holding.origin, ""
                     self._learn(entry, copy, stamp, state, cause)
             self._relearn(entry, found, cause)
         if newest is not None and newest.epoch < found.epoch and _known(entry, found):
@@ -291,6 +296,7 @@ class Adoption:
             self._desk.now_ms,
             heard=stamp,
             tuning=holding.tuning,
+            origin=holding.origin,
         )
 
     def _original(self, entry: TaskEntry, found: Copy) -> bool:

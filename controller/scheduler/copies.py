@@ -14,7 +14,7 @@ from protocols.errors import Blame
 from protocols.manifest import Manifest
 from protocols.messages.hierarchy import Attempt, EnvelopeGrant
 from protocols.messages.quality import Tuning
-from protocols.messages.task import InstanceState
+from protocols.messages.task import InstanceState, Origin
 
 FAULTS_ENOUGH: Final = 2
 """Nodes on which an artifact has failed by its own fault; no further one is tried."""
@@ -63,6 +63,10 @@ class Copy(Struct):
     tuned: int = 0
     """Of the last Tune that it has confirmed."""
     tune_sent_ms: int = 0
+    origin: Origin | None = None
+    """Whose memory it waits for before it runs anything; None: it has its own."""
+    remembers: str = ""
+    """Digest of what it has of that; empty: nothing."""
 
     def __post_init__(self) -> None:
         """Begin with its own epoch."""

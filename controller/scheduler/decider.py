@@ -32,6 +32,7 @@ from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
 from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
+from controller.scheduler.memories import Memories
 from controller.scheduler.mover import Mover
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import sane_report
@@ -63,12 +64,14 @@ from protocols.messages import (
     JobSubmit,
     LinkReport,
     LoadReport,
+    MemoryState,
     QualityReport,
     RouteRequest,
     SchedulerHello,
     Status,
 )
 from protocols.messages.hierarchy import NodeState
+from protocols.messages.task import InstanceState
 
 SWEEP_MS: Final = 200
 HELLO_MS: Final = 1000
@@ -90,7 +93,8 @@ class Scheduler:
         self.desk = Desk(settings.name)
         self.table = TaskTable(self.desk, self.nodes)
         self.adoption = Adoption(self.desk, self.nodes, self.table)
-        self.mover = Mover(settings.epoch, self.desk, self.nodes, self.table)
+        self.memories = Memories(self.desk, self.nodes, self.table)
+        self.mover = Mover(settings.epoch, self.desk, self.nodes, self.table, self.memories)
         self.fleet = Fleet(settings, self.desk, self.nodes, self.table, self._node_changed)
         self.feeds = Feeds(settings.epoch, self.desk, self.nodes, self.table)
         self.keeper = Keeper(self.desk, self.nodes, self.table, self.feeds)
@@ -120,6 +124,7 @@ class Scheduler:
             Birth: self._on_birth,
             Death: self.fleet.death,
             Status: self._on_status,
+            MemoryState: self._on_memory,
             Invoke: self.serving.invoke,
             RouteRequest: self.serving.requested,
             EnvelopeGrant: self._on_grant,
@@ -217,6 +222,13 @@ class Scheduler:
         stamp = (event.incarnation, event.number)
         if self.adoption.status(event.sender, stamp, status, event.cause):
             self.fleet.ask_birth(event.sender, "what you run is not known here", event.cause)
+
+        if status.state is InstanceState.STOPPED:
+            self.memories.ended(event.sender, status.task, event.cause)
+
+    def _on_memory(self, event: Received, state: MemoryState) -> None:
+        if self.fleet.heard(event) is not None:
+            self.memories.told(event.sender, state, event.cause)
 
     def _node_changed(
         self, node: str, after: NodeState, reason: str, cause: str, *, orderly: bool
@@ -339,6 +351,7 @@ class Scheduler:
         elif key == _SWEEP:
             self.fleet.sweep()
             self.mover.sweep()
+            self.memories.sweep()
             self.feeds.sweep()
             self.keeper.sweep()
             self.figures.sweep()

@@ -13,6 +13,7 @@ from controller.decider import ToNode
 from controller.desk import Desk
 from controller.scheduler import envelope, upward
 from controller.scheduler.copies import Copy, CopyState, TaskEntry, program, rebuilt
+from controller.scheduler.memories import Memories
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS
 from controller.scheduler.settings import EPOCH_SHIFT
@@ -34,10 +35,13 @@ AWAIT_NODE_MS: Final = 3000
 class Mover:
     """The rule that settles the entries of a task table."""
 
-    def __init__(self, epoch: int, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
+    def __init__(
+        self, epoch: int, desk: Desk, nodes: NodeTable, table: TaskTable, memories: Memories
+    ) -> None:
         self._desk = desk
         self._nodes = nodes
         self._table = table
+        self._memories = memories
         self._life = epoch
         self._tunes = epoch << EPOCH_SHIFT
         """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
@@ -153,29 +157,34 @@ class Mover:
             entry = self._table.tasks.get(task)
             if entry is not None:
                 self._settle(entry, cause)
+                self._memories.step(entry, cause)
                 self._report(entry, cause)
 
     def _settle(self, entry: TaskEntry, cause: str) -> None:
         self._table.service_changed(entry.grant.service)
-        coming = entry.coming
-        if coming is not None and coming.state is CopyState.READY:
-            self._promote(entry, cause)
-        elif coming is not None and coming.state in (CopyState.FAILED, CopyState.GONE):
-            entry.coming = None
-            entry.rebuff = entry.rebuff or coming.reason
-            self._table.abandon(entry, coming, "another copy serves", cause)
-        elif coming is not None and not self._awaited(entry, coming):
-            self._withdraw(entry, coming, cause)
+        if entry.coming is not None:
+            self._proceed(entry, entry.coming, cause)
         for copy in entry.copies():
             if copy.state is CopyState.ASSIGNED and copy.reported is None:
                 self._send_assign(entry, copy, cause)
-        if entry.coming is not None:
+        if entry.coming is not None or self._memories.binds(entry):
             return
         if not self._fits(entry):
             if not self._patient(entry):
                 self._place(entry, cause)
         elif entry.current is not None:
             self._tune(entry, entry.current, cause)
+
+    def _proceed(self, entry: TaskEntry, coming: Copy, cause: str) -> None:
+        """Have a copy that is prepared take over, or give it up, as it fares."""
+        if coming.state is CopyState.READY and self._memories.prepared(entry):
+            self._promote(entry, cause)
+        elif coming.state in (CopyState.FAILED, CopyState.GONE):
+            entry.coming = None
+            entry.rebuff = entry.rebuff or coming.reason
+            self._table.abandon(entry, coming, "another copy serves", cause)
+        elif not self._awaited(entry, coming):
+            self._withdraw(entry, coming, cause)
 
     def _fits(self, entry: TaskEntry) -> bool:
         """Whether the current copy is what is asked for, or on its way there."""
@@ -270,6 +279,7 @@ class Mover:
             return False
         copy = Copy(node, entry.next_epoch, entry.grant.generation, entry.grant, cause=cause)
         copy.tuning = self._tuning_on(entry, node)
+        copy.origin = self._memories.origin(entry, node)
         entry.next_epoch += 1
         entry.refused_ms, entry.refusals = -ESCALATE_MAX_MS, 0
         self._table.releases.supersede(node, entry.task)
@@ -302,6 +312,7 @@ class Mover:
             tuning=copy.tuning,
             tenant=entry.tenant,
             deviceless=spec.deviceless,
+            origin=copy.origin,
         )
         self._desk.tell(ToNode(copy.node), message, cause, entry.tenant)
 
@@ -357,6 +368,7 @@ def settled(entry: TaskEntry) -> bool:
     return (
         current is not None
         and serves(entry)
+        and current.origin is None
         and entry.coming is None
         and not entry.wanted
         and current.tuned >= current.number

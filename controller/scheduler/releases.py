@@ -46,6 +46,10 @@ class Releases:
         """Drop a release: the node is assigned the task under a newer epoch."""
         self._waiting.pop((node, task), None)
 
+    def waits(self, node: str, task: str) -> bool:
+        """Whether a release of a task has not been confirmed by a node."""
+        return (node, task) in self._waiting
+
     def forget(self, node: str) -> None:
         """Drop what waits for a lost node: when it returns, its holdings are looked at anew."""
         for key in [key for key in self._waiting if key[0] == node]:

@@ -13,11 +13,12 @@ from controller.decider import Decider, Event, Output, Received, Record, Role
 from controller.records import JOB, TASK, JobRecord, TaskRecord
 from controller.twin.envelopes import Envelopes
 from controller.twin.journal import Change
+from controller.twin.remembered import Remembered
 from controller.twin.rules import BrokenRule, Rule
 from controller.twin.words import Words
 from controller.twin.world import World
 from device_agent.core.commands import Forget, Keep
-from protocols.messages import JobAccepted, JobRun, NodeSummary, Status
+from protocols.messages import JobAccepted, JobRun, MemoryState, NodeSummary, Status
 from protocols.messages.job import JobState
 from protocols.messages.task import InstanceState
 
@@ -40,6 +41,7 @@ class Checkers:
         self._envelopes: dict[str, Envelopes] = {}
         self._words: dict[str, Words] = {}
         self._rooms: dict[str, _Rooms] = {}
+        self.memories = Remembered()
 
     def broken(self, rule: Rule, text: str) -> BrokenRule:
         """Return the error that ends the run."""
@@ -49,6 +51,7 @@ class Checkers:
         """Take note that a store was lost: leases begin anew, what nodes keep counts on."""
         self._holder.clear()
         self.jobs.clear()
+        self.memories.over()
 
     # Nodes.
 
@@ -160,10 +163,19 @@ class Checkers:
         if decider.role is Role.TS:
             self._envelopes[name].decided(batch, output, self.world.now_ms)
             self._words[name].decided(batch, output)
+            self._given_up(output)
         elif decider.role is Role.TA:
             over = self._rooms[name].decided(batch, output)
             if over:
                 raise self.broken(Rule.RESERVATION, over)
+
+    def _given_up(self, output: Output) -> None:
+        """Take note of memories that a scheduler gives up."""
+        for send in output.sends:
+            body = send.body
+            if isinstance(body, MemoryState) and body.final and body.reason:
+                self.memories.give_up(body.task, body.epoch)
+                self.counts["memories given up"] += 1
 
     def said(self, output: Output) -> None:
         """Check what leaves a host: nothing is acknowledged that is not durable."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from device_agent.core import commands, events
+from device_agent.core.memories import digest_of, tell_of, whole_of
 from protocols.errors import Blame
 from protocols.manifest import Manifest, Port, tensor_bytes
-from protocols.messages import LinkReport, LoadReport
+from protocols.messages import LinkReport, LoadReport, MemoryRequest, MemoryState
 from protocols.messages.invocation import INLINE_MAX_BYTES, Blob, FailureCode, Tensor, Value
 from protocols.messages.presence import ExecutorInfo, Inventory
 
@@ -78,6 +79,9 @@ class Hands:
         """Of each task, where the fleet is a real one."""
         self._cached: set[str] = set()
         self._instances: dict[str, tuple[str, Manifest]] = {}
+        self.memories: dict[str, bytes] = {}
+        """By task, on the disk."""
+        self._bases: dict[str, bytes] = {}
         self._pace = 0
         self._executions = 0
 
@@ -112,6 +116,7 @@ class Hands:
     def begin(self) -> None:
         """Begin a life of the node: nothing runs, the cache is still there."""
         self._instances.clear()
+        self._bases.clear()
         self._pace += 1
         self._node.later(FIRST_SAMPLE_MS, partial(self._sample, self._pace, FIRST_SAMPLE_MS))
 
@@ -149,9 +154,15 @@ class Hands:
                 self._move(command)
 
     def _move(self, command: commands.Command) -> None:
-        """Bring a value somewhere, or read one."""
+        """Bring a value or a memory somewhere, or read one."""
         node = self._node
         match command:
+            case commands.ReadMemory(request=request, instance=instance):
+                node.later(BLOB_MS, partial(self._read_memory, request, instance))
+                return
+            case commands.WriteMemory(instance=instance, state=state):
+                node.later(BLOB_MS, partial(self._write_memory, instance, state))
+                return
             case commands.FetchBlob(digest=digest):
                 done: events.Event = events.BlobReady(digest)
             case commands.PushBlob(digest=digest):
@@ -203,7 +214,34 @@ class Hands:
         else:
             outputs = {port.name: blank(port) for port in manifest.outputs}
         done = events.ExecutorDone(command.call, outputs, int(run_ms * 1000))
-        node.later(run_ms, partial(node.tell, done))
+        node.later(run_ms, partial(self._done, command.instance, done))
+
+    def _done(self, name: str, done: events.ExecutorDone) -> None:
+        """End a run; what it remembers is there before anybody hears of it."""
+        held = self._instances.get(name)
+        if held is not None and held[1].remembers:
+            instance = self._node.core.upkeep.instances.get(name)
+            epoch = instance.epoch if instance is not None else 0
+            added = self._node.checkers.memories.add(held[0], self._node.name, epoch)
+            self.memories[held[0]] = self.memories.get(held[0], b"") + added
+        self._node.tell(done)
+
+    def _read_memory(self, request: MemoryRequest, instance: str) -> None:
+        said = MemoryState(request.task, request.epoch, final=not instance)
+        whole = self.memories.get(request.task, b"")
+        self._node.tell(events.MemoryRead(tell_of(said, whole, request)))
+
+    def _write_memory(self, instance: str, state: MemoryState) -> None:
+        held, text = self._instances.get(instance), ""
+        if held is None:
+            text = "the instance has just ended"
+        elif state.digest is not None:
+            whole = whole_of(state, self._bases.get(instance, b""))
+            if digest_of(whole) == state.digest:
+                self.memories[held[0]] = self._bases[instance] = whole
+            else:
+                text = "it is not what follows on what was given before"
+        self._node.tell(events.MemoryWritten(instance, state, text))
 
     def _run_ms(self, task: str) -> float:
         dice = self._node.world.dice

@@ -26,6 +26,8 @@ class Rule(StrEnum):
     """No word of an older connection counts."""
     CONSTRAINT = "constraint"
     """Privacy and security hold wherever a task is sent."""
+    MEMORY = "memory"
+    """What a run has left in a task's memory is there wherever the task goes."""
     CONVERGENCE = "convergence"
     """Once faults stop, everything runs or says why not, and nothing is left over."""
     BUG = "bug"

@@ -64,6 +64,8 @@ class Plan(Struct, frozen=True):
     """Use cases submitted with other tasks while they run."""
     flavours: tuple[Flavour, ...] = (Flavour.PLAIN,)
     """Of the services, in turn."""
+    remembers: bool = False
+    """Whether each run of a task adds to its memory, which must then be where the task is."""
     deployment: str = "gateway"
     """Of `controller.twin.sites`."""
     shape: Shape = Shape()
@@ -205,12 +207,14 @@ class Twin:
         """Submit one use case, a chain of tasks, or change it to another version."""
         flavours = self.plan.flavours
         flavour = flavours[number % len(flavours)]
-        document = chain(number, self.plan.steps + version, version, flavour)
+        steps = self.plan.steps + version
+        document = chain(number, steps, version, flavour, remembers=self.plan.remembers)
         self.operate("usecase.submit", Submission(json.dumps(document)))
 
     def delete(self, number: int) -> None:
         """Delete a use case; what its client still waits for is not counted."""
         self.clients.pop(number)
+        self.checkers.memories.over(f"service-{number}")
         self.operate("usecase.delete", Named(f"usecase-{number}"))
 
     def drain(self, name: str) -> None:

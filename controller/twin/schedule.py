@@ -30,6 +30,8 @@ DRAIN_SHARE: Final = 0.1
 ROUGH_SHARE: Final = 0.2
 """Those in which the network is bad all the time."""
 ROUGH: Final = Weather((1.0, 60.0), drop_share=0.03, double_share=0.03)
+MEMORY_SHARE: Final = 0.3
+"""Those of one cell in which tasks remember what their runs have left."""
 DEPLOYMENTS: Final = ("gateway", "gateway", *SITES)
 """One process oftener than each of the others: it is the fastest to simulate."""
 
@@ -110,6 +112,7 @@ class Tally(Struct):
 
 def plan_of(seed: int) -> Plan:
     """Return the fleet, the work and the faults of a seed."""
+    memory = random.Random(f"memory {seed}").random()  # noqa: S311 - as below
     dice = random.Random(f"schedule {seed}")  # noqa: S311 - a run must replay from its seed
     kinds = list(Kind)
     faults: dict[Kind, int] = {}
@@ -124,7 +127,7 @@ def plan_of(seed: int) -> Plan:
         run_ms=(1, dice.choice((5, 20, 60))),
         cpu_percent=(5.0, dice.choice((10.0, 14.0, 40.0))),
     )
-    return replace(
+    plan = replace(
         PLAN,
         nodes=nodes,
         steps=steps,
@@ -140,6 +143,8 @@ def plan_of(seed: int) -> Plan:
         late_nodes=dice.randint(0, 2),
         weather=ROUGH if dice.random() < ROUGH_SHARE else Weather(),
     )
+    one_cell = plan.deployment == "gateway"
+    return replace(plan, remembers=one_cell and memory < MEMORY_SHARE)
 
 
 def run(seed: int, trace: Tell | None = None, plan: Plan | None = None) -> Verdict:

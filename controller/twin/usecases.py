@@ -25,10 +25,21 @@ class Flavour(StrEnum):
 
 
 def chain(
-    number: int, steps: int, version: int = 0, flavour: Flavour = Flavour.PLAIN
+    number: int,
+    steps: int,
+    version: int = 0,
+    flavour: Flavour = Flavour.PLAIN,
+    *,
+    remembers: bool = False,
 ) -> dict[str, Any]:
-    """Return a use case of one service: `steps` Wasm tasks in a row over a byte vector."""
+    """Return a use case of one service: `steps` Wasm tasks in a row over a byte vector.
+
+    `remembers`: each run of a task adds to its memory.
+    """
     tasks = [_task(number, at, version, flavour) for at in range(steps)]
+    for task in tasks if remembers else ():
+        task["functions"] = ["memory"]
+        task["limits"] = {"state_bytes": 1 << 20}
     zone: dict[str, Any] = {}
     if flavour is Flavour.TIGHT:
         zone["latency_ms"] = {"at_most": LATENCY_MS}

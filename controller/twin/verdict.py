@@ -32,6 +32,21 @@ def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
         text = _amiss(name, kept, holders.get(name, []), twin.drained, waiting=waits)
         if text:
             yield Rule.CONVERGENCE, text
+        else:
+            yield from _memory(twin, name, kept)
+
+
+def _memory(twin: "Twin", name: str, task: TaskRecord) -> Iterator[tuple[Rule, str]]:
+    node = twin.nodes.get(task.node)
+    if node is None or not node.alive or name not in node.core.tasks.held:
+        return
+    shown = node.core.tasks.held[name].shown
+    if shown is not None and shown.awaits is not None:
+        yield Rule.CONVERGENCE, f"{name} still awaits its memory on {task.node}"
+        return
+    text = twin.checkers.memories.amiss(name, node.hands.memories.get(name, b""))
+    if text:
+        yield Rule.MEMORY, f"{text}; it runs on {task.node} under epoch {task.epoch}"
 
 
 def _waiting(twin: "Twin") -> set[str]:

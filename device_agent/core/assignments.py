@@ -27,7 +27,7 @@ from device_agent.core.upkeep import Upkeep
 from protocols.errors import Blame
 from protocols.messages.presence import Inventory
 from protocols.messages.quality import Tune
-from protocols.messages.task import Assign, InstanceState, Release, Status
+from protocols.messages.task import Assign, InstanceState, Origin, Release, Status
 
 JOURNAL_MS: Final = 30_000
 """Between two tries to journal what already holds."""
@@ -67,6 +67,9 @@ class Assignments:
     def assign(self, message: Assign, cause: str) -> None:
         """Hold a task. Stale ones change nothing, refused ones are answered with the reason."""
         held = self.held.get(message.task)
+        origin = self._origin(message, held)
+        if origin != message.origin:
+            message = structs.replace(message, origin=origin)
         if self._stale(message, held):
             self._turn.counts["stale"] += 1
             self._tasks.tell(message.task, cause)
@@ -178,6 +181,13 @@ class Assignments:
 
     # How it is done.
 
+    def _origin(self, message: Assign, held: Held | None) -> Origin | None:
+        """Return whose memory a task has to wait for: what a node awaits already stays due."""
+        if message.origin is not None and message.origin.node != self._turn.node:
+            return message.origin
+        shown = None if held is None or held.released else held.shown
+        return shown.awaits if shown is not None else None
+
     def _stale(self, message: Assign, held: Held | None) -> bool:
         if message.epoch <= self._tasks.tombstones.get(message.task, -1):
             return True
@@ -216,6 +226,7 @@ class Assignments:
                 continue
             if instance is held.leaving:
                 self._return(held, instance, cause)
+            instance.awaits = message.origin
             instance.former = instance.epoch
             instance.former_until_ms = self._turn.now_ms + message.grace_ms
             instance.epoch = message.epoch

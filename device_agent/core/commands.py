@@ -10,7 +10,7 @@ from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body, Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
-from protocols.messages.task import Assign
+from protocols.messages.task import Assign, MemoryRequest, MemoryState
 from protocols.topics import Channel
 
 
@@ -206,6 +206,25 @@ class PushBlob(Struct, frozen=True):
     cause: str
 
 
+class ReadMemory(Struct, frozen=True):
+    """Say what a task remembers; answered by `MemoryRead`, whatever happens."""
+
+    request: MemoryRequest
+    instance: str
+    """Empty: the task has none here any more, and nothing can follow."""
+    urls: tuple[str, ...]
+    cause: str
+
+
+class WriteMemory(Struct, frozen=True):
+    """Have an instance remember this; answered by `MemoryWritten`, whatever happens."""
+
+    instance: str
+    state: MemoryState
+    urls: tuple[str, ...]
+    cause: str
+
+
 class ReadSource(Struct, frozen=True):
     """Read a sensor or a file; answered by `SourceRead` or `SourceFailed`, whatever happens."""
 
@@ -292,6 +311,8 @@ Command = (
     | Inferred
     | FetchBlob
     | PushBlob
+    | ReadMemory
+    | WriteMemory
     | ReadSource
     | Follow
     | Unfollow

@@ -44,6 +44,8 @@ from protocols.messages import (
     Invoke,
     LinkReport,
     LoadReport,
+    MemoryRequest,
+    MemoryState,
     RebirthRequest,
     Release,
     Result,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
     from device_agent.core.inferences import Inferences
+    from device_agent.core.memories import Memories
     from device_agent.core.trials import Trials
 
 SHUTDOWN_MS: Final = 10_000
@@ -111,6 +114,7 @@ class Core:
         self.requests.workers.deviceless = self._followers
         self._inferences: Inferences | None = None
         self.requests.inferences = self._models
+        self._memories: Memories | None = None
         self._doors = self._table()
         self._clocks = self._timers()
         self._bodies = self._messages()
@@ -137,6 +141,12 @@ class Core:
                 body, event.incarnation, event.cause
             ),
             (Channel.COMMAND, Acknowledge): self._acknowledge,
+            (Channel.COMMAND, MemoryRequest): lambda event, body: self._remembering().asked(
+                body, event.cause
+            ),
+            (Channel.COMMAND, MemoryState): lambda event, body: self._remembering().given(
+                body, event.cause
+            ),
         }
 
     def handle(self, event: events.Event, now_ms: float) -> list[Command]:
@@ -197,6 +207,8 @@ class Core:
             events.BlobReady: lambda event: requests.workers.blob_ready(event.digest),
             events.BlobPushed: self._blob_pushed,
             events.BlobFailed: self._blob_failed,
+            events.MemoryRead: lambda event: self._remembering().read(event),
+            events.MemoryWritten: lambda event: self._remembering().written(event),
             events.SourceRead: self._fed,
             events.SourceFailed: self._fed,
             events.Published: self._fed,
@@ -344,6 +356,14 @@ class Core:
 
             self._inferences = Inferences(self._turn, self.assignments, self.requests)
         return self._inferences
+
+    def _remembering(self) -> "Memories":
+        """Return who moves what tasks remember; loaded when there is one that does."""
+        if self._memories is None:
+            from device_agent.core.memories import Memories  # noqa: PLC0415 - see `feeder`
+
+            self._memories = Memories(self._turn, self.tasks, self.requests.workers)
+        return self._memories
 
     def _follow(self, subject: str, name: str) -> None:
         self._followers().on_timer(subject, name)

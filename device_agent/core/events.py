@@ -10,7 +10,7 @@ from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
 from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
-from protocols.messages.task import Assign
+from protocols.messages.task import Assign, MemoryState
 from protocols.topics import Channel
 
 
@@ -184,6 +184,21 @@ class BlobFailed(Struct, frozen=True):
     pushing: bool = False
 
 
+class MemoryRead(Struct, frozen=True):
+    """What a task remembers, or why it cannot be had."""
+
+    state: MemoryState
+
+
+class MemoryWritten(Struct, frozen=True):
+    """An instance remembers what it was given, or not."""
+
+    instance: str
+    state: MemoryState
+    text: str = ""
+    """Why it does not; empty: it does."""
+
+
 class SourceRead(Struct, frozen=True):
     """A source was read."""
 
@@ -267,6 +282,8 @@ Event = (
     | BlobReady
     | BlobPushed
     | BlobFailed
+    | MemoryRead
+    | MemoryWritten
     | SourceRead
     | SourceFailed
     | Published

@@ -10,7 +10,7 @@ from device_agent.core.queue import Queue
 from protocols.errors import Blame
 from protocols.manifest import Manifest, Port
 from protocols.messages.quality import Tuning
-from protocols.messages.task import Assign, Deviceless, InstanceState
+from protocols.messages.task import Assign, Deviceless, InstanceState, Origin
 
 if TYPE_CHECKING:
     from device_agent.core.batches import Pace
@@ -53,6 +53,10 @@ class Instance(Struct, eq=False):
     deviceless: Deviceless | None = None
     """How it follows the requests; None: it is always there."""
     resting: bool = False
+    awaits: Origin | None = None
+    """Whose memory it waits for before it runs anything; None: it has its own."""
+    remembers: str = ""
+    """Digest of what it has of that; empty: nothing."""
     grown: int = 1
     """Workers that a deviceless instance has for now."""
     idle_since_ms: float = 0.0
@@ -98,6 +102,11 @@ class Instance(Struct, eq=False):
     def workers(self) -> int:
         """How many calls may run side by side now."""
         return self.replicas if self.deviceless is None else min(self.grown, self.replicas)
+
+    @property
+    def free(self) -> bool:
+        """Whether one more call may run now."""
+        return self.awaits is None and self.busy < self.workers
 
     def serves(self, epoch: int, now_ms: float) -> bool:
         """Whether requests of an epoch may run here now."""
@@ -180,6 +189,7 @@ def instance_of(assign: Assign, name: str) -> Instance:
         tenant=assign.tenant,
         deviceless=assign.deviceless,
         pace=_pace(manifest),
+        awaits=assign.origin,
     )
 
 

@@ -49,7 +49,9 @@ class Tasks:
             one, old = held.shown, held.current
             if one is None or held.released:
                 continue
-            holding = Holding(task, one.epoch, one.state, one.generation, one.tuning)
+            holding = Holding(
+                task, one.epoch, one.state, one.generation, one.tuning, origin=one.awaits
+            )
             if old is not None and held.serving_epoch and beside < BESIDE_MAX:
                 beside += 1
                 holding = structs.replace(
@@ -85,6 +87,8 @@ class Tasks:
                 instance.generation,
                 held.tuned[1],
                 held.serving_epoch,
+                instance.awaits.epoch if instance.awaits is not None else 0,
+                instance.remembers,
             )
             self._outbox.post(status, cause)
 

@@ -171,7 +171,7 @@ class Workers:
         instance = run.instance
         queue = instance.queue
         run.phase = Phase.QUEUED
-        if instance.busy < instance.workers and not queue:
+        if instance.free and not queue:
             self._execute([run])
             return
         self._rank(run)
@@ -268,7 +268,7 @@ class Workers:
     def next(self, instance: Instance) -> None:
         """Give free workers of an instance what comes first and can still be in time."""
         queue = instance.queue
-        while instance.busy < instance.workers and queue:
+        while instance.free and queue:
             run: Run = queue.pop()
             runs = [run]
             # The last one may try: were it shed too, nothing would unlearn a wrong mean.

@@ -226,6 +226,13 @@ class Executor(Protocol):
         """Return the declared state of an instance; empty when it declares none."""
         ...
 
+    def recall(self, memory: str) -> bytes:
+        """Return the declared state that is kept under a name, of no instance any more.
+
+        Empty when there is none. Raises ExecutorFailure.
+        """
+        ...
+
     async def restore(self, task: str, state: bytes) -> None:
         """Take over the declared state of another instance of the task."""
         ...

@@ -433,6 +433,23 @@ class OnnxExecutor(RemoteExecutor):
         finally:
             memory.close()
 
+    def recall(self, memory: str) -> bytes:
+        """Return what is remembered under a name. Raises ExecutorFailure."""
+        try:
+            kept = Memory.kept(str(self._memories / memory))
+        except FileNotFoundError:
+            return b""
+        except (OSError, ValueError) as error:
+            text = f"what was remembered as {memory!r}: {error}"
+            raise failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True) from None
+        try:
+            return kept.read()
+        except TimeoutError as error:
+            text = f"what was remembered as {memory!r}: {error}"
+            raise failed(FailureCode.BUSY, Blame.ENVIRONMENT, text, retryable=True) from None
+        finally:
+            kept.close()
+
     async def restore(self, task: str, state: bytes) -> None:
         """Have an instance remember what another one does; a call under way is not disturbed.
 

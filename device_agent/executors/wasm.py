@@ -254,6 +254,10 @@ class WasmExecutor(RemoteExecutor):
         path = self._memory_of(instance) if instance is not None else ""
         return _read(Path(path)) if path else b""
 
+    def recall(self, memory: str) -> bytes:
+        """Return what is remembered under a name. Raises ExecutorFailure."""
+        return _read(self._memories / memory)
+
     async def restore(self, task: str, state: bytes) -> None:
         """Have an instance remember what another one does; its next call begins with it.
 
@@ -265,9 +269,14 @@ class WasmExecutor(RemoteExecutor):
             await super().restore(task, state)
             return
         _replace(Path(path), state)
-        if instance.link is not None:
-            instance.link.tell({"op": "forget", "id": 0, "state": path})
-            self._unload(instance)
+        self._forget_memory(instance.setup.tenant, path)
+        self._unload(instance)
+
+    def _forget_memory(self, tenant: str, path: str) -> None:
+        """Have the host of a tenant read a memory anew at its next use."""
+        host = self._hosts.bound(tenant)
+        if host is not None:
+            host.link.tell({"op": "forget", "id": 0, "state": path})
 
     def _asked(self, host: Host, reply: Reply, body: memoryview) -> None:
         """Hear that a guest wants a model run; what a host makes up is dropped."""
@@ -316,6 +325,9 @@ class WasmExecutor(RemoteExecutor):
             return
         if instance.link is not None and instance.link.open:
             self._unload(instance)
+        path = self._memory_of(instance)
+        if path and all(self._memory_of(one) != path for one in self._instances.values()):
+            self._forget_memory(instance.setup.tenant, path)
         if not any(one.setup.tenant == instance.setup.tenant for one in self._instances.values()):
             self._hosts.release(instance.setup.tenant)
         self._settle_down()

@@ -52,9 +52,26 @@ from protocols.messages.presence import (
 )
 from protocols.messages.quality import Feed, QualityReport, Tune
 from protocols.messages.sense import LinkReport, LoadReport, Probe, SetSensing
-from protocols.messages.task import Acknowledge, Assign, Release, Status
+from protocols.messages.task import (
+    Acknowledge,
+    Assign,
+    MemoryRequest,
+    MemoryState,
+    Release,
+    Status,
+)
 
-NODE_SAYS = Birth | Death | LoadReport | LinkReport | QualityReport | Status | Probe | Calibrated
+NODE_SAYS = (
+    Birth
+    | Death
+    | LoadReport
+    | LinkReport
+    | QualityReport
+    | Status
+    | Probe
+    | Calibrated
+    | MemoryState
+)
 NODE_HEARS = (
     Welcome
     | RebirthRequest
@@ -66,6 +83,8 @@ NODE_HEARS = (
     | Tune
     | Feed
     | Calibrate
+    | MemoryRequest
+    | MemoryState
 )
 JOB = (
     JobSubmit
@@ -140,6 +159,8 @@ __all__ = [
     "LinkReport",
     "Linking",
     "LoadReport",
+    "MemoryRequest",
+    "MemoryState",
     "Message",
     "Mirror",
     "NodeSummary",

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from protocols.base import Count, Id, Message, Name, Part, Text
 from protocols.messages.quality import Decimation, Rate, Tuning
-from protocols.messages.task import InstanceState
+from protocols.messages.task import InstanceState, Origin
 
 
 class Accelerator(Part, frozen=True):
@@ -87,6 +87,8 @@ class Holding(Part, frozen=True):
     """The generation of that older instance."""
     serving_tuning: Tuning | None = None
     """How that older instance runs; null: there is none."""
+    origin: Origin | None = None
+    """Whose memory it still waits for; null: nobody's."""
 
 
 class Feeding(Part, frozen=True):

@@ -1,14 +1,17 @@
 """Tasks on nodes: assignment, release and status, each idempotent, numbered and acknowledged."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocols.base import Count, Id, Message, Name, Part, Text
+from protocols.base import Count, Digest, Id, Message, Name, Part, Text
 from protocols.errors import Blame
-from protocols.manifest import Manifest
+from protocols.manifest import MAX_STATE_BYTES, ExecutorKind, Manifest
 from protocols.messages.quality import Tuning
+
+MEMORY_INLINE_BYTES: Final = 48 * 1024
+"""Of what a task remembers in one message; more lies in the cell's store."""
 
 
 class Reconcile(StrEnum):
@@ -27,6 +30,9 @@ class LostPolicy(Part, frozen=True):
     """Whether a spare takes over then."""
     reconcile: Reconcile = Reconcile.KEEP_REPLACEMENT
     """Who stays when the node comes back after it was replaced."""
+    checkpoint_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5000
+    """How often the scheduler is told what the task remembers, should its node be lost; 0: never.
+    """
 
 
 class Deviceless(Part, frozen=True):
@@ -46,6 +52,14 @@ class InstanceState(StrEnum):
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+class Origin(Part, frozen=True):
+    """Where what a task remembers is to come from."""
+
+    node: Name
+    epoch: Annotated[int, Meta(ge=1, le=2**53)]
+    """Under which it ran there."""
 
 
 class Assign(Message, tag="assign", frozen=True):
@@ -70,6 +84,10 @@ class Assign(Message, tag="assign", frozen=True):
     """On whose behalf it runs; tenants never share a process that runs their programs."""
     deviceless: Deviceless | None = None
     """How its instance follows the requests; null: it is always there."""
+    origin: Origin | None = None
+    """Requests wait until what the task remembered there has come, as MemoryState; null: it goes on
+    with what this node has kept.
+    """
 
 
 class Release(Message, tag="release", frozen=True):
@@ -104,6 +122,10 @@ class Status(Message, tag="status", frozen=True):
     """Number of the last Tune that was taken."""
     serving_epoch: Count = 0
     """The epoch under which an older instance here serves while this one is prepared; 0: none."""
+    awaits: Count = 0
+    """The epoch whose memory it still waits for; 0: none, it serves."""
+    remembers: Annotated[str, Meta(max_length=71)] = ""
+    """While it waits: digest of what it has of that memory; empty: nothing."""
 
 
 class Acknowledge(Message, tag="ack", frozen=True):
@@ -120,3 +142,36 @@ class Acknowledge(Message, tag="ack", frozen=True):
     """What is acknowledged: `status`, or `job` for the end of a job's run."""
     also: Annotated[tuple[Count, ...], Meta(max_length=512)] = ()
     """Further numbers, acknowledged alike."""
+
+
+class MemoryRequest(Message, tag="memory-request", frozen=True):
+    """Say what a task remembers. Asked again until it is said; while its runs end, nothing is."""
+
+    task: Name
+    epoch: Count
+    """Under which it runs, or ran, there."""
+    kind: ExecutorKind
+    """Whose memory it is, should the task be gone."""
+    known: Annotated[str, Meta(max_length=71)] = ""
+    """Digest of what the asker has; what begins with that is said without it."""
+    known_bytes: Annotated[int, Meta(ge=0, le=2 * MAX_STATE_BYTES)] = 0
+
+
+class MemoryState(Message, tag="memory-state", frozen=True):
+    """What a task remembers under an epoch: said by its node, passed on to where it moves."""
+
+    task: Name
+    epoch: Count
+    """Under which it was remembered."""
+    digest: Digest | None = None
+    """Of the whole. Null: it is not to be had; who waits for it goes on with what there is."""
+    size_bytes: Count = 0
+    """Of the whole."""
+    data: Annotated[bytes, Meta(max_length=MEMORY_INLINE_BYTES)] | None = None
+    """What follows `after_bytes` of it; null: the whole lies in the cell's store."""
+    after_bytes: Count = 0
+    """How much of what the receiver has stays in front."""
+    final: bool = False
+    """Whether nothing can follow: the task is over there under this epoch."""
+    reason: Text = ""
+    """Why it is not to be had, for people."""

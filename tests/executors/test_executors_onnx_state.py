@@ -88,6 +88,9 @@ async def test_a_state_goes_to_another_instance(onnx: OnnxExecutor, sums: Make) 
         await onnx.restore("u", bytes(65))
     assert await summed(onnx, 1, "u") == 2
     assert await onnx.snapshot("absent") == b""
+    await onnx.stop("t")
+    assert onnx.recall("t") == state[:-4] + struct.pack("<f", 6)
+    assert onnx.recall("absent") == b""
 
 
 async def test_what_is_remembered_stays_within_its_limit(onnx: OnnxExecutor, sums: Make) -> None:

@@ -280,6 +280,33 @@ async def test_memory_goes_to_another_node(
         await other.close()
 
 
+async def test_what_comes_back_is_not_what_was_left(
+    wasm: WasmExecutor, shelf: Shelf, tmp_path: Path, blobs: Path
+) -> None:
+    """The host, which other tasks keep alive, has read the memory that the task left."""
+    artifact, manifest = counter(shelf)
+    setup = Setup(memory="svc.counter")
+    await ready(wasm, artifact, manifest, "other", Setup(memory="svc.other"))
+    await ready(wasm, artifact, manifest, "t~1", setup)
+    assert await number(wasm, "t~1") == 1
+    await wasm.stop("t~1")
+    left = wasm.recall("svc.counter")
+    elsewhere = WasmExecutor(
+        blobs=blobs, artifacts=tmp_path, cache=tmp_path / "c3", memories=tmp_path / "m3"
+    )
+    try:
+        await ready(elsewhere, artifact, manifest, "t~1", setup)
+        await elsewhere.restore("t~1", left)
+        assert [await number(elsewhere, "t~1") for _ in range(2)] == [2, 3]
+        came = await elsewhere.snapshot("t~1")
+    finally:
+        await elsewhere.close()
+    await ready(wasm, artifact, manifest, "t~2", setup)
+    await wasm.restore("t~2", came)
+    assert await number(wasm, "t~2") == 4
+    assert wasm.recall("svc.absent") == b""
+
+
 async def test_tenants_never_share_a_process(
     wasm: WasmExecutor, shelf: Shelf, exits: Exits
 ) -> None:

@@ -42,6 +42,16 @@ class Memory:
             os.ftruncate(handle, size)
         return cls(handle, state_bytes)
 
+    @classmethod
+    def kept(cls, path: str) -> Memory:
+        """Open the file of a task that is there. Raises OSError, ValueError when it is not ours."""
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        state_bytes, odd = divmod(os.fstat(handle).st_size - _NUMBER.size, 2)
+        if odd or state_bytes < _LENGTH.size:
+            os.close(handle)
+            raise ValueError("it has the size of no state")
+        return cls(handle, state_bytes - _LENGTH.size)
+
     def _half(self, number: int) -> int:
         return _NUMBER.size + number % 2 * (_LENGTH.size + self.state_bytes)
 

@@ -1,0 +1,339 @@
+"""What tasks remember: brought along when they move, asked for now and then lest a node is lost.
+
+A move. The copy that is prepared awaits the memory of the one that serves (`Copy.origin`). First it
+is given what that remembers now, while requests go on. When the route has switched and the old node
+has ended the last run, the rest follows; until then requests wait at the new node. The old node
+says nothing as final before its assignment is buried there, and the new one runs nothing before it
+has journalled that it has everything: so no two ever write, and whoever dies in between, one node
+has it all. Nothing here is kept over a restart: what a copy still awaits its node tells.
+
+A loss. When the node with the memory is lost, its successor goes on with the newest copy that was
+heard of, and the task's story says how old that is.
+"""
+
+from typing import Final
+
+from msgspec import Struct, structs
+
+from controller.decider import ToNode, ToRole
+from controller.desk import Desk
+from controller.scheduler.copies import Copy, CopyState, TaskEntry
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.table import TaskTable
+from protocols.messages import MemoryRequest, MemoryState, TaskEvent
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.task import MEMORY_INLINE_BYTES, Origin
+
+ASK_AGAIN_MS: Final = 500
+"""A memory that was asked for or given is asked for or given again after this."""
+COPY_MAX_MS: Final = 5000
+"""So long a move waits for the first copy; then requests wait for all of it."""
+WAIT_MAX_MS: Final = 45_000
+"""So long requests wait for a memory: as long as a node has to end its runs, and to be heard."""
+STORE_MS: Final = 1_800_000
+"""A checkpoint in the cell's store is brought there anew after this: it is not kept for ever."""
+KEPT_MAX_BYTES: Final = 64 << 20
+"""Of all checkpoints in messages; beyond it no further task has one."""
+
+
+class _Way(Struct):
+    """A memory on its way to one copy."""
+
+    epoch: int
+    """Of the copy."""
+    since_ms: int
+    """When the copy was ready for it; since the route has switched: when that was."""
+    final: bool = False
+    """Whether the route has switched, so that the rest is to follow."""
+    asked_ms: int = -(10**12)
+    copied: MemoryState | None = None
+    """The first copy, as it was passed on."""
+    rest: MemoryState | None = None
+    """What is to be taken in last."""
+    moved_bytes: int = 0
+    over: bool = False
+    """Whether there is nobody to take a first copy from."""
+    lost: str = ""
+    """Why it is not what the task remembered last."""
+
+
+class _Kept(Struct):
+    """The newest that was heard of a task's memory where it runs."""
+
+    asked_ms: int = -(10**12)
+    state: MemoryState | None = None
+    """The whole: in its data, or in the cell's store."""
+    heard_ms: int = 0
+    stored_ms: int = 0
+
+
+class Memories:
+    """Moves and keeps what the tasks of a cell remember."""
+
+    def __init__(self, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
+        self._desk = desk
+        self._nodes = nodes
+        self._table = table
+        self._ways: dict[str, _Way] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._kept_bytes = 0
+
+    # What the mover asks.
+
+    def origin(self, entry: TaskEntry, node: str) -> Origin | None:
+        """Return whose memory a new copy on a node has to wait for."""
+        if not entry.grant.spec.manifest.remembers:
+            return None
+        current, grant = entry.current, entry.grant
+        if current is not None:
+            home = current.origin or Origin(current.node, current.epoch)
+        elif grant.current_node and grant.current_epoch:
+            home = Origin(grant.current_node, grant.current_epoch)
+        else:
+            return None
+        return home if home.node != node else None
+
+    def prepared(self, entry: TaskEntry) -> bool:
+        """Whether a copy that is ready may take over: it has a first copy, or none is to be had."""
+        coming, current = entry.coming, entry.current
+        if coming is None or coming.origin is None:
+            return True
+        serves = current is not None and current.state is CopyState.READY
+        if not serves or current is None or current.node != coming.origin.node:
+            return True
+        way = self._ways.get(entry.task)
+        if way is None or way.epoch != coming.epoch:
+            return False
+        copied = way.copied is not None and way.copied.digest == coming.remembers
+        return copied or way.over or self._desk.now_ms - way.since_ms >= COPY_MAX_MS
+
+    def binds(self, entry: TaskEntry) -> bool:
+        """Whether a task has to stay where it is, until all that it remembers is there."""
+        current = entry.current
+        if current is None or current.origin is None:
+            return False
+        way = self._ways.get(entry.task)
+        if entry.wanted == current.origin.node and (way is None or way.rest is None):
+            # Back to where all of it still is.
+            return False
+        lives = current.state in (CopyState.READY, CopyState.ASSIGNED)
+        return lives and self._nodes.state(current.node) is not NodeState.LOST
+
+    # What is heard.
+
+    def told(self, node: str, state: MemoryState, cause: str) -> None:
+        """Take in what a node says that a task remembers."""
+        entry = self._table.tasks.get(state.task)
+        if entry is None:
+            return
+        waiting, way = _waiting(entry), self._ways.get(state.task)
+        if (
+            waiting is not None
+            and waiting.origin == Origin(node, state.epoch)
+            and way is not None
+            and way.epoch == waiting.epoch
+        ):
+            self._arrived(entry, waiting, way, state, cause)
+        current = entry.current
+        if current is not None and (current.node, current.epoch) == (node, state.epoch):
+            self._keep(entry, state)
+
+    def ended(self, node: str, task: str, cause: str) -> None:
+        """Ask at once: a node has ended what was asked for."""
+        entry, way = self._table.tasks.get(task), self._ways.get(task)
+        if entry is None or way is None or not way.final:
+            return
+        waiting = _waiting(entry)
+        if waiting is not None and waiting.origin is not None and waiting.origin.node == node:
+            way.asked_ms = -(10**12)
+            self._table.mark(entry, cause)
+
+    def _arrived(
+        self, entry: TaskEntry, copy: Copy, way: _Way, state: MemoryState, cause: str
+    ) -> None:
+        if state.digest is None or way.final != state.final:
+            # It has ended there already: whoever is prepared takes over and asks for all of it.
+            way.over = way.over or (state.final and not way.final)
+            self._table.mark(entry, cause)
+            return
+        if not _follows(copy, way, state):
+            return
+        if way.final:
+            way.rest = state
+        else:
+            way.copied = state
+        self._pass_on(copy, way, state, cause)
+
+    def _pass_on(self, copy: Copy, way: _Way, state: MemoryState, cause: str) -> None:
+        way.moved_bytes += len(state.data) if state.data is not None else state.size_bytes
+        way.asked_ms = self._desk.now_ms
+        self._desk.tell(ToNode(copy.node), state, cause)
+
+    # What is due.
+
+    def sweep(self) -> None:
+        """Ask for what was not said, and for checkpoints."""
+        now_ms = self._desk.now_ms
+        for task, way in self._ways.items():
+            if now_ms - way.asked_ms >= ASK_AGAIN_MS and task in self._table.tasks:
+                self._table.mark(self._table.tasks[task], "sweep")
+        for task in [one for one in self._kept if one not in self._table.tasks]:
+            self._drop(task)
+        for task, kept in self._kept.items():
+            entry = self._table.tasks[task]
+            every_ms = entry.grant.spec.policy.checkpoint_ms
+            if every_ms and now_ms - kept.asked_ms >= every_ms:
+                self._ask_checkpoint(entry, kept)
+
+    def step(self, entry: TaskEntry, cause: str) -> None:
+        """Bring the memory of a task closer to where it is awaited."""
+        if not entry.grant.spec.manifest.remembers:
+            return
+        self._kept.setdefault(entry.task, _Kept(asked_ms=self._desk.now_ms))
+        copy = _waiting(entry)
+        if copy is None or copy.origin is None:
+            self._settled(entry, cause)
+            return
+        way = self._way(entry, copy)
+        if way.final and self._gone(copy.origin, way):
+            self._give_up(entry, copy, copy.origin, way, cause)
+        elif self._desk.now_ms - way.asked_ms >= ASK_AGAIN_MS and (
+            way.final or not self.prepared(entry)
+        ):
+            self._ask(entry, copy, copy.origin, way, cause)
+
+    def _way(self, entry: TaskEntry, copy: Copy) -> _Way:
+        way, now_ms = self._ways.get(entry.task), self._desk.now_ms
+        if way is None or way.epoch != copy.epoch:
+            way = self._ways[entry.task] = _Way(copy.epoch, now_ms)
+        if copy is entry.current and not way.final:
+            way.final, way.since_ms, way.asked_ms = True, now_ms, now_ms
+            if copy.origin and not self._table.releases.waits(copy.origin.node, entry.task):
+                way.asked_ms = -(10**12)
+        return way
+
+    def _gone(self, origin: Origin, way: _Way) -> bool:
+        """Whether a memory has to be given up."""
+        lost = way.rest is None and self._nodes.state(origin.node) is NodeState.LOST
+        late = self._desk.now_ms - way.since_ms >= WAIT_MAX_MS
+        return not way.lost and (lost or late)
+
+    def _ask(self, entry: TaskEntry, copy: Copy, origin: Origin, way: _Way, cause: str) -> None:
+        """Ask for a memory, or pass on again what was not taken in."""
+        if way.rest is not None and (way.lost or _follows(copy, way, way.rest)):
+            self._pass_on(copy, way, way.rest, cause)
+            return
+        known, size_bytes = "", 0
+        if way.final and way.copied is not None and way.copied.digest == copy.remembers:
+            known, size_bytes = copy.remembers, way.copied.size_bytes
+        way.asked_ms = self._desk.now_ms
+        kind = entry.grant.spec.manifest.kind
+        request = MemoryRequest(entry.task, origin.epoch, kind, known, size_bytes)
+        self._desk.tell(ToNode(origin.node), request, cause)
+
+    def _give_up(self, entry: TaskEntry, copy: Copy, origin: Origin, way: _Way, cause: str) -> None:
+        """Have a copy go on with the newest that was heard of a memory which is lost."""
+        kept = self._kept.get(entry.task)
+        state = kept.state if kept is not None else None
+        age_ms = self._desk.now_ms - kept.heard_ms if kept is not None else 0
+        way.lost = f"{origin.node} is lost with what it remembered"
+        if state is not None and state.epoch == origin.epoch:
+            way.lost += f"; it goes on with what was known {age_ms} ms before"
+        elif copy.remembers:
+            way.lost += "; it goes on with the copy that was made for the move"
+        else:
+            state = None
+            way.lost += "; nothing of it is known"
+        if state is None or state.digest == copy.remembers or state.epoch != origin.epoch:
+            state = MemoryState(entry.task, origin.epoch)
+        way.rest = structs.replace(state, final=True, reason=way.lost)
+        self._pass_on(copy, way, way.rest, cause)
+
+    def _settled(self, entry: TaskEntry, cause: str) -> None:
+        way, current = self._ways.get(entry.task), entry.current
+        if way is None or (current is not None and current.epoch == way.epoch and current.origin):
+            return
+        del self._ways[entry.task]
+        if current is None or current.epoch != way.epoch or not way.final:
+            return
+        took_ms = self._desk.now_ms - way.since_ms
+        detail = way.lost or (
+            f"{way.moved_bytes} bytes came along to {current.node}, requests waited {took_ms} ms"
+        )
+        event = "memory-lost" if way.lost else "memory-moved"
+        told = TaskEvent(entry.task, event, detail[:1000])
+        self._desk.tell(ToRole(entry.anchor), told, cause, entry.tenant)
+
+    # Checkpoints.
+
+    def _ask_checkpoint(self, entry: TaskEntry, kept: _Kept) -> None:
+        current, now_ms = entry.current, self._desk.now_ms
+        serves = current is not None and current.state is CopyState.READY
+        if current is None or not serves or current.origin or entry.task in self._ways:
+            return
+        known, size_bytes, state = "", 0, kept.state
+        stored = now_ms - kept.stored_ms < STORE_MS
+        if (
+            state is not None
+            and state.epoch == current.epoch
+            and (stored or state.data is not None)
+        ):
+            known, size_bytes = state.digest or "", state.size_bytes
+        kept.asked_ms = now_ms
+        kind = entry.grant.spec.manifest.kind
+        request = MemoryRequest(entry.task, current.epoch, kind, known, size_bytes)
+        self._desk.tell(ToNode(current.node), request, "checkpoint")
+
+    def _keep(self, entry: TaskEntry, state: MemoryState) -> None:
+        kept = self._kept.get(entry.task)
+        if kept is None or state.digest is None:
+            return
+        have = kept.state
+        if have is not None and have.digest == state.digest and have.epoch == state.epoch:
+            kept.heard_ms = self._desk.now_ms
+            return
+        whole = state
+        if state.after_bytes:
+            if have is None or have.data is None or have.size_bytes != state.after_bytes:
+                # The copy that it follows on is another one: all of it is asked for next.
+                kept.state, kept.asked_ms = None, -(10**12)
+                return
+            data = have.data + (state.data or b"")
+            if len(data) > MEMORY_INLINE_BYTES:
+                kept.state, kept.asked_ms = None, -(10**12)
+                return
+            whole = structs.replace(state, data=data, after_bytes=0)
+        self._weigh(kept.state, -1)
+        if self._kept_bytes + len(whole.data or b"") > KEPT_MAX_BYTES:
+            kept.state = None
+            return
+        self._weigh(whole, 1)
+        kept.state, kept.heard_ms = whole, self._desk.now_ms
+        if whole.data is None:
+            kept.stored_ms = self._desk.now_ms
+
+    def _weigh(self, state: MemoryState | None, sign: int) -> None:
+        if state is not None:
+            self._kept_bytes += sign * len(state.data or b"")
+
+    def _drop(self, task: str) -> None:
+        self._weigh(self._kept.pop(task).state, -1)
+        self._ways.pop(task, None)
+
+
+def _waiting(entry: TaskEntry) -> Copy | None:
+    """Return the copy of a task that is ready but for its memory; the one that serves first."""
+    for copy in (entry.current, entry.coming):
+        if copy is not None and copy.origin is not None and copy.state is CopyState.READY:
+            return copy
+    return None
+
+
+def _follows(copy: Copy, way: _Way, state: MemoryState) -> bool:
+    """Whether a copy has what this follows on: it is whole, or the first copy was taken in."""
+    copied = way.copied
+    return not state.after_bytes or (
+        copied is not None
+        and copied.digest == copy.remembers
+        and copied.size_bytes == state.after_bytes
+    )
