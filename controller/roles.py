@@ -9,7 +9,7 @@ from controller.decider import Decider, Role
 from controller.host.host import serving
 from controller.host.neighbours import role_at
 from controller.namo.decider import Namo
-from controller.records import FLEET, JOB, NODE, SERVICE
+from controller.records import FLEET, JOB, NODE, SERVICE, TASK
 from controller.registry import Registry
 from controller.registry.merge import LOCAL, Merger
 from controller.scheduler.decider import Scheduler
@@ -80,7 +80,11 @@ def serving_role(config: Config, registry: Registry, operation: str, arguments: 
     if wanted is Role.NAMO:
         return own
     role = ""
-    if wanted is Role.TS:
+    task = registry.get(TASK, name) if operation.startswith("task.") else None
+    if task is not None:
+        anchor = getattr(registry.get(SERVICE, task.service), "anchor", "")
+        role = task.scheduler if wanted is Role.TS else anchor
+    elif wanted is Role.TS:
         role = getattr(registry.get(FLEET, name), "scheduler", "")
     else:
         job = registry.get(JOB, name)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher, TlsFiles
     from device_agent.executors.remote import OnExit
     from device_agent.journal import Journal
+    from device_agent.logkeeper import LogKeeper
     from device_agent.sources import Sources
 
 ARTIFACTS_MAX_BYTES: Final = 4 << 30
@@ -92,6 +93,12 @@ def make_executor(
         providers=profile.providers,
         on_exit=told,
     )
+
+
+def _log_keeper(data: Path) -> "LogKeeper":
+    from device_agent.logkeeper import LogKeeper  # noqa: PLC0415 - see above
+
+    return LogKeeper(data / "calls")
 
 
 def blobs_folder(node: str, data: Path) -> Path:
@@ -157,6 +164,7 @@ class Node:
             },
             fetcher,
             sources,
+            lambda: _log_keeper(data),
         )
         workshop = Workshop(makers, cache, blobs, daemon.tell, daemon.crash)
         senses = Senses(sampler, link, daemon.tell, daemon.probe, daemon.link_is_back)

@@ -33,6 +33,7 @@ from protocols.messages import invocation
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
+    from device_agent.logkeeper import LogKeeper
     from device_agent.memories import Memories
     from device_agent.sources import Sources
     from device_agent.trials import Bench
@@ -51,6 +52,7 @@ class Makers(NamedTuple):
     executors: Mapping[ExecutorKind, Callable[[OnExit], Executor]]
     fetcher: Callable[[], "Fetcher"]
     sources: Callable[[], "Sources"]
+    log: Callable[[], "LogKeeper"]
 
 
 class Workshop:
@@ -77,6 +79,7 @@ class Workshop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._bench: Bench | None = None
         self._memories: Memories | None = None
+        self._keeper: LogKeeper | None = None
         self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
@@ -92,6 +95,8 @@ class Workshop:
             commands.EndTrial: self._end_trial,
             commands.ReadMemory: lambda command: self._remembering().read(command),
             commands.WriteMemory: lambda command: self._remembering().write(command),
+            commands.WriteLog: lambda command: self._tell_written(self._log().write(command)),
+            commands.ReadLog: lambda command: self._spawn(self._read_log(command)),
             **self._transfers.doors,
         }
 
@@ -219,7 +224,8 @@ class Workshop:
             self._tell(events.ExecutorFailed(call, code, blame, text, retryable=True))
             self._transfers.trim()
             return
-        self._tell(events.ExecutorDone(call, outputs, result.run_us, result.calls))
+        figures = result.run_us, result.calls, result.cpu_us, result.peak_bytes, result.flags
+        self._tell(events.ExecutorDone(call, outputs, *figures))
 
     def _cancel_call(self, command: commands.CancelCall) -> None:
         executor = self._kinds.get(command.instance)
@@ -262,6 +268,20 @@ class Workshop:
         if files:
             self._transfers.trim()
         return wire
+
+    # The log of calls.
+
+    def _log(self) -> "LogKeeper":
+        if self._keeper is None:
+            self._keeper = self._makers.log()
+        return self._keeper
+
+    def _tell_written(self, written: events.LogWritten | None) -> None:
+        if written is not None:
+            self._tell(written)
+
+    async def _read_log(self, command: commands.ReadLog) -> None:
+        self._tell(events.LogRead(await self._log().read(command.query), command.cause))
 
     # Instances.
 

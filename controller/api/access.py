@@ -7,7 +7,7 @@ from msgspec import Struct
 from starlette.types import Scope
 
 from controller.api.errors import Refused
-from controller.api.operations import Operation, Permission
+from controller.api.operation import Operation, Permission
 from controller.api.peers import EXTENSION
 from protocols.topics import Speaker
 

@@ -29,14 +29,8 @@ from controller.api.errors import STATUS, Refused, body_of, status_of
 from controller.api.metrics import CONTENT_TYPE, Labels, Metric, render
 from controller.api.named import to_json
 from controller.api.openapi import describe
-from controller.api.operations import (
-    TABLE,
-    Effect,
-    Operation,
-    SystemInfo,
-    Transfer,
-    Watch,
-)
+from controller.api.operation import Effect, Operation, Transfer
+from controller.api.operations import TABLE, SystemInfo, Watch
 from controller.api.reads import check_named, read
 from controller.api.stored import Content, PublishedBy, PutArtifact, TrustFile
 from controller.api.trusting import Trusting
@@ -150,7 +144,7 @@ class Api:
     ) -> Response:
         # Taken before the listing: a change that comes in between is told twice, never not at all.
         token = self._registry.model.token
-        if operation.effect is Effect.WRITE:
+        if operation.effect is Effect.WRITE or operation.asked:
             check_named(operation, arguments, self._registry.model)
             value = await self._call(operation, arguments, identity.tenant, cause)
         elif operation.name == INFO:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from controller.api.errors import Refused
-from controller.api.operations import Operation, Transfer
+from controller.api.operation import Operation, Transfer
 from protocols.submission import near
 
 _IN_PATH: Final = re.compile(r"\{(\w+)\}")

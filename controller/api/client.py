@@ -12,7 +12,8 @@ from msgspec import Struct
 from controller.api.arguments import Request, build, sentence
 from controller.api.errors import error_of
 from controller.api.named import from_json
-from controller.api.operations import BY_NAME, WATCHED, Operation
+from controller.api.operation import Operation
+from controller.api.operations import BY_NAME, WATCHED
 from protocols.errors import PeerError, TonaBug, UserError
 from protocols.submission import near
 

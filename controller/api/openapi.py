@@ -8,7 +8,8 @@ import msgspec
 from controller.api.arguments import path_names, takes_body
 from controller.api.errors import ErrorBody
 from controller.api.named import named
-from controller.api.operations import TABLE, Effect, Operation, Transfer
+from controller.api.operation import Effect, Operation, Transfer
+from controller.api.operations import TABLE
 
 _REF: Final = "#/components/schemas/{name}"
 _BYTES: Final[dict[str, Any]] = {"application/octet-stream": {}}

@@ -7,14 +7,26 @@ the JSON body. An operation with effect `read` is answered from the registry; on
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from controller.accounts import AuditTask, TaskAudit
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
+from controller.api.operation import (
+    Arguments,
+    Effect,
+    Key,
+    Named,
+    Operation,
+    Permission,
+    Plane,
+    Transfer,
+)
 from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
+from controller.api.stats import StatsOf, TaskStats
 from controller.api.stored import Content, PublishedBy, PutArtifact, Stored, TrustFile
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
@@ -58,42 +70,6 @@ WATCHED: Final[dict[str, type[Struct]]] = {
 """The kinds that `GET /v1/watch/KIND` follows."""
 
 
-class Plane(StrEnum):
-    """What an operation touches: the work of users, or the network itself."""
-
-    DATA = "data"
-    CONTROL = "control"
-
-
-class Effect(StrEnum):
-    """Whether an operation changes anything."""
-
-    READ = "read"
-    WRITE = "write"
-
-
-class Permission(StrEnum):
-    """What an identity must hold for an operation."""
-
-    VIEW = "view"
-    SUBMIT = "submit"
-    OPERATE = "operate"
-    FETCH = "fetch"
-    """Contents by digest: whoever names one knows it already."""
-    STORE = "store"
-    """Large values, which pass."""
-
-
-class Transfer(StrEnum):
-    """How arguments and result travel."""
-
-    JSON = "json"
-    EVENTS = "events"
-    """The result is a stream of server-sent events."""
-    BYTES = "bytes"
-    """The content itself, with ranges."""
-
-
 class DocumentFormat(StrEnum):
     """The notations of a use case."""
 
@@ -101,25 +77,11 @@ class DocumentFormat(StrEnum):
     JSON = "json"
 
 
-Key = Annotated[str, Meta(min_length=1, max_length=128)]
-"""The name of one thing; an unknown one is answered with the nearest that there is."""
-
-
-class _Arguments(Struct, frozen=True, forbid_unknown_fields=True):
-    """What every argument struct has in common: a misspelt name is an error."""
-
-
-class Nothing(_Arguments, frozen=True):
+class Nothing(Arguments, frozen=True):
     """No arguments."""
 
 
-class Named(_Arguments, frozen=True):
-    """One thing by its name."""
-
-    name: Key
-
-
-class SubmitUseCase(_Arguments, frozen=True):
+class SubmitUseCase(Arguments, frozen=True):
     """A use case as its author wrote it."""
 
     document: Annotated[str, Meta(min_length=1, max_length=DOCUMENT_MAX_LENGTH)]
@@ -128,14 +90,14 @@ class SubmitUseCase(_Arguments, frozen=True):
     """Say what would be ordered, and order nothing."""
 
 
-class ListUseCases(_Arguments, frozen=True):
+class ListUseCases(Arguments, frozen=True):
     """Which use cases; without a state all but the deleted ones."""
 
     prefix: str = ""
     state: UseCaseState | None = None
 
 
-class ListServices(_Arguments, frozen=True):
+class ListServices(Arguments, frozen=True):
     """Which services; without a state all but the deleted ones."""
 
     prefix: str = ""
@@ -143,7 +105,7 @@ class ListServices(_Arguments, frozen=True):
     state: ServiceState | None = None
 
 
-class ListTasks(_Arguments, frozen=True):
+class ListTasks(Arguments, frozen=True):
     """Which tasks; without a state all but the deleted ones."""
 
     prefix: str = ""
@@ -152,20 +114,20 @@ class ListTasks(_Arguments, frozen=True):
     state: TaskState | None = None
 
 
-class ListNodes(_Arguments, frozen=True):
+class ListNodes(Arguments, frozen=True):
     """Which nodes."""
 
     prefix: str = ""
     state: NodeState | None = None
 
 
-class ListArtifacts(_Arguments, frozen=True):
+class ListArtifacts(Arguments, frozen=True):
     """Which artifacts, by the name they were given."""
 
     prefix: str = ""
 
 
-class Watch(_Arguments, frozen=True, rename={"from_": "from"}):
+class Watch(Arguments, frozen=True, rename={"from_": "from"}):
     """What to follow, and since when."""
 
     kind: Key
@@ -187,30 +149,6 @@ class SystemInfo(Struct, frozen=True):
     counters: dict[str, float] = {}
     cells: tuple[CellView, ...] = ()
     """Every cell whose scheduler has spoken."""
-
-
-class Operation(Struct, frozen=True):
-    """One line of the table."""
-
-    name: str
-    summary: str
-    arguments: type[Struct]
-    result: Any
-    """A type that msgspec knows; None where the result is no JSON."""
-    permission: Permission
-    plane: Plane
-    method: str
-    path: str
-    effect: Effect = Effect.READ
-    idempotent: bool = True
-    kind: str = ""
-    """Where `name` must be found; an unknown one is refused with the nearest."""
-    transfer: Transfer = Transfer.JSON
-
-    @property
-    def dry_run(self) -> bool:
-        """Whether the operation can say what it would do without doing it."""
-        return "dry_run" in self.arguments.__struct_fields__
 
 
 _VIEW, _DATA, _CONTROL = Permission.VIEW, Plane.DATA, Plane.CONTROL
@@ -382,6 +320,29 @@ TABLE: Final = (
         "GET",
         "/v1/tasks/{name}/events",
         kind=TASK,
+    ),
+    Operation(
+        "task.stats",
+        "Show what each version of a task has done: times, memory, bytes, energy, failures.",
+        StatsOf,
+        TaskStats,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/tasks/{name}/stats",
+        kind=TASK,
+    ),
+    Operation(
+        "task.audit",
+        "Read the newest calls of a task from the logs of its nodes.",
+        AuditTask,
+        TaskAudit,
+        _VIEW,
+        _DATA,
+        "GET",
+        "/v1/tasks/{name}/audit",
+        kind=TASK,
+        asked=True,
     ),
     Operation(
         "job.submit",

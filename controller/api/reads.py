@@ -8,17 +8,17 @@ from msgspec import Struct
 from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.jobs import ListJobs
+from controller.api.operation import Named, Operation
 from controller.api.operations import (
     ListArtifacts,
     ListNodes,
     ListServices,
     ListTasks,
     ListUseCases,
-    Named,
-    Operation,
 )
 from controller.api.places import Explanation, ServicePlace
 from controller.api.quality import service_qos
+from controller.api.stats import task_stats
 from controller.job_view import JobView, job_view
 from controller.records import (
     APPROVAL,
@@ -58,13 +58,12 @@ def read(operation: Operation, arguments: Any, registry: Registry) -> Any:
 
 def check_named(operation: Operation, arguments: Struct, registry: Registry) -> None:
     """Check that the thing an operation names is there. Raises Refused (404)."""
-    if not operation.kind or not isinstance(arguments, Named):
-        return
-    if _find(registry, operation.kind, arguments.name) is None:
+    name = str(getattr(arguments, "name", ""))
+    if operation.kind and name and _find(registry, operation.kind, name) is None:
         known = [*registry.keys(operation.kind)]
         if operation.kind == FLEET:
             known += registry.keys(NODE)
-        raise not_found(WORDS[operation.kind], arguments.name, known)
+        raise not_found(WORDS[operation.kind], name, known)
 
 
 def _find(registry: Registry, kind: str, name: str) -> Any:
@@ -201,6 +200,7 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "task.show": _show(TASK),
     "task.explain": _explain,
     "task.events": _story,
+    "task.stats": task_stats,
     "fleet.status": _fleet,
     "node.show": _show(FLEET),
     "artifact.list": _artifacts,

@@ -50,8 +50,8 @@ COMMIT_RETRY_S: Final = 0.5
 """Pause before a refused commit is tried again; nothing is promised meanwhile."""
 
 
-_SERVING: Final = {"node": Role.TS, "job": Role.TA}
-"""By the first word of an operation."""
+_SERVING: Final = {"node": Role.TS, "job": Role.TA, "task.audit": Role.TS}
+"""By the whole of an operation's name, or its first word."""
 
 
 class Wire(Protocol):
@@ -309,4 +309,4 @@ def _dated(record: Record) -> Record:
 
 def serving(operation: str) -> Role:
     """Return which role serves an operation: nodes the TS, jobs the TA, all else NAMO."""
-    return _SERVING.get(operation.partition(".")[0], Role.NAMO)
+    return _SERVING.get(operation) or _SERVING.get(operation.partition(".")[0], Role.NAMO)

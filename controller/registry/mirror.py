@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from controller.accounts import PROFILE, ProfileRecord
 from controller.decider import Record, View
 from controller.records import (
     CELL,
@@ -45,6 +46,7 @@ KINDS: Final[dict[str, type[Struct]]] = {
     STORY: StoryRecord,
     QUALITY: ServiceQuality,
     JOB: JobRecord,
+    PROFILE: ProfileRecord,
 }
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from controller.accounts import AuditTask
 from controller.decider import (
     Answer,
     Called,
@@ -25,15 +26,17 @@ from controller.decider import (
 )
 from controller.desk import Desk
 from controller.records import NODE, NodeRecord
-from controller.scheduler import holds
+from controller.scheduler import holds, inquiries
+from controller.scheduler.accounts import Accounts
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
+from controller.scheduler.inquiries import Inquiries
 from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
 from controller.scheduler.memories import Memories
-from controller.scheduler.mover import Mover
+from controller.scheduler.mover import LISTENING, Mover
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import sane_report
 from controller.scheduler.serving import Serving
@@ -43,6 +46,7 @@ from protocols.errors import Blame, TonaBug
 from protocols.messages import (
     Acknowledge,
     AnchorWelcome,
+    AuditPage,
     Birth,
     Calibrate,
     Calibrated,
@@ -65,6 +69,7 @@ from protocols.messages import (
     LinkReport,
     LoadReport,
     MemoryState,
+    ProfileReport,
     QualityReport,
     RouteRequest,
     SchedulerHello,
@@ -113,14 +118,24 @@ class Scheduler:
             settings.anchors,
             self.fleet.heard,
         )
+        self.accounts = Accounts(self.desk)
+        self.inquiries = Inquiries(
+            self.desk,
+            settings.epoch,
+            lambda node: self.nodes.state(node) in LISTENING,
+            self.accounts.heads.get,
+        )
         self._refusals = 0
         self.counters = self.fleet.counters
+        self.counters |= self.accounts.counters
         self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
         """Anchors that have not answered the hello, and what they have granted since it."""
         self._on: dict[type[Struct], Callable[[Received, Any], None]] = {
             LoadReport: self._on_load,
             LinkReport: self._on_link,
             QualityReport: self._on_quality,
+            ProfileReport: self._on_profile,
+            AuditPage: self._on_page,
             Birth: self._on_birth,
             Death: self.fleet.death,
             Status: self._on_status,
@@ -151,6 +166,8 @@ class Scheduler:
         for record in records:
             if record.kind == NODE and isinstance(record.value, NodeRecord):
                 self.fleet.recorded[record.key] = record.value
+            else:
+                self.accounts.restore(record)
         self.desk.begin(now_ms)
         self._hello()
         self.desk.wake(_SWEEP, now_ms + SWEEP_MS)
@@ -213,6 +230,14 @@ class Scheduler:
             self.figures.quality(event.sender, quality)
         else:
             self.counters["absurd_report"] += 1
+
+    def _on_profile(self, event: Received, report: ProfileReport) -> None:
+        if self.fleet.heard(event) is not None:
+            self.accounts.take(event.sender, report, event.cause)
+
+    def _on_page(self, event: Received, page: AuditPage) -> None:
+        if self.fleet.heard(event) is not None:
+            self.inquiries.answered(event, page)
 
     def _on_status(self, event: Received, status: Status) -> None:
         if self.fleet.heard(event) is None:
@@ -358,6 +383,8 @@ class Scheduler:
             self.desk.wake(_SWEEP, self.desk.now_ms + SWEEP_MS)
         elif key.startswith(_JOB):
             self.jobs.fired(key)
+        elif key.startswith(inquiries.TIMER):
+            self.inquiries.fired(key.removeprefix(inquiries.TIMER))
         else:
             raise TonaBug(f"the scheduler set no timer {key!r}")
 
@@ -370,6 +397,14 @@ class Scheduler:
         self.desk.wake(_HELLO, self.desk.now_ms + HELLO_MS)
 
     def _on_call(self, event: Called) -> None:
+        if isinstance(event.arguments, AuditTask):
+            asked = event.arguments
+            entry = self.table.tasks.get(asked.name)
+            here = [copy.node for copy in entry.copies()] if entry is not None else []
+            nodes = dict.fromkeys([*here, *self.accounts.nodes(asked.name)])
+            wanted = [one for one in nodes if asked.node in ("", one)]
+            self.inquiries.ask(event, asked, wanted)
+            return
         node = str(getattr(event.arguments, "name", ""))
         if event.operation == "node.forget":
             error = self.fleet.forget(node, event.cause)

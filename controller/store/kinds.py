@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from controller import records
+from controller import accounts, records
 from protocols.errors import EnvironmentFailure, TonaBug
 
 BODY_MAX_BYTES: Final = 4 << 20
@@ -21,6 +21,9 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.ANCHORED: records.AnchoredRecord,
     records.APPROVAL: records.ApprovalRecord,
     records.JOB: records.JobRecord,
+    accounts.PROFILE: accounts.ProfileRecord,
+    accounts.HEADS: accounts.HeadsRecord,
+    accounts.OPERATION: accounts.OperationRecord,
 }
 
 _encoder = msgspec.msgpack.Encoder()

@@ -148,6 +148,8 @@ class Hands:
                 | commands.TuneInstance()
                 | commands.RestInstance()
                 | commands.WakeInstance()
+                | commands.WriteLog()
+                | commands.ReadLog()
             ):
                 pass
             case _:

@@ -125,6 +125,7 @@ class Admission:
             body.priority,
             body.answer_encoding,
             body.job,
+            body.agent,
         )
 
     def _again(

@@ -9,6 +9,7 @@ from msgspec import Struct
 from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body, Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
+from protocols.messages.profile import AuditQuery
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign, MemoryRequest, MemoryState
 from protocols.topics import Channel
@@ -276,6 +277,21 @@ class StoreValue(Struct, frozen=True):
     cause: str
 
 
+class WriteLog(Struct, frozen=True):
+    """Append records to the log of calls; answered by `LogWritten` when they could be."""
+
+    records: bytes
+    """MessagePack: the subjects, and the records of them."""
+    count: int
+
+
+class ReadLog(Struct, frozen=True):
+    """Read the log of calls; answered by `LogRead`, whatever happens."""
+
+    query: AuditQuery
+    cause: str
+
+
 class SetPace(Struct, frozen=True):
     """How often to sample and to probe the path from now on."""
 
@@ -318,6 +334,8 @@ Command = (
     | Unfollow
     | Publish
     | StoreValue
+    | WriteLog
+    | ReadLog
     | SetPace
     | Exit
 )

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from device_agent.core import events
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import Command, Exit, Say, SetPace
+from device_agent.core.commands import Command, Exit, ReadLog, Say, SetPace
 from device_agent.core.jobs import JobEnds
 from device_agent.core.lifecycle import Entry
 from device_agent.core.outbox import Outbox
@@ -34,6 +34,7 @@ from protocols.messages import (
     Accepted,
     Acknowledge,
     Assign,
+    AuditQuery,
     Birth,
     Calibrate,
     Cancel,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
     from device_agent.core.inferences import Inferences
+    from device_agent.core.ledger import Ledger
     from device_agent.core.memories import Memories
     from device_agent.core.trials import Trials
 
@@ -104,6 +106,8 @@ class Core:
         self.upkeep = Upkeep(turn, self.tasks, lambda: self.presence.welcomed)
         self.assignments = Assignments(turn, self.outbox, self.tasks, self.upkeep, inventory)
         self.jobs = JobEnds(turn)
+        self._ledger: Ledger | None = None
+        turn.ledger = self._account
         self.meter = Meter(turn)
         self._feeder: Feeder | None = None
         self.replies = Replies(turn, self.meter, self.jobs, self._heard, self._sink)
@@ -147,6 +151,7 @@ class Core:
             (Channel.COMMAND, MemoryState): lambda event, body: self._remembering().given(
                 body, event.cause
             ),
+            (Channel.COMMAND, AuditQuery): self._audit,
         }
 
     def handle(self, event: events.Event, now_ms: float) -> list[Command]:
@@ -214,6 +219,10 @@ class Core:
             events.Published: self._fed,
             events.Stored: self._fed,
             events.StoreFailed: self._fed,
+            events.LogWritten: lambda event: self._account().written(event.logged, event.head),
+            events.LogRead: lambda event: self._turn.out.append(
+                Say(Channel.RESULT, event.page, event.cause)
+            ),
             events.ShutDown: self._shut_down,
         }
 
@@ -228,6 +237,7 @@ class Core:
             "birth": lambda _: self.presence.on_timer(),
             "shutdown": lambda _: self._farewell(),
             "journal": self.assignments.write_again,
+            "log": lambda _: self._account().flush(),
             **{one: partial(self._feed_due, one) for one in ("feed", "flight", "sink")},
             **{one: partial(self._follow, one) for one in ("rest", "warm")},
             **{one: partial(upkeep.on_timer, one) for one in ("retry", "grace", "drain", "stop")},
@@ -365,6 +375,19 @@ class Core:
             self._memories = Memories(self._turn, self.tasks, self.requests.workers)
         return self._memories
 
+    def _audit(self, event: events.Received, body: AuditQuery) -> None:
+        if self._ledger is not None:
+            self._ledger.flush()
+        self._turn.out.append(ReadLog(body, event.cause))
+
+    def _account(self) -> "Ledger":
+        """Return who keeps account of calls; loaded with the first one."""
+        if self._ledger is None:
+            from device_agent.core.ledger import Ledger  # noqa: PLC0415 - see `feeder`
+
+            self._ledger = Ledger(self._turn, self._inventory.cpu_count, self._before)
+        return self._ledger
+
     def _follow(self, subject: str, name: str) -> None:
         self._followers().on_timer(subject, name)
 
@@ -441,10 +464,14 @@ class Core:
             self._feeder.sampled(load)
         if self._deviceless is not None:
             self._deviceless.sampled(load)
+        if self._ledger is not None:
+            self._ledger.sampled(load)
         if self.presence.welcomed:
             quality = self.meter.report(self.upkeep.instances.values())
             if quality is not None:
                 self._turn.out.append(Say(Channel.LOAD, quality, "sample"))
+            if self._ledger is not None:
+                self._ledger.report()
             report = due_load(self._last_load, load, self._sensing)
             if report is not None:
                 self._last_load = report
@@ -475,6 +502,8 @@ class Core:
     def _farewell(self) -> None:
         if not self._ended:
             self._ended = True
+            if self._ledger is not None:
+                self._ledger.flush()
             self._turn.timers.cancel(_SHUTDOWN)
             self._turn.out.append(Say(Channel.PRESENCE, Death(self._ending, orderly=True)))
             self._turn.out.append(Exit(self._ending))

@@ -8,6 +8,7 @@ from msgspec import Struct
 from protocols.errors import Blame
 from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
+from protocols.messages.profile import AuditPage
 from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.messages.task import Assign, MemoryState
@@ -141,6 +142,12 @@ class ExecutorDone(Struct, frozen=True):
     run_us: int
     calls: int = 1
     """That the run has answered."""
+    cpu_us: int | None = None
+    """Processor time of the call; None: not measured."""
+    peak_bytes: int = 0
+    """Most memory of its process during the call; 0: not measured."""
+    flags: str = ""
+    """Which check its outputs have broken, where that only flags them."""
 
 
 class ExecutorFailed(Struct, frozen=True):
@@ -242,6 +249,22 @@ class StoreFailed(Struct, frozen=True):
     text: str
 
 
+class LogWritten(Struct, frozen=True):
+    """The log of calls has grown."""
+
+    logged: int
+    """Records that it has had, over all lives."""
+    head: bytes
+    """Of its chain."""
+
+
+class LogRead(Struct, frozen=True):
+    """What was asked for of the log of calls."""
+
+    page: AuditPage
+    cause: str
+
+
 class Sampled(Struct, frozen=True):
     """The load was sampled; `instances` and `queue` are filled in by the core."""
 
@@ -289,6 +312,8 @@ Event = (
     | Published
     | Stored
     | StoreFailed
+    | LogWritten
+    | LogRead
     | Sampled
     | LinkSampled
     | ShutDown

@@ -138,13 +138,22 @@ class Replies:
         service = body.service if isinstance(body, Invoke) else body.plan.service
         if body.job:
             self._jobs.ended(service, result, event.cause, event.tenant)
+            self._note(event, body, service, "", failure)
             return
-        self._meter.refused(service, self.user(reply_to))
+        user = self.user(reply_to)
+        self._meter.refused(service, user)
+        self._note(event, body, service, user, failure)
         if reply_to == self._turn.inbox:
             self._to_self(result)
             return
         correlation = correlation_of(event, body)
         self._turn.out.append(Reply(reply_to, result, event.cause, event.tenant, correlation))
+
+    def _note(
+        self, event: Received, body: Invoke | Deliver, service: str, user: str, failure: Failure
+    ) -> None:
+        who = body.request, event.tenant, user, body.agent, event.cause
+        self._turn.ledger().refused(who, service, failure.task, failure.code, failure.text)
 
     def send(self, request: Request, task: str, answer: Answer) -> Failure | None:
         """Send outputs to the client and to other nodes, as the plan says, or say why not."""
@@ -173,6 +182,7 @@ class Replies:
                 self._elapsed_us(answer, values),
                 request.user,
                 request.answer_encoding,
+                request.agent,
             )
             self._count_sent(answer, values)
             said = Forward(node, deliver, request.cause, request.tenant)

@@ -70,6 +70,8 @@ class Request(Struct, eq=False):
     """What the client can unpack."""
     job: bool = False
     """Whether it runs a job: its end goes to the scheduler instead of a client."""
+    agent: str = ""
+    """The AI agent for which it is asked."""
     size_bytes: int = 0
     """Inline tensors that it holds."""
     ran: bool = False

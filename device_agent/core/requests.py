@@ -182,6 +182,7 @@ class Requests:
         window.run.add(event.run_us / 1000 / event.calls)
         window.input_bytes += total_bytes(run.inputs)
         window.output_bytes += total_bytes(event.outputs)
+        self._turn.ledger().ran(run, event)
 
     def failed(self, event: ExecutorFailed) -> None:
         """End the request of a call that gave no outputs."""
@@ -403,7 +404,13 @@ class Requests:
     def _end(self, request: Request, failure: Failure) -> None:
         """Let go of everything that is under way for a request."""
         request.failure = failure
+        ledger = self._turn.ledger()
+        if not request.runs:
+            who = request.id, request.tenant, request.user, request.agent, request.cause
+            service = request.plan.service
+            ledger.refused(who, service, failure.task, failure.code, failure.text)
         for run in request.runs.values():
+            ledger.failed(run, failure.code, failure.text)
             self.workers.drop(run)
             self._leave_guest(run)
         request.runs.clear()

@@ -1,11 +1,21 @@
 """What the parts of the core share while one event is handled."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from device_agent.core.commands import Command
 from device_agent.core.timers import Timers
 from device_agent.core.uplink import Uplink
+from protocols.errors import TonaBug
 from protocols.topics import Channel, Party, build
+
+if TYPE_CHECKING:
+    from device_agent.core.ledger import Ledger
+
+
+def _nothing() -> "Ledger":
+    raise TonaBug("the ledger was not wired")
 
 
 class Turn:
@@ -16,6 +26,7 @@ class Turn:
         "draining",
         "inbox",
         "jitter",
+        "ledger",
         "node",
         "now_ms",
         "out",
@@ -38,6 +49,8 @@ class Turn:
         self.timers = Timers()
         self.counts: Counter[str] = Counter()
         """What was dropped, refused or late, by a fixed set of names."""
+        self.ledger: Callable[[], Ledger] = _nothing
+        """Who keeps account of calls (wired by the core)."""
         self.jitter = 0.0
         """Of this connection, in [0, 1)."""
         self.sinks: set[str] = set()

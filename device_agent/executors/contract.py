@@ -22,6 +22,7 @@ from protocols.manifest import (
 from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode
 
 DIGEST_PREFIX: Final = "sha256:"
+FLAGS_LENGTH: Final = 160
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _BY_NUMBER: Final = {number: dtype for dtype, number in ONNX_DTYPE_NUMBER.items()}
@@ -80,7 +81,9 @@ class Contract:
         outputs = self._outputs(reply, body)
         if isinstance(outputs, str):
             return _wrong_output(outputs)
-        return Done(outputs, reply.us, reply.calls)
+        peak_bytes = max(reply.mem, reply.peak)
+        flags = reply.flags[:FLAGS_LENGTH]
+        return Done(outputs, reply.us, reply.calls, reply.cpu, peak_bytes, flags)
 
     def _outputs(self, reply: Reply, body: memoryview) -> dict[str, Value] | str:
         if len(reply.out) != len(self._gives):

@@ -46,6 +46,12 @@ class Done(Struct, frozen=True):
     """From taking the call to having the outputs, inside the executor."""
     calls: int = 1
     """That the same run has answered."""
+    cpu_us: int | None = None
+    """Processor time of the call; None: not measured."""
+    peak_bytes: int = 0
+    """Most memory of its process during the call; 0: not measured."""
+    flags: str = ""
+    """Which check the outputs have broken, where that only flags them."""
 
 
 class Failed(Struct, frozen=True):

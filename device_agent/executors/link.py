@@ -54,6 +54,12 @@ class Reply(Struct, frozen=True):
     """A child of the process ended: its number, how."""
     unloaded: bool = False
     """The instance is not here: what a call brought along to load it was refused."""
+    cpu: int | None = None
+    """Processor time of the call in microseconds; null: not measured."""
+    peak: int = 0
+    """Most memory of the process, where that is not in `mem`."""
+    flags: str = ""
+    """A check that the outputs have broken, where that only flags them."""
     born: tuple[int, int] | None = None
     """A child of the process began: its number, its process id."""
     calls: int = 1

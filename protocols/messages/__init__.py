@@ -50,6 +50,7 @@ from protocols.messages.presence import (
     RebirthRequest,
     Welcome,
 )
+from protocols.messages.profile import AuditPage, AuditQuery, Flagged, ProfileReport
 from protocols.messages.quality import Feed, QualityReport, Tune
 from protocols.messages.sense import LinkReport, LoadReport, Probe, SetSensing
 from protocols.messages.task import (
@@ -71,6 +72,11 @@ NODE_SAYS = (
     | Probe
     | Calibrated
     | MemoryState
+    | ProfileReport
+    | AuditPage
+    | Status
+    | Probe
+    | Calibrated
 )
 NODE_HEARS = (
     Welcome
@@ -85,6 +91,7 @@ NODE_HEARS = (
     | Calibrate
     | MemoryRequest
     | MemoryState
+    | AuditQuery
 )
 JOB = (
     JobSubmit
@@ -113,6 +120,7 @@ HIERARCHY = (
     | SchedulerHello
     | AnchorWelcome
     | AnchorSummary
+    | Flagged
     | Linking
     | Mirror
     | RemoteCall
@@ -132,6 +140,8 @@ __all__ = [
     "AnchorSummary",
     "AnchorWelcome",
     "Assign",
+    "AuditPage",
+    "AuditQuery",
     "Birth",
     "Body",
     "Calibrate",
@@ -145,6 +155,7 @@ __all__ = [
     "Escalation",
     "EscalationAnswer",
     "Feed",
+    "Flagged",
     "Invoke",
     "JobAccepted",
     "JobEnded",
@@ -165,6 +176,7 @@ __all__ = [
     "Mirror",
     "NodeSummary",
     "Probe",
+    "ProfileReport",
     "QualityReport",
     "RebirthRequest",
     "Release",

@@ -24,6 +24,8 @@ REQUEST: Final = "request"
 
 Budget = Annotated[int, Meta(ge=0, le=3_600_000)]
 
+Agent = Annotated[str, Meta(max_length=64)]
+
 Correlation = Annotated[bytes, Meta(max_length=CORRELATION_MAX_BYTES)]
 """MQTT 5 correlation data of a client; nobody but the client takes it apart."""
 
@@ -132,6 +134,8 @@ class Invoke(Message, tag="invoke", frozen=True):
     """Whether this runs a job: its end goes to the TS as JobEnded."""
     answer_encoding: Annotated[str, Meta(max_length=16)] = ""
     """How tensors of the answer may be packed: empty for not at all, or `deflate`."""
+    agent: Agent = ""
+    """The AI agent for which it is asked, for the log; empty: none."""
 
 
 class Deliver(Message, tag="deliver", frozen=True):
@@ -164,6 +168,8 @@ class Deliver(Message, tag="deliver", frozen=True):
     user: str = ""
     """Name of the client that asked."""
     answer_encoding: Annotated[str, Meta(max_length=16)] = ""
+    """As in Invoke."""
+    agent: Agent = ""
     """As in Invoke."""
 
 
@@ -198,6 +204,8 @@ class FailureCode(StrEnum):
     FETCH = "fetch"
     NODE_LOST = "node-lost"
     CANCELLED = "cancelled"
+    CHECK = "check-failed"
+    """The outputs broke a check that the service declares."""
 
 
 class Failure(Part, frozen=True):

@@ -4,8 +4,10 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.accounts import TaskAudit
 from controller.api import client
-from controller.api.operations import TABLE, Effect, SubmitUseCase, Transfer
+from controller.api.operation import Effect, Transfer
+from controller.api.operations import TABLE, SubmitUseCase
 from controller.decider import Answer, Record
 from controller.job_view import job_view
 from controller.namo.submission import Submitted
@@ -113,6 +115,8 @@ async def test_every_operation_of_the_table_is_reachable(
         elif thing == "job" and one.effect is Effect.WRITE:
             arguments = arguments or {"job": "j", "service": "ocr"}
             work.answer = Answer("", job_view(work.registry.model.get(JOB, "j")))
+        elif one.name == "task.audit":
+            work.answer = Answer("", TaskAudit(()))
         elif one.name == "node.forget":
             work.answer = Answer("", {"node": "n1"})
         elif one.name in ("approve.grant", "approve.deny"):
@@ -120,7 +124,7 @@ async def test_every_operation_of_the_table_is_reachable(
         result = await ask(http, one.name, **arguments)
         assert type(result) is (getattr(one.result, "__origin__", None) or one.result), one.name
     json = [one for one in TABLE if one.transfer is Transfer.JSON]
-    writes = [one.name for one in json if one.effect is Effect.WRITE]
+    writes = [one.name for one in json if one.effect is Effect.WRITE or one.asked]
     assert [call[0] for call in work.calls] == writes
     assert work.calls[0][1] == SubmitUseCase("name = 'pages'", dry_run=True)
     assert work.calls[0][2] == "default"

@@ -12,16 +12,14 @@ from controller.api.errors import Refused
 from controller.api.metrics import Metric, render
 from controller.api.named import from_json, to_json
 from controller.api.openapi import describe
+from controller.api.operation import Effect, Operation, Transfer
 from controller.api.operations import (
     BY_NAME,
     TABLE,
     DocumentFormat,
     Draining,
-    Effect,
     ListTasks,
-    Operation,
     SubmitUseCase,
-    Transfer,
 )
 from controller.records import NodeView, ServiceRecord, TaskState
 from protocols.errors import EnvironmentFailure, PeerError, TonaBug, UserError

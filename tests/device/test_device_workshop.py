@@ -30,6 +30,7 @@ class Hands:
             {},
             lambda: pytest.fail("nothing is transferred"),
             lambda: pytest.fail("nothing is read"),
+            lambda: pytest.fail("nothing is logged"),
         )
         self.workshop = Workshop(makers, cache, self.blobs, self.told.append, self.crashes.append)
 

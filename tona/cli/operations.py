@@ -5,7 +5,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from typer import Argument, Option
 
-from controller.api.operations import BY_NAME, TABLE, Operation, Transfer
+from controller.api.operation import Operation, Transfer
+from controller.api.operations import BY_NAME, TABLE
 from protocols.errors import UserError
 from protocols.submission import near
 from tona.cli.context import AsJson, show, show_json, table, with_api

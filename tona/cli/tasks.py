@@ -13,7 +13,7 @@ from controller.records import ArtifactRecord, StoryRecord, TaskRecord, TaskStat
 from protocols.errors import UserError
 from protocols.messages.task import Deviceless
 from tona.bundle import File, check_ends
-from tona.cli import complete
+from tona.cli import accounts, complete
 from tona.cli.context import (
     AsJson,
     details,
@@ -160,6 +160,10 @@ def events(name: TaskName, as_json: AsJson = False) -> None:
         show(made)
 
     listing("task.events", as_json, draw, name=name)
+
+
+app.command()(accounts.stats)
+app.command()(accounts.audit)
 
 
 @artifact_app.command("push")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 import threading
 import time
@@ -92,12 +93,12 @@ class Worker:
                 self._serve(frame)
 
     def _serve(self, frame: Frame) -> None:
-        began = time.perf_counter_ns()
+        began, spent = time.perf_counter_ns(), time.process_time_ns()
         header, body = frame
         options = self._options((header["id"],))
         try:
             answer, buffers = self._answer(header, body, options)
-            answer["us"] = (time.perf_counter_ns() - began) // 1000
+            answer |= _figures(began, spent, 1)
         except Refusal as refusal:
             answer, buffers = {"fail": refusal.answer}, []
         except MemoryError as error:
@@ -112,7 +113,7 @@ class Worker:
             if frame is None:
                 return
             frames.append(frame)
-        began = time.perf_counter_ns()
+        began, spent = time.perf_counter_ns(), time.process_time_ns()
         options = self._options(tuple(header["id"] for header, _ in frames))
         try:
             answers = onnx_batch.run(self._model, frames, options)
@@ -121,8 +122,8 @@ class Worker:
                 self._serve(frame)
             return
         for (header, _), (answer, buffers) in zip(frames, answers):  # noqa: B905 - as many
-            answer["us"] = (time.perf_counter_ns() - began) // 1000
-            self._stream.send({"id": header["id"], **answer}, buffers)
+            figures = _figures(began, spent, len(frames))
+            self._stream.send({"id": header["id"], **answer, **figures}, buffers)
 
     def _options(self, numbers: tuple[int, ...]) -> Any:
         """Return the options of a run, by which it can be stopped from now on."""
@@ -160,6 +161,15 @@ class Worker:
             numbers, options = self._current
             if frame[0]["id"] in numbers:
                 options.terminate = True
+
+
+def _figures(began: int, spent: int, calls: int) -> Header:
+    """Return what a run has taken since: of the processor what falls to one of its calls."""
+    return {
+        "us": (time.perf_counter_ns() - began) // 1000,
+        "cpu": (time.process_time_ns() - spent) // 1000 // calls,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def serve(sock: socket.socket, stops: socket.socket) -> None:
