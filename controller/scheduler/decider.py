@@ -130,7 +130,11 @@ class Scheduler:
         self.counters |= self.accounts.counters
         self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
         """Anchors that have not answered the hello, and what they have granted since it."""
-        self._on: dict[type[Struct], Callable[[Received, Any], None]] = {
+        self._on = self._table()
+
+    def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
+        """Return who takes which message."""
+        return {
             LoadReport: self._on_load,
             LinkReport: self._on_link,
             QualityReport: self._on_quality,
