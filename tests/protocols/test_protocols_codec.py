@@ -134,8 +134,8 @@ def _strategy(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - the
             )
         case inspect.BoolType():
             return st.booleans()
-        case inspect.BytesType():
-            return st.binary(max_size=64)
+        case inspect.BytesType(max_length=longest):
+            return st.binary(max_size=min(longest or 40, 40))
         case inspect.VarTupleType(item_type=item, min_length=least):
             return st.lists(_strategy(item), min_size=least or 0, max_size=2).map(tuple)
         case inspect.DictType(key_type=key, value_type=value):
