@@ -45,6 +45,8 @@ class _Way(Struct):
     """When the copy was ready for it; since the route has switched: when that was."""
     final: bool = False
     """Whether the route has switched, so that the rest is to follow."""
+    heard_ms: int = 0
+    """Since when the node that has it is there and has not said it."""
     asked_ms: int = -(10**12)
     copied: MemoryState | None = None
     """The first copy, as it was passed on."""
@@ -195,7 +197,7 @@ class Memories:
             self._settled(entry, cause)
             return
         way = self._way(entry, copy)
-        if way.final and self._gone(copy.origin, way):
+        if way.final and self._gone(entry, copy.origin, way):
             self._give_up(entry, copy, copy.origin, way, cause)
         elif self._desk.now_ms - way.asked_ms >= ASK_AGAIN_MS and (
             way.final or not self.prepared(entry)
@@ -207,16 +209,27 @@ class Memories:
         if way is None or way.epoch != copy.epoch:
             way = self._ways[entry.task] = _Way(copy.epoch, now_ms)
         if copy is entry.current and not way.final:
-            way.final, way.since_ms, way.asked_ms = True, now_ms, now_ms
+            way.final, way.asked_ms = True, now_ms
+            way.since_ms = way.heard_ms = now_ms
             if copy.origin and not self._table.releases.waits(copy.origin.node, entry.task):
                 way.asked_ms = -(10**12)
         return way
 
-    def _gone(self, origin: Origin, way: _Way) -> bool:
-        """Whether a memory has to be given up."""
-        lost = way.rest is None and self._nodes.state(origin.node) is NodeState.LOST
-        late = self._desk.now_ms - way.since_ms >= WAIT_MAX_MS
-        return not way.lost and (lost or late)
+    def _gone(self, entry: TaskEntry, origin: Origin, way: _Way) -> bool:
+        """Whether a memory has to be given up: as the policy says for a node that is lost."""
+        policy, now_ms = entry.grant.spec.policy, self._desk.now_ms
+        if way.lost:
+            return False
+        if self._nodes.state(origin.node) is not NodeState.LOST:
+            return now_ms - way.heard_ms >= WAIT_MAX_MS
+        if way.rest is not None or not policy.replace:
+            way.heard_ms = now_ms
+            return False
+        slot = self._nodes.slots.get(origin.node)
+        silent_ms = now_ms - way.since_ms
+        if slot is not None:
+            silent_ms = self._nodes.silent_ms(slot, now_ms)
+        return silent_ms >= policy.lost_after_ms
 
     def _ask(self, entry: TaskEntry, copy: Copy, origin: Origin, way: _Way, cause: str) -> None:
         """Ask for a memory, or pass on again what was not taken in."""

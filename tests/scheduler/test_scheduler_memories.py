@@ -6,7 +6,7 @@ import pytest
 from scheduler_bench import Bench, drain, grant, running, said, told
 from tests_support import manifest
 
-from controller.scheduler.memories import ASK_AGAIN_MS, COPY_MAX_MS
+from controller.scheduler.memories import ASK_AGAIN_MS, COPY_MAX_MS, WAIT_MAX_MS
 from protocols.manifest import HostFunction, Limits
 from protocols.messages import Assign, MemoryRequest, MemoryState, Release, Route, Status, TaskEvent
 from protocols.messages.presence import Holding
@@ -40,9 +40,9 @@ def ended(bench: Bench, node: str, epoch: int) -> Any:
     return bench.node(node, Status(2, "svc.a", epoch, STOPPED))
 
 
-def moved(bench: Bench) -> Assign:
+def moved(bench: Bench, **policy: Any) -> Assign:
     """Empty n1; return what n2 is assigned."""
-    grant_of(bench, checkpoint_ms=0)
+    grant_of(bench, checkpoint_ms=0, **policy)
     [assign] = told(drain(bench, "n1"), "n2", Assign)
     assert assign.origin == Origin("n1", 1)
     return assign
@@ -182,3 +182,17 @@ def test_checkpoints_are_asked_for_as_the_policy_says(bench: Bench, every_ms: in
     grant_of(bench, checkpoint_ms=every_ms)
     asked = told(bench.passes(11_000, *NODES), "n1", MemoryRequest)
     assert len(asked) == (2 if every_ms else 0)
+
+
+def test_a_task_that_waits_for_its_node_gives_no_memory_up(bench: Bench) -> None:
+    second = moved(bench, replace=False)
+    waits(bench, "n2", second.epoch)
+    bench.node("n1", COPY)
+    waits(bench, "n2", second.epoch, str(COPY.digest))
+    bench.passes(WAIT_MAX_MS + 5000, "n2", "n3")
+    assert not [one for one in bench.seen if isinstance(one.body, MemoryState) and one.body.final]
+    bench.born("n1")
+    asked = told(bench.passes(1000, *NODES), "n1", MemoryRequest)
+    assert asked
+    rest = _with(COPY, final=True)
+    assert told(bench.node("n1", rest), "n2", MemoryState) == [rest]

@@ -1,0 +1,171 @@
+"""A counter that moves between nodes under steady load, while everything around it is killed."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import wasmtime
+from loop_cell import PATIENCE_S, Loop, chain, expecting, running_loop
+
+import tona
+
+pytestmark = pytest.mark.timeout(300)
+DEADLINE_S = 45.0
+AGAIN_S = 0.2
+KILLS = (("source", 0.0), ("target", 0.05), ("controller", 0.02))
+"""Who is killed how long after a move has begun: at other steps of it each."""
+# Adds one to a counter that it remembers, and gives it.
+COUNTER = """
+(module
+  (import "tona" "memory_get" (func $get (param i32 i32 i32 i32) (result i32)))
+  (import "tona" "memory_set" (func $set (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 64)
+  (data (i32.const 8) "n")
+  (global $top (mut i32) (i32.const 1024))
+  (func (export "tona_alloc") (param $size i32) (result i32) (local $at i32)
+    (local.set $at (global.get $top))
+    (global.set $top
+      (i32.and (i32.add (i32.add (global.get $top) (local.get $size)) (i32.const 15))
+               (i32.const -16)))
+    (local.get $at))
+  (func (export "tona_run") (param $in i32) (param $n i32) (param $out i32) (param $m i32)
+    (result i32)
+    (drop (call $get (i32.const 8) (i32.const 1) (i32.const 16) (i32.const 4)))
+    (i32.store (i32.const 16) (i32.add (i32.load (i32.const 16)) (i32.const 1)))
+    (drop (call $set (i32.const 8) (i32.const 1) (i32.const 16) (i32.const 4)))
+    (memory.copy (local.get $out) (local.get $in) (i32.const 48))
+    (i32.store (local.get $out) (i32.const 16))
+    (i32.store offset=4 (local.get $out) (i32.const 4))
+    (i32.store offset=16 (local.get $out) (i32.const 4))
+    (i32.const 0)))
+"""
+
+
+class Counting:
+    """Clients that count, one call after the other each; what they were told is kept."""
+
+    def __init__(self, client: tona.AsyncClient) -> None:
+        self._client = client
+        self.told: list[int] = []
+        self.failures: list[str] = []
+        self.sent = 0
+        self._end = False
+        self._more = asyncio.Condition()
+
+    async def work(self) -> None:
+        while not self._end:
+            self.sent += 1
+            try:
+                answer = await self._client.invoke("count", {"x": b"1234"}, deadline_s=DEADLINE_S)
+            except tona.InvocationError as error:
+                self.failures.append(str(error))
+            else:
+                [number] = struct.unpack("<I", bytes(answer.outputs["y"])[:4])
+                self.told.append(number)
+            async with self._more:
+                self._more.notify_all()
+
+    async def more(self, count: int) -> None:
+        goal = len(self.told) + count
+        async with asyncio.timeout(PATIENCE_S), self._more:
+            await self._more.wait_for(lambda: len(self.told) >= goal)
+
+    def stop(self) -> None:
+        self._end = True
+
+
+async def submit(loop: Loop, **policy: Any) -> None:
+    module = bytes(wasmtime.wat2wasm(COUNTER))
+    document: dict[str, Any] = json.loads(chain("count", 1, module, **policy))
+    [task] = document["services"][0]["tasks"]
+    task["functions"] = ["memory"]
+    task["limits"]["state_bytes"] = 4096
+    path = f"/v1/artifacts/{hashlib.sha256(module).hexdigest()}?name=count&media=wasm"
+    (await loop.http.put(path, content=module)).raise_for_status()
+    body = {"document": json.dumps(document), "format": "json"}
+    (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
+    await loop.until("/v1/tasks", lambda tasks: [one["state"] for one in tasks] == ["running"])
+
+
+async def where(loop: Loop) -> str:
+    [task] = await loop.until("/v1/tasks", lambda tasks: bool(tasks and tasks[0]["node"]))
+    return str(task["node"])
+
+
+async def move(loop: Loop, here: str) -> str:
+    """Empty the node of the counter, whoever is killed meanwhile; return which has it then."""
+    end_s = asyncio.get_running_loop().time() + PATIENCE_S
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            await loop.http.post(f"/v1/nodes/{here}/drain")
+        [task] = await loop.get("/v1/tasks")
+        if task["node"] not in ("", here) and task["state"] == "running":
+            return str(task["node"])
+        assert asyncio.get_running_loop().time() < end_s, f"it stays on {here}: {task}"
+        await asyncio.sleep(AGAIN_S)
+
+
+async def resume(loop: Loop, node: str) -> None:
+    (await loop.http.post(f"/v1/nodes/{node}/resume")).raise_for_status()
+    await loop.until(
+        "/v1/fleet",
+        lambda fleet: any(one["node"] == node and one["state"] == "online" for one in fleet),
+    )
+
+
+async def test_a_counter_moves_and_counts_on(tmp_path: Path) -> None:
+    async with running_loop(tmp_path, 2, "embedded") as loop:
+        await submit(loop)
+        async with tona.connect(loop.running.api_url) as client:
+            counting = Counting(client)
+            workers = [asyncio.create_task(counting.work()) for _ in range(3)]
+            await counting.more(10)
+            for _ in range(4):
+                here = await where(loop)
+                assert await move(loop, here) != here
+                await counting.more(20)
+                await resume(loop, here)
+            counting.stop()
+            await asyncio.gather(*workers)
+        [task] = await loop.get("/v1/tasks")
+        story = await loop.get(f"/v1/tasks/{task['spec']['task']}/events")
+    assert counting.failures == []
+    assert len(counting.told) == counting.sent
+    assert sorted(counting.told) == list(range(1, counting.sent + 1)), "each number once"
+    assert sum(one["event"] == "memory-moved" for one in story) == 4
+
+
+async def test_nothing_that_was_acknowledged_is_lost_whatever_is_killed(tmp_path: Path) -> None:
+    async with running_loop(tmp_path, 2, "embedded") as loop:
+        # A node that is killed comes back with its disk; its task waits for it.
+        await submit(loop, replace=False)
+        async with tona.connect(loop.running.api_url) as client:
+            counting = Counting(client)
+            workers = [asyncio.create_task(counting.work()) for _ in range(3)]
+            await counting.more(10)
+            for victim, pause_s in KILLS:
+                here = await where(loop)
+                [other] = [one for one in ("node-1", "node-2") if one != here]
+                name = {"source": here, "target": other}.get(victim, victim)
+                await loop.http.post(f"/v1/nodes/{here}/drain")
+                await asyncio.sleep(pause_s)
+                os.kill(loop.cell.pid(name), signal.SIGKILL)
+                with expecting(f"killing the {victim}"):
+                    assert await move(loop, here) == other
+                    await counting.more(20)
+                await resume(loop, here)
+            counting.stop()
+            await asyncio.gather(*workers)
+    assert counting.failures == []
+    assert len(counting.told) == counting.sent
+    # A call whose answer was lost in a kill has counted twice: no number is told twice, none falls.
+    assert len(set(counting.told)) == len(counting.told)
+    assert max(counting.told) >= counting.sent
