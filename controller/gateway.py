@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from controller.api.app import Doors
+from controller.api.bulk import Collect
 from controller.api.metrics import Metric
 from controller.api.operations import BY_NAME, SystemInfo
 from controller.api.server import ApiServer
@@ -105,6 +106,7 @@ class Gateway:
                 self._health,
                 Revocation(trust.authority) if trust else _nobody,
                 self._starting,
+                Collect(self._knows_all, self._forget_artifact),
                 trust.authority.artifacts if trust else None,
             ),
             folder,
@@ -268,6 +270,17 @@ class Gateway:
         records = [Record(ARTIFACT, artifact.digest, artifact, cause)]
         await self._store.append(self._owner_epoch, None, records)
         self._registry.apply(records)
+
+    async def _forget_artifact(self, digest: str, cause: str) -> None:
+        assert self._store is not None  # noqa: S101 - start made both
+        assert self._registry is not None  # noqa: S101 - the same
+        records = [Record(ARTIFACT, digest, None, cause)]
+        await self._store.append(self._owner_epoch, None, records)
+        self._registry.apply(records)
+
+    def _knows_all(self) -> bool:
+        """Whether every use case, service and task of the network is known here now."""
+        return Role.NAMO in self.config.roles and not self._health()
 
     def _info(self) -> SystemInfo:
         host = self._host

@@ -68,6 +68,8 @@ class UseCaseRecord(Struct, frozen=True):
     submitted_unix_ms: int = 0
     origin: str = "user"
     """Who asked: `user`, `third-party` or `network`."""
+    former: str = ""
+    """Document of the version that can be gone back to, until this one has proved itself."""
 
 
 class Candidate(Struct, frozen=True):

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from controller.api.access import Identity, authorise, identify
 from controller.api.arguments import parse, takes_body
 from controller.api.body import whole
-from controller.api.bulk import Bulk, Recorder
+from controller.api.bulk import Bulk, Collect, Recorder
 from controller.api.errors import STATUS, Refused, body_of, status_of
 from controller.api.metrics import CONTENT_TYPE, Labels, Metric, render
 from controller.api.named import to_json
@@ -71,6 +71,8 @@ class Doors(Struct, frozen=True):
     """Whether a certificate, by its serial, is out of force."""
     starting: Callable[[], str] = str
     """Empty, or a sentence on why this controller does not know everything yet."""
+    collect: Collect | None = None
+    """How artifacts that nobody needs are collected; None: they stay."""
     trust: "Callable[[], Repository] | None" = None
     """Opens the trust in artifacts; None where nobody has to sign."""
 
@@ -81,7 +83,7 @@ class Api:
     def __init__(
         self, registry: LiveRegistry, doors: Doors, folder: Path, hosts: frozenset[str] | None
     ) -> None:
-        self.bulk = Bulk(folder, registry, doors.record_artifact)
+        self.bulk = Bulk(folder, registry, doors.record_artifact, collect=doors.collect)
         self.trusting = Trusting(doors.trust)
         self.watchers = Watchers(registry)
         self._registry = registry

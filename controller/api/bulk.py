@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from controller.api.body import chunks, declared_bytes
+from controller.api.collecting import Collector, alive, needed
 from controller.api.content import Contents, Retention, Upload
 from controller.api.errors import Refused, body_of
 from controller.api.stored import Content, PutArtifact, Stored
@@ -33,8 +35,17 @@ Recorder = Callable[[ArtifactRecord, str, str], Awaitable[None]]
 """Makes a record durable and visible, for a tenant and with a cause."""
 
 
+class Collect(Struct, frozen=True):
+    """What collecting artifacts takes."""
+
+    ready: Callable[[], bool]
+    """Whether this process knows now of everything that may need one."""
+    forget: Callable[[str, str], Awaitable[None]]
+    """Strikes the record of an artifact, by its digest, with a cause."""
+
+
 class Bulk:
-    """The cell's store of contents: artifacts stay, blobs pass."""
+    """The cell's store of contents: artifacts stay while they are needed, blobs pass."""
 
     def __init__(
         self,
@@ -42,6 +53,7 @@ class Bulk:
         registry: LiveRegistry,
         record: Recorder,
         clock_s: Callable[[], float] = time.time,
+        collect: "Collect | None" = None,
     ) -> None:
         self.artifacts = Contents(folder / "artifacts", ARTIFACT_MAX_BYTES)
         self.blobs = Contents(folder / "blobs", BLOB_MAX_BYTES)
@@ -49,6 +61,8 @@ class Bulk:
         self._registry = registry
         self._record = record
         self._clock_s = clock_s
+        self._collect = collect
+        self._collector = Collector()
         self._uploads = 0
 
     def prepare(self) -> None:
@@ -59,15 +73,22 @@ class Bulk:
             self.retention.add(name, size_bytes, since_s)
 
     async def sweep_forever(self) -> None:
-        """Remove blobs that are too old, until cancelled."""
+        """Remove what is too old or needed no more, until cancelled."""
         while True:
             await self.sweep()
             await asyncio.sleep(SWEEP_S)
 
     async def sweep(self) -> None:
-        """Remove the blobs that are too old or too many."""
+        """Remove the blobs that are too old or too many, and artifacts that nobody needs."""
         for name in self.retention.sweep(self._clock_s()):
             await asyncio.to_thread(self.blobs.remove, name)
+        if self._collect is not None and self._collect.ready():
+            records, held = alive(self._registry.model), self.artifacts.held
+            used = await asyncio.to_thread(needed, records)
+            there = await asyncio.to_thread(held)
+            for name in self._collector.look(there, used, self._clock_s()):
+                await self._collect.forget(f"sha256:{name}", "collected")
+                await asyncio.to_thread(self.artifacts.remove, name)
 
     async def put_artifact(
         self, request: Request, arguments: PutArtifact, tenant: str, cause: str

@@ -90,6 +90,12 @@ class SubmitUseCase(Arguments, frozen=True):
     """Say what would be ordered, and order nothing."""
 
 
+class RollBack(Named, frozen=True):
+    """A use case to go back with."""
+
+    dry_run: bool = False
+
+
 class ListUseCases(Arguments, frozen=True):
     """Which use cases; without a state all but the deleted ones."""
 
@@ -184,6 +190,18 @@ TABLE: Final = (
         _DATA,
         "GET",
         "/v1/usecases/{name}",
+        kind=USE_CASE,
+    ),
+    Operation(
+        "usecase.rollback",
+        "Go back to the version before, while the present one has not proved itself.",
+        RollBack,
+        Submitted,
+        Permission.SUBMIT,
+        _CONTROL,
+        "POST",
+        "/v1/usecases/{name}/rollback",
+        Effect.WRITE,
         kind=USE_CASE,
     ),
     Operation(

@@ -28,6 +28,7 @@ from controller.namo.candidates import Position
 from controller.namo.positions import CALM, SETTLE, Positions
 from controller.namo.submission import OVER, SubmitArguments, check_tenant, plan_submission
 from controller.namo.triggers import PULL, Triggers
+from controller.namo.versions import PROVE, Versions, again
 from controller.records import ServiceRecord, UseCaseRecord, UseCaseState
 from protocols.errors import Blame, UserError
 from protocols.messages import AnchorSummary, Escalation, ServiceReport
@@ -42,6 +43,12 @@ class DeleteArguments(Protocol):
     """What `usecase.delete` is called with."""
 
     name: str
+
+
+class RollBackArguments(DeleteArguments, Protocol):
+    """What `usecase.rollback` is called with."""
+
+    dry_run: bool
 
 
 class Namo:
@@ -69,6 +76,7 @@ class Namo:
         self._approvals = Approvals(self.books)
         self._positions = Positions(self.books, self._approvals, self._position)
         self._triggers = Triggers(self.books, self._position, self._end)
+        self._versions = Versions(self.books)
 
     def _position(self) -> Position:
         return Position(self.books.present(), self._anchor, self._secured)
@@ -87,6 +95,7 @@ class Namo:
         self._approvals.restore()
         self._positions.restore()
         self._triggers.restore()
+        self._versions.restore()
         return books.out
 
     def handle(self, events: Sequence[Event], now_ms: int) -> Output:
@@ -103,6 +112,9 @@ class Namo:
                     self._linked(role)
                 case Fired(key=key):
                     self._fired(key)
+        for record in books.out.records:
+            if isinstance(record.value, UseCaseRecord):
+                self._versions.changed(record.value)
         return books.out
 
     def _call(self, call: Called) -> None:
@@ -113,6 +125,8 @@ class Namo:
             match call.operation:
                 case "usecase.submit":
                     self._submit(call)
+                case "usecase.rollback":
+                    self._roll_back(call)
                 case "usecase.delete":
                     self._delete(call)
                 case "approve.grant" | "approve.deny":
@@ -145,6 +159,8 @@ class Namo:
             self._positions.calmed(key.removeprefix(CALM))
         elif key.startswith(HOLD):
             self._approvals.fired(key.removeprefix(HOLD))
+        elif key.startswith(PROVE):
+            self._versions.fired(key.removeprefix(PROVE), key)
         elif key.startswith(PULL):
             self._triggers.look(key)
 
@@ -158,6 +174,12 @@ class Namo:
                 self.books.leave(name, f"linked/{role}")
 
     # Operations.
+
+    def _roll_back(self, call: Called) -> None:
+        """Submit the version before once more; what it goes back from is not kept."""
+        arguments = cast("RollBackArguments", call.arguments)
+        record = self._find(arguments.name, call.tenant)
+        self._submit(replace(call, arguments=again(record, dry_run=arguments.dry_run)))
 
     def _submit(self, call: Called) -> None:
         books = self.books
@@ -188,7 +210,7 @@ class Namo:
         if record.state not in OVER:
             for service in record.services:
                 self._end(service, name, call.cause)
-            record = replace(record, state=UseCaseState.DELETING, reason="")
+            record = replace(record, state=UseCaseState.DELETING, reason="", former="")
             self.books.put_use_case(record, call.cause)
             self.books.refresh(name, call.cause)
         self.books.answer(call, record)

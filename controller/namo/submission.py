@@ -11,6 +11,7 @@ from controller.namo.books import alive
 from controller.namo.candidates import Position, Weighed, rebuilt, told, weigh
 from controller.namo.model import Origin, Service, UseCase
 from controller.namo.usecase import parse
+from controller.namo.versions import former_of
 from controller.records import ServiceRecord, UseCaseRecord, UseCaseState
 from protocols.errors import UserError
 from protocols.messages.hierarchy import ServiceState
@@ -93,6 +94,7 @@ def plan_submission(
         reason="its trigger has not been pulled" if dormant else "",
         submitted_unix_ms=call.unix_ms,
         origin=origin_of(use_case),
+        former=former_of(before, document),
     )
     had = before.services if before is not None else ()
     orders = {one.order.service: one for one in planned}

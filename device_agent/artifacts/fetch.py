@@ -185,7 +185,7 @@ class Fetcher:
         try:
             # What other transfers gather must not be taken from under them.
             busy = frozenset(PART_PREFIX + name[-64:] for name in self._transfers)
-            shelf.make_room(ref.size_bytes, busy=busy)
+            shelf.make_room(max(0, ref.size_bytes - shelf.gathered(ref.digest)), busy=busy)
         except EnvironmentFailure as error:
             raise _failed(str(error)) from None
         await self._ask("get", shelf, ref, bases, trust)

@@ -16,6 +16,8 @@ from protocols.errors import EnvironmentFailure
 
 DIGEST_PREFIX: Final = "sha256:"
 PART_PREFIX: Final = ".part-"
+DISK_RESERVE_BYTES: Final = 16 << 20
+"""Of the disk, left free: the journal lives there too."""
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -70,6 +72,13 @@ class Shelf:
         """Return where content of a digest is gathered until it is whole."""
         return self.folder / f"{PART_PREFIX}{hex_of(digest)}"
 
+    def gathered(self, digest: str) -> int:
+        """Return how many bytes of content that is not whole lie here."""
+        try:
+            return self.part(digest).stat().st_size
+        except OSError:
+            return 0
+
     def has(self, digest: str, size_bytes: int) -> bool:
         """Whether a file of this digest and size lies here."""
         try:
@@ -85,13 +94,17 @@ class Shelf:
             os.utime(self.folder / name)
 
     def unpin(self, digest: str) -> None:
-        """Take one pin back; without one nothing happens."""
+        """Take one pin back; without one nothing happens.
+
+        What was in use until now is the last to go: a version that was replaced may come back.
+        """
         name = hex_of(digest)
         left = self._pins.get(name, 0) - 1
         if left > 0:
             self._pins[name] = left
-        else:
-            self._pins.pop(name, None)
+        elif self._pins.pop(name, None) is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / name)
 
     def pinned(self) -> frozenset[str]:
         """Return the names in use."""
@@ -128,7 +141,8 @@ class Shelf:
     def make_room(self, more_bytes: int, *, busy: frozenset[str] = frozenset()) -> None:
         """Give up the least lately used until so much fits; `busy` files are being written.
 
-        Raises EnvironmentFailure, and gives up nothing, when what is in use leaves too little.
+        Raises EnvironmentFailure, and gives up nothing, when what is in use leaves too little, be
+        it of our own bound or of the disk.
         """
         entries = self.entries()
         keep = self.pinned() | busy
@@ -139,8 +153,22 @@ class Shelf:
                 f"{more_bytes} bytes do not fit into {self.folder}: "
                 f"{in_use} of its {self.max_bytes} bytes are in use"
             )
-        for entry in to_evict(entries, keep, used + more_bytes - self.max_bytes):
+        free = self._free_bytes() - DISK_RESERVE_BYTES
+        if free + used - in_use < more_bytes:
+            raise EnvironmentFailure(
+                f"{more_bytes} bytes do not fit on the disk of {self.folder}: {max(0, free)} bytes "
+                f"are free and {used - in_use} can be: free space there"
+            )
+        excess = more_bytes - min(self.max_bytes - used, free)
+        for entry in to_evict(entries, keep, excess):
             self._unlink(self.folder / entry.name)
+
+    def _free_bytes(self) -> int:
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot read {self.folder}: {error.strerror}") from None
+        return disk.f_bavail * disk.f_frsize
 
     def _make(self) -> None:
         try:

@@ -135,9 +135,31 @@ def show_use_case(name: UseCaseName, as_json: AsJson = False) -> None:
     def draw(one: UseCaseRecord) -> None:
         where = f"{one.state}, generation {one.generation}"
         show(f"use case {one.name}: {stated(where, one.reason)}")
+        if one.former:
+            show(f"it is on trial: `tona usecase rollback {one.name}` goes back to the one before")
         console().print_json(one.document)
 
     listing("usecase.show", as_json, draw, name=name)
+
+
+@app.command()
+def rollback(
+    name: UseCaseName,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go back to the version before, while the present one has not proved itself."""
+    would = "would go" if dry_run else "goes"
+    listing(
+        "usecase.rollback",
+        as_json,
+        lambda one: show(
+            f"use case {one.name} {would} back to the version before, as generation "
+            f"{one.generation}"
+        ),
+        name=name,
+        dry_run=dry_run,
+    )
 
 
 @app.command()
