@@ -43,6 +43,10 @@ _OVER: Final = ("calm", "relaxing")
 """Words of a scheduler that a danger is over."""
 
 
+WHY_LENGTH: Final = 500
+"""Characters of a reason that a task keeps."""
+
+
 class Episode(Struct):
     """What was done for the quality of one task since it was last kept."""
 
@@ -196,6 +200,7 @@ class Escalations:
             self._placing.give_up(task, cause)
         else:
             granted = self._placing.seek(service, {name}, cause)
+            self._say_why(name, escalation, cause)
         self._upward.report(service, cause)
         after = self._book.tasks[name]
         if granted:
@@ -206,6 +211,14 @@ class Escalations:
             self._granting.renew(after, cause)
             return True, f"fresh epochs for {', '.join(after.nodes)}"
         return False, after.reason or "no node can run it now"
+
+    def _say_why(self, name: str, escalation: Escalation, cause: str) -> None:
+        """Note what keeps a new version from running, where an older one goes on."""
+        task = self._book.tasks[name]
+        if task.state is TaskState.MODIFYING and escalation.attempts:
+            outcome = escalation.attempts[-1].outcome
+            reason = f"the version before goes on, the new one cannot run yet: {outcome}"
+            self._book.put(structs.replace(task, reason=reason[:WHY_LENGTH]), cause)
 
     def _quality(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
         """Try the next remedy of the episode; then NAMO."""

@@ -88,7 +88,7 @@ class Reports:
             self._book.after(task, what),
             node=report.node,
             epoch=report.epoch,
-            reason=task.reason if hopeless(task) else report.reason,
+            reason=task.reason if hopeless(task) or what is TaskEvent.OLDER else report.reason,
             variant=report.variant,
             served=report.generation if ready else task.served,
         )

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from device_agent.core import commands, events
 from device_agent.core.lifecycle import Entry
+from device_agent.core.upkeep import BACKOFF_MAX_MS, RESTARTS_MAX
 from protocols.errors import Blame
 from protocols.manifest import Manifest
 from protocols.messages import Assign, Birth, Result, Status, Tune
@@ -154,6 +155,20 @@ def test_one_that_cannot_be_prepared_leaves_the_old_one_serving_for_good() -> No
     node.tell(events.InstanceFailed("t~2", "no room", Blame.ENVIRONMENT, retryable=False))
     assert (last(node).state, last(node).serving_epoch) == (InstanceState.FAILED, 1)
     node.after(100_000)
+    assert code(node, 1) is None
+
+
+def test_one_whose_artifact_cannot_come_leaves_the_old_one_serving_for_good() -> None:
+    node = joined()
+    node.hear(variant(1))
+    node.helpful = False
+    node.hear(variant(2, manifest("small"), variant="small"))
+    for _ in range(RESTARTS_MAX + 1):
+        node.tell(events.ArtifactFailed(digest("small"), "the disk is full"))
+        assert (last(node).reason, last(node).serving_epoch) == ("the disk is full", 1)
+        assert code(node, 1) is None
+        node.after(BACKOFF_MAX_MS)
+    assert last(node).state is InstanceState.FAILED, "tried again within a bound"
     assert code(node, 1) is None
 
 
