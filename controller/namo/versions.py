@@ -1,7 +1,7 @@
 """The version of a use case that can be gone back to, until the present one has proved itself.
 
 A changed use case keeps the document of the version before it: of the last one that had proved
-itself, for a version on trial is nothing to go back to. It proves itself by running without a break
+itself, for a version on probation is nothing to go back to. It proves itself by running without a break
 for `PROVING_MS`. Then the one before is given up, and the store collects what only it needed: so
 whatever can be gone back to is whole, and what was collected is never named.
 """
@@ -29,15 +29,15 @@ class Again(Struct, frozen=True):
 
 
 class Versions:
-    """Watches versions on trial."""
+    """Watches versions on probation."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._trials: dict[str, int] = {}
-        """The generation that runs on trial, by use case."""
+        self._probations: dict[str, int] = {}
+        """The generation that is on probation, by use case."""
 
     def restore(self) -> None:
-        """Begin the trials anew: nobody knows what broke meanwhile."""
+        """Begin the probations anew: nobody knows what broke meanwhile."""
         for record in self._books.use_cases.values():
             self.changed(record)
 
@@ -45,18 +45,18 @@ class Versions:
         """Take in the newest state of a use case."""
         name = record.name
         runs = bool(record.former) and record.state is UseCaseState.RUNNING
-        if runs and self._trials.get(name) == record.generation:
+        if runs and self._probations.get(name) == record.generation:
             return
         if runs:
-            self._trials[name] = record.generation
+            self._probations[name] = record.generation
             self._books.timer(PROVE + name, self._books.now_ms + PROVING_MS)
-        elif self._trials.pop(name, None) is not None:
+        elif self._probations.pop(name, None) is not None:
             self._books.timer(PROVE + name, None)
 
     def fired(self, name: str, cause: str) -> None:
         """Give the version before up: this one has proved itself."""
         record = self._books.use_cases.get(name)
-        if self._trials.pop(name, None) is not None and record is not None:
+        if self._probations.pop(name, None) is not None and record is not None:
             self._books.put_use_case(replace(record, former=""), cause)
 
 

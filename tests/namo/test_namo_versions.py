@@ -1,4 +1,4 @@
-"""Going back to the version before, for as long as the present one is on trial."""
+"""Going back to the version before, for as long as the present one is on probation."""
 
 import msgspec
 from msgspec import Struct
@@ -69,7 +69,7 @@ def test_what_never_proved_itself_is_nothing_to_go_back_to() -> None:
     assert names(host.use_case().former, 1)
 
 
-def test_a_break_begins_the_trial_anew_and_a_restart_too() -> None:
+def test_a_break_begins_the_probation_anew_and_a_restart_too() -> None:
     host = Host()
     submit(host, 1)
     submit(host, 2)
