@@ -1,9 +1,9 @@
 """The version of a use case that can be gone back to, until the present one has proved itself.
 
 A changed use case keeps the document of the version before it: of the last one that had proved
-itself, for a version on probation is nothing to go back to. It proves itself by running without a break
-for `PROVING_MS`. Then the one before is given up, and the store collects what only it needed: so
-whatever can be gone back to is whole, and what was collected is never named.
+itself, for a version on probation is nothing to go back to. It proves itself by running without a
+break for `PROVING_MS`. Then the one before is given up, and the store collects what only it needed:
+so whatever can be gone back to is whole, and what was collected is never named.
 """
 
 from typing import Final

@@ -136,9 +136,7 @@ def show_use_case(name: UseCaseName, as_json: AsJson = False) -> None:
         where = f"{one.state}, generation {one.generation}"
         show(f"use case {one.name}: {stated(where, one.reason)}")
         if one.former:
-            show(
-                f"it is on probation: `tona usecase rollback {one.name}` goes back to the one before"
-            )
+            show(f"on probation: `tona usecase rollback {one.name}` goes back to the one before")
         console().print_json(one.document)
 
     listing("usecase.show", as_json, draw, name=name)
