@@ -20,7 +20,7 @@ from protocols.messages.hierarchy import (
 from protocols.messages.invocation import Failure, Timings, Values
 from protocols.messages.job import JobState, JobSubmit
 from protocols.messages.presence import Inventory
-from protocols.messages.quality import Leeway, Source, TaskSample, Tuning
+from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Warmth
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.qoais import Bound
 
@@ -36,6 +36,7 @@ QUALITY: Final = "quality"
 APPROVAL: Final = "approval"
 JOB: Final = "job"
 CELL: Final = "cell"
+FIGURE: Final = "figure"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -133,6 +134,75 @@ class Rejection(Struct, frozen=True):
     reason: str
 
 
+class Line(Struct, frozen=True):
+    """What a run takes by the bytes of its inputs: a line through runs, the newer counting more."""
+
+    weight: float = 0.0
+    """Runs that it rests on; 0: none."""
+    mean_bytes: float = 0.0
+    mean_ms: float = 0.0
+    xx: float = 0.0
+    """Variance of the bytes."""
+    xy: float = 0.0
+    """Covariance of bytes and ms."""
+    slope: float = 0.0
+    """Ms for each byte."""
+    spread_ms: float = 0.0
+    """Mean distance of runs from it."""
+
+
+class FigureRecord(Struct, frozen=True):
+    """What a program costs on a node (kind `figure`, key `DIGEST/PROVIDER/NODE`)."""
+
+    digest: str
+    provider: str
+    """As it was asked for; empty: the node's choice."""
+    node: str
+    board: str
+    """The node's profile: what was not measured on a node is taken from others of its board."""
+    line: Line = Line()
+    start_ms: float | None = None
+    """From the form on disk to an answer, beyond a run."""
+    wake_ms: float | None = None
+    """From the process that holds the program."""
+    memory_bytes: int | None = None
+    held_bytes: int | None = None
+    """By that process."""
+    runs: int = 0
+    """In service; 0: all that is known is of a trial."""
+    tried: bool = False
+    """Whether a trial has ended, with figures or without."""
+    refused: str = ""
+    """Why a trial could not run it."""
+
+
+class Option(Struct, frozen=True):
+    """One way to run a task on a node, and what it was taken to cost."""
+
+    node: str
+    variant: str
+    """Empty: the task's own program."""
+    executor: str
+    provider: str = ""
+    run_ms: float = 0.0
+    source: str = ""
+    """How the run is known: `declared`, `of its board` or `measured`."""
+    runs: int = 0
+    """In service; with 0 it was measured in a trial."""
+    cold_ms: float = 0.0
+    """What a request waits that finds no instance, by `warmth`."""
+    warmth: str = ""
+    """What stays while nobody asks; empty: all of it always."""
+    memory_bytes: int = 0
+    waiting_ms: float = 0.0
+    """For the processor, at the node's load."""
+    total_ms: float | None = None
+    """All that a request loses there; None: it cannot run there."""
+    chosen: bool = False
+    why: str = ""
+    """Why it was not chosen."""
+
+
 class Placement(Struct, frozen=True):
     """The last decision of the TA about a task's place, kept for `tona task explain`."""
 
@@ -145,6 +215,12 @@ class Placement(Struct, frozen=True):
     reason: str = ""
     variant: str = ""
     """Which program the nodes were chosen for; empty: the manifest of the specification."""
+    provider: str = ""
+    """ONNX execution provider that was chosen; empty: the node's choice."""
+    warmth: Warmth = Warmth.FORM
+    """What stays of a deviceless instance while nobody asks."""
+    options: tuple[Option, ...] = ()
+    """What was weighed of a task that has a choice."""
 
 
 class Leaving(Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import structs
 
 from controller.anchor.census import Census
+from controller.anchor.figures import Figures
 from controller.anchor.ledger import Ledger
 from controller.anchor.lifecycle import TaskEvent, advance
 from controller.anchor.placement import NodeFacts, Snapshot
@@ -21,10 +22,12 @@ from controller.decider import Record
 from controller.desk import Desk
 from controller.records import (
     ANCHORED,
+    FIGURE,
     NODE,
     STORY,
     TASK,
     AnchoredRecord,
+    FigureRecord,
     NodeRecord,
     StoryRecord,
     TaskRecord,
@@ -52,6 +55,7 @@ class Book:
         self.inventories: dict[str, Inventory] = {}
         self.census = Census()
         self.ledger = Ledger()
+        self.figures = Figures(desk)
         self.stories = Stories(desk)
         self.seats: dict[str, str] = {}
         """Where schedulers say that tasks are, of other anchors too: a task that is taken over
@@ -81,6 +85,8 @@ class Book:
                     self._hold(value)
                 case NodeRecord() as value if record.kind == NODE:
                     self.put_node(NodeFacts(value.node, NodeState.LOST, value.inventory))
+                case FigureRecord() as value if record.kind == FIGURE:
+                    self.figures.restore(value)
                 case StoryRecord() as value if record.kind == STORY:
                     self.stories.restore(value)
         self.stories.restored(self.tasks.keys())
@@ -104,6 +110,7 @@ class Book:
         if not names:
             self._of_service.pop(task.service, None)
         self.ledger.drop(name)
+        self.figures.forget(name)
         self.desk.keep(TASK, name, None, cause)
         self.stories.ends(name, cause)
 
@@ -241,6 +248,7 @@ class Book:
             Amended(ledger.cpu_percent, cpu_percent),
             Amended(ledger.instances, instances),
             left_out,
+            self.figures.known,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from controller.anchor import book, direct, escalations, fleet, placing
+from controller.anchor import book, direct, escalations, fleet, placing, trials
 from controller.anchor.book import Book
 from controller.anchor.direct import Direct
 from controller.anchor.escalations import Escalations
@@ -24,6 +24,7 @@ from controller.anchor.placing import Placing
 from controller.anchor.reports import Reports
 from controller.anchor.settings import Settings
 from controller.anchor.transfers import Transfers
+from controller.anchor.trials import Trials
 from controller.anchor.upward import Upward
 from controller.decider import Called, Event, Fired, Linked, Output, Received, Record, Role
 from controller.desk import Desk
@@ -31,6 +32,7 @@ from protocols.errors import TonaBug
 from protocols.messages import (
     AnchorWelcome,
     Birth,
+    Calibrated,
     Death,
     Escalation,
     EscalationAnswer,
@@ -41,6 +43,7 @@ from protocols.messages import (
     JobsMoved,
     JobSubmit,
     NodeSummary,
+    RunFigures,
     SchedulerHello,
     ServiceDelete,
     ServiceOrder,
@@ -72,6 +75,7 @@ class Anchor:
             Arrivals(self.book),
         )
         self.placing = Placing(self.book, self.granting, self.upward, self.jobs.placed)
+        self.trials = Trials(self.book, self.placing)
         self.transfers = Transfers(self.book, self.granting, self.placing)
         self.direct = Direct(self.book)
         self.fleet = Fleet(self.book, self.placing, self.transfers)
@@ -89,6 +93,8 @@ class Anchor:
             TaskEvent: self.escalations.told,
             Escalation: self.escalations.escalation,
             SchedulerHello: self._on_hello,
+            Calibrated: self.trials.calibrated,
+            RunFigures: self.trials.ran,
             JobSubmit: self.jobs.submit,
             JobEnded: self.jobs.ended,
             JobQuery: self.jobs.query,
@@ -107,6 +113,7 @@ class Anchor:
             placing.TRANSFER: self.transfers.fired,
             f"{book.PATIENCE}/": self.fleet.patience_over,
             escalations.TIMER: self.escalations.fired,
+            trials.TIMER: self.trials.fired,
             direct.TIMER: self.direct.fired,
         }
 
@@ -140,6 +147,7 @@ class Anchor:
                     raise TonaBug(f"the anchor has no operation {event.operation!r}")
         self.fleet.settle()
         self.placing.settle()
+        self.trials.settle()
         self.jobs.settle()
         return self.desk.output
 

@@ -51,6 +51,8 @@ class Placing:
         """Told of every service that has another scheduler, or one at last."""
         self.search = Search(book)
         self.wider: dict[str, Wider] = {}
+        self.applied: dict[str, str] = {}
+        """Services that were placed in this turn, and why."""
         self.shunned: dict[str, dict[str, str]] = {}
         """By service and input: the node that was found wanting as its source."""
         self._short: dict[str, str] = {}
@@ -171,6 +173,7 @@ class Placing:
             book.desk.wake(TRANSFER + service, book.desk.now_ms + TRANSFER_MS)
         if found.scheduler != before:
             self.placed(service)
+        self.applied[service] = cause
         return True
 
     def _choose_sources(self, service: str, tasks: list[TaskRecord], cause: str) -> None:
@@ -184,7 +187,6 @@ class Placing:
         placement = found.plan[task.spec.task]
         shunned = {*self.search.failed.get(task.spec.task, ()), *found.avoid}
         nodes = tuple(one for one in placement.chosen if one not in shunned)
-        variant = placement.variant
         leaving = None
         if away and task.state in SERVING and task.node:
             granted = task.granted if task.held is not None else task.generation
@@ -204,7 +206,12 @@ class Placing:
             leaving=leaving,
             held=None,
             node="" if away and leaving is None else task.node,
-            tuning=Tuning(variant=variant, priority=task.spec.priority),
+            tuning=Tuning(
+                variant=placement.variant,
+                provider=placement.provider,
+                priority=task.spec.priority,
+                warmth=placement.warmth,
+            ),
         )
 
     def reserve(self, task: TaskRecord) -> TaskRecord:
@@ -271,6 +278,8 @@ class Placing:
         detail += f"{placement.reason if placement else ''}; envelope {', '.join(task.nodes)}"
         if task.tuning.variant:
             detail += f"; as variant {task.tuning.variant}"
+        if task.tuning.provider:
+            detail += f"; on {task.tuning.provider}"
         if task.leaving is not None:
             detail += f"; from {task.leaving.scheduler} to {found.scheduler}"
         event = "transferring" if task.leaving is not None else "placed"

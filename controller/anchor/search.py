@@ -89,6 +89,15 @@ class Search:
         if cell:
             yield self.another_cell(service)
 
+    def weighed(self, service: str, free: Collection[str], *, keep: bool) -> Found | None:
+        """Find what these tasks are best run as, and where unless they keep their nodes.
+
+        None: there is nothing to look at.
+        """
+        cell = self._book.scheduler_of(service)
+        free = self._grouped(self._book.ordered(service), free)
+        return self._try(service, free, cell, keep=keep) if free else None
+
     def elsewhere(self, service: str, free: Collection[str], avoid: Collection[str]) -> Found:
         """Find nodes for these tasks in their cell, but not these."""
         cell = self._book.scheduler_of(service)
@@ -128,6 +137,8 @@ class Search:
             wanted - 1,
             failed=self.failed.get(name, {}),
             confined=self._confined(task),
+            program=(task.tuning.variant, task.tuning.provider),
+            bound=True,
         )
         chosen = place([request], structs.replace(snapshot, nodes=kept))[name].chosen
         return tuple(node for node in chosen if node not in self.failed.get(name, {}))
@@ -184,15 +195,21 @@ class Search:
         keep: bool,
     ) -> Request:
         name, spec = task.spec.task, task.spec
+        program = (task.tuning.variant, task.tuning.provider)
         if name not in free:
             home = self.home(task)
             return Request(
-                spec, 0, home, home, fixed=home, reserved_bytes=task.reserved.get(home, 0)
+                *(spec, 0, home, home),
+                fixed=home,
+                reserved_bytes=task.reserved.get(home, 0),
+                program=program,
+                bound=True,
             )
         serves = self._serves(task) and not away
         if keep and serves:
             spec = structs.replace(spec, nodes=(task.node,))
         current = task.node if serves else ""
+        demand = self._book.figures.demand(name)
         return Request(
             spec,
             spares,
@@ -201,6 +218,9 @@ class Search:
             self.failed.get(name, {}) | dict.fromkeys(avoid, "its quality is in danger there"),
             reserved_bytes=task.reserved.get(current, 0) if current else None,
             confined=self._confined(task),
+            program=program if serves and task.granted == task.generation else None,
+            per_s=demand.per_s,
+            input_bytes=demand.input_bytes,
         )
 
     def _confined(self, task: TaskRecord) -> dict[str, tuple[str, ...]]:

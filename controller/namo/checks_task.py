@@ -5,8 +5,9 @@ from typing import Final
 from controller.namo.checks_program import check_program
 from controller.namo.forms import formed, runs_models
 from controller.namo.lines import Path
-from controller.namo.model import Declarations, Task, Variant
+from controller.namo.model import Declarations, Output, Task, Variant
 from controller.namo.reader import Problems
+from controller.namo.wiring import agree, spelt
 from protocols.manifest import MAX_PORTS, ExecutorKind
 from protocols.qoais import INDICATORS, Category
 from protocols.submission import near
@@ -29,6 +30,7 @@ def check_task(task: Task, path: Path, problems: Problems) -> None:
         problems.add((*path, "nodes"), "a node is named twice")
     _check_form(task, path, problems)
     _check_declared(task.declared, path, problems)
+    _check_samples(task, path, problems)
     _check_variants(task, path, problems)
     _check_leeway(task, (*path, "leeway"), problems)
 
@@ -67,6 +69,25 @@ def _check_variants(task: Task, path: Path, problems: Problems) -> None:
         _check_form(formed(task, one), where, problems)
         _check_constants(task, one, where, problems)
         _check_declared(one.declared, where, problems)
+
+
+def _check_samples(task: Task, path: Path, problems: Problems) -> None:
+    for port, one in task.samples.items():
+        where = (*path, "samples", port)
+        given = task.inputs.get(port)
+        if given is None:
+            problems.add(
+                where, f"task {task.name!r} has no input {port!r}{near(port, task.inputs)}"
+            )
+        elif any(axis < 0 for axis in one.shape):
+            problems.add(where, "a sample is of one shape: give each of its lengths")
+        elif given.dtype is not None and not agree(
+            Output(one.dtype, one.shape), given.dtype, given.shape
+        ):
+            wanted = spelt(given.dtype, one.shape if given.shape is None else given.shape)
+            problems.add(
+                where, f"it is {spelt(one.dtype, one.shape)}, but the input takes {wanted}"
+            )
 
 
 def _check_constants(task: Task, variant: Variant, path: Path, problems: Problems) -> None:

@@ -163,6 +163,8 @@ class Task(Struct, frozen=True):
     arguments: Annotated[tuple[Text, ...], Meta(max_length=MAX_ARGUMENTS)] = ()
     carries: Annotated[dict[Name, Name], Meta(max_length=MAX_PORTS)] = {}
     """What a model remembers: its output to its input."""
+    samples: Annotated[dict[Name, Constant], Meta(max_length=MAX_PORTS)] = {}
+    """Inputs that its programs are tried with."""
     deviceless: Deviceless | None = None
     batch: Rows = 0
     infers: Annotated[tuple[Step, ...], Meta(max_length=MAX_INFERS)] = ()

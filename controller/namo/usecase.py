@@ -159,7 +159,7 @@ def _unfolded_task(task: object, path: Path, problems: Problems) -> object:
 def _unfolded_program(table: dict[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
     """Write out the artifact of a task or variant, and those of its constants and modules."""
     full = _unfolded_artifact(table, path, problems)
-    for field in ("constants", "modules"):
+    for field in ("constants", "modules", "samples"):
         named = table.get(field)
         if isinstance(named, dict):
             full[field] = {

@@ -19,6 +19,7 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.STORY: records.StoryRecord,
     records.ARTIFACT: records.ArtifactRecord,
     records.ANCHORED: records.AnchoredRecord,
+    records.FIGURE: records.FigureRecord,
     records.APPROVAL: records.ApprovalRecord,
     records.JOB: records.JobRecord,
     accounts.PROFILE: accounts.ProfileRecord,

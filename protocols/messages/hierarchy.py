@@ -10,7 +10,8 @@ from msgspec import Meta, field
 
 from protocols.base import Count, Id, Label, Message, Name, Part, Percent, Text
 from protocols.errors import Blame
-from protocols.manifest import Manifest
+from protocols.manifest import MAX_PORTS, Manifest
+from protocols.messages.calibration import TrialInput
 from protocols.messages.invocation import MAX_STEPS, Edge
 from protocols.messages.presence import Inventory
 from protocols.messages.quality import (
@@ -85,6 +86,8 @@ class TaskSpec(Part, frozen=True):
     """The most that its document and autonomy allow the layers below to change by themselves."""
     deviceless: Deviceless | None = None
     """As in Assign."""
+    samples: Annotated[tuple[TrialInput, ...], Meta(max_length=MAX_PORTS)] = ()
+    """What its programs are tried with; where a port has none, zeros."""
 
     @property
     def inferred(self) -> bool:

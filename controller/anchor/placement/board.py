@@ -76,7 +76,7 @@ class Board:
         where = [nodes[one] for one in at_node]
         base = _joined(unit.base, where)
         need = _joined(unit.need, where)
-        weight = np.repeat(np.array(unit.weight), sizes)
+        weight = _joined(unit.weight, where)
         take, inst = unit.take[nodes[node]], unit.inst[nodes[node]]
         alpha, beta = self._alpha[node], self._beta[node]
         count = np.full(len(node), float(len(unit.members)))

@@ -1,6 +1,6 @@
 """The nodes of a snapshot as arrays, one entry for each node, in the order of cell and name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
@@ -39,6 +39,7 @@ USUAL_SECURITY: Final = {
     ExecutorKind.CONTAINER.value: "basic",
 }
 """What executors of a kind keep where their node says nothing else."""
+PROCESSOR: Final = "CPUExecutionProvider"
 _BIT_MS: Final = 1e-3
 """Milliseconds that one bit takes at 1 Mbit/s."""
 
@@ -64,6 +65,9 @@ class Fleet:
         self.cells = _cells(nodes)
         self.executors = _kinds([one.executors for one in inventories])
         self.accelerators = _kinds([one.accelerators for one in inventories])
+        self.providers = _providers(inventories)
+        self.driving = driving(inventories)
+        self.boards = _grouped([one.profile for one in inventories])
         self.security: dict[str, Ints] = {}
         """By kind of executor, made when it is asked for."""
 
@@ -96,7 +100,10 @@ class Columns:
         self.cores, self.memory = fleet.cores, fleet.memory
         self.round_trip_ms, self.byte_ms = fleet.round_trip_ms, fleet.byte_ms
         self._executors, self._accelerators = fleet.executors, fleet.accelerators
-        self._security = fleet.security
+        self._security, self._providers = fleet.security, fleet.providers
+        self.boards, self.driving = fleet.boards, fleet.driving
+        """Where the nodes of each board stand."""
+        self.figures = snapshot.figures
         self.free = fleet.memory - spread(snapshot.reserved_bytes, self.names, self.index)
         self.instances = spread(snapshot.instances, self.names, self.index)
         self.room = fleet.instances_max - self.instances
@@ -111,6 +118,10 @@ class Columns:
     def has_accelerator(self, kind: str) -> Bools:
         """Return which nodes have one of this kind."""
         return self._has(kind, self._accelerators)
+
+    def has_provider(self, provider: str) -> Bools:
+        """Return whose ONNX Runtime has an execution provider."""
+        return self._has(provider, self._providers)
 
     def _has(self, kind: str, found: dict[str, Bools]) -> Bools:
         return found.get(kind, np.zeros(len(self.names), bool))
@@ -149,6 +160,38 @@ def _cells(nodes: Sequence[NodeFacts]) -> list[slice]:
         end = begin + len(list(some))
         found.append(slice(begin, end))
         begin = end
+    return found
+
+
+def driving(inventories: Iterable[Inventory]) -> tuple[str, ...]:
+    """Return the providers that reach accelerators, and the one for processors after them.
+
+    Empty where there are no accelerators: then nothing is to be chosen.
+    """
+    found: dict[str, None] = {}
+    for one in inventories:
+        if one.accelerators:
+            have = {name for executor in one.executors for name in executor.providers}
+            for accelerator in one.accelerators:
+                found |= dict.fromkeys(name for name in accelerator.providers if name in have)
+    found.pop(PROCESSOR, None)
+    return (*found, PROCESSOR) if found else ()
+
+
+def _grouped(names: Sequence[str]) -> dict[str, Ints]:
+    """Return where each name stands."""
+    found: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        found.setdefault(name, []).append(at)
+    return {name: np.array(some, np.intp) for name, some in found.items()}
+
+
+def _providers(inventories: Sequence[Inventory]) -> dict[str, Bools]:
+    """Return for each execution provider which nodes have it."""
+    found: dict[str, Bools] = {}
+    for at, inventory in enumerate(inventories):
+        for provider in {name for one in inventory.executors for name in one.providers}:
+            found.setdefault(provider, np.zeros(len(inventories), bool))[at] = True
     return found
 
 

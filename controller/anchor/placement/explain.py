@@ -10,6 +10,7 @@ import numpy as np
 from controller.anchor.placement.columns import Floats, Ints
 from controller.anchor.placement.model import Model
 from controller.anchor.placement.search import MAX_TRIES, lowest
+from controller.anchor.placement.weighed import options
 from controller.anchor.placement.whole import Whole
 from controller.records import Placement, Rejection
 
@@ -41,15 +42,21 @@ def placed(whole: Whole, revision: int) -> dict[str, Placement]:
         for member, program in zip(unit.members, option, strict=True):
             request = model.requests[member]
             chosen = tuple(ranked.names[: 1 + request.spares])
-            name = model.tasks[member].programs[program].name
+            task, node = model.tasks[member], whole.nodes[at]
+            taken = task.programs[program]
             reason = f"{chosen[0]} has the lowest score of {ranked.feasible} feasible nodes"
             if request.fixed:
                 reason = f"it stays on {chosen[0]}"
-            if name:
-                reason += f", as variant {name}: there is no place for its own program"
+            if not taken.form:
+                reason += f", as variant {taken.name}: there is no place for its own program"
+            elif taken.name or taken.provider:
+                where = f" on {taken.provider}" if taken.provider else ""
+                reason += f", as {taken.name or 'the task itself'}{where}: that costs least"
             rejected = tuple(islice(_rejected(whole, at, member, ranked), MAX_REJECTIONS))
             found[request.spec.task] = Placement(
-                revision, chosen, ranked.scores, rejected, reason, name
+                *(revision, chosen, ranked.scores, rejected, reason),
+                *(taken.name, taken.provider, model.warmth(task, program, node)),
+                options(whole, at, member, ranked.names[:MAX_SCORES], ranked.hops),
             )
     return {one.spec.task: found[one.spec.task] for one in model.requests}
 
@@ -64,6 +71,8 @@ class _Ranked(NamedTuple):
     """The first of the others of its cell, counted over the whole snapshot."""
     feasible: int
     """How many could take it."""
+    hops: Floats
+    """What hops cost it on each node of its cell."""
 
 
 def refused(model: Model, revision: int, *, certain: bool) -> dict[str, Placement]:
@@ -113,7 +122,7 @@ def _ranked(whole: Whole, at: int) -> _Ranked:
     columns = whole.model.columns
     names = [columns.names[start + one] for one in best]
     unfit = start + np.flatnonzero(~fits)[:MAX_REJECTIONS]
-    return _Ranked(names, _scores(whole, at, best[:MAX_SCORES], costs, hops), unfit, count)
+    return _Ranked(names, _scores(whole, at, best[:MAX_SCORES], costs, hops), unfit, count, hops)
 
 
 def _scores(

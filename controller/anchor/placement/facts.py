@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from controller.records import FigureRecord
 from protocols.messages.hierarchy import NodeState, TaskSpec
 from protocols.messages.presence import Inventory
 
@@ -38,6 +39,8 @@ class Snapshot(Struct, frozen=True):
     instances: Mapping[str, float] = {}
     left_out: Mapping[str, int] = {}
     """How many further nodes are known and not to be weighed, by the clause that says why."""
+    figures: Mapping[tuple[str, str], Mapping[str, FigureRecord]] = {}
+    """What programs cost, by digest and provider, and by node."""
 
 
 class Request(Struct, frozen=True):
@@ -60,3 +63,11 @@ class Request(Struct, frozen=True):
     """What the snapshot has counted for it there; None: the manifest's limit."""
     confined: Mapping[str, tuple[str, ...]] = {}
     """The only nodes where its raw input is, by the clause that is said of the others."""
+    program: tuple[str, str] | None = None
+    """Variant and provider that it runs as now: another one has to be worth the change."""
+    bound: bool = False
+    """Whether it keeps that program."""
+    per_s: float = 0.0
+    """How often it is asked; 0: that is not known."""
+    input_bytes: float = 0.0
+    """Of one request; 0: not known, its ports suggest how many."""

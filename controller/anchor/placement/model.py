@@ -23,10 +23,14 @@ import numpy as np
 
 from controller.anchor.placement.columns import LOAD_MAX, Bools, Columns, Floats
 from controller.anchor.placement.facts import Request
-from controller.anchor.placement.rules import Program, Rule, programs, rules
+from controller.anchor.placement.figures import Cost, cost_of
+from controller.anchor.placement.forms import LEVELS, Terms, Weighed, weigh
+from controller.anchor.placement.rules import Program, Rule, chosen, rules
 from protocols.errors import TonaBug
+from protocols.forms import has_choice
 from protocols.manifest import Port, tensor_bytes
 from protocols.messages.invocation import INLINE_MAX_BYTES, REQUEST
+from protocols.messages.quality import Warmth
 
 SLICE_MS: Final = 3.0
 """What a program waits for the processor beside its own run, for another's slice of time."""
@@ -51,16 +55,18 @@ MAX_OPTIONS: Final = 64
 MAX_COMBINATIONS: Final = 4096
 
 
-Terms = dict[str, Floats]
-"""The parts of a cost by name, for each node, in ms; a part that is 0 everywhere is left out."""
-
-
 class Task(NamedTuple):
     """One request, ready to be weighed; arrays have one entry for each node."""
 
     request: Request
     programs: tuple[Program, ...]
     """The manifest first."""
+    costs: tuple[Cost, ...]
+    """Of each program."""
+    chooses: bool
+    """Whether there is anything to choose beside the node."""
+    now_ms: float
+    """What a run takes as it runs now."""
     own: int | None
     """The node where the snapshot has counted it already."""
     take: Floats
@@ -83,7 +89,7 @@ class Unit(NamedTuple):
     """By option: their sum; meaningless where it does not fit."""
     need: list[Floats]
     """By option: bytes of task memory beyond what is counted there already."""
-    weight: list[float]
+    weight: list[Floats]
     """By option: ms of run and slice that suffer from others' load."""
     take: Floats
     inst: Floats
@@ -127,31 +133,46 @@ class Model:
         self.units = [self._unit(members) for members in _members(requests)]
         self.ways = self._ways()
 
-    def _needs(self, task: Task, program: Program) -> Floats:
+    def needs(self, task: Task, program: Program) -> Floats:
         """Return the bytes that a program needs of each node beyond what is counted there."""
         need = np.full(len(self.columns.names), float(program.memory_bytes))
         if task.own is not None:
             need[task.own] = _over(task.request, program)
         return need
 
-    def _terms(self, task: Task, program: Program, need: Floats) -> Terms:
+    def terms(self, task: Task, at: int, need: Floats) -> Terms:
         """Return the cost of one task by itself under one of its programs."""
-        columns, request = self.columns, task.request
+        columns, request, program = self.columns, task.request, task.programs[at]
         load = np.minimum(columns.load + task.take, LOAD_MAX)
         terms = {
-            "compute": (program.expected_ms + SLICE_MS) * load / (1 - load),
+            "compute": (task.costs[at].run + SLICE_MS) * load / (1 - load),
             "memory": self._memory + self.beta * need,
         }
+        if task.chooses:
+            terms |= self.weighed(task, at, terms["compute"]).terms
         if task.client is not None:
             terms["client"] = task.client
         if request.current:
             terms["move"] = np.full(len(load), MOVE_MS)
             terms["move"][columns.at((request.current,))] = 0.0
-        if program.name:
+        if not program.form:
             terms["variant"] = np.full(len(load), VARIANT_MS)
         if request.failed:
             terms["failed"] = FAILED_MS * columns.at(tuple(request.failed))
         return terms
+
+    def weighed(self, task: Task, at: int, wait: Floats) -> Weighed:
+        """Return what one of its programs costs a task that has a choice, and what stays of it."""
+        cost, program = task.costs[at], task.programs[at]
+        return weigh(task.request, program, cost, wait, self.beta, task.now_ms)
+
+    def warmth(self, task: Task, at: int, node: int) -> Warmth:
+        """Return what is to stay on a node of a deviceless instance while nobody asks."""
+        if not task.chooses:
+            return Warmth.FORM
+        load = np.minimum(self.columns.load + task.take, LOAD_MAX)
+        wait = (task.costs[at].run + SLICE_MS) * load / (1 - load)
+        return LEVELS[self.weighed(task, at, wait).level[node]]
 
     def cost(self, options: Sequence[int], nodes: Sequence[int]) -> float:
         """Return the objective of a whole plan: an option and a node for each unit."""
@@ -169,7 +190,7 @@ class Model:
     def beside(self, one: int, option: int, other: int, other_option: int, node: int) -> float:
         """Return what two units cost each other on one node."""
         a, b = self.units[one], self.units[other]
-        load = a.weight[option] * b.take[node] + b.weight[other_option] * a.take[node]
+        load = a.weight[option][node] * b.take[node] + b.weight[other_option][node] * a.take[node]
         memory = len(a.members) * b.need[other_option][node] + len(b.members) * a.need[option][node]
         return float(self.alpha[node] * load + self.beta[node] * memory)
 
@@ -189,7 +210,20 @@ class Model:
         if last:
             way = self._way(spec.manifest.outputs)
             client = way if client is None else client + way
-        return Task(request, programs(request), own, take, client)
+        found = chosen(request, columns.driving)
+        costs = tuple(self._cost(request, one) for one in found)
+        chooses = len(found) > 1 or has_choice(spec)
+        return Task(
+            request, found, costs, chooses, _now_ms(request, found, costs, own), own, take, client
+        )
+
+    def _cost(self, request: Request, program: Program) -> Cost:
+        """Return what is known of a program, for the bytes that the task takes in."""
+        asked = {edge.port for edge in request.spec.inputs}
+        ports = [one for one in program.manifest.inputs if one.name in asked]
+        size = request.input_bytes or float(sum(map(_bytes, ports)))
+        key = program.manifest.artifact.digest, program.provider
+        return cost_of(program, size, self.columns, self.columns.figures.get(key, {}))
 
     def _way(self, ports: Sequence[Port]) -> Floats:
         """Return what a message with these values costs at either of its ends."""
@@ -204,7 +238,7 @@ class Model:
 
     def _unit(self, members: tuple[int, ...]) -> Unit:
         tasks = [self.tasks[at] for at in members]
-        options = _options([len(task.programs) for task in tasks])
+        options = _options(tasks)
         take = _sum(task.take for task in tasks)
         inst = np.full(len(take), float(len(tasks)))
         for task in tasks:
@@ -219,18 +253,18 @@ class Model:
     def _option(self, unit: Unit, tasks: Sequence[Task], option: tuple[int, ...]) -> None:
         """Add one option to a unit."""
         columns = self.columns
-        chosen = [task.programs[at] for task, at in zip(tasks, option, strict=True)]
-        needs = [self._needs(task, one) for task, one in zip(tasks, chosen, strict=True)]
-        weights = [one.expected_ms + SLICE_MS for one in chosen]
+        pairs = list(zip(tasks, option, strict=True))
+        needs = [self.needs(task, task.programs[at]) for task, at in pairs]
+        weights = [task.costs[at].run + SLICE_MS for task, at in pairs]
         terms: Terms = {}
-        for task, program, need in zip(tasks, chosen, needs, strict=True):
-            for name, values in self._terms(task, program, need).items():
+        for (task, at), need in zip(pairs, needs, strict=True):
+            for name, values in self.terms(task, at, need).items():
                 terms[name] = terms[name] + values if name in terms else values
         total = _sum(needs)
         if len(tasks) > 1:
+            all_of = _sum(weights)
             load = _sum(
-                (sum(weights) - weight) * task.take
-                for weight, task in zip(weights, tasks, strict=True)
+                (all_of - weight) * task.take for weight, task in zip(weights, tasks, strict=True)
             )
             terms["beside"] = self.alpha * load + self.beta * (len(tasks) - 1) * total
         fit = (total <= columns.free) & (unit.inst <= columns.room)
@@ -243,7 +277,7 @@ class Model:
         unit.terms.append(terms)
         unit.base.append(_sum(terms.values()))
         unit.need.append(total)
-        unit.weight.append(sum(weights))
+        unit.weight.append(_sum(weights))
 
     def _pinned(self, tasks: Sequence[Task]) -> int | None:
         """Return the node that the unit keeps; none where its tasks would keep several."""
@@ -301,11 +335,41 @@ def _bytes(port: Port) -> int:
     return list_bytes if missing == 1 else max(list_bytes, picture_bytes)
 
 
-def _options(counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the combinations of programs of a unit, those with fewest variants first."""
-    found = islice(product(*map(range, counts)), MAX_COMBINATIONS)
-    ordered = sorted(found, key=lambda one: (sum(map(bool, one)), one))
-    return tuple(ordered[:MAX_OPTIONS])
+def _options(tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
+    """Return the combinations of programs of a unit, those with fewest variants first.
+
+    Of those with equally many, the forms that run fastest where they are fastest come first.
+    """
+    if len(tasks) == 1:
+        return tuple((at,) for at in range(len(tasks[0].programs)))
+    ranks = [_ranks(task) for task in tasks]
+    found = islice(product(*(sorted(one, key=one.__getitem__) for one in ranks)), MAX_COMBINATIONS)
+
+    def key(option: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        pairs = list(zip(tasks, ranks, option, strict=True))
+        variants = sum(not task.programs[at].form for task, _, at in pairs)
+        return variants, sum(rank[at] for _, rank, at in pairs), option
+
+    return tuple(sorted(found, key=key)[:MAX_OPTIONS])
+
+
+def _ranks(task: Task) -> dict[int, int]:
+    """Return the place of each program of a task, the fastest form first."""
+    order = sorted(
+        range(len(task.programs)),
+        key=lambda at: (not task.programs[at].form, float(task.costs[at].run.min(initial=0)), at),
+    )
+    return {at: rank for rank, at in enumerate(order)}
+
+
+def _now_ms(
+    request: Request, programs: Sequence[Program], costs: Sequence[Cost], own: int | None
+) -> float:
+    """Return what a run takes as a task runs now; 0 where it does not."""
+    for program, cost in zip(programs, costs, strict=True):
+        if (program.name, program.provider) == request.program and own is not None:
+            return float(cost.run[own])
+    return 0.0
 
 
 def _members(requests: Sequence[Request]) -> list[tuple[int, ...]]:

@@ -1,14 +1,16 @@
 """Which nodes may run a task at all, each rule with the clause that a person reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from controller.anchor.placement.columns import SECURITY, SECURITY_LEVELS, Bools, Columns
 from controller.anchor.placement.facts import Request
-from protocols.manifest import Manifest
+from protocols.forms import is_form
+from protocols.manifest import ExecutorKind, Manifest
 from protocols.messages.hierarchy import TaskSpec
+from protocols.messages.presence import Inventory
 from protocols.qoais_map import EXPECTED_MS, expected_ms
 
 PRIVACY = "data_privacy"
@@ -21,6 +23,12 @@ class Program(NamedTuple):
     """Of the variant; empty: the manifest of the specification."""
     manifest: Manifest
     expected_ms: float
+    provider: str = ""
+    """ONNX execution provider; empty: the node's choice."""
+    rank: int = 0
+    """Of its provider, the best first."""
+    form: bool = True
+    """Whether it is as good as the task's own program."""
 
     @property
     def memory_bytes(self) -> int:
@@ -37,15 +45,47 @@ class Rule(NamedTuple):
     """What is to be said of a node, by its index, where it does not hold."""
 
 
-def programs(request: Request) -> tuple[Program, ...]:
-    """Return the programs that may do the task, the manifest first."""
-    spec = request.spec
+def programs(spec: TaskSpec, providers: Sequence[str] = ()) -> tuple[Program, ...]:
+    """Return the programs that may do a task's work, its own first, each with its providers.
+
+    `providers` are those that drive the accelerators of the fleet; an author may name others.
+    """
     first = Program("", spec.manifest, expected_ms(spec))
     others = (
-        Program(one.name, one.manifest, one.expected_ms or EXPECTED_MS[one.manifest.kind])
+        Program(
+            one.name,
+            one.manifest,
+            one.expected_ms or EXPECTED_MS[one.manifest.kind],
+            form=is_form(spec, one),
+        )
         for one in spec.variants
     )
-    return (first, *others)
+    return tuple(one for program in (first, *others) for one in _provided(program, providers))
+
+
+def _provided(program: Program, known: Sequence[str]) -> Iterator[Program]:
+    """Yield a program with each provider that it may have, and as a node without any runs it."""
+    given = program.manifest.providers or known
+    if program.manifest.kind is ExecutorKind.ONNX and len(given) > 1:
+        for rank, provider in enumerate(given):
+            yield program._replace(provider=provider, rank=rank)
+        program = program._replace(rank=len(given))
+    yield program
+
+
+def runs_on(program: Program, inventory: Inventory) -> bool:
+    """Whether a node has the executor and the provider of a program."""
+    executor = next((one for one in inventory.executors if one.kind == program.manifest.kind), None)
+    return executor is not None and program.provider in ("", *executor.providers)
+
+
+def chosen(request: Request, providers: Sequence[str]) -> tuple[Program, ...]:
+    """Return the programs to weigh for a request: all of them, or the one that it keeps."""
+    found = programs(request.spec, providers)
+    if not request.bound or request.program is None:
+        return found
+    kept = tuple(one for one in found if (one.name, one.provider) == request.program)
+    return kept or found
 
 
 def privacy(spec: TaskSpec) -> str:
@@ -73,6 +113,9 @@ def rules(request: Request, program: Program, columns: Columns) -> list[Rule]:
         Rule(columns.online, lambda at: f"is {columns.facts[at].state}"),
         Rule(columns.has_executor(kind), lambda _: f"has no {kind} executor"),
     ]
+    if program.provider:
+        having = columns.has_provider(program.provider)
+        found.append(Rule(having, lambda _: f"has no {program.provider}"))
     asked = _level(spec, SECURITY)
     if asked in SECURITY_LEVELS[1:]:
         given = columns.security(kind)

@@ -67,7 +67,7 @@ class Whole:
         used = np.unique(np.array(self.nodes)) - cell.start
         take, weight, count, need, inst = self._sums[:, used]
         own_need, own_take = unit.need[option][cell][used], unit.take[cell][used]
-        load = unit.weight[option] * take + own_take * weight
+        load = unit.weight[option][cell][used] * take + own_take * weight
         memory = own_need * count + len(unit.members) * need
         model = self.model
         costs[used] += model.alpha[cell][used] * load + model.beta[cell][used] * memory
@@ -89,7 +89,7 @@ class Whole:
         unit, option, node = self.model.units[at], self.options[at], self.nodes[at]
         brings = (
             unit.take[node],
-            unit.weight[option],
+            unit.weight[option][node],
             len(unit.members),
             unit.need[option][node],
             unit.inst[node],

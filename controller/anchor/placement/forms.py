@@ -1,0 +1,102 @@
+"""What it costs to run a task in one of its forms: the run, the start, the memory that it holds.
+
+Only of tasks that have a choice. A request loses the run itself and, where the instance follows the
+requests, a start as often as it finds none; what is kept ready for it is paid for all the time that
+nobody asks. What misses the latency that was agreed counts many times. Every figure costs more the
+larger it is, so that no option is taken that another one beats in all of them. Pure.
+"""
+
+from math import exp
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from controller.anchor.placement.columns import Floats, Ints
+from controller.anchor.placement.facts import Request
+from controller.anchor.placement.figures import Cost
+from controller.anchor.placement.rules import Program
+from protocols.messages.quality import Warmth
+
+LATE: Final = 10.0
+"""Times a millisecond beyond the task's share of the latency."""
+HOLD_MS: Final = 1e-8
+"""Of a byte that is held for a second in which nobody asks: 20 MB for a minute are 12 ms."""
+QUIET_S: Final = 300.0
+"""Between two requests, where nothing is known of them..."""
+QUIET_MAX_S: Final = 3600.0
+"""... and at most."""
+KEEP_S: Final = 60.0
+"""How long an idle instance is taken to stay where its node learns that."""
+SWITCH_MS: Final = 2.0
+SWITCH_SHARE: Final = 0.1
+"""Of the run as it is now: what another program has to gain before it is worth a change."""
+REFUSED_MS: Final = 50_000.0
+"""Of a program that a trial on the node could not run: better than none."""
+LEVELS: Final = (Warmth.FORM, Warmth.PROCESS, Warmth.INSTANCE)
+
+Terms = dict[str, Floats]
+"""The parts of a cost by name, for each node, in ms; a part that is 0 everywhere is left out."""
+
+
+class Weighed(NamedTuple):
+    """The terms of one program, and what stays of a deviceless instance, for each node."""
+
+    terms: Terms
+    level: Ints
+    """Of `LEVELS`; 0 for tasks that are not deviceless."""
+    cold: Floats
+    """What a request that finds no instance waits for it, ms; 0 for tasks that always have one."""
+
+
+def weigh(
+    request: Request, program: Program, cost: Cost, wait: Floats, beta: Floats, now_ms: float
+) -> Weighed:
+    """Return what a program costs beside the wait for the processor and the memory set aside.
+
+    `beta` is what a byte costs on each node, `now_ms` what a run takes as the task runs now.
+    """
+    terms: Terms = {"run": cost.run}
+    level = np.zeros(len(wait), np.intp)
+    cold = np.zeros(len(wait))
+    late = _late(request, cost.run + wait)
+    if request.spec.deviceless is None:
+        terms["resident"] = beta * cost.memory
+    else:
+        seldom, quiet_s = _seldom(request)
+        waits = np.stack([cost.start, np.minimum(cost.wake, cost.start), np.zeros(len(wait))])
+        starts = seldom * waits
+        holds = HOLD_MS * quiet_s * np.stack([np.zeros(len(wait)), cost.held, cost.memory])
+        lates = (1 - seldom) * late + seldom * _late(request, cost.run + wait + waits)
+        level = (starts + holds + lates).argmin(axis=0)
+        terms["start"], terms["hold"] = _at(starts, level), _at(holds, level)
+        late, cold = _at(lates, level), _at(waits, level)
+    terms["late"] = late
+    if request.program not in (None, (program.name, program.provider)):
+        terms["switch"] = np.full(len(wait), SWITCH_MS + SWITCH_SHARE * now_ms)
+    if cost.refused:
+        terms["refused"] = np.zeros(len(wait))
+        terms["refused"][list(cost.refused)] = REFUSED_MS
+    return Weighed({name: one for name, one in terms.items() if one.any()}, level, cold)
+
+
+def _late(request: Request, takes: Floats) -> Floats:
+    bound = request.spec.qos.latency_ms
+    if bound is None:
+        return np.zeros(takes.shape)
+    late: Floats = LATE * np.maximum(0.0, takes - bound)
+    return late
+
+
+def _seldom(request: Request) -> tuple[float, float]:
+    """Return which part of the requests finds no instance, and for how long nobody asks, s."""
+    if not request.per_s:
+        return 1.0, QUIET_S
+    deviceless = request.spec.deviceless
+    kept_ms = deviceless.keep_alive_ms if deviceless is not None else 0
+    kept_s = kept_ms / 1000 or KEEP_S
+    return exp(-request.per_s * kept_s), min(QUIET_MAX_S, 1.0 / request.per_s)
+
+
+def _at(values: Floats, level: Ints) -> Floats:
+    chosen: Floats = np.take_along_axis(values, level[None, :], axis=0)[0]
+    return chosen
