@@ -13,7 +13,7 @@ from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Limits, Manifes
 from protocols.messages.hierarchy import Demand, NodeState, TaskQos, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge
 from protocols.messages.presence import Accelerator, ExecutorInfo, Inventory
-from protocols.messages.quality import Variant
+from protocols.messages.quality import Declared, Variant
 from protocols.qoais import Bound
 
 PORT = Port("x", Dtype.UINT8, (-1,))
@@ -270,7 +270,8 @@ def test_input_that_comes_to_be_on_a_node_draws_the_task_there() -> None:
 
 def test_a_variant_is_taken_only_where_the_manifest_fits_nowhere() -> None:
     variants = (Variant("tiny", program(memory_mb=32)), Variant("small", program(memory_mb=128)))
-    spec = task("a", memory_mb=600, variants=variants)
+    known = (Declared("accuracy_percent", 95.0),)
+    spec = task("a", memory_mb=600, variants=variants, declared=known)
     roomy = place([Request(spec, 0)], Snapshot(1, (node("n1"), node("n2", memory_mb=256))))
     assert (roomy["s.a"].chosen, roomy["s.a"].variant) == (("n1",), "")
     tight = place([Request(spec, 1)], Snapshot(1, (node("n2", memory_mb=256),)))["s.a"]

@@ -139,11 +139,39 @@ def draw_explanation(one: Any) -> None:
         )
     if ranked:
         show(feasible)
+    if placement.options:
+        show(_options(placement.options))
     refused = table("REJECTED NODE", "STAGE", "REASON")
     for rejection in placement.rejected:
         refused.add_row(rejection.node, rejection.stage, rejection.reason)
     if placement.rejected:
         show(refused)
+
+
+def _options(options: Sequence[Any]) -> Any:
+    """Return each way to run a task on each node, with what it was taken to cost."""
+    made = table(
+        *("NODE", "FORM", "EXECUTOR", ">RUN MS", "KNOWN", ">COLD MS", ">MEMORY", ">WAITING MS"),
+        *(">TOTAL MS", ""),
+    )
+    for one in options:
+        known = one.source
+        if known == "measured":
+            known = f"{one.runs} runs" if one.runs else "in a trial"
+        cold = f"{one.cold_ms:.1f}" + (f" from {one.warmth}" if one.warmth else "")
+        made.add_row(
+            one.node,
+            one.variant or "own",
+            one.executor + (f", {one.provider}" if one.provider else ""),
+            f"{one.run_ms:.2f}",
+            known,
+            cold,
+            size(one.memory_bytes),
+            f"{one.waiting_ms:.2f}",
+            or_dash(one.total_ms, "{:.2f}"),
+            "chosen" if one.chosen else one.why,
+        )
+    return made
 
 
 @app.command()
