@@ -147,8 +147,8 @@ class Line(Struct, frozen=True):
     """Covariance of bytes and ms."""
     slope: float = 0.0
     """Ms for each byte."""
-    spread_ms: float = 0.0
-    """Mean distance of runs from it."""
+    spread: float = 0.0
+    """Mean distance of runs from it, as a share of what it says."""
 
 
 class FigureRecord(Struct, frozen=True):

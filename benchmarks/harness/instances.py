@@ -3,12 +3,17 @@
 import random
 from typing import Final
 
+from msgspec import structs
+
 from controller.anchor.placement import NodeFacts, Request, Snapshot
+from controller.anchor.placement.columns import PROCESSOR
+from controller.records import FigureRecord, Line
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Limits, Manifest, Port
-from protocols.messages.hierarchy import Demand, NodeState, TaskSpec
+from protocols.messages.hierarchy import Demand, NodeState, TaskQos, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge
 from protocols.messages.presence import Accelerator, ExecutorInfo, Inventory
-from protocols.messages.quality import Variant
+from protocols.messages.quality import Declared, Variant
+from protocols.messages.task import Deviceless
 
 MB: Final = 1 << 20
 ARTIFACT: Final = ArtifactRef("sha256:" + "0" * 64, 1)
@@ -29,7 +34,13 @@ def manifest(kind: str, memory_mb: int, size: int) -> Manifest:
     return Manifest(ExecutorKind(kind), ARTIFACT, (port,), (port,), limits)
 
 
-SMALL: Final = Variant("small", manifest("wasm", 16, SIZES[1]))
+SMALL: Final = Variant("small", manifest("wasm", 16, SIZES[1]), accuracy_percent=80.0)
+ACCURATE: Final = (Declared("accuracy_percent", 95.0),)
+GPU_PROVIDER: Final = "GpuExecutionProvider"
+MEASURED: Final = 0.6
+FOLLOWING: Final = 0.3
+TIGHT: Final = 0.4
+"""Shares of the tasks with forms: measured on a node, deviceless, with a latency to keep."""
 
 
 def facts(chance: random.Random, name: str, cell: str) -> NodeFacts:
@@ -47,7 +58,7 @@ def facts(chance: random.Random, name: str, cell: str) -> NodeFacts:
         8 << 30,
         1 << 40,
         gpu,
-        tuple(ExecutorInfo(kind, "1") for kind in kinds),
+        tuple(ExecutorInfo(kind, "1", _providers(kind, gpu)) for kind in kinds),
         task_memory_bytes=int(memory_mb * chance.uniform(0.3, 1.0)) * MB,
         max_instances=chance.randint(2, 16),
     )
@@ -58,12 +69,26 @@ def facts(chance: random.Random, name: str, cell: str) -> NodeFacts:
     return NodeFacts(name, online, inventory, busy, trip, cell, mbit)
 
 
+def _providers(kind: str, gpu: tuple[Accelerator, ...]) -> tuple[str, ...]:
+    if kind != ExecutorKind.ONNX:
+        return ()
+    return (GPU_PROVIDER, PROCESSOR) if gpu else (PROCESSOR,)
+
+
 def instance(
-    seed: int, tasks: int, nodes: int, *, cells: int = 1, variants: float = 0.0, tight: float = 1.0
+    seed: int,
+    tasks: int,
+    nodes: int,
+    *,
+    cells: int = 1,
+    variants: float = 0.0,
+    tight: float = 1.0,
+    forms: float = 0.0,
 ) -> tuple[list[Request], Snapshot]:
     """Return the tasks of one service, a DAG with groups, and a fleet that holds others already.
 
-    `variants` is the share of tasks that have one; `tight` scales what tasks ask of memory.
+    `variants` is the share of tasks that have a less accurate one, `forms` of those that have
+    other forms, measured on some nodes; `tight` scales what tasks ask of memory.
     """
     chance = random.Random(seed)  # noqa: S311 - nothing is kept secret with it
     fleet = tuple(facts(chance, f"n{at:05}", f"ts-{at % cells}") for at in range(nodes))
@@ -93,9 +118,60 @@ def instance(
             ),
             nodes=tuple(chance.sample(names, 2 * nodes // 3)) if few else (),
             variants=(SMALL,) if chance.random() < variants else (),
+            declared=ACCURATE,
             expected_ms=chance.choice((0.5, 2.0, 10.0, 40.0, 150.0)),
             group=group,
         )
         current = chance.choice(names) if chance.random() < RUNNING else ""
         requests.append(Request(spec, chance.choice((0, 1)), current))
-    return requests, Snapshot(1, fleet, reserved, asked, counted)
+    snapshot = Snapshot(1, fleet, reserved, asked, counted)
+    return _formed(chance, requests, snapshot, forms) if forms else (requests, snapshot)
+
+
+def _formed(
+    chance: random.Random, requests: list[Request], snapshot: Snapshot, share: float
+) -> tuple[list[Request], Snapshot]:
+    """Give a share of the tasks another form each, at times with two providers."""
+    figures: dict[tuple[str, str], dict[str, FigureRecord]] = {}
+    made = []
+    for request in requests:
+        if chance.random() >= share:
+            made.append(request)
+            continue
+        spec = request.spec
+        kind = "onnx" if spec.manifest.kind is ExecutorKind.WASM else "wasm"
+        other = manifest(kind, chance.choice((16, 64, 256)), 16)
+        digest = f"sha256:{len(made):064x}"
+        other = structs.replace(
+            other,
+            artifact=ArtifactRef(digest, 1),
+            inputs=spec.manifest.inputs,
+            outputs=spec.manifest.outputs,
+            providers=(GPU_PROVIDER, PROCESSOR) if chance.random() < MEASURED else (),
+        )
+        form = Variant("form", other, 95.0, chance.choice((0.5, 5.0, 60.0)))
+        for node in snapshot.nodes:
+            for provider in (GPU_PROVIDER, PROCESSOR, ""):
+                if chance.random() < MEASURED:
+                    known = _figure(chance, digest, provider, node)
+                    figures.setdefault((digest, provider), {})[node.node] = known
+        qos = TaskQos(chance.choice((2.0, 20.0, 100.0)) if chance.random() < TIGHT else None)
+        following = Deviceless() if chance.random() < FOLLOWING else None
+        spec = structs.replace(spec, variants=(form,), qos=qos, deviceless=following)
+        program = chance.choice((("", ""), ("form", ""))) if request.current else None
+        rate = chance.choice((0.0, 0.01, 1.0))
+        made.append(structs.replace(request, spec=spec, program=program, per_s=rate))
+    return made, structs.replace(snapshot, figures=figures)
+
+
+def _figure(chance: random.Random, digest: str, provider: str, node: NodeFacts) -> FigureRecord:
+    line = Line(8.0, 1000.0, chance.choice((0.2, 2.0, 30.0)) * chance.uniform(0.5, 2.0))
+    start, held = chance.choice((1.0, 30.0, 400.0)), chance.randrange(64) * MB
+    return FigureRecord(
+        *(digest, provider, node.node, node.inventory.profile, line),
+        start_ms=start,
+        wake_ms=start * chance.random(),
+        memory_bytes=held + chance.randrange(64) * MB,
+        held_bytes=held,
+        tried=True,
+    )

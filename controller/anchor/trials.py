@@ -187,13 +187,15 @@ class Trials:
         inventory = self._book.inventories.get(told.node)
         if task is None or inventory is None or event.sender != task.scheduler:
             return
-        manifest = program_of(task.spec, told.variant)
-        digest = manifest.artifact.digest
+        digest = program_of(task.spec, told.variant).artifact.digest
+        known = self._figures.of(digest, told.provider, told.node)
         run_ms = self._figures.ran(digest, inventory.profile, told, event.cause)
         weighing = self._services.setdefault(task.service, _Weighing())
         before_ms = weighing.weighed_ms.get(told.task)
         if before_ms is None:
             weighing.weighed_ms[told.task] = run_ms
+            if (known is None or not known.runs) and not weighing.due:
+                self._want(task.service, weighing, "its first runs are known", moves=False)
         elif abs(run_ms - before_ms) > CHANGED * max(run_ms, before_ms) and not weighing.due:
             why = f"{told.task} takes {run_ms:.1f} ms a run on {told.node}, not {before_ms:.1f}"
             self._want(task.service, weighing, why, moves=False)

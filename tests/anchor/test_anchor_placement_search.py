@@ -54,6 +54,7 @@ def posed(seed: int) -> Posed:
         chance.randint(2, 8),
         cells=chance.choice((1, 1, 1, 2)),
         variants=chance.choice((0.0, 0.0, 0.4)),
+        forms=chance.choice((0.0, 0.5)),
         tight=chance.choice((0.5, 1.0, 1.5, 2.0)),
     )
 

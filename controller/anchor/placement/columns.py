@@ -1,7 +1,7 @@
 """The nodes of a snapshot as arrays, one entry for each node, in the order of cell and name."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
@@ -65,11 +65,19 @@ class Fleet:
         self.cells = _cells(nodes)
         self.executors = _kinds([one.executors for one in inventories])
         self.accelerators = _kinds([one.accelerators for one in inventories])
-        self.providers = _providers(inventories)
-        self.driving = driving(inventories)
-        self.boards = _grouped([one.profile for one in inventories])
+        self.providers: dict[str, Bools] = {}
         self.security: dict[str, Ints] = {}
-        """By kind of executor, made when it is asked for."""
+        """By kind of executor, made when it is asked for, as is what each provider's nodes are."""
+
+    @cached_property
+    def driving(self) -> tuple[str, ...]:
+        """The providers among which there is something to choose."""
+        return driving(one.inventory for one in self.facts)
+
+    @cached_property
+    def boards(self) -> dict[str, Ints]:
+        """Where the nodes of each board stand."""
+        return _grouped([one.inventory.profile for one in self.facts])
 
 
 class _Same:
@@ -101,8 +109,7 @@ class Columns:
         self.round_trip_ms, self.byte_ms = fleet.round_trip_ms, fleet.byte_ms
         self._executors, self._accelerators = fleet.executors, fleet.accelerators
         self._security, self._providers = fleet.security, fleet.providers
-        self.boards, self.driving = fleet.boards, fleet.driving
-        """Where the nodes of each board stand."""
+        self._fleet = fleet
         self.figures = snapshot.figures
         self.free = fleet.memory - spread(snapshot.reserved_bytes, self.names, self.index)
         self.instances = spread(snapshot.instances, self.names, self.index)
@@ -121,7 +128,23 @@ class Columns:
 
     def has_provider(self, provider: str) -> Bools:
         """Return whose ONNX Runtime has an execution provider."""
-        return self._has(provider, self._providers)
+        if provider not in self._providers:
+            having = [
+                any(provider in executor.providers for executor in one.inventory.executors)
+                for one in self.facts
+            ]
+            self._providers[provider] = np.array(having, bool)
+        return self._providers[provider]
+
+    @property
+    def driving(self) -> tuple[str, ...]:
+        """The providers among which there is something to choose."""
+        return self._fleet.driving
+
+    @property
+    def boards(self) -> dict[str, Ints]:
+        """Where the nodes of each board stand."""
+        return self._fleet.boards
 
     def _has(self, kind: str, found: dict[str, Bools]) -> Bools:
         return found.get(kind, np.zeros(len(self.names), bool))
@@ -184,15 +207,6 @@ def _grouped(names: Sequence[str]) -> dict[str, Ints]:
     for at, name in enumerate(names):
         found.setdefault(name, []).append(at)
     return {name: np.array(some, np.intp) for name, some in found.items()}
-
-
-def _providers(inventories: Sequence[Inventory]) -> dict[str, Bools]:
-    """Return for each execution provider which nodes have it."""
-    found: dict[str, Bools] = {}
-    for at, inventory in enumerate(inventories):
-        for provider in {name for one in inventory.executors for name in one.providers}:
-            found.setdefault(provider, np.zeros(len(inventories), bool))[at] = True
-    return found
 
 
 def _kinds(

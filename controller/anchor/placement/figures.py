@@ -26,7 +26,7 @@ ENOUGH: Final = 4.0
 FAR: Final = 4.0
 """Times the spread that a run may be off the line."""
 LEAST_SPREAD: Final = 0.05
-"""Of the run: no line is truer."""
+"""Of a run: no line is truer."""
 DIFFERENT: Final = 0.1
 """Deviation of sizes, of their mean, from which they tell a slope."""
 TRIAL_RUNS: Final = 4.0
@@ -51,13 +51,14 @@ def learnt(
 ) -> Line:
     """Return a line with some more runs, given their means; `believed`: none is far off."""
     weight = min(max(runs, 1.0), AT_ONCE)
-    seen, spread = run_ms, line.spread_ms
+    seen, spread = run_ms, line.spread
     if line.weight >= ENOUGH and not believed:
         expected = predicted(line, input_bytes)
-        band = FAR * max(spread, LEAST_SPREAD * expected)
+        band = FAR * max(spread, LEAST_SPREAD) * expected
         seen = min(expected + band, max(expected - band, run_ms))
         share = weight / (MOST / 2 + weight)
-        spread += share * (abs(seen - expected) - spread)
+        off = abs(seen - expected) / expected if expected > 0 else 0.0
+        spread += share * (off - spread)
     kept = min(line.weight, MOST - weight)
     share = weight / (kept + weight)
     off_bytes, off_ms = input_bytes - line.mean_bytes, seen - line.mean_ms

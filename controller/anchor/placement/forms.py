@@ -17,7 +17,7 @@ from controller.anchor.placement.figures import Cost
 from controller.anchor.placement.rules import Program
 from protocols.messages.quality import Warmth
 
-LATE: Final = 10.0
+LATE: Final = 100.0
 """Times a millisecond beyond the task's share of the latency."""
 HOLD_MS: Final = 1e-8
 """Of a byte that is held for a second in which nobody asks: 20 MB for a minute are 12 ms."""
