@@ -15,7 +15,7 @@ class Flavour(StrEnum):
 
     PLAIN = "plain"
     TIGHT = "tight"
-    """Bounds its latency and has a lighter variant of each task."""
+    """Bounds its latency; each task has a lighter variant, and another form."""
     PRIVATE = "private"
     """Its raw input may not leave the nodes where it comes to be."""
     ORIGINAL = "original"
@@ -66,9 +66,18 @@ def _task(number: int, at: int, version: int, flavour: Flavour) -> dict[str, Any
         "outputs": {"x": _PORT},
     }
     if flavour is Flavour.TIGHT:
-        task["expected_ms"] = 20.0
-        lighter = _artifact(number, version + 1000)
-        task["variants"] = [{"name": "light", "artifact": lighter, "expected_ms": 5.0}]
+        task["expected_ms"], task["accuracy_percent"] = 20.0, 95.0
+        lighter, graph = _artifact(number, version + 1000), _artifact(number, version + 2000)
+        task["variants"] = [
+            {"name": "light", "artifact": lighter, "expected_ms": 5.0, "accuracy_percent": 90.0},
+            {
+                "name": "graph",
+                "executor": "onnx",
+                "artifact": graph,
+                "expected_ms": 20.0,
+                "accuracy_percent": 95.0,
+            },
+        ]
     if flavour is Flavour.ORIGINAL:
         task["policy"] = {"reconcile": "keep-original"}
     if flavour is Flavour.PATIENT:
