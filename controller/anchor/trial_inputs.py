@@ -26,16 +26,16 @@ def runs_of(spec: TaskSpec, manifest: Manifest) -> tuple[tuple[TrialInput, ...],
     runs: list[tuple[TrialInput, ...]] = []
     most = min(BYTES_MAX, manifest.limits.memory_bytes // MEMORY_PART)
     for size in range(len(LISTS)) if is_open else (1,):
-        run = tuple(samples.get(port.name) or _made(port, size) for port in ports)
+        run = tuple(samples.get(port.name) or _made(port, size, manifest.batch) for port in ports)
         if not runs or sum(tensor_bytes(one.dtype, one.shape) for one in run) <= most:
             runs.append(run)
     return tuple(runs)
 
 
-def _made(port: Port, size: int) -> TrialInput:
+def _made(port: Port, size: int, batch: int) -> TrialInput:
     """Return a value of zeros; `size` counts from the smallest."""
     shape = port.shape
-    if len(shape) == BATCHED and shape[0] < 0:
+    if (batch or len(shape) == BATCHED) and shape[0] < 0:
         shape = (1, *shape[1:])
     length = (PICTURES if shape.count(-1) > 1 else LISTS)[size]
     return TrialInput(port.name, port.dtype, tuple(length if one < 0 else one for one in shape))

@@ -112,8 +112,8 @@ class Trials:
         )
         for program in programs(task.spec, driving(inventories)):
             manifest = program.manifest
-            if manifest.limits.state_bytes:
-                # What remembers is not run for nothing; it is learnt of as it serves.
+            if manifest.remembers or manifest.infers:
+                # What needs more than its inputs is learnt of as it serves.
                 continue
             digest = manifest.artifact.digest
             for node in nodes:
@@ -262,7 +262,9 @@ class Trials:
         """Whether the programs of a task are the anchor's to choose now."""
         order = self._book.services[task.service].order
         own = task.variant == task.tuning.variant
-        return has_choice(task.spec) and own and order.autonomy is not Autonomy.MANUAL
+        # What a program remembers is of no use to another one.
+        keeps = task.spec.manifest.remembers
+        return has_choice(task.spec) and own and not keeps and order.autonomy is not Autonomy.MANUAL
 
 
 def _settled(task: TaskRecord) -> bool:

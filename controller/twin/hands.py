@@ -9,21 +9,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
+from controller.twin.trials import Trials
 from device_agent.core import commands, events
 from device_agent.core.memories import digest_of, tell_of, whole_of
 from protocols.errors import Blame
 from protocols.manifest import Manifest, Port, tensor_bytes
 from protocols.messages import (
-    Calibrate,
-    Calibrated,
     LinkReport,
     LoadReport,
     MemoryRequest,
     MemoryState,
 )
-from protocols.messages.calibration import Measured
 from protocols.messages.invocation import INLINE_MAX_BYTES, Blob, FailureCode, Tensor, Value
 from protocols.messages.presence import ExecutorInfo, Inventory
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
 MARK: Final = b"job"
 STOP_MS: Final = 1
-WAKE_MS: Final = 1.0
-TRIAL_RUNS: Final = 8
 BLOB_MS: Final = 5
 FIRST_SAMPLE_MS: Final = 1000
 MAX_INSTANCES: Final = 64
@@ -94,7 +90,7 @@ class Hands:
         self._bases: dict[str, bytes] = {}
         self.programs: dict[str, Cost] = {}
         """What runs of a program take here, by its digest, where programs differ."""
-        self._trial: Calibrate | None = None
+        self._trials = Trials(node, shape.start_ms, self.run_ms)
         self._pace = 0
         self._executions = 0
 
@@ -130,7 +126,7 @@ class Hands:
         """Begin a life of the node: nothing runs, the cache is still there."""
         self._instances.clear()
         self._bases.clear()
-        self._trial = None
+        self._trials.begin()
         self._pace += 1
         self._node.later(FIRST_SAMPLE_MS, partial(self._sample, self._pace, FIRST_SAMPLE_MS))
 
@@ -154,14 +150,8 @@ class Hands:
             case commands.ExecuteTogether(calls):
                 for one in calls:
                     self._execute(one)
-            case commands.RunTrial(asked=asked):
-                self._trial = asked
-                took_ms = self.shape.start_ms + TRIAL_RUNS * self._run_ms(
-                    asked.task, asked.manifest
-                )
-                node.later(took_ms, partial(self._tried, asked))
-            case commands.EndTrial(reason=reason):
-                self._end_trial(reason)
+            case commands.RunTrial() | commands.EndTrial():
+                self._trials.act(command, broken=self.broken)
             case commands.SetPace(sample_ms=sample_ms):
                 self._pace += 1
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))
@@ -224,7 +214,7 @@ class Hands:
         if held is None:
             return
         task, manifest = held
-        run_ms = self._run_ms(task, manifest)
+        run_ms = self.run_ms(task, manifest)
         node.checkers.ran(node.name, task)
         if self.stumbling and not self._executions % 3:
             failed = events.ExecutorFailed(
@@ -267,35 +257,8 @@ class Hands:
                 text = "it is not what follows on what was given before"
         self._node.tell(events.MemoryWritten(instance, state, text))
 
-    def _tried(self, asked: Calibrate) -> None:
-        """Tell what a trial has measured, if it was not ended meanwhile."""
-        if self._trial is not asked:
-            return
-        self._trial = None
-        told = Calibrated(asked.number, asked.anchor, asked.node)
-        if self.broken:
-            told = structs.replace(told, refused="the runtime does not start")
-        else:
-            sizes = [sum(tensor_bytes(one.dtype, one.shape) for one in run) for run in asked.runs]
-            told = structs.replace(
-                told,
-                runs=tuple(
-                    Measured(size, self._run_ms(asked.task, asked.manifest)) for size in sizes
-                ),
-                start_ms=float(self.shape.start_ms),
-                wake_ms=WAKE_MS,
-                memory_bytes=asked.manifest.limits.memory_bytes // 4,
-                held_bytes=asked.manifest.limits.memory_bytes // 8,
-            )
-        self._node.tell(events.TrialEnded(told))
-
-    def _end_trial(self, reason: str) -> None:
-        asked, self._trial = self._trial, None
-        if asked is not None:
-            told = Calibrated(asked.number, asked.anchor, asked.node, refused=reason, passing=True)
-            self._node.later(STOP_MS, partial(self._node.tell, events.TrialEnded(told)))
-
-    def _run_ms(self, task: str, manifest: Manifest) -> float:
+    def run_ms(self, task: str, manifest: Manifest) -> float:
+        """Draw what a run of a task takes."""
         dice = self._node.world.dice
         cost = self.programs.get(manifest.artifact.digest)
         if cost is not None:

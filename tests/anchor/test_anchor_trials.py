@@ -11,7 +11,7 @@ from tests_support import INVENTORY, manifest, task_spec
 from controller.anchor.trials import PAUSE_MS, TRIALS_MS
 from controller.decider import Output
 from controller.records import FIGURE, Option
-from protocols.manifest import ArtifactRef, ExecutorKind
+from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction
 from protocols.messages import Calibrate, Calibrated, EnvelopeGrant, RunFigures
 from protocols.messages.calibration import Measured
 from protocols.messages.hierarchy import Autonomy, TaskSpec
@@ -207,6 +207,10 @@ def test_what_stays_of_a_deviceless_instance_goes_with_the_grant(bench: Bench) -
 
 def test_what_remembers_is_not_tried(bench: Bench) -> None:
     own = task_spec().manifest
-    keeps = structs.replace(own, limits=structs.replace(own.limits, state_bytes=100))
+    keeps = structs.replace(
+        own,
+        limits=structs.replace(own.limits, state_bytes=100),
+        functions=(HostFunction.MEMORY,),
+    )
     asked = placed(bench, specs={"manifest": keeps})
     assert {is_graph(one) for one in asked} == {True}
