@@ -11,6 +11,7 @@ from tona.cli import (
     configure,
     fleet,
     jobs,
+    model,
     profiles,
     quality,
     sim,
@@ -82,6 +83,7 @@ app.command(
 )(agent)
 app.command(rich_help_panel=_MACHINE)(doctor)
 app.add_typer(profiles.app, name="profile", rich_help_panel=_MACHINE)
+app.add_typer(model.app, name="model", rich_help_panel=_MACHINE)
 app.add_typer(configure.app, name="config", rich_help_panel=_MACHINE)
 app.add_typer(trust.app, name="ca", rich_help_panel=_MACHINE)
 app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
