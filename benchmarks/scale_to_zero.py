@@ -13,23 +13,26 @@ import numpy as np
 
 import tona
 from benchmarks.harness.cell import Cell, cell
-from benchmarks.harness.kernel import tree
+from benchmarks.harness.kernel import children
 from benchmarks.harness.packages import in_package
 from benchmarks.harness.report import Report, options, percentile, progress
 from controller.twin.svg import Chart, Line, Panel
 from device_agent.executors.process import pss_bytes
 
-FUNCTIONS: Final = 12
+FUNCTIONS: Final = 16
+CLASS_TOKENS: Final = 320
+"""Context tokens of requests that are one function's."""
 TOKENS: Final = 2048
 PADDING: Final = 256
-SPEED: Final = 6.0
+SPEED: Final = 10.0
 """Seconds of the trace in one of ours."""
-SECONDS: Final = 300.0
-QUICK_SECONDS: Final = 30.0
+SECONDS: Final = 120.0
+QUICK_SECONDS: Final = 20.0
 SAMPLE_S: Final = 0.5
-PAUSE_S: Final = 1.0
-"""The shortest time after which an idle instance leaves: only requests after that may be first."""
+SHORT_MS: Final = 1000
+"""The fixed time after which an idle instance leaves, and the shortest one that is learnt."""
 DEADLINE_S: Final = 30.0
+WORKER_LEVEL: Final = 3
 MB: Final = float(1 << 20)
 TASK: Final = """
 [[services]]
@@ -41,7 +44,7 @@ outputs = {{ kind = "model.target_label" }}
 name = "model"
 executor = "onnx"
 artifact = {{ digest = "{digest}", size_bytes = {size} }}
-limits = {{ memory_bytes = 268435456 }}
+limits = {{ memory_bytes = 134217728 }}
 demand = {{ cpu_percent = 0 }}
 {deviceless}inputs = {{ bytes = {{ from = "request.bytes", dtype = "int32", shape = [1, 2048] }} }}
 outputs = {{ target_label = {{ dtype = "float32", shape = [1, 214] }} }}
@@ -60,23 +63,40 @@ class Answer(NamedTuple):
     """What became of one."""
 
     latency_ms: float
-    paused: bool
-    """Whether its function had been idle for `PAUSE_S`."""
+    first: bool
+    """Whether its function had been idle for `SHORT_MS`: only then may it have found nothing."""
     failure: str
 
 
+class Way(NamedTuple):
+    """How long idle instances stay."""
+
+    name: str
+    label: str
+    deviceless: str
+    """Of the task's document."""
+
+
 class Run(NamedTuple):
-    """All answers, and the memory of the device agent with everything below it over time."""
+    """All answers; memory of the device agent and all below it, and who runs models, over time."""
 
     answers: list[Answer]
     memory_mb: list[tuple[float, float]]
+    instances: list[tuple[float, float]]
+
+
+WAYS: Final = (
+    Way("learnt", "learnt keep-alive", "deviceless = {}\n"),
+    Way("short", "fixed keep-alive of 1 s", f"deviceless = {{ keep_alive_ms = {SHORT_MS} }}\n"),
+    Way("always", "always there", ""),
+)
 
 
 def arrivals(path: Path, seconds: float) -> list[Arrival]:
     """Return the requests of the first part of the trace, each with its function.
 
-    Which function a request is for the trace does not say: the number of its context tokens stands
-    for that, so that equal requests are one function's.
+    Which function a request is for the trace does not say: its class of context tokens stands for
+    that. So some functions are asked often and most seldom, as it is with real ones.
     """
     found: list[Arrival] = []
     first = 0.0
@@ -87,7 +107,9 @@ def arrivals(path: Path, seconds: float) -> list[Arrival]:
             first = first or at_s
             if at_s - first > seconds:
                 break
-            found.append(Arrival(at_s - first, int(row["ContextTokens"]) % FUNCTIONS))
+            found.append(
+                Arrival(at_s - first, min(FUNCTIONS - 1, int(row["ContextTokens"]) // CLASS_TOKENS))
+            )
     return found
 
 
@@ -96,53 +118,64 @@ def main() -> None:
     parser = options("scale_to_zero", __doc__ or "")
     parser.add_argument("--trace", type=Path, required=True, help="CSV of arrivals, as Azure's")
     parser.add_argument("--plot", type=Path, help="write memory and arrivals as an SVG file")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each of the three runs")
     asked = parser.parse_args()
-    seconds = QUICK_SECONDS if asked.quick else SECONDS
+    seconds = QUICK_SECONDS if asked.quick else asked.seconds
     due = arrivals(asked.trace, seconds)
     report = Report("scale_to_zero")
-    ours = asyncio.run(_run(due, seconds, deviceless=True))
-    always = asyncio.run(_run(due, seconds, deviceless=False))
-    _tell(report, "", ours)
-    _tell(report, "_always", always)
-    ratio = _mean(ours.memory_mb) / _mean(always.memory_mb)
-    report.figure("memory_ratio", ratio)
+    found = {way.name: asyncio.run(_run(due, seconds, way)) for way in WAYS}
+    for name, run in found.items():
+        _tell(report, f"_{name}", run)
+    for name in ("learnt", "short"):
+        ratio = _mean(found[name].memory_mb) / _mean(found["always"].memory_mb)
+        report.figure(f"memory_ratio_{name}", ratio)
     report.note(
         f"{len(due)} requests of {asked.trace.name} in {seconds:.0f} s, {SPEED:g} times as fast as "
-        f"they came, over {FUNCTIONS} functions (context tokens modulo {FUNCTIONS}); each is "
-        "Magika, a task of its own. always: the same without `deviceless`, in a second cell. "
-        f"paused: requests whose function had been idle for {PAUSE_S:g} s, the only ones that may "
-        "find nothing there. memory: PSS of the device agent and all below it."
+        f"they came, over {FUNCTIONS} functions: classes of {CLASS_TOKENS} context tokens. Each is "
+        "a task with a model file of its own (Magika, told apart by its metadata), at a cell and "
+        "one device agent that are made anew for each way. learnt: deviceless, the keep-alive "
+        f"learnt (60 s until it is); short: {SHORT_MS} ms; always: not deviceless. Times that are "
+        "compressed make idle times short: that favours nobody who lets instances leave. first: "
+        f"requests whose function had been idle for {SHORT_MS} ms, the only ones that may find "
+        "nothing there. memory: PSS of the device agent and all below it."
     )
     if asked.plot:
-        asked.plot.write_text(_chart(due, seconds, ours, always), encoding="utf-8")
+        asked.plot.write_text(_chart(due, seconds, found), encoding="utf-8")
     report.close()
 
 
-async def _run(due: list[Arrival], seconds: float, *, deviceless: bool) -> Run:
-    progress(f"{len(due)} requests, {'to zero' if deviceless else 'always there'}")
+async def _run(due: list[Arrival], seconds: float, way: Way) -> Run:
+    progress(f"{len(due)} requests, {way.label}")
     with tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
         async with cell(Path(name)) as one, one.agent("node-1") as agent:
-            await _submit(one, deviceless=deviceless)
+            await _submit(one, way)
             async with tona.connect(one.api_url) as client:
-                memory: list[tuple[float, float]] = []
+                found = Run([], [], [])
                 began_s = time.monotonic()
-                sampling = asyncio.create_task(_sample(agent.pid, began_s, memory))
-                answers = await _replay(client, due, began_s)
+                sampling = asyncio.create_task(_sample(agent.pid, began_s, found))
+                found.answers.extend(await _replay(client, due, began_s))
                 await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began_s)))
                 sampling.cancel()
-                return Run(answers, memory)
+                return found
 
 
-async def _submit(one: Cell, *, deviceless: bool) -> None:
+async def _submit(one: Cell, way: Way) -> None:
     model = in_package("magika", "models/standard_v3_3/model.onnx").read_bytes()
-    digest = await one.put(model, "magika.onnx")
-    follow = "deviceless = {}\n" if deviceless else ""
-    tasks = [
-        TASK.format(number=number, digest=digest, size=len(model), deviceless=follow)
-        for number in range(FUNCTIONS)
-    ]
+    tasks = []
+    for number in range(FUNCTIONS):
+        own = model + _metadata(b"function", b"%d" % number)
+        digest = await one.put(own, f"magika-{number}.onnx")
+        tasks.append(
+            TASK.format(number=number, digest=digest, size=len(own), deviceless=way.deviceless)
+        )
     await one.call("usecase.submit", document='name = "u"\n' + "".join(tasks))
     await one.serving(FUNCTIONS)
+
+
+def _metadata(key: bytes, value: bytes) -> bytes:
+    """Return an entry of `ModelProto.metadata_props` to append to a model: protobuf adds them."""
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry
 
 
 async def _replay(client: tona.AsyncClient, due: list[Arrival], began_s: float) -> list[Answer]:
@@ -153,7 +186,7 @@ async def _replay(client: tona.AsyncClient, due: list[Arrival], began_s: float) 
 
     async def ask(function: int) -> Answer:
         now_s = time.monotonic()
-        paused = under_way[function] == 0 and now_s - over_s[function] > PAUSE_S
+        first = under_way[function] == 0 and now_s - over_s[function] > SHORT_MS / 1000
         under_way[function] += 1
         failure = ""
         try:
@@ -162,7 +195,7 @@ async def _replay(client: tona.AsyncClient, due: list[Arrival], began_s: float) 
             failure = str(error)
         under_way[function] -= 1
         over_s[function] = time.monotonic()
-        return Answer((over_s[function] - now_s) * 1000, paused, failure)
+        return Answer((over_s[function] - now_s) * 1000, first, failure)
 
     asked = []
     for one in due:
@@ -171,19 +204,22 @@ async def _replay(client: tona.AsyncClient, due: list[Arrival], began_s: float) 
     return await asyncio.gather(*asked)
 
 
-async def _sample(pid: int, began_s: float, found: list[tuple[float, float]]) -> None:
+async def _sample(pid: int, began_s: float, found: Run) -> None:
     while True:
-        taken = sum(map(pss_bytes, _tree(pid))) / MB
-        found.append((time.monotonic() - began_s, taken))
+        levels = _levels(pid)
+        at_s = time.monotonic() - began_s
+        found.memory_mb.append((at_s, sum(pss_bytes(one) for one, _ in levels) / MB))
+        # The agent, the ONNX zygote, the models that it has loaded, and those who run each.
+        found.instances.append((at_s, float(sum(level == WORKER_LEVEL for _, level in levels))))
         await asyncio.sleep(SAMPLE_S)
 
 
-def _tree(pid: int) -> list[int]:
-    try:
-        return tree(pid)
-    except FileNotFoundError:
-        # A process ended while its children were read: this sample is of the agent alone.
-        return [pid]
+def _levels(pid: int, level: int = 0) -> list[tuple[int, int]]:
+    """Return a process and all below it, each with how far below."""
+    found = [(pid, level)]
+    for one in children(pid):
+        found += _levels(one, level + 1)
+    return found
 
 
 def _mean(points: list[tuple[float, float]]) -> float:
@@ -197,13 +233,14 @@ def _tell(report: Report, suffix: str, found: Run) -> None:
         report.note(f"failed{suffix}: {failure}")
     for name, values in (
         ("", [one.latency_ms for one in found.answers]),
-        ("paused_", [one.latency_ms for one in found.answers if one.paused]),
+        ("first_", [one.latency_ms for one in found.answers if one.first]),
     ):
         report.figure(f"{name}requests_count{suffix}", len(values))
         for share in (50, 99) if values else ():
             report.figure(f"{name}p{share}_ms{suffix}", percentile(values, share))
     report.figure(f"memory_mean_mb{suffix}", _mean(found.memory_mb))
     report.figure(f"memory_most_mb{suffix}", max(value for _, value in found.memory_mb))
+    report.figure(f"instances_mean_count{suffix}", _mean(found.instances))
 
 
 def _per_second(due: list[Arrival], seconds: float) -> Iterator[tuple[float, float]]:
@@ -213,14 +250,18 @@ def _per_second(due: list[Arrival], seconds: float) -> Iterator[tuple[float, flo
     yield from ((float(at), float(count)) for at, count in enumerate(counts))
 
 
-def _chart(due: list[Arrival], seconds: float, ours: Run, always: Run) -> str:
+def _chart(due: list[Arrival], seconds: float, found: dict[str, Run]) -> str:
     memory = Panel(
         "memory of the device agent and its executors, MB",
-        (Line("to zero", ours.memory_mb), Line("always there", always.memory_mb)),
+        tuple(Line(way.label, found[way.name].memory_mb) for way in WAYS),
+    )
+    instances = Panel(
+        f"instances that hold memory, of {FUNCTIONS} functions",
+        tuple(Line(way.label, found[way.name].instances) for way in WAYS),
     )
     load = Panel("requests a second", (Line("arrivals", list(_per_second(due, seconds))),))
-    title = f"{FUNCTIONS} functions under real arrivals"
-    return Chart(title, "seconds", (memory, load), (0.0, seconds)).svg()
+    title = f"{FUNCTIONS} functions under real arrivals, {SPEED:g} times as fast"
+    return Chart(title, "seconds", (memory, instances, load), (0.0, seconds)).svg()
 
 
 if __name__ == "__main__":

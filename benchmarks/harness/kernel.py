@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -51,6 +52,15 @@ def _sums(smaps: str) -> tuple[dict[str, int], int]:
             if name == ("Pss" if everywhere else "Rss"):
                 lone += size
     return whole, lone
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started; none when it has just ended."""
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
 
 
 def tree(pid: int) -> list[int]:
