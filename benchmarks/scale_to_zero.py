@@ -24,7 +24,7 @@ CLASS_TOKENS: Final = 320
 """Context tokens of requests that are one function's."""
 TOKENS: Final = 2048
 PADDING: Final = 256
-SPEED: Final = 10.0
+SPEED: Final = 5.0
 """Seconds of the trace in one of ours."""
 SECONDS: Final = 120.0
 QUICK_SECONDS: Final = 20.0
