@@ -122,6 +122,28 @@ class TaskAudit(Struct, frozen=True):
     """By node: what is wrong with its log, or why it did not answer."""
 
 
+class QuarantineTask(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which version of a task shall not run, or may again."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    version: str = ""
+    """How its digest begins; empty: the one that runs, or the one that is in quarantine."""
+    reason: Annotated[str, Meta(max_length=400)] = ""
+    release: bool = False
+
+
+class Quarantined(Struct, frozen=True):
+    """What of a task may not run, and what runs."""
+
+    task: str
+    quarantined: dict[str, str]
+    """By digest: why."""
+    runs: str
+    """Digest of the version that runs, or would."""
+    reason: str = ""
+    """Why nothing runs; empty: something does."""
+
+
 class OperationRecord(Struct, frozen=True):
     """An operation that somebody asked of the network (kind `operation`, key its slot)."""
 

@@ -20,7 +20,7 @@ from protocols.messages.hierarchy import (
 from protocols.messages.invocation import Failure, Timings, Values
 from protocols.messages.job import JobState, JobSubmit
 from protocols.messages.presence import Inventory
-from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Warmth
+from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Variant, Warmth
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.qoais import Bound
 
@@ -245,6 +245,8 @@ class Asked(Struct, frozen=True):
     problem: str
     proposal: str = ""
     """What the anchor does when it is granted; empty: it knows nothing more."""
+    person: bool = False
+    """Whether a person has to agree, whatever the autonomy."""
 
 
 class TaskRecord(Struct, frozen=True):
@@ -288,6 +290,12 @@ class TaskRecord(Struct, frozen=True):
     """The newest generation whose artifact no node can run: not tried again; 0: none."""
     held: TaskSpec | None = None
     """What the TS holds an envelope for, of generation `granted`; None: that is `spec`."""
+    quarantined: dict[str, str] = {}
+    """Versions that are not to run, by digest: why."""
+    ordered: TaskSpec | None = None
+    """As NAMO ordered it, where a quarantine has it run otherwise; None: that is `spec`."""
+    before: Variant | None = None
+    """The version that served before the newest one, to go back to."""
 
 
 class StoryRecord(Struct, frozen=True):

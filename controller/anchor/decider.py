@@ -21,6 +21,7 @@ from controller.anchor.job_arrivals import Arrivals
 from controller.anchor.jobs import Jobs
 from controller.anchor.orders import Orders
 from controller.anchor.placing import Placing
+from controller.anchor.quarantine import Quarantines
 from controller.anchor.reports import Reports
 from controller.anchor.settings import Settings
 from controller.anchor.transfers import Transfers
@@ -36,6 +37,7 @@ from protocols.messages import (
     Death,
     Escalation,
     EscalationAnswer,
+    Flagged,
     JobEnded,
     JobHandover,
     JobOwned,
@@ -82,7 +84,8 @@ class Anchor:
         parts = self.book, self.granting, self.placing
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs)
         self.reports = Reports(*parts, self.transfers, self.upward)
-        self.escalations = Escalations(*parts, self.transfers, self.upward)
+        self.quarantines = Quarantines(*parts, self.upward)
+        self.escalations = Escalations(*parts, self.transfers, self.upward, self.quarantines)
         self.counters = self.book.counters
         self._on: dict[type[Struct], Callable[[Received, Any], None]] = {
             ServiceOrder: self.orders.order,
@@ -92,6 +95,7 @@ class Anchor:
             TaskReport: self.reports.report,
             TaskEvent: self.escalations.told,
             Escalation: self.escalations.escalation,
+            Flagged: self.quarantines.flagged,
             SchedulerHello: self._on_hello,
             Calibrated: self.trials.calibrated,
             RunFigures: self.trials.ran,
@@ -143,6 +147,8 @@ class Anchor:
                     self._on_linked(role)
                 case Called(operation=operation) if operation.startswith("job."):
                     self.jobs.called(event)
+                case Called(operation="task.quarantine"):
+                    self.quarantines.called(event)
                 case Called():
                     raise TonaBug(f"the anchor has no operation {event.operation!r}")
         self.fleet.settle()

@@ -18,6 +18,7 @@ from controller.anchor.faults import TRIED, hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, TaskEvent
 from controller.anchor.placing import Placing
+from controller.anchor.quarantine import Quarantines
 from controller.anchor.remedies import Remedies, Remedy
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import TEXT_LENGTH, Upward
@@ -68,7 +69,9 @@ class Escalations:
         placing: Placing,
         transfers: Transfers,
         upward: Upward,
+        quarantines: Quarantines,
     ) -> None:
+        self._quarantines = quarantines
         self._book = book
         self._granting = granting
         self._placing = placing
@@ -346,6 +349,12 @@ class Escalations:
         if task.state is TaskState.APPROVAL:
             task = book.after(task, TaskEvent.ANSWER)
         book.put(task, event.cause)
+        if asked.proposal:
+            self._book.desk.wake(TIMER + answer.task, self._book.desk.now_ms + KEPT_MS)
+        if answer.granted and self._quarantines.agreed(
+            task, asked.proposal, asked.problem, event.cause
+        ):
+            return
         if answer.granted and asked.proposal:
             self._do(task, asked.proposal, asked.problem, event.cause)
         self._upward.report(task.service, event.cause)

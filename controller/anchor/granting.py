@@ -70,10 +70,12 @@ class Granting:
             grants += 1
         return grants
 
-    def revoke(self, task: TaskRecord, scheduler: str, reason: str, cause: str) -> None:
-        """Take the envelope of a task from a scheduler."""
+    def revoke(
+        self, task: TaskRecord, scheduler: str, reason: str, cause: str, *, stays: bool = False
+    ) -> None:
+        """Take the envelope of a task from a scheduler; `stays`: its service is not over."""
         if scheduler:
-            revoke = EnvelopeRevoke(task.spec.task, task.generation, reason)
+            revoke = EnvelopeRevoke(task.spec.task, task.generation, reason, stays)
             self._book.desk.tell_role(scheduler, revoke, cause, task.tenant)
 
 

@@ -12,6 +12,7 @@ from controller.anchor.jobs import Jobs
 from controller.anchor.lifecycle import TaskEvent
 from controller.anchor.placing import Placing
 from controller.anchor.privacy import gathered
+from controller.anchor.quarantine import former, sifted
 from controller.anchor.upward import Upward
 from controller.decider import Received
 from controller.records import AnchoredRecord, TaskRecord, TaskState
@@ -91,9 +92,14 @@ class Orders:
             if task.held is None and task.nodes:
                 # Its scheduler holds an envelope for this one until there is one for the newest.
                 task = structs.replace(task, held=task.spec, granted=task.generation)
+            before = former(task, spec)
+            sound = sifted(spec, task.quarantined, before)
             task = structs.replace(
                 book.after(task, TaskEvent.ORDER),
-                spec=spec,
+                spec=sound or spec,
+                ordered=spec if sound is not None and sound != spec else None,
+                quarantined=task.quarantined if sound is not None else {},
+                before=before,
                 generation=order.generation,
                 epoch_high=max(task.epoch_high, order.epochs_above),
                 asked=None,

@@ -72,6 +72,7 @@ class Upward:
         *,
         proposal: str = "",
         of: Escalation | None = None,
+        person: bool = False,
     ) -> None:
         """Ask NAMO, with everything that was tried below; its answer names the number.
 
@@ -79,7 +80,7 @@ class Upward:
         """
         self._asked += 1
         number = f"{self._book.desk.name}/{task.spec.task}/{task.epoch_high}.{self._asked}"
-        asked = Asked(number, problem[:TEXT_LENGTH], proposal[:TEXT_LENGTH])
+        asked = Asked(number, problem[:TEXT_LENGTH], proposal[:TEXT_LENGTH], person)
         if proposal:
             task = self._book.after(task, TaskEvent.ASK)
         task = self._book.put(structs.replace(task, asked=asked), cause)
@@ -108,6 +109,7 @@ class Upward:
             of.measured if of is not None else None,
             asked.proposal,
             of.broken if of is not None else task.state in HOMELESS,
+            person=asked.person,
         )
         self._book.desk.tell_role(held.namo, body, cause, held.tenant)
 

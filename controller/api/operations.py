@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from controller.accounts import AuditTask, TaskAudit
+from controller.accounts import AuditTask, Quarantined, QuarantineTask, TaskAudit
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
 from controller.api.operation import (
@@ -361,6 +361,18 @@ TABLE: Final = (
         "/v1/tasks/{name}/audit",
         kind=TASK,
         asked=True,
+    ),
+    Operation(
+        "task.quarantine",
+        "Have a version of a task run no more, or release it.",
+        QuarantineTask,
+        Quarantined,
+        Permission.OPERATE,
+        _CONTROL,
+        "POST",
+        "/v1/tasks/{name}/quarantine",
+        Effect.WRITE,
+        kind=TASK,
     ),
     Operation(
         "job.submit",

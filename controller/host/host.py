@@ -50,7 +50,12 @@ COMMIT_RETRY_S: Final = 0.5
 """Pause before a refused commit is tried again; nothing is promised meanwhile."""
 
 
-_SERVING: Final = {"node": Role.TS, "job": Role.TA, "task.audit": Role.TS}
+_SERVING: Final = {
+    "node": Role.TS,
+    "job": Role.TA,
+    "task.audit": Role.TS,
+    "task.quarantine": Role.TA,
+}
 """By the whole of an operation's name, or its first word."""
 
 

@@ -261,6 +261,7 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
             TrialInput(port, one.dtype, one.shape, one.artifact)
             for port, one in task.samples.items()
         ),
+        quarantine=task.quarantine,
     )
 
 

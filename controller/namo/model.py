@@ -35,7 +35,7 @@ from protocols.messages.quality import (
     SinkKind,
     SourceKind,
 )
-from protocols.messages.task import LostPolicy
+from protocols.messages.task import LostPolicy, Quarantine
 from protocols.qoais import Bound, ServiceKind
 
 MAX_SERVICES: Final = 16
@@ -169,6 +169,7 @@ class Task(Struct, frozen=True):
     batch: Rows = 0
     infers: Annotated[tuple[Step, ...], Meta(max_length=MAX_INFERS)] = ()
     """ONNX tasks of the service whose models its module may run."""
+    quarantine: Quarantine = Quarantine.NEVER
 
 
 class Range(Struct, frozen=True):

@@ -101,7 +101,7 @@ class Positions:
             return
         autonomy = record.order.autonomy
         if escalation.proposal:
-            if autonomy is Autonomy.MANUAL:
+            if autonomy is Autonomy.MANUAL or escalation.person:
                 self._approvals.ask(record, escalation, event, escalation.proposal)
             else:
                 reason = f"the autonomy of service {service!r} is {autonomy}: the anchor may act"

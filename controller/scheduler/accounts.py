@@ -6,6 +6,7 @@ them. What is kept is written at most every `KEEP_MS` for each version and node;
 figures since then, until the node's next report.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from controller.accounts import HEADS, PROFILE, HeadsRecord, ProfileRecord, profile_key, summed
 from controller.decider import Record
 from controller.desk import Desk
+from controller.scheduler.anomalies import Anomalies, Flag
 from protocols.messages import ProfileReport
 from protocols.messages.profile import VersionProfile
 
@@ -38,6 +40,7 @@ class Accounts:
         self._count = 0
         self._kept_ms: dict[str, int] = {}
         self.heads: dict[str, HeadsRecord] = {}
+        self._anomalies = Anomalies()
 
     def restore(self, record: Record) -> None:
         """Take in what is durable."""
@@ -45,6 +48,7 @@ class Accounts:
             one = record.value
             self._profiles.setdefault(one.now.task, {})[one.now.digest, one.node] = one
             self._count += 1
+            self._anomalies.restore(one.node, one.whole)
         elif isinstance(record.value, HeadsRecord):
             self.heads[record.key] = record.value
 
@@ -56,12 +60,10 @@ class Accounts:
         """Return the nodes that have run a task, as far as is known."""
         return list(dict.fromkeys(one.node for one in self.of(task) if one.node))
 
-    def take(
-        self, node: str, report: ProfileReport, cause: str
-    ) -> list[tuple[ProfileRecord | None, ProfileRecord]]:
-        """Take in what a node reports; returns what is kept of each version, before and after."""
+    def take(self, node: str, report: ProfileReport, cause: str) -> list[tuple[Flag, str, str]]:
+        """Take in what a node reports; returns what is odd about it: of which task and digest."""
         self._take_head(node, report, cause)
-        changed = []
+        odd = []
         for profile in report.versions:
             if not _sane(profile):
                 self.counters["absurd_profile"] += 1
@@ -70,9 +72,14 @@ class Accounts:
             if before is not None and report.life < before.life:
                 continue
             after = _continued(before, node, report.life, profile)
-            self.put(after, cause, at_once=before is None or before.life != report.life)
-            changed.append((before, after))
-        return changed
+            same = before is not None and before.life == report.life
+            then = before.now if before is not None and same else None
+            flags = self._anomalies.take(node, then, profile, report.sampled_ms)
+            if flags:
+                after = replace(after, flags=_flagged(after.flags, flags))
+            self.put(after, cause, at_once=bool(flags) or not same)
+            odd += [(flag, profile.task, profile.digest) for flag in flags]
+        return odd
 
     def put(self, record: ProfileRecord, cause: str, *, at_once: bool) -> None:
         """Keep and show the newest figures of a version on a node."""
@@ -123,6 +130,7 @@ class Accounts:
         if not self._profiles[task]:
             del self._profiles[task]
         self._count -= 1
+        self._anomalies.forget(task, *key)
         name = profile_key(task, *key)
         self._kept_ms.pop(name, None)
         self._desk.keep(PROFILE, name, None, cause)
@@ -174,3 +182,13 @@ def _sane(profile: VersionProfile) -> bool:
     """Whether a profile can be reckoned with."""
     energy = profile.energy_j
     return energy is None or 0.0 <= energy <= SANE_ENERGY_J
+
+
+def _flagged(flags: dict[str, str], fresh: Iterable[Flag]) -> dict[str, str]:
+    """Return what is odd about a version, after what has come to light or is over."""
+    kept = dict(flags)
+    for one in fresh:
+        kept.pop(one.what, None)
+        if not one.over:
+            kept[one.what] = one.detail
+    return kept

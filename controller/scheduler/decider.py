@@ -29,6 +29,7 @@ from controller.records import NODE, NodeRecord
 from controller.scheduler import holds, inquiries
 from controller.scheduler.accounts import Accounts
 from controller.scheduler.adoption import Adoption
+from controller.scheduler.anomalies import Flag
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
@@ -55,6 +56,7 @@ from protocols.messages import (
     EnvelopeGrant,
     EnvelopeRevoke,
     EscalationAnswer,
+    Flagged,
     Invoke,
     JobAccepted,
     JobEnded,
@@ -237,7 +239,14 @@ class Scheduler:
 
     def _on_profile(self, event: Received, report: ProfileReport) -> None:
         if self.fleet.heard(event) is not None:
-            self.accounts.take(event.sender, report, event.cause)
+            for flag, task, digest in self.accounts.take(event.sender, report, event.cause):
+                self._flag(flag, task, digest, event)
+
+    def _flag(self, flag: Flag, task: str, digest: str, event: Received) -> None:
+        entry = self.table.tasks.get(task)
+        if entry is not None:
+            told = Flagged(task, digest, flag.what, flag.detail, flag.over, flag.grave)
+            self.desk.tell(ToRole(entry.anchor), told, event.cause, entry.tenant)
 
     def _on_page(self, event: Received, page: AuditPage) -> None:
         if self.fleet.heard(event) is not None:

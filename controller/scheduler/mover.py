@@ -81,6 +81,7 @@ class Mover:
                 # The TA may have given up waiting for what goes on there now.
                 self._reported.pop(entry.task, None)
         entry.escalated, entry.refusals = "", 0
+        self._table.withdrawn.pop(task, None)
         self._table.services[grant.service] = grant.plan_tasks
         self._table.mark(entry, cause)
         return new
@@ -88,9 +89,12 @@ class Mover:
     def revoke(self, revoke: EnvelopeRevoke, cause: str) -> None:
         """Give a task up: release its copies and forget it."""
         entry = self._table.tasks.get(revoke.task)
-        if entry is None or entry.grant.generation > revoke.generation:
-            return
-        self.forget(entry, revoke.reason, cause)
+        if entry is None:
+            self._table.restored(revoke.task)
+        elif entry.grant.generation <= revoke.generation:
+            if revoke.stays:
+                self._table.withdrawn[revoke.task] = f"task {revoke.task}: {revoke.reason}"
+            self.forget(entry, revoke.reason, cause)
 
     def forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
         """Release a task that nobody grants any more."""
@@ -196,6 +200,7 @@ class Mover:
             and current.node in entry.grant.nodes
             and entry.wanted in ("", current.node)
             and rebuilt(current.tuning) == rebuilt(self._tuning_on(entry, current.node))
+            and _same_program(current, entry)
             and self._nodes.state(current.node) is not NodeState.DRAINING
         )
 
@@ -213,6 +218,7 @@ class Mover:
             and coming.node in entry.grant.nodes
             and entry.wanted in ("", coming.node)
             and rebuilt(coming.tuning) == rebuilt(self._tuning_on(entry, coming.node))
+            and _same_program(coming, entry)
         )
 
     def _withdraw(self, entry: TaskEntry, coming: Copy, cause: str) -> None:
@@ -374,3 +380,10 @@ def settled(entry: TaskEntry) -> bool:
         and current.tuned >= current.number
         and rebuilt(current.tuning)[:2] == rebuilt(entry.tuning)[:2]
     )
+
+
+def _same_program(copy: Copy, entry: TaskEntry) -> bool:
+    """Whether a copy runs the program that is granted now: a quarantine exchanges it."""
+    variant = copy.tuning.variant
+    then, now = program(copy.grant, variant), program(entry.grant, variant)
+    return then is now or then.artifact.digest == now.artifact.digest

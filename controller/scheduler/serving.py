@@ -45,7 +45,10 @@ class Serving:
         """Make the route of a service anew; returns whether it is another one, and said so."""
         tasks = self._table.of_service(service)
         old = self.routes.get(service)
-        if tasks:
+        withdrawn = self._table.why_withdrawn(service)
+        if withdrawn:
+            plan: Plan | str = withdrawn
+        elif tasks:
             plan = routes.build_plan(self._table.tasks, tasks)
             before = old.plan if old is not None else None
             if isinstance(plan, str) and before and routes.still_serves(before, self._table.tasks):
@@ -59,13 +62,14 @@ class Serving:
         if (
             old is not None
             and old.plan == (None if isinstance(plan, str) else plan)
+            and not (withdrawn and old.reason != withdrawn)
             and old.encoding == encoding
             and not routes.another_credit(old.credit, credit)
         ):
             return False
         self._epoch += 1
         new = routes.route(service, self._epoch, plan, self._store_urls, credit, encoding)
-        if tasks:
+        if tasks or withdrawn:
             self.routes[service] = new
         else:
             self.routes.pop(service, None)

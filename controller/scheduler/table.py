@@ -19,6 +19,8 @@ class TaskTable:
         self.services: dict[str, tuple[str, ...]] = {}
         self.releases = Releases()
         self.holds = Holds()
+        self.withdrawn: dict[str, str] = {}
+        """Tasks that their anchor has taken back while their service stays: why."""
         self._dirty: dict[str, str] = {}
         self._changed_services: set[str] = set()
         self._changed_nodes: set[str] = set()
@@ -64,6 +66,16 @@ class TaskTable:
         """Return the services whose route may have changed, once."""
         changed, self._changed_services = self._changed_services, set()
         return changed
+
+    def restored(self, task: str) -> None:
+        """Forget why a task runs nowhere: it is over."""
+        if self.withdrawn.pop(task, None) is not None:
+            self.service_changed(task.rpartition(".")[0])
+
+    def why_withdrawn(self, service: str) -> str:
+        """Return why a task of a service runs nowhere; empty when none was taken back."""
+        found = (why for task, why in self.withdrawn.items() if task.rpartition(".")[0] == service)
+        return next(found, "")
 
     # Copies.
 

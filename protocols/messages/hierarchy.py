@@ -27,7 +27,7 @@ from protocols.messages.quality import (
     UserZone,
     Variant,
 )
-from protocols.messages.task import Deviceless, InstanceState, LostPolicy
+from protocols.messages.task import Deviceless, InstanceState, LostPolicy, Quarantine
 from protocols.sla import Bound, ServiceKind, Sla
 
 MAX_RESERVED: Final = 256
@@ -88,6 +88,8 @@ class TaskSpec(Part, frozen=True):
     """As in Assign."""
     samples: Annotated[tuple[TrialInput, ...], Meta(max_length=MAX_PORTS)] = ()
     """What its programs are tried with; where a port has none, zeros."""
+    quarantine: Quarantine = Quarantine.NEVER
+    """What is done with a version that behaves unlike the task's history."""
 
     @property
     def inferred(self) -> bool:
@@ -244,6 +246,8 @@ class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
     task: Name
     generation: Count
     reason: Text = ""
+    stays: bool = False
+    """Whether its service stays although it runs nowhere: who asks for that is told the reason."""
 
 
 class TaskReport(Message, tag="task-report", frozen=True):
@@ -376,6 +380,8 @@ class Escalation(Message, tag="escalation", frozen=True):
     """
     held_bytes: Count = 0
     """What the task has on its node all the same, under an earlier grant."""
+    person: bool = False
+    """Whether a person has to agree to the proposal, whatever the autonomy."""
 
 
 class EscalationAnswer(Message, tag="escalation-answer", frozen=True):

@@ -21,6 +21,17 @@ class Reconcile(StrEnum):
     KEEP_ORIGINAL = "keep-original"
 
 
+class Quarantine(StrEnum):
+    """What is done with a version that its nodes' figures speak against."""
+
+    NEVER = "never"
+    """It is told, and nothing else."""
+    ASK = "ask"
+    """A person is asked whether it shall run no more."""
+    AUTO = "auto"
+    """It runs no more."""
+
+
 class LostPolicy(Part, frozen=True):
     """What happens to a task while the link to its node is down."""
 

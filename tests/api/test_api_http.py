@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.accounts import TaskAudit
+from controller.accounts import Quarantined, TaskAudit
 from controller.api import client
 from controller.api.operation import Effect, Transfer
 from controller.api.operations import TABLE, SubmitUseCase
@@ -100,6 +100,10 @@ async def test_every_operation_of_the_table_is_reachable(
 ) -> None:
     names = {"usecase": "pages", "service": "ocr", "task": "ocr.read", "node": "n1"}
     names |= {"approve": "7", "job": "j"}
+    of_tasks = {
+        "task.audit": TaskAudit(()),
+        "task.quarantine": Quarantined("ocr.read", {}, "sha256:"),
+    }
     for one in TABLE:
         if one.transfer is not Transfer.JSON:
             continue
@@ -115,8 +119,8 @@ async def test_every_operation_of_the_table_is_reachable(
         elif thing == "job" and one.effect is Effect.WRITE:
             arguments = arguments or {"job": "j", "service": "ocr"}
             work.answer = Answer("", job_view(work.registry.model.get(JOB, "j")))
-        elif one.name == "task.audit":
-            work.answer = Answer("", TaskAudit(()))
+        elif one.name in of_tasks:
+            work.answer = Answer("", of_tasks[one.name])
         elif one.name == "node.forget":
             work.answer = Answer("", {"node": "n1"})
         elif one.name in ("approve.grant", "approve.deny"):

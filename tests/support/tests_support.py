@@ -28,4 +28,5 @@ def manifest(kind: ExecutorKind = ExecutorKind.WASM, **changes: Any) -> Manifest
 def task_spec(task: str = "svc.a", source: str = REQUEST, **changes: Any) -> TaskSpec:
     """Return a task that takes `x` from a step or the request and gives `x`."""
     step = task.rsplit(".", maxsplit=1)[-1]
-    return TaskSpec(task, step, manifest(), (Edge("x", source, "x"),), **changes)
+    program = changes.pop("manifest", None) or manifest()
+    return TaskSpec(task, step, program, (Edge("x", source, "x"),), **changes)

@@ -11,7 +11,7 @@ import msgspec
 from rich.table import Table
 from typer import Argument, Option
 
-from controller.accounts import Call, TaskAudit
+from controller.accounts import Call, Quarantined, TaskAudit
 from controller.api.stats import Spread, TaskStats, VersionStats
 from protocols.errors import UserError
 from tona.cli import complete
@@ -172,6 +172,28 @@ def _row(one: Call) -> tuple[str, ...]:
         f"{one.queue_us / 1000:.1f}", f"{one.run_us / 1000:.1f}", size(one.input_bytes),
         size(one.output_bytes), one.request, or_dash(one.reason),
     )  # fmt: skip
+
+
+def quarantine(
+    name: TaskName,
+    version: Annotated[
+        str, Option(help="How its digest begins; else the one that runs, or is in quarantine.")
+    ] = "",
+    release: Annotated[bool, Option("--release", help="Let it run again.")] = False,
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Have a version of a task run no more: it goes back to the one before, if there is one."""
+    asked = {"version": version, "release": release, "reason": reason}
+    listing("task.quarantine", as_json, _draw_quarantine, (), name=name, **asked)
+
+
+def _draw_quarantine(found: Quarantined) -> None:
+    for digest, why in found.quarantined.items():
+        show(f"{found.task}: version {short(digest)} is in quarantine: {why}")
+    if not found.quarantined:
+        show(f"{found.task}: no version is in quarantine")
+    show(found.reason or f"it runs version {short(found.runs)}")
 
 
 def _now_ms() -> int:

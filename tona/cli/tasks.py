@@ -192,6 +192,7 @@ def events(name: TaskName, as_json: AsJson = False) -> None:
 
 app.command()(accounts.stats)
 app.command()(accounts.audit)
+app.command()(accounts.quarantine)
 
 
 @artifact_app.command("push")
