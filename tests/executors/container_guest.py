@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MAGIC = b"\x93NUMPY\x01\x00"
+HELD: list[int] = []
 TMP = "/tmp"  # noqa: S108 - the container's own
 
 
@@ -98,6 +99,13 @@ def spin_at_zero(given: str, out: str) -> None:
     echo(given, out)
 
 
+def hold(given: str, out: str) -> None:
+    """Keep the input open; tell how much is left in those of earlier calls."""
+    left = sum(os.fstat(one).st_size for one in HELD)
+    HELD.append(os.open(f"{given}/x.npy", os.O_RDONLY))
+    write(out, "y", struct.pack("<f", left))
+
+
 def names(folder: str) -> list[str]:
     return sorted(one.name for one in Path(folder).iterdir())
 
@@ -155,6 +163,7 @@ DEEDS = {
     "make a user namespace": lambda: _call("unshare", 0x10000000),
     "mount": lambda: _call("mount", b"x", b"/tmp", b"tmpfs", 0, None),
     "connect out": lambda: _connect("192.0.2.1"),
+    "outlive the agent": lambda: Path("/proc/self/oom_score_adj").write_text("0"),
     "packet socket": lambda: _socket(17),
     "vsock": lambda: _socket(40),
 }
@@ -186,6 +195,11 @@ def main() -> None:
     if name == "garbage":
         sys.stdin.readline()
         say("this is no answer")
+        time.sleep(60)
+    if name == "babble":
+        call = json.loads(sys.stdin.readline())
+        answer = r'{"id": "%s", "error": "half \ud800 a \u001b[31mred\n pair"}'
+        say(answer % call["id"])
         time.sleep(60)
     if name == "die":
         sys.stdin.readline()

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from executor_guests import Shelf
 
+from controller.namo.usecase import parse
 from device_agent.executors.container import ContainerExecutor
 from device_agent.executors.door import Bytes, Done, Failed
 from protocols.manifest import Dtype, ExecutorKind, Interface, Limits, Manifest, Port
+from tona.bundle import bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "containers"
 PICTURE = (Port("x", Dtype.UINT8, (-1, -1)),)
@@ -49,6 +51,10 @@ async def test_the_example_finds_edges_both_ways(tmp_path: Path, blobs: Path, sh
     with tarfile.open(image) as tar:
         assert {"oci-layout", "index.json"} <= set(tar.getnames())
     path, ref = shelf.put(image.read_bytes())
+    bundled = bundle(image.parent / "usecase.toml")
+    (service,) = parse(bundled.document, bundled.notation)[0].services
+    (task,) = service.tasks
+    assert (task.artifact.digest, task.executor) == (ref.digest, ExecutorKind.CONTAINER)
     executor = ContainerExecutor(blobs=blobs, images=tmp_path / "images")
     try:
         if await executor.probe() is None:

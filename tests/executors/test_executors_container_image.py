@@ -239,6 +239,14 @@ ATTACKS = {
     "deep": ([file("d/" * 64 + "x")], "65 folders deep, at most 64"),
     "long part": ([file("n" * 256)], "a part of more than 255 bytes"),
     "many": ([file(str(one), b"") for one in range(201)], "more than the 200 entries"),
+    "folders on the way": (
+        [file(f"{one}/" + "d/" * 40 + "x") for one in range(5)],
+        "more than the 200 entries",
+    ),
+    "hard link that turns a link outwards": (
+        [symlink("a/b/l", "../../x"), hard_link("l", "a/b/l")],
+        "'l' links to '../../x', outside of the image",
+    ),
     "large file": ([file("a", bytes((1 << 19) + 1))], "a file may have 524288"),
     "large together": (
         [file(str(one), bytes(1 << 19)) for one in range(3)],
@@ -286,7 +294,8 @@ def test_where_links_are_confined_to_a_folder_files_are_copied(
     assert (tmp_path / "b/x").stat().st_mode & 0o7777 == 0o755
     assert (tmp_path / "b/x").stat().st_mtime == 7
     assert (tmp_path / "b/s").readlink() == Path("x")
-    assert target.bytes == 10_000
+    # Six entries, two of them folders on the way, take their place on a disk as well.
+    assert target.bytes == 10_000 + 6 * container_tree.ENTRY_BYTES
 
 
 def test_names_with_a_nul_are_refused(unpack: Callable[..., Path]) -> None:
@@ -326,17 +335,60 @@ def test_what_is_no_whole_archive_is_refused(unpack: Callable[..., Path]) -> Non
         ({"damage": "config"}, "is not what its digest says"),
         ({"damage": "manifest"}, "is not what its digest says"),
         ({"config": {"Env": [3]}}, "Env is no list"),
-        ({"config": {"Env": ["x"]}}, "an entry without '='"),
+        ({"config": {"Env": ["x"]}}, "an entry without a name and '='"),
+        ({"config": {"Env": ["=x"]}}, "an entry without a name and '='"),
+        ({"config": {"Cmd": ["\ud800"]}}, "Cmd is no list"),
+        ({"architecture": "\ud800"}, "this machine; it has"),
         ({"config": {"Entrypoint": "x"}}, "Entrypoint is no list"),
         ({"config": {"WorkingDir": "x"}}, "is no absolute name"),
+        ({"config": {"WorkingDir": "/a/../../b"}}, "leads out of the image"),
+        ({"config": {"WorkingDir": "/a\nb"}}, "control characters"),
+        ({"config": {"WorkingDir": "/\ud800"}}, "control characters"),
+        ({"config": {"WorkingDir": "//proc/self/fd/7"}}, "is the kernel's: choose another"),
         ({"config": "x"}, "is no object"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(
     unpack: Callable[..., Path], options: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(Refusal, match=said) as caught:
         unpack(layout_tar([archive(file("a"))], **options))
+    assert "".join(map(str, caught.value.answer)).isprintable()
+
+
+def test_layers_are_bounded_together(unpack: Callable[..., Path]) -> None:
+    layers = [archive(file(name)) + bytes(800 << 10) for name in "abc"]
+    assert set(tree(unpack(layout_tar(layers[:2], compressed=True)))) == {"a", "b"}
+    with pytest.raises(Refusal, match="unpacked a part of it takes more than"):
+        unpack(layout_tar(layers, compressed=True))
+
+
+def test_a_whiteout_that_comes_again_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    hide = container_tree.Tree._hide
+    monkeypatch.setattr(
+        container_tree.Tree, "_hide", lambda *words: (looked.append(words[1]), hide(*words))
+    )
+    kept = [file(f"a/{one}") for one in range(50)]
+    data = archive(*kept, *(file("a/.wh..wh..opq") for _ in range(50)))
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    container_tree.Tree(fd, container_tree.Bounds(*BOUNDS)).apply(
+        container_tar.Archive(io.BytesIO(data)), layer=True
+    )
+    os.close(fd)
+    assert len(looked) == len(list((tmp_path / "a").iterdir())) == 50
+
+
+def test_what_has_the_name_of_an_image_without_being_one_is_replaced(
+    unpack: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = archive(file("a"))
+    broken = tmp_path / "images" / hashlib.sha256(data).hexdigest() / "rootfs"
+    broken.mkdir(parents=True)
+    (broken / "b").touch()
+    assert tree(unpack(data)) == {"a": b"x"}
 
 
 def test_a_layer_that_is_not_what_the_configuration_says_is_refused(
@@ -388,6 +440,11 @@ def test_an_index_that_goes_on_for_ever_is_refused(unpack: Callable[..., Path]) 
     members = [file(name, blob) for name, blob in blobs.items()]
     with pytest.raises(Refusal, match="indexes in indexes"):
         unpack(archive(*members, file("index.json", data), file("oci-layout", b"{}")))
+    name, blob = next(iter(blobs.items()))
+    entry = {"digest": f"sha256:{Path(name).name}", "size": len(blob)}
+    wide = json.dumps({"manifests": [entry] * 300}).encode()
+    with pytest.raises(Refusal, match="more than 256 manifests"):
+        unpack(archive(file(name, blob), file("index.json", wide), file("oci-layout", b"{}")))
     deep = b'{"manifests": ' + b"[" * 100_000
     with pytest.raises(Refusal, match="no JSON"):
         unpack(archive(file("index.json", deep), file("oci-layout", b"{}")))

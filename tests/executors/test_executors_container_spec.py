@@ -52,7 +52,7 @@ def test_the_essentials_hold_in_every_way(users: bool, cgroups: bool) -> None:
     assert writable == {"/dev", "/dev/shm", "/tmp", "/tona/out"}  # noqa: S108 - inside
     assert all({"nosuid"} <= set(one["options"]) for one in told["mounts"])
     assert process["args"] == ["/program", "argument"]
-    assert process["env"] == [spec.PATH, "A=b"]
+    assert process["env"] == [spec.PATH, spec.HOME, "A=b"]
     # Nobody is root on the machine, whichever way.
     if users:
         assert (process["user"]["uid"], linux["uidMappings"][0]["hostID"]) == (0, 1234)

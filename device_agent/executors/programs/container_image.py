@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import container_tar as tar
-    from device_agent.executors.programs.container_tree import Hostile, Tree
+    from device_agent.executors.programs.container_tree import Hostile, Tree, parts_of
 else:
     import container_tar as tar
-    from container_tree import Hostile, Tree
+    from container_tree import Hostile, Tree, parts_of
 
 MAX_JSON_BYTES: Final = 4 << 20
 MAX_LAYERS: Final = 128
 MAX_INDEXES: Final = 4
 """An index may name another one, this deep."""
+MAX_MANIFESTS: Final = 256
+"""In all indexes together, each as often as it is named."""
 MAX_MEMBERS: Final = 10_000
 MAX_WORDS: Final = 256
 """In the command line, and in the environment."""
 MAX_WORD_BYTES: Final = 32 * 1024
 COPY_BYTES: Final = 1 << 20
+NO_WORK: Final = ("proc", "sys", "dev")
+"""No program works there, and a folder of the machine's may be left open for a moment."""
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 DAMAGED: Final = (tar.BadTar, EOFError, gzip.BadGzipFile, zlib.error)
@@ -100,14 +104,15 @@ class Hashed:
     def __init__(self, source: tar.Source, limit_bytes: int) -> None:
         self._source = source
         self._limit = limit_bytes
-        self._left = limit_bytes
+        self.left = limit_bytes
+        """How many bytes more it may have."""
         self._hash = hashlib.sha256()
 
     def read(self, size: int, /) -> bytes:
         """Read on, and note it. Raises Hostile when it is too long."""
         data = self._source.read(size)
-        self._left -= len(data)
-        if self._left < 0:
+        self.left -= len(data)
+        if self.left < 0:
             raise Hostile(f"unpacked a part of it takes more than {self._limit} bytes")
         self._hash.update(data)
         return data
@@ -190,13 +195,17 @@ def find(file: Any) -> Layout | None:
     return None
 
 
-def choose(layout: Layout, platform: Platform) -> tuple[dict[str, Any], dict[str, Any]]:
+_Image = tuple[dict[str, Any], dict[str, Any]]
+"""Manifest and configuration."""
+
+
+def choose(layout: Layout, platform: Platform) -> _Image:
     """Return manifest and configuration of the image for this machine. Raises Hostile."""
     index = layout.document(layout.member("index.json"), "index.json")
-    seen: list[str] = []
-    manifests = _manifests(layout, index, platform, seen, MAX_INDEXES)
+    search = _Search(layout, platform)
+    manifests = search.manifests(index, MAX_INDEXES)
     if not manifests:
-        named = ", ".join(sorted(set(seen))) or "none"
+        named = ", ".join(sorted(set(search.seen))) or "none"
         raise Hostile(
             f"the image has no form for linux/{platform.architecture}, this machine; it has {named}"
         )
@@ -207,40 +216,47 @@ def choose(layout: Layout, platform: Platform) -> tuple[dict[str, Any], dict[str
     return manifests[best]
 
 
-_Found = dict[tuple[int, str], tuple[dict[str, Any], dict[str, Any]]]
+class _Search:
+    """Looks through indexes for what runs here, in bounds."""
 
+    def __init__(self, layout: Layout, platform: Platform) -> None:
+        self._layout = layout
+        self._platform = platform
+        self._left = MAX_MANIFESTS
+        self.seen: list[str] = []
+        """Platforms of the images that there are."""
 
-def _manifests(
-    layout: Layout, index: dict[str, Any], platform: Platform, seen: list[str], depth: int
-) -> _Found:
-    """Collect the manifests that run here, by rank and digest. Raises Hostile."""
-    found: _Found = {}
-    if depth == 0:
-        raise Hostile(f"the image has indexes in indexes, more than {MAX_INDEXES} deep")
-    for descriptor in objects_of(index, "manifests"):
-        said = descriptor.get("platform")
-        if isinstance(said, dict) and "unknown" in (said.get("architecture"), said.get("os")):
-            continue  # An attestation about an image, not an image.
-        if isinstance(said, dict) and _rank(platform, said, seen) is None:
-            continue
-        document = layout.document(layout.blob(descriptor), "manifest")
-        if "manifests" in document:
-            found |= _manifests(layout, document, platform, seen, depth - 1)
-            continue
-        config = document.get("config")
-        if not isinstance(config, dict):
-            raise Hostile("the image's manifest names no configuration")
-        about = layout.document(layout.blob(config), "configuration")
-        rank = _rank(platform, about, seen)
-        if rank is not None:
-            found[rank, text_of(descriptor, "digest")] = document, about
-    return found
+    def manifests(self, index: dict[str, Any], depth: int) -> dict[tuple[int, str], _Image]:
+        """Collect the manifests that run here, by rank and digest. Raises Hostile."""
+        found: dict[tuple[int, str], _Image] = {}
+        if depth == 0:
+            raise Hostile(f"the image has indexes in indexes, more than {MAX_INDEXES} deep")
+        for descriptor in objects_of(index, "manifests"):
+            self._left -= 1
+            if self._left < 0:
+                raise Hostile(f"the image names more than {MAX_MANIFESTS} manifests")
+            said = descriptor.get("platform")
+            if isinstance(said, dict) and "unknown" in (said.get("architecture"), said.get("os")):
+                continue  # An attestation about an image, not an image.
+            if isinstance(said, dict) and self._rank(said) is None:
+                continue
+            document = self._layout.document(self._layout.blob(descriptor), "manifest")
+            if "manifests" in document:
+                found |= self.manifests(document, depth - 1)
+                continue
+            config = document.get("config")
+            if not isinstance(config, dict):
+                raise Hostile("the image's manifest names no configuration")
+            about = self._layout.document(self._layout.blob(config), "configuration")
+            rank = self._rank(about)
+            if rank is not None:
+                found[rank, text_of(descriptor, "digest")] = document, about
+        return found
 
-
-def _rank(platform: Platform, about: dict[str, Any], seen: list[str]) -> int | None:
-    words = [about.get(one) for one in ("os", "architecture", "variant")]
-    seen.append("/".join(str(one)[:40] for one in words if one))
-    return platform.rank(words[1], words[0], words[2])
+    def _rank(self, about: dict[str, Any]) -> int | None:
+        words = [about.get(one) for one in ("os", "architecture", "variant")]
+        self.seen.append("/".join(str(one)[:40] for one in words if one))
+        return self._platform.rank(words[1], words[0], words[2])
 
 
 def config_of(about: dict[str, Any]) -> Config:
@@ -250,13 +266,21 @@ def config_of(about: dict[str, Any]) -> Config:
         config = {}
     if not isinstance(config, dict):
         raise Hostile("the image's configuration is no object")
-    cwd = config.get("WorkingDir") or "/"
-    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
-        raise Hostile(f"the image's working folder {cwd!r:.200} is no absolute name")
     env = words_of(config, "Env")
-    if not all("=" in one for one in env):
-        raise Hostile("the image's environment has an entry without '='")
+    if not all("=" in one[1:] for one in env):
+        raise Hostile("the image's environment has an entry without a name and '='")
+    cwd = _work_folder(config.get("WorkingDir") or "/")
     return Config(words_of(config, "Entrypoint"), words_of(config, "Cmd"), env, cwd)
+
+
+def _work_folder(cwd: object) -> str:
+    """Return the working folder as it is, if a program may work there. Raises Hostile."""
+    if not isinstance(cwd, str) or not cwd.startswith("/"):
+        raise Hostile(f"the image's working folder {cwd!r:.200} is no absolute name")
+    parts = parts_of(cwd.lstrip("/"))
+    if parts[:1] and parts[0] in NO_WORK:
+        raise Hostile(f"the image's working folder {cwd!r:.200} is the kernel's: choose another")
+    return cwd
 
 
 def unpack(
@@ -264,7 +288,7 @@ def unpack(
 ) -> None:
     """Put the layers into a tree, one over the other. Raises Hostile, or one of DAMAGED.
 
-    `limit_bytes` is how long the archive of a layer may be, padding and headers included.
+    `limit_bytes` is how long the archives of all layers may be, padding and headers included.
     """
     layers = objects_of(manifest, "layers")
     rootfs = about.get("rootfs")
@@ -278,6 +302,7 @@ def unpack(
         tree.apply(tar.Archive(source), layer=True)
         if source.digest() != content:
             raise Hostile(f"a layer's content is not {content!r:.100}, as the image says")
+        limit_bytes = source.left
 
 
 def expand(region: Region, what: str) -> tar.Source:
@@ -321,4 +346,11 @@ def words_of(document: dict[str, Any], key: str) -> list[str]:
 
 
 def _is_word(one: object) -> bool:
-    return isinstance(one, str) and "\0" not in one and len(one) <= MAX_WORD_BYTES
+    """Whether something is a text that a program can be given."""
+    if not isinstance(one, str) or "\0" in one or len(one) > MAX_WORD_BYTES:
+        return False
+    try:
+        one.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

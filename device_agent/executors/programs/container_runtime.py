@@ -35,7 +35,7 @@ else:
 KNOWN: Final = ("crun", "runc")
 """The quicker one first."""
 SEARCH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-RUNTIME_TIMEOUT_S: Final = 20.0
+RUNTIME_TIMEOUT_S: Final = 15.0
 END_TIMEOUT_S: Final = 5.0
 MAX_WORDS_BYTES: Final = 16 * 1024
 TRIAL_MEMORY_BYTES: Final = 64 << 20
@@ -50,6 +50,13 @@ _PROGRAMS: Final = {
 }
 """ELF machine and class, and `exit(42)`: the smallest program, for machines that have no other."""
 ARM_ABI: Final = 0x05000000
+_AUTHORS: Final = (
+    *("no such file", "not found", "ermission denied", "not a directory", "is a directory"),
+    *("symbolic links", "executable", "chdir", "cwd", "exec:", "name too long"),
+    *("argument list too long", "unable to find user"),
+)
+"""What a runtime says where an image or the task's arguments are at fault."""
+_TOO_SMALL: Final = "memory limit could be too low"
 
 
 class Runtime:
@@ -81,7 +88,8 @@ class Container:
         self._pid = 0
         self.pidfd = -1
         self._code: int | None = None
-        self._killed = False
+        self._killed = os.eventfd(0, os.EFD_CLOEXEC)
+        """Readable from `kill` on, which ends the runtime at work, too."""
         self._lock = threading.Lock()
 
     def create(self, stdin: int, stdout: int, stderr: int) -> None:
@@ -99,9 +107,12 @@ class Container:
             except (OSError, ValueError):
                 raise self._refusal("it ended at once") from None
             _known.add(self._pid)
+            # Written by us the bound holds: it cannot be lowered from inside.
+            with contextlib.suppress(OSError), open(f"/proc/{self._pid}/oom_score_adj", "wb") as at:
+                at.write(str(spec.OOM_SCORE).encode())
         with self._lock:
             self.pidfd = pidfd
-            if self._killed:
+            if _ends(self._killed, 0):
                 self._signal()
 
     def start(self) -> None:
@@ -114,20 +125,19 @@ class Container:
 
     def _runtime_does(self, words: tuple[str, ...], stdio: tuple[int, int, int]) -> None:
         command = self._runtime.command(*words, log=self._log)
-        code = run(command, stdio, RUNTIME_TIMEOUT_S)
+        code = run(command, stdio, RUNTIME_TIMEOUT_S, self._killed)
         if code is None:
             raise self._refusal(f"{self._runtime.name} did not {words[0]} it in time")
         if code:
             raise self._refusal(self._said() or f"{self._runtime.name} {words[0]} gave {code}")
 
     def _refusal(self, why: str) -> Refusal:
-        if cgroup.ran_out_of_memory(self.group):
+        if _TOO_SMALL in why or cgroup.ran_out_of_memory(self.group):
             why = "its memory limit is too small for it to start"
             return Refusal("limit", "user", f"the container did not start: {why}")
-        missing = any(one in why for one in ("no such file", "not found", "ermission denied"))
-        blame = "user" if missing else "environment"
+        users = any(one in why.lower() for one in _AUTHORS)
         text = f"the container did not start: {why}"
-        return Refusal("executor", blame, text, retryable=not missing)
+        return Refusal("executor", "user" if users else "environment", text, retryable=not users)
 
     def _said(self) -> str:
         """Return the last error that the runtime wrote into its log."""
@@ -137,12 +147,7 @@ class Container:
                 lines = file.read().splitlines()
         except OSError:
             return ""
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError, AttributeError):
-                entry = json.loads(line)
-                if entry.get("level") == "error":
-                    return " ".join(str(entry.get("msg")).split())[:500]
-        return ""
+        return next(filter(None, map(said_by_runtime, reversed(lines))), "")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for the end; the exit code, negative for a signal, None when it lives on.
@@ -159,7 +164,8 @@ class Container:
     def kill(self) -> None:
         """End every process of it at once; from any thread, and before it is there too."""
         with self._lock:
-            self._killed = True
+            if self._killed >= 0:
+                os.eventfd_write(self._killed, 1)
             self._signal()
 
     def _signal(self) -> None:
@@ -170,22 +176,39 @@ class Container:
     def remove(self) -> None:
         """End it if need be and remove what the runtime has left of it."""
         self.kill()
+        if self._runtime.box.cgroups:
+            # With its share of the processor it would take its time to end.
+            cgroup.set_share(self.group, 0, cgroup.PRIORITY_USUAL)
         if self.pidfd >= 0:
             self.wait(END_TIMEOUT_S)
-            with self._lock:
-                os.close(self.pidfd)
-                self.pidfd = -1
         else:
             _known.end_orphans()
+        with self._lock:
+            for fd in (self.pidfd, self._killed):
+                if fd >= 0:
+                    os.close(fd)
+            self.pidfd = self._killed = -1
         images.remove_tree(f"{self._runtime.folder}/{self.name}")
         if self._runtime.box.cgroups:
             cgroup.remove(self.group)
 
 
-def _ends(pidfd: int, timeout_s: float | None) -> bool:
+def said_by_runtime(line: bytes) -> str:
+    """Return the error in a line of a runtime's log; empty when there is none."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        entry = json.loads(line)
+        if entry.get("level") == "error":
+            return " ".join(str(entry.get("msg")).split())[:500]
+    return ""
+
+
+def _ends(pidfd: int, timeout_s: float | None, stop: int = -1) -> bool:
+    """Wait for the end of a process, unless `stop` becomes readable; whether it has ended."""
     poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
+    for fd in (pidfd, stop):
+        if fd >= 0:
+            poller.register(fd, select.POLLIN)
+    return pidfd in dict(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 class _Known:
@@ -195,6 +218,8 @@ class _Known:
         self._lock = threading.Lock()
         self._pids: set[int] = set()
         self._creating = 0
+        self._orphans = False
+        """There may be a child that nobody waits for."""
 
     def spawn(self, command: list[str], stdio: tuple[int, int, int]) -> int:
         """Start a command. Raises OSError."""
@@ -225,31 +250,40 @@ class _Known:
         finally:
             with self._lock:
                 self._creating -= 1
+                if self._orphans:
+                    self._end_orphans()
 
     def end_orphans(self) -> None:
-        """End children that nobody knows, unless one is expected just now: then a later turn."""
+        """End children that nobody knows, as soon as none is expected."""
         with self._lock:
-            if self._creating:
-                return
-            for pid in _children():
-                if pid not in self._pids:
-                    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                        os.kill(pid, signal.SIGKILL)
-                        os.waitpid(pid, 0)
+            self._orphans = True
+            self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        if self._creating:
+            return
+        self._orphans = False
+        for pid in _children():
+            if pid not in self._pids:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
 
 
 _known: Final = _Known()
 
 
-def run(command: list[str], stdio: tuple[int, int, int], timeout_s: float) -> int | None:
-    """Run a command; its exit code, None when it had to be killed."""
+def run(
+    command: list[str], stdio: tuple[int, int, int], timeout_s: float, stop: int = -1
+) -> int | None:
+    """Run a command until its end or until `stop` is readable; its exit code, None when killed."""
     try:
         pid = _known.spawn(command, stdio)
     except OSError as error:
         return error.errno or 1
     pidfd = os.pidfd_open(pid)
     try:
-        in_time = _ends(pidfd, timeout_s)
+        in_time = _ends(pidfd, timeout_s, stop)
         if not in_time:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ else:
 THREAD_STACK_BYTES: Final = 1 << 20
 MAX_THREADS: Final = 256
 """Beyond them nobody may listen for a while; a node runs far fewer containers."""
+MAX_FILES: Final = 1 << 16
+"""That may be open: a container may well have us open folders in folders in its outputs."""
+FILL_TIMEOUT_S: Final = 20.0
+"""After it no further container is begun: with the last one the daemon is still patient."""
 END_TIMEOUT_S: Final = 4.0
 """How long the end of an instance waits for its calls, which are told to stop."""
 NOT_UNPACKED: Final = "not unpacked"
@@ -65,12 +70,14 @@ class Instance:
         with self._changed:
             return max(0, self.program.replicas - len(self._all))
 
-    def take(self) -> workers.Worker:
-        """Wait for a worker. Raises Refusal when the instance has ended."""
+    def take(self, stopped: Callable[[], bool]) -> workers.Worker:
+        """Wait for a worker. Raises Refusal when the instance has ended, or the call is stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free or self._ended)
+            self._changed.wait_for(lambda: self._free or self._ended or stopped())
             if self._ended:
                 raise Refusal("not-ready", "environment", "the instance has ended", retryable=True)
+            if stopped():
+                raise Refusal(*workers.STOPPED)
             return self._free.pop()
 
     def give(self, worker: workers.Worker) -> None:
@@ -78,7 +85,7 @@ class Instance:
         with self._changed:
             if not self._ended and len(self._all) <= max(1, self.program.replicas):
                 self._free.append(worker)
-                self._changed.notify()
+                self._changed.notify_all()
                 return
             self._all.remove(worker)
             self._closing += 1
@@ -98,18 +105,22 @@ class Instance:
             self.give(worker)
 
     def stop(self, number: int) -> None:
-        """End the container of a call, if this instance has it."""
+        """End the container of a call, if this instance has it, or its wait for one."""
         with self._changed:
             everyone = list(self._all)
+            self._changed.notify_all()
         for worker in everyone:
             worker.stop(number)
 
     def end(self) -> None:
-        """Close the workers, those that have a call when that is over; wait for it, in bounds."""
+        """Kill the containers and close the workers; wait for that, in bounds."""
         with self._changed:
             self._ended = True
             idle, self._free = self._free, []
+            everyone = list(self._all)
             self._changed.notify_all()
+        for worker in everyone:
+            worker.kill()
         for worker in idle:
             self.give(worker)
         with self._changed:
@@ -275,7 +286,11 @@ class Host:
 
     def _fill(self, instance: Instance) -> None:
         """Have as many workers as the setup says, each ready. Raises Refusal or OSError."""
+        until = time.monotonic() + FILL_TIMEOUT_S
         for _ in range(instance.lacking()):
+            if time.monotonic() > until:
+                text = f"its containers took more than {FILL_TIMEOUT_S:.0f} s to start"
+                raise Refusal("limit", "environment", text, retryable=True)
             with self._counting:
                 self._workers += 1
                 number = self._workers
@@ -319,7 +334,7 @@ class Host:
         began = time.perf_counter_ns()
         number: int = header["id"]
         instance = self._instance(header)
-        worker = instance.take()
+        worker = instance.take(lambda: self._stopped[number])
         after.enter_context(self._given_back(instance, worker, header["key"]))
         worker.begin(number)
         if self._stopped[number]:
@@ -384,6 +399,8 @@ def serve(handle: int, configured: str, prefix: str, token: str, folder: str, tr
         text = "; ".join(doubts) or "no container runtime is installed: install crun or runc"
         return refuse_all(Stream(sock), text)
     threading.stack_size(THREAD_STACK_BYTES)
+    most = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Host(sock, runtime, prefix, token, folder).serve()
     return 0
 

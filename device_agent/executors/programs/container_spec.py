@@ -14,6 +14,8 @@ FILES_MAX: Final = 1024
 TMP_BYTES: Final = 64 << 20
 """Of `/tmp`, and of `/dev/shm`; they count as the container's memory, too."""
 TMP_FILES: Final = 4096
+HOME: Final = "HOME=/tmp"
+"""The place where a program may write, unless the image names another."""
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OOM_SCORE: Final = 500
 """When the machine runs out of memory a container goes before the daemon does."""
@@ -160,14 +162,15 @@ class Wanted:
 def config(box: Box, wanted: Wanted) -> dict[str, Any]:
     """Return the document that a runtime reads."""
     uid = 0 if box.users else wanted.host_id
-    env = wanted.env if any(one.startswith("PATH=") for one in wanted.env) else [PATH, *wanted.env]
+    names = {one.partition("=")[0] for one in wanted.env}
+    usual = [one for one in (PATH, HOME) if one.partition("=")[0] not in names]
     return {
         "ociVersion": VERSION,
         "process": {
             "terminal": False,
             "user": {"uid": uid, "gid": uid},
             "args": wanted.args,
-            "env": env,
+            "env": [*usual, *wanted.env],
             "cwd": wanted.cwd,
             "capabilities": {
                 one: [] for one in ("bounding", "effective", "inheritable", "permitted", "ambient")

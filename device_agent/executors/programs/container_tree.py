@@ -23,6 +23,9 @@ else:
 MAX_DEPTH: Final = 64
 MAX_PART_BYTES: Final = 255
 MAX_LINK_BYTES: Final = 4095
+ENTRY_BYTES: Final = 4096
+"""What an entry takes on a disk beside its data, as we count it."""
+COPY_BYTES: Final = 1 << 20
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,19 +65,23 @@ class Tree:
         self._entries = 0
         self._layer: set[Parts] = set()
         """What the present layer has made, and the folders on the way."""
+        self._white: set[Parts] = set()
+        """The whiteouts of the present layer: one that comes again has nothing left to remove."""
 
     def apply(self, archive: tar.Archive, *, layer: bool) -> None:
         """Unpack an archive over what is there; only a layer's whiteouts remove something.
 
         Raises Hostile, BadTar, or OSError of the disk.
         """
-        self._layer = set()
+        self._layer, self._white = set(), set()
         for entry in archive:
             self._count(entry)
             parts = parts_of(entry.name)
             last = parts[-1] if parts else ""
             if layer and last.startswith(WHITEOUT):
-                self._white_out(parts[:-1], last)
+                if parts not in self._white:
+                    self._white.add(parts)
+                    self._white_out(parts[:-1], last)
                 continue
             self._put(entry, parts, archive)
             if layer:
@@ -93,15 +100,20 @@ class Tree:
             pass
 
     def _count(self, entry: tar.Entry) -> None:
-        self._entries += 1
-        if self._entries > self._bounds.entries:
-            raise Hostile(f"it holds more than the {self._bounds.entries} entries that are taken")
+        self._count_one(entry.name)
         if entry.size > self._bounds.file_bytes:
             raise Hostile(
                 f"{entry.name[:200]!r} has {entry.size} bytes, "
                 f"a file may have {self._bounds.file_bytes}"
             )
         self._take(entry.name, entry.size)
+
+    def _count_one(self, name: str) -> None:
+        """Count an entry, or a folder on the way to one. Raises Hostile."""
+        self._entries += 1
+        if self._entries > self._bounds.entries:
+            raise Hostile(f"it holds more than the {self._bounds.entries} entries that are taken")
+        self._take(name, ENTRY_BYTES)
 
     def _take(self, name: str, size: int) -> None:
         """Count so many bytes more. Raises Hostile when there is no room."""
@@ -148,8 +160,7 @@ class Tree:
         target = entry.link
         if not target or len(os.fsencode(target)) > MAX_LINK_BYTES or not _printable(target):
             raise Hostile(f"{entry.name[:200]!r} links to {target[:200]!r}, which is no name")
-        if _climbs(parts[:-1], target):
-            raise Hostile(f"{entry.name[:200]!r} links to {target[:200]!r}, outside of the image")
+        _check_link(entry.name, parts, target)
         with self._parent(parts) as (parent, last):
             _remove(parent, last)
             os.symlink(target, last, dir_fd=parent)
@@ -163,6 +174,9 @@ class Tree:
                 about = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if not (stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode)):
                     raise Hostile(f"{entry.name[:200]!r} is a hard link to what is no file")
+                # Elsewhere the same words may lead out.
+                if stat.S_ISLNK(about.st_mode):
+                    _check_link(entry.name, parts, os.readlink(name, dir_fd=folder))
                 with self._parent(parts) as (parent, last):
                     _remove(parent, last)
                     self._link(folder, name, parent, last)
@@ -188,7 +202,8 @@ class Tree:
                 open(source, "rb", buffering=0) as old,
                 open(os.open(last, _NEW_FILE, mode, dir_fd=parent), "wb", buffering=0) as new,
             ):
-                shutil.copyfileobj(old, new)
+                while piece := old.read(COPY_BYTES):
+                    _write_all(new.fileno(), piece)
                 os.utime(new.fileno(), ns=(about.st_mtime_ns, about.st_mtime_ns))
 
     def _white_out(self, folder: Parts, last: str) -> None:
@@ -227,28 +242,28 @@ class Tree:
         fd = os.dup(self._root)
         try:
             for depth, part in enumerate(parts[:-1], 1):
-                fd = _step(fd, part, parts[:depth], make=make)
+                fd = self._step(fd, part, parts[:depth], make=make)
             yield fd, parts[-1]
         finally:
             os.close(fd)
 
-
-def _step(fd: int, part: str, so_far: Parts, *, make: bool) -> int:
-    """Open a folder in a folder that is closed by this, but for an error."""
-    try:
-        below = os.open(part, _FOLDER, dir_fd=fd)
-    except FileNotFoundError:
-        if not make:
-            raise
-        os.mkdir(part, _FOLDER_MODE, dir_fd=fd)
-        below = os.open(part, _FOLDER, dir_fd=fd)
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        text = f"an entry lies under {'/'.join(so_far)[:200]!r}, which is a link or a file"
-        raise Hostile(text) from None
-    os.close(fd)
-    return below
+    def _step(self, fd: int, part: str, so_far: Parts, *, make: bool) -> int:
+        """Open a folder in a folder that is closed by this, but for an error."""
+        try:
+            below = os.open(part, _FOLDER, dir_fd=fd)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._count_one(part)
+            os.mkdir(part, _FOLDER_MODE, dir_fd=fd)
+            below = os.open(part, _FOLDER, dir_fd=fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            text = f"an entry lies under {'/'.join(so_far)[:200]!r}, which is a link or a file"
+            raise Hostile(text) from None
+        os.close(fd)
+        return below
 
 
 def parts_of(name: str) -> Parts:
@@ -268,7 +283,14 @@ def parts_of(name: str) -> Parts:
 
 
 def _printable(name: str) -> bool:
-    return not any(one < " " or one == "\x7f" for one in name)
+    """Whether a name has no control characters, and stands for bytes at all."""
+    return not any(one < " " or one == "\x7f" or "\ud800" <= one < "\udc80" for one in name)
+
+
+def _check_link(name: str, parts: Parts, target: str) -> None:
+    """Hold a link that is to stand at a place against the image. Raises Hostile."""
+    if _climbs(parts[:-1], target):
+        raise Hostile(f"{name[:200]!r} links to {target[:200]!r}, outside of the image")
 
 
 def _climbs(folder: Parts, target: str) -> bool:

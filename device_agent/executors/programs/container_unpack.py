@@ -49,6 +49,8 @@ def unpack(request: Header) -> None:
     images.collect(folder, keep)
     if images.about(folder, name) is not None:
         return
+    # Whatever has its name without being whole.
+    images.discard(folder, name)
     part = f"{images.PART}{name}"
     os.makedirs(f"{folder}/{part}/{images.ROOTFS}", mode=0o755)
     about = _unpack(request, f"{folder}/{part}")

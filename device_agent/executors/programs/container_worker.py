@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from device_agent.executors.programs import container_images as images
     from device_agent.executors.programs import container_space as space
     from device_agent.executors.programs import container_spec as spec
-    from device_agent.executors.programs.container_runtime import Container, Runtime, write_config
+    from device_agent.executors.programs.container_runtime import (
+        Container,
+        Runtime,
+        said_by_runtime,
+        write_config,
+    )
     from device_agent.executors.programs.stream import Header, Refusal
 else:
     import container_call as call
@@ -28,7 +33,7 @@ else:
     import container_images as images
     import container_space as space
     import container_spec as spec
-    from container_runtime import Container, Runtime, write_config
+    from container_runtime import Container, Runtime, said_by_runtime, write_config
     from stream import Header, Refusal
 
 ONCE: Final = "once"
@@ -92,6 +97,8 @@ class Worker:
         self._group = ""
         self._folder = f"{FOLDER}/{number}"
         self._turn = 0
+        self._soiled = False
+        """Something may lie in the outputs."""
         self._lock = threading.Lock()
         self._current = 0
         """The call under way."""
@@ -120,7 +127,12 @@ class Worker:
             call.write_input(f"{self._folder}/in", name, number, tuple(shape), path, size)
 
     def prepare(self) -> None:
-        """Have a container that only waits for its call. Raises Refusal."""
+        """Have a container that only waits for its call, and empty outputs.
+
+        Raises Refusal or OSError.
+        """
+        if self._soiled:
+            self._clean()
         if self._container is not None and self._container.wait(0) is not None:
             self._discard()
         if self._container is None:
@@ -205,6 +217,7 @@ class Worker:
         try:
             self.prepare()
             self._bring(described, body, written)
+            self._soiled = True
             if self._stopped:
                 raise Refusal(*STOPPED)
             if self._program.once:
@@ -224,6 +237,8 @@ class Worker:
                 self._current = 0
             for path in written:
                 with contextlib.suppress(FileNotFoundError):
+                    # What the container keeps open is not to hold memory of ours.
+                    os.truncate(path, 0)
                     os.unlink(path)
 
     def _bring(self, described: list[list[Any]], body: memoryview, written: list[str]) -> None:
@@ -319,8 +334,9 @@ class Worker:
         if cgroup.ran_out_of_memory(self._group):
             text = f"the container took more than the {program.memory_bytes} bytes of its manifest"
             return Refusal("limit", "user", text)
-        lines = self._tail.decode("utf-8", "replace").strip().splitlines()
-        text = " ".join(lines[-1].split())[:1000] if lines else fallback
+        lines = self._tail.strip().splitlines()
+        last = lines[-1] if lines else fallback.encode()
+        text = said_by_runtime(last) or " ".join(last.decode("utf-8", "replace").split())[:1000]
         room = os.statvfs(f"{self._folder}/out")
         if room.f_bfree == 0:
             text += f" (its outputs have filled the {program.output_bytes} bytes they may take)"
@@ -348,6 +364,12 @@ class Worker:
                 return
             self._tail = (self._tail + piece)[-TAIL_BYTES:]
 
+    def kill(self) -> None:
+        """End its container, whatever that does; from any thread."""
+        with self._lock:
+            if self._container is not None:
+                self._container.kill()
+
     def stop(self, number: int) -> None:
         """End the container of a call, if that is under way; from any thread."""
         with self._lock:
@@ -357,16 +379,23 @@ class Worker:
                     self._container.kill()
 
     def renew(self) -> None:
-        """Be ready for the next call: empty outputs, a container that waits. Raises Refusal."""
+        """Be ready for the next call: empty outputs, a container that waits.
+
+        Raises Refusal or OSError.
+        """
         if self._program.once:
             self._discard()
+        self.prepare()
+
+    def _clean(self) -> None:
+        """Empty the outputs. Raises OSError."""
         try:
             call.clear(f"{self._folder}/out")
         except (OSError, RecursionError):
             # Whoever still writes there is ended; what is left has nobody any more.
             self._discard()
             call.clear(f"{self._folder}/out")
-        self.prepare()
+        self._soiled = False
 
     def memory_bytes(self) -> int:
         """Return what its container takes now."""

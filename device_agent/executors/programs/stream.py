@@ -26,6 +26,8 @@ else:
     from wire import CHUNK_BYTES, INLINE_MAX_BYTES, PREFIX, measure
 
 MAX_READ_BYTES: Final = 256 * 1024
+MAX_TEXT: Final = 2000
+"""Characters of a refusal."""
 _PR_SET_PDEATHSIG: Final = 1
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -41,7 +43,9 @@ class Refusal(Exception):
 
     def __init__(self, code: str, blame: str, text: str, *, retryable: bool = False) -> None:
         super().__init__(text)
-        self.answer = [code, blame, text[:2000], retryable]
+        # Parts of it are a guest's words: neither JSON nor a terminal is to stumble over them.
+        plain = "".join(one if one.isprintable() else " " for one in text[:MAX_TEXT])
+        self.answer = [code, blame, plain, retryable]
 
 
 class Pipe(Protocol):
