@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.executors.container import ContainerExecutor
 from device_agent.executors.onnx import OnnxExecutor
 from device_agent.executors.wasm import WasmExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from container_guests import FLAGS, PYTHON, Image, layout_tar, rootfs_tar
 from executor_exits import WAIT_S, Exits
 from executor_guests import Shelf
 
@@ -85,3 +87,36 @@ def gone() -> Callable[[int], Awaitable[None]]:
                     os.close(fd)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return Shelf(tmp_path_factory.mktemp("container")).put(rootfs_tar())
+
+
+@pytest.fixture(scope="session")
+def layout(image: Image) -> Image:
+    config = {
+        "Entrypoint": [PYTHON, *FLAGS, "/guest.py"],
+        "Cmd": ["once", "fail"],
+        "Env": ["LANG=C"],
+        "WorkingDir": "/srv/here",
+    }
+    data = layout_tar([image[0].read_bytes()], config, compressed=True, nested=True)
+    return Shelf(image[0].parent).put(data)
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of images for all tests: unpacking is tested for itself."""
+    return tmp_path_factory.mktemp("container") / "images"
+
+
+@pytest.fixture
+async def containers(unpacked: Path, blobs: Path, exits: Exits) -> AsyncIterator[ContainerExecutor]:
+    from container_runs import RUNTIME, groups  # noqa: PLC0415 - it tries the runtimes
+
+    executor = ContainerExecutor(blobs=blobs, images=unpacked, runtime=RUNTIME, on_exit=exits)
+    yield executor
+    await executor.close()
+    assert groups(executor) == []
