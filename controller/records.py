@@ -19,7 +19,7 @@ from protocols.messages.hierarchy import (
 )
 from protocols.messages.invocation import Failure, Timings, Values
 from protocols.messages.job import JobState, JobSubmit
-from protocols.messages.presence import Inventory
+from protocols.messages.presence import Inventory, Trust
 from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Variant, Warmth
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.qoais import Bound
@@ -350,6 +350,8 @@ class NodeView(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     silent_ms: int = 0
     """Since the last message, when this view was made."""
+    trust: Trust | None = None
+    """What it trusts of those who sign artifacts; None: nobody has to sign there."""
 
 
 class CellView(Struct, frozen=True):

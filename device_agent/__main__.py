@@ -1,8 +1,10 @@
 """`python -m device_agent`: read the configuration, prepare the node, become the daemon."""
 
 import asyncio
+import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +17,10 @@ from device_agent.ending import to_the_end
 from device_agent.folder import DataFolder
 from device_agent.journal import Journal
 from device_agent.prepared import Prepared, become_daemon
-from device_agent.run import EXECUTORS, blobs_folder, make_executor
+from device_agent.run import EXECUTORS, TRUST, blobs_folder, make_executor
 from firmware_profiles import Profile, select
 from protocols.errors import UserError
-from protocols.messages.presence import ExecutorInfo
+from protocols.messages.presence import ExecutorInfo, Trust
 
 if TYPE_CHECKING:
     from protocols.transport.tls import Bundle
@@ -77,6 +79,24 @@ async def _probe(node: str, profile: Profile, data: Path, runtime: str) -> _Prob
     return _Probed(tuple(one for one in found if one is not None), tuple(doubts))
 
 
+def trusted(data: Path) -> Trust:
+    """Return what this node trusted last of those who sign artifacts."""
+    try:
+        found = json.loads((data / TRUST / "state.json").read_bytes())
+        return Trust(int(found["root"]), int(found["expires"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Trust()
+
+
+def unchecked() -> tuple[str, ...]:
+    """Say, for people, when signatures are asked for and cannot be checked here."""
+    if find_spec("tuf") is not None:
+        return ()
+    return (
+        "No artifact will run: who signed it cannot be checked: pip install 'tona-edge[trust]'",
+    )
+
+
 class Preparation:
     """The first stage; `folder` is there once it is ours."""
 
@@ -101,6 +121,7 @@ class Preparation:
             *detection.warnings,
             *((journal.warning,) if journal.warning else ()),
             *probed.doubts,
+            *(unchecked() if asked.bundle else ()),
         )
         become_daemon(
             Prepared(
@@ -121,6 +142,7 @@ class Preparation:
                 incarnation=incarnation,
                 reserved=reserved,
                 runtime=asked.runtime,
+                trust=trusted(data) if asked.bundle else None,
             ),
             bytecode.options(bytecode.folder(os.environ)),
         )

@@ -15,7 +15,7 @@ from msgspec import Struct
 from device_agent.core.events import Restored
 from firmware_profiles.profile import Profile
 from protocols.manifest import Dtype
-from protocols.messages.presence import ExecutorInfo
+from protocols.messages.presence import ExecutorInfo, Trust
 
 
 class SensorFile(Struct, frozen=True):
@@ -54,6 +54,8 @@ class Prepared(Struct, frozen=True):
     """The last one that is ours to use."""
     runtime: str = ""
     """Path of the container runtime; empty: the one that works here."""
+    trust: Trust | None = None
+    """What it trusted last of those who sign artifacts; None on loopback."""
 
 
 def interpreter() -> list[str]:

@@ -136,6 +136,7 @@ class Node:
             inventory=inventory,
             warnings=warnings,
             cell=prepared.cell,
+            trust=prepared.trust,
         )
         settings, tls_files = self._settings()
         self._daemon = daemon = Daemon(

@@ -19,6 +19,7 @@ from device_agent.executors.door import ExecutorFailure
 from protocols.errors import EnvironmentFailure
 from protocols.manifest import ArtifactRef
 from protocols.messages import invocation
+from protocols.messages.presence import Trust
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
@@ -59,6 +60,7 @@ class Transfers:
         self._readers = 0
         self._trimmed_s = 0.0
         self.doors: dict[type, Callable[[Any], object]] = {
+            commands.CheckTrust: lambda command: spawn(self._check_trust(command)),
             commands.FetchArtifact: lambda command: spawn(self._fetch_artifact(command)),
             commands.FetchBlob: self._fetch_blob,
             commands.PushBlob: lambda command: spawn(self._push_blob(command)),
@@ -112,6 +114,16 @@ class Transfers:
             )
         else:
             self._tell(events.ArtifactReady(command.digest, command.tenant))
+
+    async def _check_trust(self, command: commands.CheckTrust) -> None:
+        try:
+            root, expires_s = await self._fetcher().check_trust(list(command.urls))
+        except ExecutorFailure as error:
+            log.warning("%s", error.failed.text)
+            trust = Trust(problem=error.failed.text[:1000])
+        else:
+            trust = Trust(root, expires_s)
+        self._tell(events.TrustChecked(trust))
 
     def _fetch_blob(self, command: commands.FetchBlob) -> None:
         if self._blobs.has(command.digest, command.size_bytes):

@@ -344,5 +344,6 @@ class Fleet:
             reason=self._nodes.reasons[slot],
             warnings=birth.warnings,
             silent_ms=self._nodes.silent_ms(slot, self._desk.now_ms),
+            trust=birth.trust,
         )
         self._desk.show(FLEET, node, view)

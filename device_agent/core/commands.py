@@ -84,6 +84,14 @@ class FetchArtifact(Struct, frozen=True):
     """On whose behalf it is to run."""
 
 
+class CheckTrust(Struct, frozen=True):
+    """Ask anew who may sign what runs here; answered by `TrustChecked`."""
+
+    urls: tuple[str, ...]
+    """As in `FetchArtifact`."""
+    cause: str
+
+
 class StartInstance(Struct, frozen=True):
     """Deploy and start; answered by `InstanceReady` or `InstanceFailed`, whatever happens."""
 
@@ -314,6 +322,7 @@ Command = (
     | KeepFeed
     | ForgetFeed
     | FetchArtifact
+    | CheckTrust
     | StartInstance
     | TuneInstance
     | RestInstance

@@ -54,7 +54,7 @@ from protocols.messages import (
     Tune,
     Welcome,
 )
-from protocols.messages.presence import Inventory
+from protocols.messages.presence import Inventory, Trust
 from protocols.topics import Channel
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from device_agent.core.ledger import Ledger
     from device_agent.core.memories import Memories
     from device_agent.core.trials import Trials
+    from device_agent.core.trusting import Trusting
 
 SHUTDOWN_MS: Final = 10_000
 """What the whole end of the daemon may take."""
@@ -83,7 +84,9 @@ class Core:
         inventory: Inventory,
         warnings: tuple[str, ...] = (),
         cell: str = "cell",
+        trust: Trust | None = None,
     ) -> None:
+        """Make one; `trust` is what it trusts of those who sign, None where nobody has to."""
         self._turn = turn = Turn(node, cell)
         self._agent_version = agent_version
         self._boot_id = boot_id
@@ -101,6 +104,7 @@ class Core:
         self._scheduler_epoch: int | None = None
         """Of the last scheduler that spoke of itself."""
         self.presence = Presence(turn, self._birth)
+        self._trusting = self._trust(trust)
         self.outbox = Outbox(turn)
         self.tasks = Tasks(turn, self.outbox)
         self.upkeep = Upkeep(turn, self.tasks, lambda: self.presence.welcomed)
@@ -200,6 +204,7 @@ class Core:
             events.Disconnected: self._disconnected,
             events.ArtifactReady: upkeep.artifact_ready,
             events.ArtifactFailed: upkeep.artifact_failed,
+            events.TrustChecked: self._trust_checked,
             events.InstanceReady: self._instance_ready,
             events.InstanceFailed: upkeep.failed,
             events.InstanceExited: upkeep.exited,
@@ -237,6 +242,7 @@ class Core:
             "birth": lambda _: self.presence.on_timer(),
             "shutdown": lambda _: self._farewell(),
             "journal": self.assignments.write_again,
+            "trust": self._trust_due,
             "log": lambda _: self._account().flush(),
             **{one: partial(self._feed_due, one) for one in ("feed", "flight", "sink")},
             **{one: partial(self._follow, one) for one in ("rest", "warm")},
@@ -259,6 +265,8 @@ class Core:
             return
         self._fence(body.scheduler_epoch, event.incarnation)
         self._turn.store_urls = body.store_urls
+        if self._trusting is not None:
+            self._trusting.welcomed()
         self._pace(
             structs.replace(self._sensing, heartbeat_ms=body.heartbeat_ms, sample_ms=body.sample_ms)
         )
@@ -508,6 +516,22 @@ class Core:
             self._turn.out.append(Say(Channel.PRESENCE, Death(self._ending, orderly=True)))
             self._turn.out.append(Exit(self._ending))
 
+    def _trust(self, trust: Trust | None) -> "Trusting | None":
+        """Return what looks after that; loaded where it is needed, as on loopback it is not."""
+        if trust is None:
+            return None
+        from device_agent.core.trusting import Trusting  # noqa: PLC0415 - see above
+
+        return Trusting(self._turn, trust, self.presence.again)
+
+    def _trust_checked(self, event: events.TrustChecked) -> None:
+        if self._trusting is not None:
+            self._trusting.checked(event)
+
+    def _trust_due(self, _name: str) -> None:
+        if self._trusting is not None:
+            self._trusting.on_timer()
+
     def _birth(self) -> Birth:
         return Birth(
             self._agent_version,
@@ -517,4 +541,5 @@ class Core:
             tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
             self._turn.draining[:1000],
             self._feeder.feedings() if self._feeder is not None else (),
+            self._trusting.trust if self._trusting is not None else None,
         )

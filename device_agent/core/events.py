@@ -8,6 +8,7 @@ from msgspec import Struct
 from protocols.errors import Blame
 from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
+from protocols.messages.presence import Trust
 from protocols.messages.profile import AuditPage
 from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
@@ -82,6 +83,12 @@ class ArtifactFailed(Struct, frozen=True):
     blame: Blame = Blame.ENVIRONMENT
     retryable: bool = True
     tenant: str = "default"
+
+
+class TrustChecked(Struct, frozen=True):
+    """What the node trusts now; with a problem, nothing but that."""
+
+    trust: Trust
 
 
 class InstanceReady(Struct, frozen=True):
@@ -292,6 +299,7 @@ Event = (
     | Tick
     | ArtifactReady
     | ArtifactFailed
+    | TrustChecked
     | InstanceReady
     | InstanceFailed
     | InstanceExited

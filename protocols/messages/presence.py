@@ -105,6 +105,17 @@ class Feeding(Part, frozen=True):
     """As in that Feed."""
 
 
+class Trust(Part, frozen=True):
+    """What a node trusts of those who sign artifacts."""
+
+    root_version: Count = 0
+    """Of TUF's root; 0: it has seen none but that of its bundle."""
+    expires_unix_s: Count = 0
+    """Until when the newest timestamp that it has seen holds."""
+    problem: Text = ""
+    """Why the last check failed, for people; empty: it did not."""
+
+
 class Birth(Message, tag="birth", frozen=True):
     """A node has connected: who it is and what it holds. Sent again when asked."""
 
@@ -122,6 +133,8 @@ class Birth(Message, tag="birth", frozen=True):
     """Why the node takes nothing new; empty while it does."""
     feeds: Annotated[tuple[Feeding, ...], Meta(max_length=64)] = ()
     """Every feed that the node has taken, all of them each time."""
+    trust: Trust | None = None
+    """What it trusts of those who sign artifacts; null: on loopback nobody has to sign."""
 
 
 class Death(Message, tag="death", frozen=True):

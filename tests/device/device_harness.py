@@ -9,7 +9,7 @@ from protocols.errors import Blame
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Limits, Manifest, Port
 from protocols.messages import Assign, Invoke, Welcome
 from protocols.messages.invocation import REQUEST, Edge, FailureCode, Plan, Step, Tensor
-from protocols.messages.presence import ExecutorInfo, Inventory
+from protocols.messages.presence import ExecutorInfo, Inventory, Trust
 from protocols.messages.task import InstanceState
 from protocols.topics import Channel
 
@@ -82,9 +82,14 @@ class SimNode:
     """Drives a core; while `helpful`, fetches, starts and stops succeed at once."""
 
     def __init__(
-        self, restored: events.Restored | None = None, inventory: Inventory = INVENTORY
+        self,
+        restored: events.Restored | None = None,
+        inventory: Inventory = INVENTORY,
+        trust: Trust | None = None,
     ) -> None:
-        self.core = Core(node=NODE, agent_version="0", boot_id="b", inventory=inventory)
+        self.core = Core(
+            node=NODE, agent_version="0", boot_id="b", inventory=inventory, trust=trust
+        )
         self.now_ms = 1000.0
         self.helpful = True
         self.said: list[commands.Command] = []

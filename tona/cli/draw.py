@@ -1,7 +1,7 @@
 """Structs as rows and bars. Pure: values in, rich renderables out; what is absent is a dash."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from rich.table import Table
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from controller.records import NodeView
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.presence import Accelerator
+from protocols.messages.presence import Accelerator, Trust
 from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport
 from tona.cli.context import details, or_dash, table
 
@@ -115,9 +115,23 @@ def node_details(node: NodeView) -> Table:
         ("silent", f"{node.silent_ms} ms"),
         ("absent", ", ".join(inventory.absent) or "-"),
         ("tasks", ", ".join(node.tasks) or "-"),
+        *_trust_rows(node.trust),
         *(("warning", one) for one in node.warnings),
     ]
     return details(rows)
+
+
+def _trust_rows(trust: Trust | None) -> list[tuple[str, str | Text]]:
+    if trust is None:
+        return [("artifacts", "need no signature on loopback")]
+    if not trust.root_version:
+        said = "signed; not checked yet"
+    else:
+        until = datetime.fromtimestamp(trust.expires_unix_s, UTC)
+        said = (
+            f"signed; root version {trust.root_version}, timestamp until {until:%Y-%m-%d %H:%M} UTC"
+        )
+    return [("artifacts", said), *([("not checked", trust.problem)] if trust.problem else [])]
 
 
 def memory_percent(node: NodeView) -> float | None:
