@@ -352,6 +352,8 @@ class NodeView(Struct, frozen=True):
     """Since the last message, when this view was made."""
     trust: Trust | None = None
     """What it trusts of those who sign artifacts; None: nobody has to sign there."""
+    share_url: str = ""
+    """Base URL at which its neighbours may fetch its artifacts; empty: nowhere."""
 
 
 class CellView(Struct, frozen=True):

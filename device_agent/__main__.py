@@ -142,6 +142,7 @@ class Preparation:
                 incarnation=incarnation,
                 reserved=reserved,
                 runtime=asked.runtime,
+                share=config.share_address(asked),
                 trust=trusted(data) if asked.bundle else None,
             ),
             bytecode.options(bytecode.folder(os.environ)),

@@ -33,6 +33,7 @@ _OPTIONS: Final = {
     "data": "folder for journal, artifacts and large values",
     "files": "folder whose files may feed services; default: none",
     "profile": "board profile, by name or file; default: recognised",
+    "share": "HOST:PORT at which neighbours of the cell may fetch artifacts; default: nowhere",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
 
@@ -48,6 +49,7 @@ class Config(Struct, frozen=True):
     files: str = ""
     profile: str = ""
     runtime: str = ""
+    share: str = ""
     sensors: dict[str, SensorFile] = {}
     """What may feed services, beside the node's own load; in the file alone."""
 
@@ -130,6 +132,20 @@ def files_folder(config: Config) -> str:
     if not folder.is_dir():
         raise UserError(f"--files {config.files}: there is no such folder")
     return str(folder)
+
+
+def share_address(config: Config) -> str:
+    """Return where neighbours may fetch artifacts; empty: nowhere. Raises UserError."""
+    if not config.share:
+        return ""
+    host, colon, port = config.share.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
+        raise UserError(
+            f"--share {config.share!r}: write HOST:PORT, such as 192.168.1.20:8610; port 0 is any"
+        )
+    if not config.bundle and not Address(host.strip("[]"), 0).loopback:
+        raise UserError(f"--share {config.share}: without a bundle only loopback can be shared at")
+    return config.share
 
 
 def host_name() -> str:

@@ -54,6 +54,8 @@ class Prepared(Struct, frozen=True):
     """The last one that is ours to use."""
     runtime: str = ""
     """Path of the container runtime; empty: the one that works here."""
+    share: str = ""
+    """HOST:PORT at which neighbours may fetch artifacts; empty: nowhere."""
     trust: Trust | None = None
     """What it trusted last of those who sign artifacts; None on loopback."""
 

@@ -40,6 +40,7 @@ from protocols.transport.sockets import open_socket
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher, TlsFiles
+    from device_agent.artifacts.sharing import Sharing
     from device_agent.executors.remote import OnExit
     from device_agent.journal import Journal
     from device_agent.logkeeper import LogKeeper
@@ -128,6 +129,8 @@ class Node:
             files=bool(prepared.files),
         )
         link, no_link = _link_sensor()
+        settings, tls_files = self._settings()
+        sharing = self._share(tls_files)
         warnings = (*prepared.warnings, *sampler.warnings, *((no_link,) if no_link else ()))
         core = Core(
             node=prepared.node,
@@ -137,25 +140,45 @@ class Node:
             warnings=warnings,
             cell=prepared.cell,
             trust=prepared.trust,
+            share_url=sharing.url if sharing is not None else "",
         )
-        settings, tls_files = self._settings()
         self._daemon = daemon = Daemon(
             core, prepared, settings, Notifier(os.environ), self._open_journal
         )
+        makers = self._makers(cache, blobs, blobs_at, tls_files)
+        workshop = Workshop(makers, cache, blobs, daemon.tell, daemon.crash)
+        senses = Senses(sampler, link, daemon.tell, daemon.probe, daemon.link_is_back)
+        daemon.attach(senses, workshop)
+        self._announce(inventory, warnings)
+        try:
+            return await daemon.run()
+        finally:
+            if sharing is not None:
+                sharing.close()
+            _clear(blobs)
+
+    def _makers(
+        self,
+        cache: ArtifactCache,
+        blobs: BlobFolder,
+        blobs_at: Path,
+        tls_files: "TlsFiles | None",
+    ) -> Makers:
+        prepared, data = self._prepared, self._data
         here = {one.kind for one in prepared.executors}
 
         def fetcher() -> "Fetcher":
             from device_agent.artifacts.fetch import Fetcher  # noqa: PLC0415 - see above
 
             trust = data / TRUST if tls_files else None
-            return Fetcher(cache, blobs, tls=tls_files, trust=trust)
+            return Fetcher(cache, blobs, tls=tls_files, trust=trust, node=prepared.node)
 
         def sources() -> "Sources":
             from device_agent.sources import Sources  # noqa: PLC0415 - see above
 
             return Sources(prepared.sensors, Path(prepared.files) if prepared.files else None)
 
-        makers = Makers(
+        return Makers(
             {
                 kind: lambda told, kind=kind: make_executor(  # type: ignore[misc]
                     kind, prepared.profile, blobs_at, data, told, prepared.runtime
@@ -167,14 +190,15 @@ class Node:
             sources,
             lambda: _log_keeper(data),
         )
-        workshop = Workshop(makers, cache, blobs, daemon.tell, daemon.crash)
-        senses = Senses(sampler, link, daemon.tell, daemon.probe, daemon.link_is_back)
-        daemon.attach(senses, workshop)
-        self._announce(inventory, warnings)
-        try:
-            return await daemon.run()
-        finally:
-            _clear(blobs)
+
+    def _share(self, tls_files: "TlsFiles | None") -> "Sharing | None":
+        """Let neighbours fetch artifacts here, where that was asked for. Raises UserError."""
+        if not self._prepared.share:
+            return None
+        from device_agent.artifacts.sharing import Sharing  # noqa: PLC0415 - few nodes share
+
+        host, _, port = self._prepared.share.rpartition(":")
+        return Sharing(host, int(port), self._data / "artifacts", tls_files)
 
     def _open_journal(self) -> "Journal":
         from device_agent.clock import around, unix_ms  # noqa: PLC0415 - see above

@@ -27,7 +27,7 @@ from controller.api.operation import (
 from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
 from controller.api.stats import StatsOf, TaskStats
-from controller.api.stored import Content, PublishedBy, PutArtifact, Stored, TrustFile
+from controller.api.stored import Content, HoldersOf, PublishedBy, PutArtifact, Stored, TrustFile
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
 from controller.records import (
@@ -559,6 +559,16 @@ TABLE: Final = (
         "/v1/trust/publishers/{publisher}",
         Effect.WRITE,
         transfer=Transfer.BYTES,
+    ),
+    Operation(
+        "artifact.holders",
+        "Name the nodes from which a neighbour may fetch an artifact, least loaded first.",
+        HoldersOf,
+        list[str],
+        Permission.FETCH,
+        _DATA,
+        "GET",
+        "/v1/artifacts/{hex}/holders",
     ),
     Operation(
         "blob.put",

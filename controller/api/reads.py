@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
+from controller.api.holders import holders
 from controller.api.jobs import ListJobs
 from controller.api.operation import Named, Operation
 from controller.api.operations import (
@@ -204,6 +205,7 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "fleet.status": _fleet,
     "node.show": _show(FLEET),
     "artifact.list": _artifacts,
+    "artifact.holders": holders,
     "job.list": _jobs,
     "job.show": _job,
 }

@@ -30,6 +30,13 @@ class Content(Struct, frozen=True, forbid_unknown_fields=True):
     hex: Sha256
 
 
+class HoldersOf(Content, frozen=True):
+    """An artifact, and who asks for it."""
+
+    but: str = ""
+    """This node is left out."""
+
+
 class PutArtifact(Struct, frozen=True, forbid_unknown_fields=True):
     """An artifact and what people call it."""
 

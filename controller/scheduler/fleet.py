@@ -345,5 +345,6 @@ class Fleet:
             warnings=birth.warnings,
             silent_ms=self._nodes.silent_ms(slot, self._desk.now_ms),
             trust=birth.trust,
+            share_url=birth.share_url,
         )
         self._desk.show(FLEET, node, view)

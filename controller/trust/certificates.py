@@ -68,7 +68,7 @@ def make_identity(
     """Return a key and a certificate with common name `name`, unit `speaker`, organization `cell`.
 
     Valid for `days`, but no longer than the authority. A controller may also serve, at `addresses`
-    and on its own machine. Raises UserError.
+    and on its own machine; a node at `addresses`, where it has any. Raises UserError.
     """
     alternatives = subject_alternatives(addresses)
     end = signer.certificate.not_valid_after_utc
@@ -97,8 +97,12 @@ def make_identity(
         own = subject_alternatives(OWN_MACHINE)
         names = x509.SubjectAlternativeName(dict.fromkeys((*alternatives, *own)))
         builder = builder.add_extension(names, critical=False)
+    elif addresses and speaker is Speaker.NODE:
+        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        names = x509.SubjectAlternativeName(alternatives)
+        builder = builder.add_extension(names, critical=False)
     elif addresses:
-        raise UserError(f"{name} is a {speaker}, and only a controller serves: give no addresses")
+        raise UserError(f"{name} is a {speaker}, which serves nobody: give no addresses")
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     certificate = builder.sign(signer.key, hashes.SHA256())
     entry = Entry(

@@ -27,6 +27,8 @@ from protocols.messages.invocation import FailureCode
 IDLE_EXIT_S: Final = 30.0
 PARALLEL: Final = 4
 """Transfers at once; more wait for their turn."""
+NEIGHBOURS_FROM_BYTES: Final = 1 << 20
+"""Smaller artifacts come from the store at once: to ask who has them takes as long."""
 MAX_TRANSFERS: Final = 64
 """Transfers under way or waiting; one more is refused."""
 _PROGRAM: Final = Path(__file__).parent / "fetch_child.py"
@@ -54,12 +56,14 @@ class Fetcher:
         *,
         tls: TlsFiles | None = None,
         trust: Path | None = None,
+        node: str = "",
         interpreter: str = sys.executable,
     ) -> None:
         self._cache = cache
         self._blobs = blobs
         self._tls = [str(tls.authority), str(tls.certificate), str(tls.key)] if tls else None
         self._trust = trust
+        self._node = node
         self._interpreter = interpreter
         self._process: Process | None = None
         self._transfers: dict[str, asyncio.Task[None]] = {}
@@ -151,7 +155,7 @@ class Fetcher:
             # Nothing but what lies here may be in use: it is only looked at, and room is not made.
             await self._ask("get", self._cache, ref, bases, trust)
         else:
-            await self._get(self._cache, ref, bases, trust)
+            await self._get(self._cache, ref, bases, trust, neighbours=True)
         self._cache.mark_verified(ref.digest, tenant)
 
     async def _after_others(self, digest: str) -> None:
@@ -181,6 +185,8 @@ class Fetcher:
         ref: ArtifactRef,
         bases: list[str],
         trust: dict[str, Any] | None = None,
+        *,
+        neighbours: bool = False,
     ) -> None:
         try:
             # What other transfers gather must not be taken from under them.
@@ -188,7 +194,8 @@ class Fetcher:
             shelf.make_room(max(0, ref.size_bytes - shelf.gathered(ref.digest)), busy=busy)
         except EnvironmentFailure as error:
             raise _failed(str(error)) from None
-        await self._ask("get", shelf, ref, bases, trust)
+        neighbours = neighbours and ref.size_bytes >= NEIGHBOURS_FROM_BYTES
+        await self._ask("get", shelf, ref, bases, trust, neighbours=neighbours)
 
     async def _ask(
         self,
@@ -197,6 +204,8 @@ class Fetcher:
         ref: ArtifactRef,
         bases: list[str],
         trust: dict[str, Any] | None = None,
+        *,
+        neighbours: bool = False,
     ) -> None:
         name = hex_of(ref.digest)
         request = {
@@ -208,6 +217,7 @@ class Fetcher:
             "part": str(shelf.part(ref.digest)),
             "tls": self._tls,
             "trust": trust,
+            "neighbours": f"?but={self._node}" if neighbours else "",
         }
         await self._say(request)
 

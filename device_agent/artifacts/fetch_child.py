@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import http.client
 import importlib
+import json
 import os
 import socket
 import ssl
@@ -40,7 +41,13 @@ ATTEMPTS: Final = 4
 BACKOFF_S: Final = 0.2
 """Before the second round; doubled for each one after it."""
 SOCKET_TIMEOUT_S: Final = 10.0
+SLOW_S: Final = 60.0
+"""How long `SLOW_BYTES` of an artifact may take; a slower address is given up."""
+SLOW_BYTES: Final = 64 * 1024
 BLOCK_BYTES: Final = 256 * 1024
+HOLDERS_MAX_BYTES: Final = 16 * 1024
+NEIGHBOURS_MAX: Final = 4
+"""That are tried before the store."""
 OK: Final = 200
 PARTIAL: Final = 206
 MULTIPLE: Final = 300
@@ -105,7 +112,8 @@ class Client:
             try:
                 if body is not None:
                     body.seek(0)
-                connection.request(method, parts.path, body, headers)
+                target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+                connection.request(method, target, body, headers)
                 return connection.getresponse(), connection
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self.forget(connection)
@@ -140,6 +148,37 @@ def over_addresses(request: Header, client: Client, work: Work) -> None:
                 return
     said = "; ".join(misses.values()) or "no address was given"
     raise failure(f"{request['op']} {request['hex'][:12]}: {said}")
+
+
+def from_somebody(request: Header, client: Client) -> None:
+    """Fetch from a neighbour that has it, else from a store. Raises Refusal."""
+    for url in neighbours(request, client) if request["neighbours"] else ():
+        # One try each: the store is sure to have it.
+        with contextlib.suppress(Miss):
+            get(request, url, client)
+            return
+    over_addresses(request, client, get)
+
+
+def neighbours(request: Header, client: Client) -> list[str]:
+    """Ask the stores which neighbours have an artifact; nobody, where none can say."""
+    for url in request["urls"]:
+        try:
+            address = f"{url}/holders{request['neighbours']}"
+            response, connection = client.ask("GET", address, {}, request["tls"])
+            try:
+                found = json.loads(response.read(HOLDERS_MAX_BYTES))
+            finally:
+                if not response.isclosed():
+                    client.forget(connection)
+        except (Miss, OSError, ValueError, RecursionError, http.client.HTTPException):
+            continue
+        if response.status == OK and isinstance(found, list):
+            scheme = "https://" if request["tls"] else "http://"
+            bases = [one for one in found if isinstance(one, str) and one.startswith(scheme)]
+            del bases[NEIGHBOURS_MAX:]
+            return [f"{base}/v1/artifacts/{request['hex']}" for base in bases]
+    return []
 
 
 def get(request: Header, url: str, client: Client) -> None:
@@ -192,10 +231,15 @@ def download(
         if response.status == OK:
             part.truncate(0)
             have = 0
+        mark, since_s = have, time.monotonic()
         while have < size:
             block = read_block(response, url, min(BLOCK_BYTES, size - have))
             part.write(block)
             have += len(block)
+            if have - mark >= SLOW_BYTES:
+                mark, since_s = have, time.monotonic()
+            elif time.monotonic() - since_s > SLOW_S:
+                raise Miss(f"{url}: less than {SLOW_BYTES} bytes came in {SLOW_S:.0f} s")
         whole = not response.read(1)
         if not whole:
             part.truncate(0)
@@ -208,7 +252,8 @@ def download(
 def read_block(response: http.client.HTTPResponse, url: str, size: int) -> bytes:
     """Read some bytes of a body; the network's errors become a Miss."""
     try:
-        block = response.read(size)
+        # What is there, not all of it: bytes that drip are to be seen.
+        block = response.read1(size)
     except (OSError, http.client.HTTPException) as error:
         raise Miss(f"{url}: {error or type(error).__name__}") from None
     if not block:
@@ -331,7 +376,7 @@ class Worker:
                 here = lies_here(request)
                 self._trust.check(request, client, known=here)
                 if not here:
-                    over_addresses(request, client, get)
+                    from_somebody(request, client)
             elif request["op"] == "put":
                 over_addresses(request, client, put)
             else:

@@ -85,6 +85,7 @@ class Core:
         warnings: tuple[str, ...] = (),
         cell: str = "cell",
         trust: Trust | None = None,
+        share_url: str = "",
     ) -> None:
         """Make one; `trust` is what it trusts of those who sign, None where nobody has to."""
         self._turn = turn = Turn(node, cell)
@@ -92,6 +93,7 @@ class Core:
         self._boot_id = boot_id
         self._inventory = inventory
         self._warnings = warnings
+        self._share_url = share_url
         self._sensing = SetSensing()
         self._executors_bytes = 0
         self._load: LoadReport | None = None
@@ -542,4 +544,5 @@ class Core:
             self._turn.draining[:1000],
             self._feeder.feedings() if self._feeder is not None else (),
             self._trusting.trust if self._trusting is not None else None,
+            self._share_url,
         )

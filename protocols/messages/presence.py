@@ -135,6 +135,8 @@ class Birth(Message, tag="birth", frozen=True):
     """Every feed that the node has taken, all of them each time."""
     trust: Trust | None = None
     """What it trusts of those who sign artifacts; null: on loopback nobody has to sign."""
+    share_url: Text = ""
+    """Base URL at which neighbours of the cell may fetch its artifacts; empty: nowhere."""
 
 
 class Death(Message, tag="death", frozen=True):

@@ -74,7 +74,7 @@ def test_the_certificate_names_who_and_what(authority: Authority, clock: Any) ->
     one.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.ca_pem().encode()))
 
 
-def test_only_a_controller_may_serve(authority: Authority) -> None:
+def test_only_a_controller_and_a_node_with_an_address_may_serve(authority: Authority) -> None:
     uses = certificates.ExtendedKeyUsageOID
     for speaker in (Speaker.NODE, Speaker.CLIENT):
         bundle = issue(authority, f"a-{speaker}", speaker)
@@ -92,8 +92,13 @@ def test_only_a_controller_may_serve(authority: Authority) -> None:
         "127.0.0.1",
         "::1",
     ]
-    with pytest.raises(UserError, match="only a controller serves"):
-        issue(authority, "n9", addresses=["10.0.0.2"])
+    bundle = issue(authority, "n9", addresses=["10.0.0.2"])
+    assert set(extension(bundle, x509.ExtendedKeyUsage)) == {uses.CLIENT_AUTH, uses.SERVER_AUTH}
+    names = extension(bundle, x509.SubjectAlternativeName)
+    assert [str(one) for one in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.2"]
+    assert names.get_values_for_type(x509.DNSName) == [], "its neighbours' address and no other"
+    with pytest.raises(UserError, match="which serves nobody"):
+        issue(authority, "c9", Speaker.CLIENT, addresses=["10.0.0.2"])
 
 
 def test_serials_are_random(authority: Authority) -> None:

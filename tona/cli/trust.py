@@ -63,7 +63,7 @@ def issue(
     api_url: Annotated[str, Option(help="URL of the controller's API.")] = "",
     address: Annotated[
         list[str] | None,
-        Option(help="Host name or address that a controller serves at; repeatable."),
+        Option(help="Host name or address that it serves at, as a node with --share; repeatable."),
     ] = None,
     days: Annotated[int, Option(min=1, help="How long it holds.")] = DEFAULT_DAYS,
     out: Annotated[Path | None, Option(help="File to write; else NAME.bundle.")] = None,
