@@ -8,7 +8,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/modules}
 mkdir -p "$out"
-for name in glance plate recent outlook project fuse; do
+for name in glance plate recent outlook forecast project fuse; do
   # Stack first, so that an overflow traps.
   "${CLANG:-clang}" --target=wasm32-unknown-wasi -std=c11 -O3 \
     -msimd128 -mbulk-memory -mnontrapping-fptoint -mexec-model=reactor -nostartfiles \

@@ -8,7 +8,7 @@ HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 sys.path.insert(0, str(HERE.parent / "reading"))
 
-from chain import Chain, load  # noqa: E402 - found by the path above
+from chain import Chain, load, proto_fields  # noqa: E402 - found by the path above
 from guest import Array, Guest, GuestError  # noqa: E402 - the same
 from local import Runner  # noqa: E402 - the same
 
@@ -19,5 +19,5 @@ SURROUND: Final = HERE / "surround.toml"
 
 __all__ = [
     "HERE", "PLATES", "PLATES_TINY", "SURROUND", "TRAFFIC",
-    "Array", "Chain", "Guest", "GuestError", "Runner", "load",
+    "Array", "Chain", "Guest", "GuestError", "Runner", "load", "proto_fields",
 ]  # fmt: skip

@@ -108,14 +108,14 @@ def character_table(model: Path) -> str:
 def onnx_metadata(model: bytes) -> dict[str, str]:
     """Return `metadata_props` of a serialised ONNX model."""
     found: dict[str, str] = {}
-    for number, value in _fields(memoryview(model)):
+    for number, value in proto_fields(memoryview(model)):
         if number == METADATA_PROPS:
-            entry = {key: bytes(text).decode() for key, text in _fields(value)}
+            entry = {key: bytes(text).decode() for key, text in proto_fields(value)}
             found[entry.get(1, "")] = entry.get(2, "")
     return found
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def proto_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Walk the length-delimited fields of a protobuf message."""
     at = 0
     while at < len(message):

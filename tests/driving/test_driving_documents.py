@@ -15,7 +15,7 @@ from steps import costs, requests
 from protocols.manifest import ExecutorKind
 from tona.bundle import bundle
 
-MODULES = ("glance", "plate", "recent", "outlook", "project", "fuse")
+MODULES = ("glance", "plate", "recent", "outlook", "forecast", "project", "fuse")
 LARGEST_BYTES = 500_000
 CLANG = shutil.which(os.environ.get("CLANG", "clang"))
 COMPILER = "14.0.6"

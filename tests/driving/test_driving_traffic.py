@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import train_forecaster as training
+from forecaster_weights import constants
 from forecasts import (
     baselines,
     errors,
@@ -239,3 +240,22 @@ def test_an_expectation_does_not_know_the_day_that_it_leaves_out() -> None:
     other = training.expectations(when, speed, days)
     assert np.array_equal(whole[2], other[2])
     assert not np.allclose(whole[1], other[1])
+
+
+@measured
+def test_the_forecaster_gives_the_same_without_a_runtime_for_models(
+    guest: Guests, runner: Runners
+) -> None:
+    weights = np.fromfile(HERE / "tables" / "forecaster.f32", "<f4")
+    assert np.array_equal(weights, np.concatenate([*constants().values()]))
+    table = speeds()
+    for row in (1700, 1800, len(table) - 1):
+        values = runner(TRAFFIC).values(traffic_request(table, row))
+        (y,) = guest("forecast")([values["recent", "x"], values["recent", "when"], weights], 1)
+        assert np.abs(y - values["forecast", "y"]).max() < 1e-5
+
+
+def test_the_forecast_refuses_weights_of_another_road(guest: Guests) -> None:
+    x, when = np.zeros((5, 13), np.float32), np.zeros((22, 12), np.float32)
+    with pytest.raises(GuestError, match="not those of a road with 5"):
+        guest("forecast")([x, when, np.zeros(9, np.float32)], 1)

@@ -104,33 +104,60 @@ static void balance(const Layout *layout, uint8_t (*scaled)[3][256]) {
 }
 
 /* The share of `front` or `back` in a corner, 0 to 1: by the direction from the car's corner. */
-static float share_along(const Layout *layout, int camera, int beside, int x, int y) {
-    const Image *along = &layout->part[camera], *across = &layout->part[beside];
-    float dx = (float)(beside == LEFT ? across->width - x : x - layout->x[RIGHT] + 1);
-    float dy = (float)(camera == FRONT ? along->height - y : y - layout->y[BACK] + 1);
+static inline float share_along(float dx, float dy) {
     float part = (dy / (dx + dy) - BAND_FROM) / (BAND_TO - BAND_FROM);
     return __builtin_fmaxf(0, __builtin_fminf(1, part));
 }
 
-static void mix(const Layout *layout, uint8_t (*scaled)[3][256], int x, int y, uint8_t *rgb) {
-    int along = y < layout->part[FRONT].height ? FRONT : y >= layout->y[BACK] ? BACK : CAMERAS;
-    int across = x < layout->part[LEFT].width ? LEFT : x >= layout->x[RIGHT] ? RIGHT : CAMERAS;
-    const uint8_t *a = along < CAMERAS ? seen_at(layout, along, x, y) : 0;
-    const uint8_t *b = across < CAMERAS ? seen_at(layout, across, x, y) : 0;
-    float share = a && b ? share_along(layout, along, across, x, y) : a ? 1.0f : 0.0f;
-    for (int channel = 0; channel < 3; channel++) {
-        float value = 0;
-        if (a) value += share * (float)scaled[along][channel][a[channel]];
-        if (b) value += (1 - share) * (float)scaled[across][channel][b[channel]];
-        rgb[channel] = (uint8_t)__builtin_rintf(value);
+/* One camera's part of a row, brought to the others' light. */
+static inline void scale_row(uint8_t (*scaled)[256], const uint8_t *from, int count, uint8_t *rgb) {
+    for (int i = 0; i < count; i++, from += 3, rgb += 3)
+        for (int channel = 0; channel < 3; channel++)
+            rgb[channel] = scaled[channel][from[channel]];
+}
+
+/* The part of a row that two cameras see, from column x on. */
+static void mix_row(const Layout *layout, uint8_t (*scaled)[3][256], int along, int across, int x,
+                    int y, uint8_t *rgb) {
+    const Image *front = &layout->part[along], *side = &layout->part[across];
+    const uint8_t *a = front->rgb + 3 * ((size_t)(y - layout->y[along]) * front->width + x);
+    const uint8_t *b = side->rgb + 3 * ((size_t)y * side->width + (x - layout->x[across]));
+    float dy = (float)(along == FRONT ? front->height - y : y - layout->y[BACK] + 1);
+    float first = across == LEFT ? (float)side->width : 1, step = across == LEFT ? -1 : 1;
+    float shares[MAX_SIDE];
+    for (int i = 0; i < side->width; i++) shares[i] = share_along(first + step * (float)i, dy);
+    for (int i = 0; i < side->width; i++, a += 3, b += 3, rgb += 3) {
+        float share = !(b[0] | b[1] | b[2]) ? 1 : !(a[0] | a[1] | a[2]) ? 0 : shares[i];
+        for (int channel = 0; channel < 3; channel++) {
+            float value = share * (float)scaled[along][channel][a[channel]] +
+                          (1 - share) * (float)scaled[across][channel][b[channel]];
+            rgb[channel] = (uint8_t)__builtin_rintf(value);
+        }
     }
 }
 
+/* Everything but the car. */
+static void fuse_row(const Layout *layout, uint8_t (*scaled)[3][256], int y, uint8_t *rgb) {
+    const Image *left = &layout->part[LEFT], *right = &layout->part[RIGHT];
+    int along = y < layout->part[FRONT].height ? FRONT : y >= layout->y[BACK] ? BACK : CAMERAS;
+    uint8_t *beyond = rgb + 3 * layout->x[RIGHT];
+    if (along == CAMERAS) {
+        scale_row(scaled[LEFT], left->rgb + (size_t)3 * left->width * y, left->width, rgb);
+        scale_row(scaled[RIGHT], right->rgb + (size_t)3 * right->width * y, right->width, beyond);
+        return;
+    }
+    const Image *part = &layout->part[along];
+    const uint8_t *from = part->rgb + (size_t)3 * part->width * (y - layout->y[along]);
+    mix_row(layout, scaled, along, LEFT, 0, y, rgb);
+    scale_row(scaled[along], from + 3 * left->width, layout->x[RIGHT] - left->width,
+              rgb + 3 * left->width);
+    mix_row(layout, scaled, along, RIGHT, layout->x[RIGHT], y, beyond);
+}
+
 /* A plain car seen from above: a grey body with round corners, windows towards front and back. */
-static int paint_car(const Layout *layout, int x, int y, uint8_t *rgb) {
+static void paint_car(const Layout *layout, int x, int y, uint8_t *rgb) {
     int left = layout->part[LEFT].width, right = layout->x[RIGHT];
     int top = layout->part[FRONT].height, bottom = layout->y[BACK];
-    if (x < left || x >= right || y < top || y >= bottom) return 0;
     int round = (right - left) / 4, width = right - left, height = bottom - top;
     int dx = max_int(0, max_int(left + round - x, x - (right - 1 - round)));
     int dy = max_int(0, max_int(top + round - y, y - (bottom - 1 - round)));
@@ -139,7 +166,6 @@ static int paint_car(const Layout *layout, int x, int y, uint8_t *rgb) {
                                ((down > height * 5 / 20 && down < height * 8 / 20) ||
                                 (down > height * 16 / 20 && down < height * 18 / 20));
     rgb[0] = rgb[1] = rgb[2] = (uint8_t)(!body ? 0 : pane ? 3 * CAR_GREY : CAR_GREY);
-    return 1;
 }
 
 EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32_t n_out) {
@@ -153,11 +179,13 @@ EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32
     uint8_t *view = take((uint64_t)3 * layout.width * layout.height);
     if (!scaled || !view) return fail_memory();
     balance(&layout, scaled);
-    for (int y = 0; y < layout.height; y++)
-        for (int x = 0; x < layout.width; x++) {
-            uint8_t *rgb = view + 3 * ((size_t)y * layout.width + x);
-            if (!paint_car(&layout, x, y, rgb)) mix(&layout, scaled, x, y, rgb);
-        }
+    for (int y = 0; y < layout.height; y++) {
+        uint8_t *row = view + (size_t)3 * layout.width * y;
+        fuse_row(&layout, scaled, y, row);
+        if (y < layout.part[FRONT].height || y >= layout.y[BACK]) continue;
+        for (int x = layout.part[LEFT].width; x < layout.x[RIGHT]; x++)
+            paint_car(&layout, x, y, row + 3 * x);
+    }
     out->dims[0] = (uint32_t)layout.height;
     out->dims[1] = (uint32_t)layout.width;
     out->dims[2] = 3;

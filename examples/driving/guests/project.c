@@ -13,12 +13,10 @@
  * is that of Kannala and Brandt, "A Generic Camera Model and Calibration Method", PAMI 2006: a ray
  * at the angle t from the axis meets the sensor at t (1 + k1 t^2 + k2 t^4 + k3 t^6 + k4 t^8).
  */
-#include <math.h>
-
 #include "../../reading/guests/image.h"
 
-enum { NUMBERS = 19, MAX_IMAGE_SIDE = 8192, MAX_PATCH_SIDE = 2048, FRACTION = 256 };
-#define NEAR 1e-6
+enum { NUMBERS = 19, MAX_IMAGE_SIDE = 8192, MAX_PATCH_SIDE = 2048, FRACTION = 256, AT_ONCE = 64 };
+#define NEAR 1e-6f
 
 typedef struct {
     double ground[9];
@@ -41,38 +39,68 @@ static int read_camera(const Port *port, Camera *camera) {
     return 1;
 }
 
-/* Where on the sensor a point of the patch is seen; 0 when it lies behind the camera. */
-static int look(const Camera *camera, int column, int row, double *u, double *v) {
-    const double *m = camera->ground;
-    double depth = m[6] * column + m[7] * row + m[8];
-    if (depth < NEAR) return 0;
-    double x = (m[0] * column + m[1] * row + m[2]) / depth;
-    double y = (m[3] * column + m[4] * row + m[5]) / depth;
-    double r = __builtin_sqrt(x * x + y * y), t = atan(r), t2 = t * t;
-    double bent = 1 + t2 * (camera->k[0] + t2 * (camera->k[1] + t2 * (camera->k[2] +
-                                                                     t2 * camera->k[3])));
-    double scale = r > NEAR ? t * bent / r : 1;
-    *u = camera->fx * x * scale + camera->cx;
-    *v = camera->fy * y * scale + camera->cy;
-    return 1;
+/* The angle whose tangent is r >= 0, to 2e-7 (Cephes' polynomial, the range folded twice); without a
+ * branch, so that four are computed at once. */
+static inline float angle_of(float r) {
+    int steep = r > 2.41421356f, slanted = r > 0.41421356f;
+    float top = steep ? -1.0f : slanted ? r - 1.0f : r;
+    float low = steep ? r : slanted ? r + 1.0f : 1.0f;
+    float x = top / low, z = x * x;
+    float tail = ((8.05374449538e-2f * z - 1.38776856032e-1f) * z + 1.99777106478e-1f) * z -
+                 3.33329491539e-1f;
+    return (steep ? 1.57079632679f : slanted ? 0.785398163397f : 0.0f) + (tail * z * x + x);
+}
+
+/* Where on the sensor the points of a part of a row are seen; a negative u: behind the camera. */
+static void look(const Camera *camera, int column, int row, float *u, float *v) {
+    float m[9], k[4];
+    for (int i = 0; i < 9; i++) m[i] = (float)camera->ground[i];
+    for (int i = 0; i < 4; i++) k[i] = (float)camera->k[i];
+    float x_row = m[1] * (float)row + m[2], y_row = m[4] * (float)row + m[5];
+    float depth_row = m[7] * (float)row + m[8];
+    float fx = (float)camera->fx, fy = (float)camera->fy;
+    float cx = (float)camera->cx, cy = (float)camera->cy;
+    for (int i = 0; i < AT_ONCE; i++) {
+        float at = (float)(column + i), depth = m[6] * at + depth_row;
+        float x = (m[0] * at + x_row) / depth, y = (m[3] * at + y_row) / depth;
+        float r = __builtin_sqrtf(x * x + y * y), t = angle_of(r), t2 = t * t;
+        float bent = t * (1 + t2 * (k[0] + t2 * (k[1] + t2 * (k[2] + t2 * k[3]))));
+        float scale = r > NEAR ? bent / r : 1;
+        u[i] = depth < NEAR ? -1 : fx * x * scale + cx;
+        v[i] = fy * y * scale + cy;
+    }
 }
 
 /* Bilinear between the four neighbours, weights in 1/256. */
-static void sample(Image from, double u, double v, uint8_t *rgb) {
+static inline void sample(Image from, float u, float v, uint8_t *rgb) {
     int left = (int)u, top = (int)v;
-    int right = min_int(left + 1, from.width - 1), bottom = min_int(top + 1, from.height - 1);
-    int across = (int)((u - left) * FRACTION), down = (int)((v - top) * FRACTION);
-    const uint8_t *upper = from.rgb + (size_t)3 * from.width * top;
-    const uint8_t *lower = from.rgb + (size_t)3 * from.width * bottom;
+    int across = (int)((u - (float)left) * FRACTION), down = (int)((v - (float)top) * FRACTION);
+    int right = left + 1 < from.width ? 3 : 0, below = top + 1 < from.height ? 3 * from.width : 0;
+    const uint8_t *at = from.rgb + (size_t)3 * from.width * top + 3 * left;
     int seen = 0;
-    for (int channel = 0; channel < 3; channel++) {
-        int a = upper[3 * left + channel] * (FRACTION - across) + upper[3 * right + channel] * across;
-        int b = lower[3 * left + channel] * (FRACTION - across) + lower[3 * right + channel] * across;
+    for (int channel = 0; channel < 3; channel++, at++) {
+        int a = at[0] * (FRACTION - across) + at[right] * across;
+        int b = at[below] * (FRACTION - across) + at[below + right] * across;
         rgb[channel] = (uint8_t)((a * (FRACTION - down) + b * down + FRACTION * FRACTION / 2) /
                                  (FRACTION * FRACTION));
         seen |= rgb[channel];
     }
     if (!seen) rgb[0] = rgb[1] = rgb[2] = 1;
+}
+
+static void project_row(const Camera *camera, Image image, int row, uint8_t *rgb) {
+    float u[AT_ONCE], v[AT_ONCE], u_end = (float)(image.width - 1);
+    float v_end = (float)(image.height - 1);
+    for (int column = 0; column < camera->width; column += AT_ONCE) {
+        int count = min_int(AT_ONCE, camera->width - column);
+        look(camera, column, row, u, v);
+        for (int i = 0; i < count; i++, rgb += 3) {
+            /* written so that what is not a number counts as unseen */
+            if (u[i] >= 0 && v[i] >= 0 && u[i] <= u_end && v[i] <= v_end)
+                sample(image, u[i], v[i], rgb);
+            else rgb[0] = rgb[1] = rgb[2] = 0;
+        }
+    }
 }
 
 EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32_t n_out) {
@@ -87,15 +115,7 @@ EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32
     uint8_t *patch = take((uint64_t)3 * camera.width * camera.height);
     if (!patch) return fail_memory();
     for (int row = 0; row < camera.height; row++)
-        for (int column = 0; column < camera.width; column++) {
-            uint8_t *rgb = patch + 3 * ((size_t)row * camera.width + column);
-            double u, v;
-            /* written so that what is not a number counts as unseen */
-            int inside = look(&camera, column, row, &u, &v) && u >= 0 && v >= 0 &&
-                         u <= image.width - 1 && v <= image.height - 1;
-            if (inside) sample(image, u, v, rgb);
-            else rgb[0] = rgb[1] = rgb[2] = 0;
-        }
+        project_row(&camera, image, row, patch + (size_t)3 * camera.width * row);
     out->dims[0] = (uint32_t)camera.height;
     out->dims[1] = (uint32_t)camera.width;
     out->dims[2] = 3;
