@@ -21,6 +21,7 @@ DRIVING: Final = ROOT / "examples" / "driving"
 NODE: Final = "node-1"
 HYBRID: Final = Path("/sys/fs/cgroup/unified")
 """Debian's crun refuses a machine with this mount."""
+CASES: Final = ("plates", "traffic", "surround")
 CORES: Final = os.cpu_count() or 1
 RUN_SPARE_S: Final = 120.0
 
@@ -34,7 +35,10 @@ class Way(NamedTuple):
     """Mode of the thin server; empty: tona itself."""
     document: str = ""
     """Of the use case, in examples/driving; `{}` is the case."""
+    models_rest: bool = False
+    """Whether the models that a module asks for are started for each of its runs."""
     workers: int = CORES
+    cases: tuple[str, ...] = CASES
 
 
 WAYS: Final = {
@@ -42,12 +46,26 @@ WAYS: Final = {
     for one in (
         Way("process", "a fresh process for each request", server="process"),
         Way("container", "a fresh container for each request", server="container"),
+        Way(
+            "wasm",
+            "one Wasm instance for each request, and one of each model that it infers with",
+            document="{}_whole.toml",
+            models_rest=True,
+        ),
+        Way(
+            "wasm-resident",
+            "one Wasm instance for each request, models that stay",
+            document="{}_whole.toml",
+            cases=("plates", "traffic"),
+        ),
         Way("pool", "processes that stay", server="pool"),
         Way("ours", "the forms that fit best, on tona", document="{}.toml"),
     )
 }
-BASES: Final = ("process", "container")
+BASES: Final = ("process", "container", "wasm")
 """What ours is held against: each isolation alone, nothing kept between requests."""
+MODEL: Final = 'executor = "onnx"\n'
+RESTS: Final = MODEL + "deviceless = { keep_alive_ms = 0 }\n"
 
 
 class Stand(NamedTuple):
@@ -105,7 +123,8 @@ async def stand(way: Way, case: str, inputs: Path, native: Path) -> AsyncIterato
                 server = await stack.enter_async_context(_server(one, way, case, native, topic))
                 roots.append(server.pid)
             else:
-                await _submit(one, DRIVING / way.document.format(case))
+                path = DRIVING / way.document.format(case)
+                await _submit(one, path, models_rest=way.models_rest)
             kind = "bare" if way.server else "tona"
             where = (one.api_url, one.host, str(one.port), topic, case, str(inputs))
             command = module("benchmarks.programs.case_load", kind, *where)
@@ -139,9 +158,10 @@ async def _server(
         yield process
 
 
-async def _submit(one: Cell, path: Path) -> None:
+async def _submit(one: Cell, path: Path, *, models_rest: bool) -> None:
     found = bundle(path)
+    document = found.document.replace(MODEL, RESTS) if models_rest else found.document
     for file in found.files:
         await one.put(file.path.read_bytes(), file.name)
-    await one.call("usecase.submit", document=found.document, format=found.notation)
+    await one.call("usecase.submit", document=document, format=found.notation)
     await one.serving(1)
