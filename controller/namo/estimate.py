@@ -201,7 +201,7 @@ def _short(qoais: Sequence[Bound], values: Mapping[str, float]) -> str:
 def _unfit(order: ServiceOrder, summary: AnchorSummary, own_bytes: Mapping[str, int]) -> str:
     if not summary.nodes:
         return "none of its nodes is online"
-    kinds = sorted({one.manifest.kind.value for one in order.tasks})
+    kinds = sorted({_kind(one, summary) for one in order.tasks})
     wanted = sorted({one.demand.accelerator for one in order.tasks} - {""})
     for names, have, what in (
         (kinds, summary.executors, "executor"),
@@ -211,6 +211,12 @@ def _unfit(order: ServiceOrder, summary: AnchorSummary, own_bytes: Mapping[str, 
             if not have.get(name):
                 return f"none of its {summary.nodes} nodes has the {what} {name}"
     return _memory_problem(order, summary, own_bytes) or _cpu_problem(order, summary)
+
+
+def _kind(spec: TaskSpec, summary: AnchorSummary) -> str:
+    """Return the executor of a task, or of a variant of it where only that one is there."""
+    kinds = [spec.manifest.kind.value, *(one.manifest.kind.value for one in spec.variants)]
+    return next((one for one in kinds if summary.executors.get(one)), kinds[0])
 
 
 def _memory_problem(

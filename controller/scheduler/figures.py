@@ -1,6 +1,6 @@
 """What runs cost, for the TA: trials are passed on between it and nodes, runs in service summed up.
 
-The TS knows each run with its load and pace; the TA hears their mean without those, and only of
+The TS knows each run with its load; the TA hears their mean without what that added, and only of
 tasks that have a choice.
 """
 
@@ -22,6 +22,10 @@ from protocols.messages.quality import TaskSample
 
 TELL_MS: Final = 5000
 """Between two words about a task on a node."""
+RUN_MAX_MS: Final = 3_600_000.0
+BYTES_MAX: Final = float(1 << 40)
+RATE_MAX_PER_S: Final = 1e6
+"""What a peer says beyond these is absurd, and counts as these."""
 
 
 class _Sums(Struct):
@@ -86,7 +90,8 @@ class Figures:
         slot = self._nodes.slots.get(node)
         if slot is None:
             return
-        factor = self._cost.slowdown(float(self._nodes.cpu_percent[slot])) * self._cost.pace(node)
+        # Not what else slows the node now: that its runs take longer is what the TA is to hear.
+        factor = self._cost.slowdown(float(self._nodes.cpu_percent[slot]))
         for sample in report.tasks:
             self._add(node, sample, report.window_ms, factor)
 
@@ -123,10 +128,10 @@ class Figures:
                 sums.variant,
                 sums.provider,
                 sums.runs,
-                sums.run_ms / runs,
-                sums.input_bytes / runs,
+                min(RUN_MAX_MS, sums.run_ms / runs),
+                min(BYTES_MAX, sums.input_bytes / runs),
                 sums.memory_bytes,
-                1000 * sums.came / span_ms,
+                min(RATE_MAX_PER_S, 1000 * sums.came / span_ms),
             )
             if sums.came and task in self._table.tasks:
                 self._desk.tell_role(sums.anchor, told, "runs", sums.tenant)

@@ -15,7 +15,7 @@ from protocols.manifest import MAX_PORTS, ArtifactRef, Dtype, Manifest
 MAX_RUNS: Final = 4
 """Sizes at which one calibration measures."""
 
-Milliseconds = Annotated[float, Meta(ge=0)]
+Milliseconds = Annotated[float, Meta(ge=0, le=3_600_000)]
 
 
 class TrialInput(Part, frozen=True):
@@ -97,9 +97,9 @@ class RunFigures(Message, tag="run-figures", frozen=True):
     runs: Count = 0
     run_ms: Milliseconds = 0.0
     """Their mean, without what the node's load added."""
-    input_bytes: Annotated[float, Meta(ge=0)] = 0.0
+    input_bytes: Annotated[float, Meta(ge=0, le=1 << 40)] = 0.0
     """Their mean."""
     memory_bytes: Count | None = None
     """Of the instance, as last measured."""
-    per_s: Annotated[float, Meta(ge=0)] = 0.0
+    per_s: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
     """How many requests came in a second."""

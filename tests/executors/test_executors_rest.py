@@ -157,3 +157,37 @@ async def test_a_folder_that_was_cleared_away_costs_one_more_try(
     assert first.retryable, first.text
     second = await executor.invoke("t", "c2", large, BUDGET_MS)
     assert isinstance(second, Done), second
+
+
+async def test_what_keeps_its_process_has_its_model_until_that_goes_too(
+    onnx: OnnxExecutor, shelf: Shelf, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.executors.models.SPARE_S", 0.05)
+    artifact, manifest = model(shelf)
+    await onnx.start("t", artifact, manifest, {})
+    worker = onnx._instances["t"].pid
+    (held,) = onnx._models.loaded.values()
+    await onnx.rest("t", keep=True)
+    await gone(worker)
+    await asyncio.sleep(0.2)
+    assert list(onnx._models.loaded.values()) == [held], "longer than any spare model stays"
+    stats = await onnx.stats("t")
+    assert stats is not None
+    assert stats.memory_bytes > 0
+    result = await onnx.invoke("t", "c", {"x": floats(1)}, BUDGET_MS)
+    assert isinstance(result, Done), result
+    await onnx.rest("t", keep=True)
+    await onnx.rest("t")
+    await gone(held.pid)
+    assert not onnx._models.loaded
+
+
+async def test_a_module_that_keeps_its_process_stays_mapped(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = shelf.guest("echo")
+    await wasm.start("t", artifact, manifest, {})
+    await wasm.rest("t", keep=True)
+    assert wasm._instances["t"].links
+    await wasm.rest("t")
+    assert not wasm._instances["t"].links
