@@ -169,11 +169,11 @@ class FigureRecord(Struct, frozen=True):
     held_bytes: int | None = None
     """By that process."""
     runs: int = 0
-    """In service; 0: all that is known is of a trial."""
+    """In service; 0: all that is known is of a calibration."""
     tried: bool = False
-    """Whether a trial has ended, with figures or without."""
+    """Whether a calibration has ended, with figures or without."""
     refused: str = ""
-    """Why a trial could not run it."""
+    """Why a calibration could not run it."""
 
 
 class Option(Struct, frozen=True):
@@ -188,7 +188,7 @@ class Option(Struct, frozen=True):
     source: str = ""
     """How the run is known: `declared`, `of its board` or `measured`."""
     runs: int = 0
-    """In service; with 0 it was measured in a trial."""
+    """In service; with 0 it was measured in a calibration."""
     cold_ms: float = 0.0
     """What a request waits that finds no instance, by `warmth`."""
     warmth: str = ""

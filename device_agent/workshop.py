@@ -33,10 +33,10 @@ from protocols.messages import invocation
 
 if TYPE_CHECKING:
     from device_agent.artifacts.fetch import Fetcher
+    from device_agent.bench import Bench
     from device_agent.logkeeper import LogKeeper
     from device_agent.memories import Memories
     from device_agent.sources import Sources
-    from device_agent.trials import Bench
 
 INLINE_TOTAL_BYTES: Final = 128 * 1024
 """Inline outputs of one call together; the largest beyond it go to the blob folder."""
@@ -91,8 +91,8 @@ class Workshop:
             commands.RestInstance: self._rest,
             commands.WakeInstance: self._wake,
             commands.StopInstance: self._stop,
-            commands.RunTrial: lambda command: self._spawn(self._trial(command)),
-            commands.EndTrial: self._end_trial,
+            commands.RunCalibration: lambda command: self._spawn(self._calibration(command)),
+            commands.EndCalibration: self._end_calibration,
             commands.ReadMemory: lambda command: self._remembering().read(command),
             commands.WriteMemory: lambda command: self._remembering().write(command),
             commands.WriteLog: lambda command: self._tell_written(self._log().write(command)),
@@ -394,15 +394,15 @@ class Workshop:
             self._cache.unpin(digest)
         self._tell(events.InstanceStopped(instance))
 
-    async def _trial(self, command: commands.RunTrial) -> None:
+    async def _calibration(self, command: commands.RunCalibration) -> None:
         """Measure a program; what does that is loaded with the first one."""
         if self._bench is None:
-            from device_agent.trials import Bench  # noqa: PLC0415 - few nodes measure much
+            from device_agent.bench import Bench  # noqa: PLC0415 - few nodes measure much
 
             self._bench = Bench(self._cache, self._blobs, self._transfers, self._executor)
-        self._tell(events.TrialEnded(await self._bench.run(command)))
+        self._tell(events.CalibrationEnded(await self._bench.run(command)))
 
-    def _end_trial(self, command: commands.EndTrial) -> None:
+    def _end_calibration(self, command: commands.EndCalibration) -> None:
         if self._bench is not None:
             self._bench.end(command.reason)
 

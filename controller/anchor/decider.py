@@ -11,8 +11,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from controller.anchor import book, direct, escalations, fleet, placing, trials
+from controller.anchor import book, calibrations, direct, escalations, fleet, placing
 from controller.anchor.book import Book
+from controller.anchor.calibrations import Calibrations
 from controller.anchor.direct import Direct
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
@@ -25,7 +26,6 @@ from controller.anchor.quarantine import Quarantines
 from controller.anchor.reports import Reports
 from controller.anchor.settings import Settings
 from controller.anchor.transfers import Transfers
-from controller.anchor.trials import Trials
 from controller.anchor.upward import Upward
 from controller.decider import Called, Event, Fired, Linked, Output, Received, Record, Role
 from controller.desk import Desk
@@ -77,7 +77,7 @@ class Anchor:
             Arrivals(self.book),
         )
         self.placing = Placing(self.book, self.granting, self.upward, self.jobs.placed)
-        self.trials = Trials(self.book, self.placing)
+        self.calibrations = Calibrations(self.book, self.placing)
         self.transfers = Transfers(self.book, self.granting, self.placing)
         self.direct = Direct(self.book)
         self.fleet = Fleet(self.book, self.placing, self.transfers)
@@ -97,8 +97,8 @@ class Anchor:
             Escalation: self.escalations.escalation,
             Flagged: self.quarantines.flagged,
             SchedulerHello: self._on_hello,
-            Calibrated: self.trials.calibrated,
-            RunFigures: self.trials.ran,
+            Calibrated: self.calibrations.calibrated,
+            RunFigures: self.calibrations.ran,
             JobSubmit: self.jobs.submit,
             JobEnded: self.jobs.ended,
             JobQuery: self.jobs.query,
@@ -117,7 +117,7 @@ class Anchor:
             placing.TRANSFER: self.transfers.fired,
             f"{book.PATIENCE}/": self.fleet.patience_over,
             escalations.TIMER: self.escalations.fired,
-            trials.TIMER: self.trials.fired,
+            calibrations.TIMER: self.calibrations.fired,
             direct.TIMER: self.direct.fired,
         }
 
@@ -153,7 +153,7 @@ class Anchor:
                     raise TonaBug(f"the anchor has no operation {event.operation!r}")
         self.fleet.settle()
         self.placing.settle()
-        self.trials.settle()
+        self.calibrations.settle()
         self.jobs.settle()
         return self.desk.output
 

@@ -1,4 +1,4 @@
-"""What an anchor knows of costs: trials and runs, by program, provider and node. Durable.
+"""What an anchor knows of costs: calibrations and runs, by program, provider and node. Durable.
 
 The records stay when their task is gone: the same program is not measured again on a node, nor on
 any other of its board. How often a task is asked, and with how much, is soft state.
@@ -61,7 +61,7 @@ class Figures:
         return self._demands.get(task, Demand(0.0, 0.0))
 
     def tried(self, digest: str, provider: str, board: str, found: Calibrated, cause: str) -> None:
-        """Take in a trial; what was refused in passing is asked again another time."""
+        """Take in a calibration; what was refused in passing is asked again another time."""
         before = self.of(digest, provider, found.node)
         record = before or FigureRecord(digest, provider, found.node, board)
         if found.runs:

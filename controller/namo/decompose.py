@@ -36,7 +36,7 @@ from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
 from protocols.manifest import Carry, Infer, LinkedModule, Manifest, Port
 from protocols.manifest import Constant as Filled
-from protocols.messages.calibration import TrialInput
+from protocols.messages.calibration import CalibrationInput
 from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST, Edge, Plan, Step
 from protocols.messages.quality import Declared, Feed, Sink, Source, UserZone, Variant
@@ -258,7 +258,7 @@ def _spec(service: str, task: Task, tasks: dict[str, Task], origins: tuple[str, 
         origins=origins,
         deviceless=_deviceless(task),
         samples=tuple(
-            TrialInput(port, one.dtype, one.shape, one.artifact)
+            CalibrationInput(port, one.dtype, one.shape, one.artifact)
             for port, one in task.samples.items()
         ),
         quarantine=task.quarantine,

@@ -1,4 +1,4 @@
-"""What runs cost, for the TA: trials are passed on between it and nodes, runs in service summed up.
+"""What runs cost, for the TA: its calibrations are passed on, runs in service are summed up.
 
 The TS knows each run with its load; the TA hears their mean without what that added, and only of
 tasks that have a choice.
@@ -42,7 +42,7 @@ class _Sums(Struct):
 
 
 class Figures:
-    """Passes trials on, and tells what runs cost."""
+    """Passes calibrations on, and tells what runs cost."""
 
     def __init__(
         self,

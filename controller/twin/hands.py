@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from controller.twin.trials import Trials
+from controller.twin.calibrations import Calibrations
 from device_agent.core import commands, events
 from device_agent.core.memories import digest_of, tell_of, whole_of
 from protocols.errors import Blame
@@ -90,7 +90,7 @@ class Hands:
         self._bases: dict[str, bytes] = {}
         self.programs: dict[str, Cost] = {}
         """What runs of a program take here, by its digest, where programs differ."""
-        self._trials = Trials(node, shape.start_ms, self.run_ms)
+        self._calibrations = Calibrations(node, shape.start_ms, self.run_ms)
         self._pace = 0
         self._executions = 0
 
@@ -126,7 +126,7 @@ class Hands:
         """Begin a life of the node: nothing runs, the cache is still there."""
         self._instances.clear()
         self._bases.clear()
-        self._trials.begin()
+        self._calibrations.begin()
         self._pace += 1
         self._node.later(FIRST_SAMPLE_MS, partial(self._sample, self._pace, FIRST_SAMPLE_MS))
 
@@ -150,8 +150,8 @@ class Hands:
             case commands.ExecuteTogether(calls):
                 for one in calls:
                     self._execute(one)
-            case commands.RunTrial() | commands.EndTrial():
-                self._trials.act(command, broken=self.broken)
+            case commands.RunCalibration() | commands.EndCalibration():
+                self._calibrations.act(command, broken=self.broken)
             case commands.SetPace(sample_ms=sample_ms):
                 self._pace += 1
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))

@@ -40,6 +40,8 @@ def chain(
     for task in tasks if remembers else ():
         task["functions"] = ["memory"]
         task["limits"] = {"state_bytes": 1 << 20}
+        # What a module remembers is of no use to a model.
+        task["variants"] = [one for one in task.get("variants", ()) if "executor" not in one]
     zone: dict[str, Any] = {}
     if flavour is Flavour.TIGHT:
         zone["latency_ms"] = {"at_most": LATENCY_MS}

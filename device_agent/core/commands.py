@@ -146,8 +146,8 @@ class StopInstance(Struct, frozen=True):
     cause: str
 
 
-class RunTrial(Struct, frozen=True):
-    """Measure a program in an instance that serves nobody; answered by `TrialEnded`."""
+class RunCalibration(Struct, frozen=True):
+    """Measure a program in an instance that serves nobody; answered by `CalibrationEnded`."""
 
     asked: Calibrate
     urls: tuple[str, ...]
@@ -155,8 +155,8 @@ class RunTrial(Struct, frozen=True):
     cause: str
 
 
-class EndTrial(Struct, frozen=True):
-    """End the trial that runs; it is still answered, with the reason."""
+class EndCalibration(Struct, frozen=True):
+    """End the calibration that runs; it is still answered, with the reason."""
 
     reason: str
 
@@ -328,8 +328,8 @@ Command = (
     | RestInstance
     | WakeInstance
     | StopInstance
-    | RunTrial
-    | EndTrial
+    | RunCalibration
+    | EndCalibration
     | Execute
     | ExecuteTogether
     | CancelCall

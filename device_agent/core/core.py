@@ -58,12 +58,12 @@ from protocols.messages.presence import Inventory, Trust
 from protocols.topics import Channel
 
 if TYPE_CHECKING:
+    from device_agent.core.calibrations import Calibrations
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
     from device_agent.core.inferences import Inferences
     from device_agent.core.ledger import Ledger
     from device_agent.core.memories import Memories
-    from device_agent.core.trials import Trials
     from device_agent.core.trusting import Trusting
 
 SHUTDOWN_MS: Final = 10_000
@@ -120,7 +120,7 @@ class Core:
         self.requests = Requests(turn, self.assignments, self.meter, self.replies, self.upkeep.idle)
         self.upkeep.abandon = self.requests.abandon
         self._deviceless: Deviceless | None = None
-        self._trials: Trials | None = None
+        self._calibrations: Calibrations | None = None
         self.requests.workers.deviceless = self._followers
         self._inferences: Inferences | None = None
         self.requests.inferences = self._models
@@ -144,7 +144,7 @@ class Core:
             (Channel.COMMAND, Assign): self._assign,
             (Channel.COMMAND, Release): self._release,
             (Channel.COMMAND, Tune): self._tune,
-            (Channel.COMMAND, Calibrate): lambda event, body: self.trials.take(
+            (Channel.COMMAND, Calibrate): lambda event, body: self.calibrations.take(
                 body, event.tenant, event.cause, self.assignments.held.values()
             ),
             (Channel.COMMAND, Feed): lambda event, body: self.feeder.take(
@@ -212,7 +212,7 @@ class Core:
             events.InstanceExited: upkeep.exited,
             events.InstanceStopped: lambda event: upkeep.stopped(event.instance),
             events.InstanceStats: upkeep.stats,
-            events.TrialEnded: lambda event: self.trials.ended(
+            events.CalibrationEnded: lambda event: self.calibrations.ended(
                 event.found, self.assignments.held.values()
             ),
             events.ExecutorsSized: self._sized,
@@ -295,8 +295,8 @@ class Core:
     def _drain(self, _event: events.Received, body: Drain) -> None:
         if not self._ending:
             self._turn.draining = "" if body.over else body.reason or "it is being drained"
-            if self._trials is not None and not body.over:
-                self._trials.drained()
+            if self._calibrations is not None and not body.over:
+                self._calibrations.drained()
 
     def _set_sensing(self, _event: events.Received, body: SetSensing) -> None:
         self._pace(body)
@@ -307,8 +307,8 @@ class Core:
 
     def _assign(self, event: events.Received, body: Assign) -> None:
         self.assignments.assign(body, event.cause)
-        if self._trials is not None:
-            self._trials.pressed(self.assignments.held.values())
+        if self._calibrations is not None:
+            self._calibrations.pressed(self.assignments.held.values())
 
     def _tune(self, event: events.Received, body: Tune) -> None:
         self.assignments.tune(body, event.incarnation, event.cause)
@@ -361,13 +361,13 @@ class Core:
         return self._deviceless
 
     @property
-    def trials(self) -> "Trials":
+    def calibrations(self) -> "Calibrations":
         """Return who measures programs; it is loaded with the first one."""
-        if self._trials is None:
-            from device_agent.core.trials import Trials  # noqa: PLC0415 - see `feeder`
+        if self._calibrations is None:
+            from device_agent.core.calibrations import Calibrations  # noqa: PLC0415 - see `feeder`
 
-            self._trials = Trials(self._turn, self._inventory)
-        return self._trials
+            self._calibrations = Calibrations(self._turn, self._inventory)
+        return self._calibrations
 
     def _models(self) -> "Inferences":
         """Return who runs models for guests; loaded when the first guest asks for one."""
@@ -505,8 +505,8 @@ class Core:
         if not self._ending:
             self._ending = self._turn.draining = event.reason or "the device agent ends"
             self._turn.timers.set(_SHUTDOWN, self._turn.now_ms + SHUTDOWN_MS)
-            if self._trials is not None:
-                self._trials.drained()
+            if self._calibrations is not None:
+                self._calibrations.drained()
             self.assignments.stop_all(self._ending)
 
     def _farewell(self) -> None:

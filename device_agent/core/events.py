@@ -129,8 +129,8 @@ class InstanceStats(Struct, frozen=True):
     """What of its assignment or tuning cannot be given here, for people."""
 
 
-class TrialEnded(Struct, frozen=True):
-    """What a trial has measured, or why it has not."""
+class CalibrationEnded(Struct, frozen=True):
+    """What a calibration has measured, or why it has not."""
 
     found: Calibrated
 
@@ -305,7 +305,7 @@ Event = (
     | InstanceExited
     | InstanceStopped
     | InstanceStats
-    | TrialEnded
+    | CalibrationEnded
     | ExecutorsSized
     | ExecutorDone
     | ExecutorFailed

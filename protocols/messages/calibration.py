@@ -18,8 +18,8 @@ MAX_RUNS: Final = 4
 Milliseconds = Annotated[float, Meta(ge=0, le=3_600_000)]
 
 
-class TrialInput(Part, frozen=True):
-    """The value of one port in a trial."""
+class CalibrationInput(Part, frozen=True):
+    """The value of one port in a calibration."""
 
     port: Name
     dtype: Dtype
@@ -43,16 +43,16 @@ class Calibrate(Message, tag="calibrate", frozen=True):
     provider: str = ""
     """ONNX execution provider; empty: the node's choice."""
     runs: Annotated[
-        tuple[Annotated[tuple[TrialInput, ...], Meta(max_length=MAX_PORTS)], ...],
+        tuple[Annotated[tuple[CalibrationInput, ...], Meta(max_length=MAX_PORTS)], ...],
         Meta(max_length=MAX_RUNS),
     ] = ()
     """The inputs of each run, smallest first."""
     budget_ms: Annotated[int, Meta(ge=1, le=60_000)] = 5000
-    """What the trial may take from its start; what is not measured by then is left out."""
+    """What the calibration may take from its start; what is not measured by then is left out."""
 
 
 class Measured(Part, frozen=True):
-    """A run of a trial."""
+    """A run of a calibration."""
 
     input_bytes: Count
     """Of all inputs together."""
@@ -61,7 +61,7 @@ class Measured(Part, frozen=True):
 
 
 class Calibrated(Message, tag="calibrated", frozen=True):
-    """A node to its TS, and on to the TA that asked: what a trial has measured, or why nothing."""
+    """A node to its TS, and on to the TA that asked: what was measured, or why nothing."""
 
     number: Id
     """Of the `Calibrate`."""

@@ -11,7 +11,7 @@ from msgspec import Meta, field
 from protocols.base import Count, Id, Label, Message, Name, Part, Percent, Text
 from protocols.errors import Blame
 from protocols.manifest import MAX_PORTS, Manifest
-from protocols.messages.calibration import TrialInput
+from protocols.messages.calibration import CalibrationInput
 from protocols.messages.invocation import MAX_STEPS, Edge
 from protocols.messages.presence import Inventory
 from protocols.messages.quality import (
@@ -86,7 +86,7 @@ class TaskSpec(Part, frozen=True):
     """The most that its document and autonomy allow the layers below to change by themselves."""
     deviceless: Deviceless | None = None
     """As in Assign."""
-    samples: Annotated[tuple[TrialInput, ...], Meta(max_length=MAX_PORTS)] = ()
+    samples: Annotated[tuple[CalibrationInput, ...], Meta(max_length=MAX_PORTS)] = ()
     """What its programs are tried with; where a port has none, zeros."""
     quarantine: Quarantine = Quarantine.NEVER
     """What is done with a version that behaves unlike the task's history."""

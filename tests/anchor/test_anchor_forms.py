@@ -140,7 +140,7 @@ def test_one_outlier_changes_little_and_a_lasting_change_is_followed() -> None:
     assert predicted(line, 1000) == pytest.approx(30.0, rel=0.1)
 
 
-def test_a_trial_of_several_sizes_gives_the_slope() -> None:
+def test_a_calibration_of_several_sizes_gives_the_slope() -> None:
     runs = [Measured(size, 2.0 + size / 1e5) for size in (1_000, 100_000, 1_000_000)]
     line = fitted(runs)
     assert predicted(line, 500_000) == pytest.approx(7.0, rel=0.02)
@@ -223,11 +223,11 @@ def test_a_provider_is_chosen_by_what_it_costs_on_each_node() -> None:
     assert (found.variant, found.provider) == ("graph", CPU)
 
 
-def test_what_a_trial_could_not_run_is_the_last_resort() -> None:
+def test_what_a_calibration_could_not_run_is_the_last_resort() -> None:
     refused = figure("own", 0.0, refused="the module is broken")
     found = decided(task(form("graph"), expected_ms=1.0), refused, figure("graph", 90.0))
     assert found.variant == "graph"
-    assert options(found)["n1", "", ""].why == "a trial failed: the module is broken"
+    assert options(found)["n1", "", ""].why == "a calibration failed: the module is broken"
     assert decided(task(), refused).chosen == ("n1",)
 
 

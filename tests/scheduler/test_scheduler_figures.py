@@ -1,4 +1,4 @@
-"""A scheduler passes trials on, and tells an anchor what runs of tasks with a choice cost."""
+"""A scheduler passes calibrations on, and tells an anchor what runs of tasks with a choice cost."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def bench() -> Bench:
     return made
 
 
-def test_a_trial_goes_to_its_node_and_its_end_to_its_anchor(bench: Bench) -> None:
+def test_a_calibration_goes_to_its_node_and_its_end_to_its_anchor(bench: Bench) -> None:
     assert told(bench.anchor(ASKED), "n1", Calibrate) == [ASKED]
     assert said(bench.node("n1", FOUND), Calibrated) == [FOUND]
     assert not said(bench.node("n2", FOUND), Calibrated), "it is not of that node"

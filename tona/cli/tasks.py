@@ -157,7 +157,7 @@ def _options(options: Sequence[Any]) -> Any:
     for one in options:
         known = one.source
         if known == "measured":
-            known = f"{one.runs} runs" if one.runs else "in a trial"
+            known = f"{one.runs} runs" if one.runs else "in a calibration"
         cold = f"{one.cold_ms:.1f}" + (f" from {one.warmth}" if one.warmth else "")
         made.add_row(
             one.node,

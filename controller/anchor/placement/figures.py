@@ -29,8 +29,8 @@ LEAST_SPREAD: Final = 0.05
 """Of a run: no line is truer."""
 DIFFERENT: Final = 0.1
 """Deviation of sizes, of their mean, from which they tell a slope."""
-TRIAL_RUNS: Final = 4.0
-"""What each size of a trial counts for."""
+CALIBRATION_RUNS: Final = 4.0
+"""What each size of a calibration counts for."""
 START_MS: Final = {ExecutorKind.WASM: 3.0, ExecutorKind.ONNX: 300.0, ExecutorKind.CONTAINER: 400.0}
 """From the form on disk to an answer, where it was never measured."""
 WAKE_MS: Final = {ExecutorKind.WASM: 1.0, ExecutorKind.ONNX: 10.0, ExecutorKind.CONTAINER: 400.0}
@@ -88,10 +88,10 @@ def predicted(line: Line, input_bytes: float) -> float:
 
 
 def fitted(runs: Sequence[Measured]) -> Line:
-    """Return the line of a trial."""
+    """Return the line of a calibration."""
     line = Line()
     for one in runs:
-        line = learnt(line, one.input_bytes, one.run_ms, TRIAL_RUNS, believed=True)
+        line = learnt(line, one.input_bytes, one.run_ms, CALIBRATION_RUNS, believed=True)
     return line
 
 
@@ -111,7 +111,7 @@ class Cost(NamedTuple):
     runs: Floats
     """How many runs that rests on."""
     refused: Mapping[int, str]
-    """Nodes that cannot run it, as a trial has found, with the reason."""
+    """Nodes that cannot run it, as a calibration has found, with the reason."""
 
 
 def cost_of(program: Program, input_bytes: float, columns: Columns, known: Known) -> Cost:

@@ -31,7 +31,7 @@ SWITCH_MS: Final = 2.0
 SWITCH_SHARE: Final = 0.1
 """Of the run as it is now: what another program has to gain before it is worth a change."""
 REFUSED_MS: Final = 50_000.0
-"""Of a program that a trial on the node could not run: better than none."""
+"""Of a program that a calibration on the node could not run: better than none."""
 LEVELS: Final = (Warmth.FORM, Warmth.PROCESS, Warmth.INSTANCE)
 
 Terms = dict[str, Floats]

@@ -6,7 +6,9 @@ alike, is the sum of
 
 - for each task on its node (`Unit.base`): waiting for the processor, how full the memory is, the
   way from and to the client, a start when it leaves its place, and two terms that only order the
-  choices: a variant instead of the manifest, a node that has just failed the task;
+  choices: a less accurate variant instead of the manifest, a node that has just failed the task;
+- for a task that has a choice beside its node also the run itself and what starts, memory and
+  lateness cost it in this form (`forms.py`);
 - for each pair of tasks on one node: what each adds to the other's waiting and to the memory in
   use, linearly, at the load that the node has before the plan;
 - for each edge between two nodes: half a round trip at either end, three for a value that is

@@ -80,7 +80,7 @@ def _option(
     late = float(cost.run[node] + column.wait[node] + column.weighed.cold[node])
     fits = not why
     if fits and node in cost.refused:
-        why = f"a trial failed: {cost.refused[node]}"
+        why = f"a calibration failed: {cost.refused[node]}"
     elif fits and bound is not None and late > bound + HAIR_MS:
         why = f"misses the latency of {bound:.1f} ms by {late - bound:.1f} ms"
     deviceless = task.request.spec.deviceless is not None

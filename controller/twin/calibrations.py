@@ -1,4 +1,4 @@
-"""Trials on a simulated machine: they take their time, and find what runs there take."""
+"""Calibrations on a simulated machine: they take their time, and find what runs there take."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ MEMORY_PART, HELD_PART = 4, 8
 """Of a program's limit: what its instance takes, and the process that holds it."""
 
 
-class Trials:
+class Calibrations:
     """The bench of one node."""
 
     def __init__(
@@ -35,16 +35,18 @@ class Trials:
         """Begin a life of the node: nothing is measured."""
         self._asked = None
 
-    def act(self, command: commands.RunTrial | commands.EndTrial, *, broken: bool) -> None:
-        """Begin a trial, or end the one that runs; on a `broken` machine nothing starts."""
-        if isinstance(command, commands.RunTrial):
+    def act(
+        self, command: commands.RunCalibration | commands.EndCalibration, *, broken: bool
+    ) -> None:
+        """Begin a calibration, or end the one that runs; on a `broken` machine nothing starts."""
+        if isinstance(command, commands.RunCalibration):
             asked = self._asked = command.asked
             took_ms = self._start_ms + RUNS * self._run_ms(asked.task, asked.manifest)
             self._node.later(took_ms, partial(self._over, asked, broken=broken))
         elif self._asked is not None:
             told = structs.replace(_answer(self._asked), refused=command.reason, passing=True)
             self._asked = None
-            self._node.later(END_MS, partial(self._node.tell, events.TrialEnded(told)))
+            self._node.later(END_MS, partial(self._node.tell, events.CalibrationEnded(told)))
 
     def _over(self, asked: Calibrate, *, broken: bool) -> None:
         if self._asked is not asked:
@@ -62,7 +64,7 @@ class Trials:
                 memory_bytes=memory_bytes // MEMORY_PART,
                 held_bytes=memory_bytes // HELD_PART,
             )
-        self._node.tell(events.TrialEnded(told))
+        self._node.tell(events.CalibrationEnded(told))
 
     def _measured(self, asked: Calibrate, at: int) -> Measured:
         size = sum(tensor_bytes(one.dtype, one.shape) for one in asked.runs[at])

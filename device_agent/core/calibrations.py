@@ -1,4 +1,4 @@
-"""Trials: what a program costs on this node, measured beside its tasks and before any of them.
+"""Calibrations: what a program costs on this node, measured beside its tasks.
 
 One runs at a time, at the lowest priority, in an instance that serves nobody. It has no room of its
 own: it takes what tasks leave, and ends as soon as one of them needs that.
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from msgspec import structs
 
-from device_agent.core.commands import EndTrial, RunTrial, Say
+from device_agent.core.commands import EndCalibration, RunCalibration, Say
 from device_agent.core.instances import Held
 from device_agent.core.turn import Turn
 from protocols.errors import Blame
@@ -19,7 +19,7 @@ from protocols.messages.presence import Inventory
 from protocols.topics import Channel
 
 WAITING_MAX: Final = 16
-"""Trials that wait; one more is refused for now."""
+"""Calibrations that wait; one more is refused for now."""
 
 
 class _Asked(NamedTuple):
@@ -28,7 +28,7 @@ class _Asked(NamedTuple):
     cause: str
 
 
-class Trials:
+class Calibrations:
     """Which program is measured next, and what is said of it."""
 
     def __init__(self, turn: Turn, inventory: Inventory) -> None:
@@ -50,20 +50,20 @@ class Trials:
         elif body.provider and body.provider not in executor.providers:
             self._refuse(asked, f"its ONNX Runtime has no {body.provider}")
         elif len(self._waiting) >= WAITING_MAX:
-            self._refuse(asked, f"{WAITING_MAX} trials wait already", passing=True)
+            self._refuse(asked, f"{WAITING_MAX} calibrations wait already", passing=True)
         else:
             self._waiting.append(asked)
             self._next(held)
 
     def ended(self, found: Calibrated, held: Iterable[Held]) -> None:
-        """Tell what a trial has found, and begin the next one."""
+        """Tell what a calibration has found, and begin the next one."""
         if self._running is not None and self._running.body.number == found.number:
             asked, self._running = self._running, None
             self._say(asked, found)
         self._next(held)
 
     def pressed(self, held: Iterable[Held]) -> None:
-        """Take note that tasks have come or changed: a trial gives way."""
+        """Take note that tasks have come or changed: a calibration gives way."""
         if self._running is not None and self._short(self._running.body, held):
             self._end("a task needs its room")
 
@@ -78,7 +78,7 @@ class Trials:
         return [*self._waiting, *([self._running] if self._running is not None else ())]
 
     def _end(self, reason: str) -> None:
-        self._turn.out.append(EndTrial(reason))
+        self._turn.out.append(EndCalibration(reason))
 
     def _next(self, held: Iterable[Held]) -> None:
         held = list(held)
@@ -90,17 +90,17 @@ class Trials:
             else:
                 self._running = asked
                 urls = self._turn.store_urls
-                self._turn.out.append(RunTrial(asked.body, urls, asked.tenant, asked.cause))
+                self._turn.out.append(RunCalibration(asked.body, urls, asked.tenant, asked.cause))
 
     def _short(self, body: Calibrate, held: Iterable[Held]) -> str:
-        """Say that there is no memory for a trial beside the tasks; empty: there is."""
+        """Say that there is no memory for a calibration beside the tasks; empty: there is."""
         have = self._inventory.task_memory_bytes
         taken = sum(one.assign.manifest.limits.memory_bytes for one in held if not one.released)
         asked = body.manifest.limits.memory_bytes
         if not have or taken + asked <= have:
             return ""
         left = max(0, have - taken) >> 20
-        return f"it has {left} MiB of task memory left, a trial asks for {asked >> 20} MiB"
+        return f"it has {left} MiB of task memory left, a calibration asks for {asked >> 20} MiB"
 
     def _refuse(self, asked: _Asked, reason: str, *, passing: bool = False) -> None:
         found = Calibrated(

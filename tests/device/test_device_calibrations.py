@@ -1,4 +1,4 @@
-"""Trials: a program is measured beside the tasks of a node and before none of them."""
+"""Calibrations: a program is measured beside the tasks of a node and before none of them."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from msgspec import structs
 from test_device_daemon import echo_task
 
 from device_agent.core import commands, events
-from device_agent.core.trials import WAITING_MAX
+from device_agent.core.calibrations import WAITING_MAX
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
 from protocols.messages import Birth, Drain
-from protocols.messages.calibration import Calibrate, Calibrated, Measured, TrialInput
+from protocols.messages.calibration import Calibrate, Calibrated, CalibrationInput, Measured
 from protocols.messages.quality import Tune, Tuning, Warmth
 from protocols.messages.task import Deviceless
 
@@ -21,8 +21,10 @@ def asked(number: str = "1", memory_mib: int = 64, **more: Any) -> Calibrate:
     return Calibrate(number, "ta", NODE, "t", manifest(memory_mib=memory_mib), **more)
 
 
-def found(number: str = "1") -> events.TrialEnded:
-    return events.TrialEnded(Calibrated(number, "ta", NODE, (Measured(3, 1.5),), 9.0, 2.0, 4096))
+def found(number: str = "1") -> events.CalibrationEnded:
+    return events.CalibrationEnded(
+        Calibrated(number, "ta", NODE, (Measured(3, 1.5),), 9.0, 2.0, 4096)
+    )
 
 
 @pytest.fixture
@@ -36,14 +38,14 @@ def told(said: list[Any]) -> list[Calibrated]:
     return of(Calibrated, said)
 
 
-def test_one_trial_runs_at_a_time_and_what_it_finds_is_told(node: SimNode) -> None:
-    (run,) = of(commands.RunTrial, node.hear(asked("1")))
+def test_one_calibration_runs_at_a_time_and_what_it_finds_is_told(node: SimNode) -> None:
+    (run,) = of(commands.RunCalibration, node.hear(asked("1")))
     assert (run.asked.number, run.urls) == ("1", ("http://127.0.0.1:1",))
     assert not node.hear(asked("2"))
     assert not node.hear(asked("2")), "asked twice is asked once"
     said = node.tell(found("1"))
     assert [one.number for one in told(said)] == ["1"]
-    assert [one.asked.number for one in of(commands.RunTrial, said)] == ["2"]
+    assert [one.asked.number for one in of(commands.RunCalibration, said)] == ["2"]
     assert not told(node.tell(found("9"))), "nobody asked for it"
 
 
@@ -62,16 +64,16 @@ def test_what_cannot_be_measured_here_is_refused_with_the_reason(node: SimNode) 
     assert last.passing
 
 
-def test_a_trial_takes_only_the_room_that_tasks_leave() -> None:
+def test_a_calibration_takes_only_the_room_that_tasks_leave() -> None:
     node = SimNode(inventory=structs.replace(INVENTORY, task_memory_bytes=128 * MIB))
     node.join()
     node.hear(assign(of=manifest("a", memory_mib=80)))
     (refused,) = told(node.hear(asked(memory_mib=64)))
-    assert refused.refused == "it has 48 MiB of task memory left, a trial asks for 64 MiB"
+    assert refused.refused == "it has 48 MiB of task memory left, a calibration asks for 64 MiB"
     assert refused.passing
-    assert of(commands.RunTrial, node.hear(asked("2", memory_mib=40)))
+    assert of(commands.RunCalibration, node.hear(asked("2", memory_mib=40)))
     said = node.hear(assign("u", of=manifest("b", memory_mib=40)))
-    assert of(commands.EndTrial, said), "a task needs its room"
+    assert of(commands.EndCalibration, said), "a task needs its room"
     assert of(commands.StartInstance, said), "and gets it"
 
 
@@ -79,10 +81,10 @@ def test_a_node_that_is_emptied_measures_nothing(node: SimNode) -> None:
     node.hear(asked("1"))
     node.hear(asked("2"))
     said = node.hear(Drain("moved"))
-    assert of(commands.EndTrial, said) == [commands.EndTrial("moved")]
+    assert of(commands.EndCalibration, said) == [commands.EndCalibration("moved")]
     assert [(one.number, one.refused) for one in told(said)] == [("2", "moved")]
     ended = Calibrated("1", "ta", NODE, refused="moved", passing=True)
-    assert [one.number for one in told(node.tell(events.TrialEnded(ended)))] == ["1"]
+    assert [one.number for one in told(node.tell(events.CalibrationEnded(ended)))] == ["1"]
     assert [one.refused for one in told(node.hear(asked("3")))] == ["moved"]
 
 
@@ -114,8 +116,8 @@ async def test_a_real_node_measures_a_program_that_it_does_not_hold(
     sample = bytes(range(200))
     ref = ArtifactRef(store.put(sample), len(sample))
     sizes = (16, 4096, 500_000)
-    runs = tuple((TrialInput("x", Dtype.UINT8, (size,)),) for size in sizes)
-    runs += ((TrialInput("x", Dtype.UINT8, (200,), ref),),)
+    runs = tuple((CalibrationInput("x", Dtype.UINT8, (size,)),) for size in sizes)
+    runs += ((CalibrationInput("x", Dtype.UINT8, (200,), ref),),)
     scheduler.command(Calibrate("a", "ta", NODE, "echo", task.manifest, "", runs))
     first = await scheduler.expect(Calibrated)
     assert first.refused == ""

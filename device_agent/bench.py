@@ -17,7 +17,7 @@ from msgspec import structs
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
-from device_agent.core.commands import RunTrial
+from device_agent.core.commands import RunCalibration
 from device_agent.executors.door import (
     LINKED,
     Bytes,
@@ -31,7 +31,7 @@ from device_agent.executors.door import (
 from device_agent.transfers import Transfers
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ITEM_BYTES, ArtifactRef, ExecutorKind
-from protocols.messages.calibration import Calibrate, Calibrated, Measured, TrialInput
+from protocols.messages.calibration import Calibrate, Calibrated, CalibrationInput, Measured
 from protocols.messages.invocation import INLINE_MAX_BYTES
 
 FETCH_S: Final = 60.0
@@ -41,12 +41,12 @@ REPEATS: Final = 7
 SIZE_SHARE: Final = 0.5
 """Of what is left of the budget, for the repeats of one size."""
 CHUNK_BYTES: Final = 1 << 16
-_INSTANCE: Final = "trial~"
+_INSTANCE: Final = "calibration~"
 _LOWEST: Final = 0
 
 
 class Bench:
-    """Runs one trial at a time."""
+    """Runs one calibration at a time."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Bench:
         self._work: asyncio.Task[Calibrated] | None = None
         self._reason = ""
 
-    async def run(self, command: RunTrial) -> Calibrated:
-        """Measure a program; a trial that is ended says why."""
+    async def run(self, command: RunCalibration) -> Calibrated:
+        """Measure a program; a calibration that is ended says why."""
         asked = command.asked
         self._reason = ""
-        self._work = work = asyncio.create_task(self._trial(command))
+        self._work = work = asyncio.create_task(self._calibration(command))
         try:
             await asyncio.wait([work])
         except asyncio.CancelledError:
@@ -80,12 +80,12 @@ class Bench:
         return work.result()
 
     def end(self, reason: str) -> None:
-        """End the trial that runs."""
+        """End the calibration that runs."""
         if self._work is not None:
             self._reason = reason
             self._work.cancel()
 
-    async def _trial(self, command: RunTrial) -> Calibrated:
+    async def _calibration(self, command: RunCalibration) -> Calibrated:
         asked = command.asked
         manifest = asked.manifest
         samples = [one.sample for run in asked.runs for one in run if one.sample is not None]
@@ -150,7 +150,7 @@ class Bench:
             for digest in pinned:
                 self._blobs.unpin(digest)
 
-    def _inputs(self, run: tuple[TrialInput, ...], pinned: list[str]) -> dict[str, Value]:
+    def _inputs(self, run: tuple[CalibrationInput, ...], pinned: list[str]) -> dict[str, Value]:
         """Return the values of a run, the large ones as files. Raises OSError."""
         values: dict[str, Value] = {}
         for one in run:
@@ -186,7 +186,7 @@ class Bench:
 
 
 class _Measuring:
-    """What a trial has found so far."""
+    """What a calibration has found so far."""
 
     def __init__(self, asked: Calibrate) -> None:
         self.asked = asked

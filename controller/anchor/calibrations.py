@@ -1,8 +1,8 @@
 """The choice of programs: measured when a service is first placed, weighed anew as figures come.
 
-Nothing waits for a trial. A service starts as its authors' predictions say; what is not known of
-its programs is then measured on nodes that may run them: on each where they are few, else on those
-of the envelope and on one of every other board. When the trials have ended, or their time is over,
+Nothing waits for a calibration. A service starts as its authors' predictions say; what is not known
+of its programs is then measured on nodes that may run them: on each where they are few, else on
+those of the envelope and on one of every other board. When all have answered, or the time is over,
 the service is placed anew with what is known by then. Later words about runs do the same for its
 programs alone, on the nodes where its tasks are, ever more rarely while that changes something.
 """
@@ -13,25 +13,25 @@ from typing import Final
 from msgspec import Struct, structs
 
 from controller.anchor.book import Book
+from controller.anchor.calibration_inputs import runs_of
 from controller.anchor.envelopes import program as program_of
 from controller.anchor.lifecycle import SERVING
 from controller.anchor.placement.columns import driving
 from controller.anchor.placement.rules import Program, programs, runs_on
 from controller.anchor.placing import Placing
 from controller.anchor.search import Found
-from controller.anchor.trial_inputs import runs_of
 from controller.decider import Received
 from controller.records import TaskRecord
 from protocols.forms import has_choice
 from protocols.messages import Calibrate, Calibrated, RunFigures
 from protocols.messages.hierarchy import Autonomy
 
-TIMER: Final = "trials/"
-TRIALS_MS: Final = 30_000
-"""What all trials of a service may take; then it is weighed with what is known."""
-TRIAL_MS: Final = 5000
+TIMER: Final = "calibrations/"
+CALIBRATIONS_MS: Final = 30_000
+"""What all calibrations of a service may take; then it is weighed with what is known."""
+CALIBRATION_MS: Final = 5000
 """What a node may take for one of them."""
-SERVICE_TRIALS_MAX: Final = 64
+SERVICE_CALIBRATIONS_MAX: Final = 64
 """Asked for a service at once; what is left out is asked after the next placement."""
 FEW_NODES: Final = 8
 """So many nodes are all measured."""
@@ -56,7 +56,7 @@ class _Weighing(Struct):
     """When a service is weighed anew."""
 
     until_ms: int = 0
-    """When its trials are over at the latest; 0: there are none."""
+    """When its calibrations are over at the latest; 0: there are none."""
     due: str = ""
     """Why it is to be weighed; empty: it is not."""
     moves: bool = False
@@ -67,7 +67,7 @@ class _Weighing(Struct):
     """Of each task, what a run was predicted to take."""
 
 
-class Trials:
+class Calibrations:
     """Has programs measured, and their services weighed with what is found."""
 
     def __init__(self, book: Book, placing: Placing) -> None:
@@ -95,12 +95,12 @@ class Trials:
             if not has_choice(task.spec) or task.leaving is not None:
                 continue
             for program, node in self._unknown(task):
-                if asked == SERVICE_TRIALS_MAX:
+                if asked == SERVICE_CALIBRATIONS_MAX:
                     break
                 asked += self._send(task, program, node, cause)
         if asked:
             weighing = self._services.setdefault(service, _Weighing())
-            weighing.until_ms = self._book.desk.now_ms + TRIALS_MS
+            weighing.until_ms = self._book.desk.now_ms + CALIBRATIONS_MS
             self._wake(service, weighing.until_ms)
 
     def _unknown(self, task: TaskRecord) -> Iterator[tuple[Program, str]]:
@@ -161,7 +161,7 @@ class Trials:
             manifest,
             program.provider,
             runs_of(task.spec, manifest),
-            TRIAL_MS,
+            CALIBRATION_MS,
         )
         desk.tell_role(task.scheduler, asked, cause, task.tenant)
         return True
@@ -169,7 +169,7 @@ class Trials:
     # What is heard.
 
     def calibrated(self, event: Received, found: Calibrated) -> None:
-        """Take in a trial; nodes that this anchor hears itself say it twice."""
+        """Take in a calibration; nodes that this anchor hears itself say it twice."""
         if event.sender not in self._book.settings.schedulers:
             return
         asked = self._asked.get(found.number)
@@ -209,7 +209,7 @@ class Trials:
         if weighing.until_ms and now_ms >= weighing.until_ms:
             for number in [key for key, one in self._asked.items() if one.service == service]:
                 del self._asked[number]
-            self._over(service, "the time for its trials is over", "trials")
+            self._over(service, "the time for its calibrations is over", "calibrations")
         elif weighing.due and now_ms >= weighing.after_ms:
             self._weigh(service, weighing, "weighed")
 

@@ -8,7 +8,7 @@ from anchor_bench import Bench, said
 from msgspec import structs
 from tests_support import INVENTORY, manifest, task_spec
 
-from controller.anchor.trials import PAUSE_MS, TRIALS_MS
+from controller.anchor.calibrations import CALIBRATIONS_MS, PAUSE_MS
 from controller.decider import Output
 from controller.records import FIGURE, Option
 from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction
@@ -66,7 +66,7 @@ def is_graph(asked: Calibrate) -> bool:
 
 
 def answered(bench: Bench, asked: list[Calibrate], own: float, graph: float) -> Output:
-    """Answer every trial; returns what the last answer brings."""
+    """Answer every calibration; returns what the last answer brings."""
     output = Output()
     for one in asked:
         output = bench.hear(found(one, graph if is_graph(one) else own))
@@ -125,23 +125,23 @@ def test_without_the_executor_nothing_is_asked_and_the_other_form_runs() -> None
     assert options(bench)["n1", "graph"].why == "has no onnx executor"
 
 
-def test_a_refused_trial_is_a_reason_and_one_that_passes_is_asked_again(bench: Bench) -> None:
+def test_a_refused_calibration_is_a_reason_and_one_that_passes_is_asked_again(bench: Bench) -> None:
     asked = placed(bench)
     for one in asked:
         passing = one.node == "n2"
         told = Calibrated(one.number, one.anchor, one.node, refused="no room", passing=passing)
         bench.hear(told if is_graph(one) else found(one, 4.0))
-    assert options(bench)["n1", "graph"].why == "a trial failed: no room"
+    assert options(bench)["n1", "graph"].why == "a calibration failed: no room"
     again = said(bench.order(2, tasks=(spec(),)), Calibrate)
     assert [(one.node, is_graph(one)) for one in again] == [("n2", True)]
 
 
-def test_a_deployment_waits_for_no_trial_and_trials_for_no_node(bench: Bench) -> None:
+def test_a_deployment_waits_for_no_calibration_and_calibrations_for_no_node(bench: Bench) -> None:
     asked = placed(bench)
     for one in asked:
         if one.node == "n1":
             bench.hear(found(one, 2.0 if is_graph(one) else 50.0))
-    output = bench.passes(TRIALS_MS + 1)
+    output = bench.passes(CALIBRATIONS_MS + 1)
     assert runs(bench, output) == "graph", "what is known by then decides"
     stale = bench.ta.counters["stale_report"]
     late = next(one for one in asked if one.node == "n2")
