@@ -35,6 +35,8 @@ MAX_FOLDED_BYTES: Final = 8 << 20
 
 _ABSENT_OPERATOR: Final = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 
+_UNKNOWN_OPERATOR: Final = re.compile(r"(\S+)\(-?\d+\) is not a registered function/op")
+
 
 def array(value: Value) -> Any:
     """Look at a value's bytes as an array, copied only when they lie at an odd address."""
@@ -75,6 +77,8 @@ def blame(error: Exception, what: str) -> Refusal:
             f"ONNX Runtime {onnxruntime.__version__} has no {old[1]} of operator set {old[2]}: "
             "convert the model to a newer operator set"
         )
+    if unknown := _UNKNOWN_OPERATOR.search(text):
+        text = f"ONNX Runtime {onnxruntime.__version__} has no operator {unknown[1]}"
     return Refusal("executor", "user", f"{what}: {text}")
 
 
@@ -162,9 +166,15 @@ class Model:
         have = self.session.get_inputs()
         ports(request["inputs"], have, "input")
         ports(request["outputs"], self.session.get_outputs(), "output")
-        named = {name for name, _, _ in request["inputs"]} | set(self.carried.inputs)
-        if missing := [one.name for one in have if one.name not in named]:
+        if missing := self._lacking(self.session, request):
             raise mismatch(f"the manifest names no input {', '.join(missing)} of the model")
+
+    @staticmethod
+    def _lacking(session: Any, request: Header) -> list[str]:
+        """Return the inputs of a session that the manifest does not feed."""
+        fed = {name for name, _, _ in request["inputs"]}
+        fed |= {given for _, given in request["carries"]}
+        return [one.name for one in session.get_inputs() if one.name not in fed]
 
     def _open_form(self, form: int, request: Header) -> Any:
         """Load the optimised form; None when there is none, or none that loads."""
@@ -174,9 +184,14 @@ class Model:
             file.seek(0)
             data = file.read()
         try:
-            return open_session(data, request["threads"], [CPU], form=True) if data else None
+            found = open_session(data, request["threads"], [CPU], form=True) if data else None
         except Exception:  # noqa: BLE001 - the runtime raises a dozen types
             return None
+        if found is not None and self._lacking(found, request):
+            # Weights that an old model lists as inputs too: computed into others, they are gone
+            # from the form, and the runtime takes what is left of them for inputs of each call.
+            return None
+        return found
 
     def _make(self, model: bytes, request: Header, form: int) -> Any:
         """Load a model and write its form; None when that cannot be done."""
