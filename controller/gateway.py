@@ -24,7 +24,6 @@ from controller.broker.mosquitto import ServerTrust
 from controller.broker.spec import make_broker
 from controller.config import Config, meeting_point
 from controller.decider import Answer, Record, Role, Send, View
-from controller.folder import FolderLock
 from controller.host.host import Host, monotonic_ms
 from controller.host.link import STEP_BITS
 from controller.host.linker import Linker
@@ -38,6 +37,7 @@ from controller.store import SqliteStore
 from controller.trust.authority import Authority
 from controller.trust.revocation import Revocation
 from protocols.errors import Blame, EnvironmentFailure, UserError
+from protocols.folder import DataFolder
 from protocols.messages import Linking
 from protocols.transport.tls import Bundle, client_context, load, server_context
 
@@ -59,7 +59,7 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._started_unix_ms = 0
-        self._held: list[FolderLock | PortLease] = []
+        self._held: list[DataFolder | PortLease] = []
         self._store: SqliteStore | None = None
         self._broker: Broker | None = None
         self._api: ApiServer | None = None
@@ -80,7 +80,7 @@ class Gateway:
         trust = _trust(config, bundle)
         # Whoever runs in this folder or on these ports already is left alone: the store comes last,
         # because to open it is to take it from its owner.
-        self._held.append(FolderLock(folder, "controller"))
+        self._held.append(DataFolder(folder, "controller"))
         api = PortLease(config.api_host, config.api_port, "the API")
         self._held.append(api)
         self._broker = make_broker(

@@ -14,12 +14,12 @@ from device_agent import bytecode, config
 from device_agent.artifacts.blobs import sweep
 from device_agent.clock import around, unix_ms
 from device_agent.ending import to_the_end
-from device_agent.folder import DataFolder
 from device_agent.journal import Journal
 from device_agent.prepared import Prepared, become_daemon
 from device_agent.run import EXECUTORS, TRUST, blobs_folder, make_executor
 from firmware_profiles import Profile, select
 from protocols.errors import UserError
+from protocols.folder import DataFolder
 from protocols.messages.presence import ExecutorInfo, Trust
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Preparation:
         identity = Identity(asked)
         detection = select(asked.profile)
         data = config.data_folder(asked, identity.node, os.environ)
-        self.folder = folder = DataFolder(data)
+        self.folder = folder = DataFolder(data, "device agent")
         sweep()
         witnesses = [*around(data), *([Path(asked.bundle)] if asked.bundle else [])]
         journal = Journal(data / "journal.db", unix_ms(witnesses))

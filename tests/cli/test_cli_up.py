@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from controller.folder import FolderLock
 from device_agent.artifacts.blobs import blob_path
 from protocols.errors import UserError
+from protocols.folder import DataFolder
 from tona.local.cell import Cell, Plan
 
 HOLD = """
 import sys
 from pathlib import Path
-from controller.folder import FolderLock
-lock = FolderLock(Path(sys.argv[1]), "`tona up`")
+from protocols.folder import DataFolder
+lock = DataFolder(Path(sys.argv[1]), "`tona up`")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("more", [(), ("--deployment", "cu-dus")])
 def test_a_folder_in_use_is_refused(tona: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
-    lock = FolderLock(tmp_path, "`tona up`")
+    lock = DataFolder(tmp_path, "`tona up`")
     ended = tona("up", "--api-port", 0, "--data", tmp_path, *more)
     lock.close()
     assert ended.code == 2
@@ -43,9 +43,9 @@ def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match=f"process {holder.pid}"):
-            FolderLock(tmp_path, "`tona up`")
+            DataFolder(tmp_path, "`tona up`")
         holder.kill()
-    FolderLock(tmp_path, "`tona up`").close()
+    DataFolder(tmp_path, "`tona up`").close()
 
 
 @pytest.mark.parametrize("more", [(), ("--deployment", "cu-dus")])

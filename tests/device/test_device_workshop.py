@@ -10,9 +10,9 @@ from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.core import events
 from device_agent.executors.door import Bytes, Done
-from device_agent.folder import DataFolder
 from device_agent.workshop import Makers, Workshop
 from protocols.errors import Blame, EnvironmentFailure
+from protocols.folder import DataFolder
 from protocols.manifest import Dtype
 
 LARGE = {f"y{at}": Bytes(Dtype.UINT8, (60_000,), bytes(60_000)) for at in range(4)}
@@ -68,8 +68,8 @@ def test_a_full_disk_at_the_start_is_one_sentence(
     def full(*_arguments: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("device_agent.folder.os.pwrite", full)
+    monkeypatch.setattr("protocols.folder.os.pwrite", full)
     with pytest.raises(EnvironmentFailure, match="cannot be written: No space left on device"):
-        DataFolder(tmp_path / "data")
+        DataFolder(tmp_path / "data", "device agent")
     monkeypatch.undo()
-    DataFolder(tmp_path / "data").close()
+    DataFolder(tmp_path / "data", "device agent").close()

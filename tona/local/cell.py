@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from controller.broker.spec import EMBEDDED
 from controller.child import module_command
-from controller.folder import FolderLock
 from device_agent.artifacts.blobs import sweep
 from protocols.errors import EnvironmentFailure
+from protocols.folder import DataFolder
 from tona.local.supervisor import Supervisor, Told
 
 CONTROLLER: Final = "controller"
@@ -55,7 +55,7 @@ class Cell:
         self.plan = plan
         self._supervisor = Supervisor(plan.folder / "logs", told)
         self._running: Running | None = None
-        self._lock: FolderLock | None = None
+        self._lock: DataFolder | None = None
 
     @property
     def logs(self) -> Path:
@@ -64,7 +64,7 @@ class Cell:
 
     async def start(self) -> Running:
         """Start the controller, then the device agents. Raises UserError, EnvironmentFailure."""
-        self._lock = FolderLock(self.plan.folder, UP)
+        self._lock = DataFolder(self.plan.folder, UP)
         line = await self._supervisor.start(CONTROLLER, self._controller, announces=True)
         try:
             self._running = running = msgspec.json.decode(line, type=Running)

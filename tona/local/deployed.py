@@ -14,9 +14,9 @@ from controller.broker.lease import PortLease
 from controller.broker.spec import EMBEDDED
 from controller.child import module_command
 from controller.decider import Role
-from controller.folder import FolderLock
 from device_agent.artifacts.blobs import sweep
 from protocols.errors import EnvironmentFailure, UserError
+from protocols.folder import DataFolder
 from tona.local.cell import UP, Running, node_command
 from tona.local.deployments import Deployment, Process
 from tona.local.supervisor import Supervisor, Told
@@ -73,7 +73,7 @@ class Deployed:
         self.nodes = plan.deployment.nodes(plan.nodes)
         """The cell of each node."""
         self._supervisor = Supervisor(plan.folder / "logs", told)
-        self._held: list[FolderLock | PortLease] = []
+        self._held: list[DataFolder | PortLease] = []
         self._brokers: dict[str, str] = {}
         self._apis: dict[str, int] = {}
 
@@ -84,7 +84,7 @@ class Deployed:
 
     async def start(self) -> Seen:
         """Start every controller process, then the nodes. Raises UserError, EnvironmentFailure."""
-        self._held.append(FolderLock(self.plan.folder, UP))
+        self._held.append(DataFolder(self.plan.folder, UP))
         processes = self.plan.deployment.processes
         for number, one in enumerate(processes):
             # Known before anything runs, so that each process can be told of all others.

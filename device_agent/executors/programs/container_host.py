@@ -57,8 +57,7 @@ def inside(work: Callable[[str], int], prefix: str, token: str) -> int:
 def main(arguments: list[str]) -> int:
     """Serve the daemon, or say what works."""
     probing = arguments[1] == PROBE
-    if not probing:
-        space.die_with_parent(int(arguments[2]))
+    space.die_with_parent(os.getppid() if probing else int(arguments[2]))
     os.umask(0o022)
     configured, prefix, folder = arguments[2:5] if probing else arguments[3:6]
     # Another host of this node may still be ending: what is its own has another name.

@@ -1,4 +1,4 @@
-"""The data folder of one node, and the lock that lets one daemon use it."""
+"""A data folder, and the lock that lets one process at a time use it."""
 
 import fcntl
 import os
@@ -7,19 +7,19 @@ from typing import Final
 
 from protocols.errors import EnvironmentFailure, UserError
 
-PRIVATE: Final = 0o700
+_PRIVATE: Final = 0o700
+_PID_BYTES: Final = 32
 
 
 class DataFolder:
-    """A private folder that this process holds alone until it ends."""
+    """A private folder that `who` of this process holds alone; the kernel frees it at our end."""
 
-    def __init__(self, path: Path) -> None:
-        """Create and lock. Raises UserError when another daemon has it, EnvironmentFailure."""
+    def __init__(self, path: Path, who: str) -> None:
+        """Create and lock. Raises UserError when another holds it, or EnvironmentFailure."""
         self.path = path
         try:
-            path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self.lock = os.open(path / "lock", flags, 0o600)
+            path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            self.lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{path}: cannot be used as data folder: {error.strerror}; name another with --data"
@@ -27,11 +27,11 @@ class DataFolder:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self.lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            said = os.pread(self.lock, _PID_BYTES, 0).decode("ascii", "replace").strip()
             os.close(self.lock)
             raise UserError(
-                f"{path}: another device agent (process {holder}) uses this data folder; "
-                "stop it, or give this one a folder of its own with --data"
+                f"{path}: another {who} (process {said or 'unknown'}) runs in this data folder; "
+                "end it, or name another folder with --data"
             ) from None
         try:
             os.ftruncate(self.lock, 0)
@@ -43,5 +43,5 @@ class DataFolder:
             ) from None
 
     def close(self) -> None:
-        """Let another daemon have it."""
+        """Let another process have it."""
         os.close(self.lock)
