@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from device_agent.executors.programs import container_runtime as runtimes
     from device_agent.executors.programs import container_space as space
     from device_agent.executors.programs import container_worker as workers
-    from device_agent.executors.programs.stream import Header, Refusal, Stream
+    from device_agent.executors.programs.stream import Header, Refusal, Stream, to_the_end
 else:
     import container_cgroup as cgroup
     import container_images as images
     import container_runtime as runtimes
     import container_space as space
     import container_worker as workers
-    from stream import Header, Refusal, Stream
+    from stream import Header, Refusal, Stream, to_the_end
 
 THREAD_STACK_BYTES: Final = 1 << 20
 MAX_THREADS: Final = 256
@@ -168,14 +167,8 @@ class Host:
         self._counting = threading.Lock()
 
     def serve(self) -> None:
-        """Serve frames until the daemon hangs up, then end the process, or loudly at a bug."""
-        try:
-            self._serve()
-        except OSError:
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - a thread's edge: half a host would hang its calls
-            sys.excepthook(*sys.exc_info())
-            os._exit(os.EX_SOFTWARE)
+        """Serve frames until the daemon hangs up, then end the process."""
+        to_the_end(self._serve)
 
     def _serve(self) -> None:
         while True:

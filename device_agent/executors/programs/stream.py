@@ -13,6 +13,7 @@ import mmap
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -192,6 +193,17 @@ def write_values(
             inline.append(view)
         described.append([name, dtype, shape, view.nbytes, digest])
     return described, inline
+
+
+def to_the_end(work: Callable[[], None]) -> None:
+    """Do a thread's work until the daemon hangs up, then end the process, or loudly at a bug."""
+    try:
+        work()
+    except OSError:
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - a thread's edge: half a host would hang its calls
+        sys.excepthook(*sys.exc_info())
+        os._exit(os.EX_SOFTWARE)
 
 
 def die_with_parent(parent: int) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from functools import partial
 from queue import SimpleQueue
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         Stream,
         Value,
         read_values,
+        to_the_end,
         write_values,
     )
     from device_agent.executors.programs.wasm_functions import Functions
@@ -38,7 +38,7 @@ else:
     import abi
     import wasm_engine
     from memory import Memory, MemoryFull
-    from stream import Refusal, Stream, read_values, write_values
+    from stream import Refusal, Stream, read_values, to_the_end, write_values
     from wasm_functions import Functions
     from wasm_program import Linkers, Program
 
@@ -187,14 +187,8 @@ class Host:
         self._stopper = wasm_engine.new_stopper(self._stopped)
 
     def serve(self) -> None:
-        """Serve frames until the daemon hangs up, then end the process, or loudly at a bug."""
-        try:
-            self._serve()
-        except OSError:
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - a thread's edge: half a host would hang its calls
-            traceback.print_exc()
-            os._exit(os.EX_SOFTWARE)
+        """Serve frames until the daemon hangs up, then end the process."""
+        to_the_end(self._serve)
 
     def _serve(self) -> None:
         while True:
