@@ -180,7 +180,8 @@ class ContainerExecutor(RemoteExecutor):
         self._keys += 1
         instance.key = self._keys
         manifest, digest = instance.manifest, _hex(instance.manifest)
-        frame = load_frame(manifest, self._blobs) | {
+        frame = load_frame(manifest) | {
+            "blobs": str(self._blobs),
             "key": instance.key,
             "constants": constant_frame(instance.constants),
             "digest": digest,

@@ -68,14 +68,15 @@ class Hosts:
     def __init__(
         self,
         start: Callable[[OnEvent], Process],
-        folders: Mapping[str, list[str]],
+        folders: Mapping[str, Any],
         hung_up: Callable[[Host], None],
         gone: Callable[[Host, str], None],
         asked: Callable[[Host, Reply, memoryview], None],
     ) -> None:
         """`start` starts the zygote; `hung_up` and `gone` hear of a host's end, why at the second.
 
-        `folders` are those that a host may `read` and `write`; `asked` hears what guests ask for.
+        `folders` are those that a host may `read` and `write`, and where it finds compiled `forms`
+        and `blobs`; `asked` hears what guests ask for.
         `start` may raise ExecutorFailure.
         """
         self._start = start

@@ -52,6 +52,8 @@ class Reply(Struct, frozen=True):
     """What its sandbox lacks on this machine."""
     exit: tuple[int, str] | None = None
     """A child of the process ended: its number, how."""
+    form: str = ""
+    """Fingerprint of the file that a module was compiled into."""
     unloaded: bool = False
     """The instance is not here: what a call brought along to load it was refused."""
     cpu: int | None = None

@@ -88,7 +88,7 @@ class Models:
         zygote = self._running_zygote()
         model = self._fork(zygote.link, self._model_hung_up)
         manifest = recipe.manifest
-        frame = load_frame(manifest, Path(self._frame["blobs"])) | self._frame
+        frame = load_frame(manifest) | self._frame
         frame |= {
             "path": str(artifact),
             "digest": manifest.artifact.digest.removeprefix(DIGEST_PREFIX),

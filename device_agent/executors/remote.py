@@ -72,7 +72,7 @@ def _port(port: Port) -> tuple[str, int, tuple[int, ...]]:
     return port.name, ONNX_DTYPE_NUMBER[port.dtype], port.shape
 
 
-def load_frame(manifest: Manifest, blobs: Path) -> dict[str, Any]:
+def load_frame(manifest: Manifest) -> dict[str, Any]:
     """Return what every executor needs to load an instance."""
     return {
         "op": "load",
@@ -80,7 +80,6 @@ def load_frame(manifest: Manifest, blobs: Path) -> dict[str, Any]:
         "outputs": [_port(one) for one in manifest.outputs],
         "memory": manifest.limits.memory_bytes,
         "limit": manifest.limits.output_bytes,
-        "blobs": str(blobs),
     }
 
 

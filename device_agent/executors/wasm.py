@@ -32,6 +32,7 @@ from device_agent.executors.remote import (
     log,
     no_exit,
 )
+from device_agent.executors.seals import FINGERPRINT, Seals
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction, Manifest
 from protocols.messages.invocation import FailureCode
@@ -40,7 +41,8 @@ from protocols.messages.presence import ExecutorInfo
 COMPILE_TIMEOUT_S: Final = 120.0
 MAX_THREADS: Final = 4
 """Calls that one host runs at once, at most."""
-KEY_BYTES: Final = 32
+FORMS: Final = "forms"
+"""The folder in the cache that hosts and compilers are let into; seals lie above it."""
 LIBRARY: Final = "library"
 """The role of a module that a program is linked with."""
 MEMORY_MAX_AGE_S: Final = 90 * 86_400.0
@@ -72,8 +74,9 @@ class WasmExecutor(RemoteExecutor):
         `artifacts` is where constants lie; `cache`, for compiled modules, and `memories`, for
         what tasks remember, become private folders. Raises EnvironmentFailure when they cannot.
         """
-        super().__init__(blobs, on_exit, (artifacts, cache, memories))
-        self._cache = cache
+        self._seals = Seals(cache)
+        self._cache = cache / FORMS
+        super().__init__(blobs, on_exit, (artifacts, self._cache, memories))
         self._memories = memories
         self._interpreter = interpreter
         self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
@@ -81,12 +84,14 @@ class WasmExecutor(RemoteExecutor):
         self._loading = asyncio.Lock()
         self._keys = 0
         folders = {
-            "read": [str(cache), str(artifacts)],
+            "read": [str(self._cache), str(artifacts)],
             "write": [str(blobs), str(memories)],
+            "forms": str(self._cache),
+            "blobs": str(blobs),
         }
         self._hosts = Hosts(self._start_zygote, folders, self._hung_up, self._report, self._asked)
         self._compiling: dict[str, asyncio.Task[None]] = {}
-        _make_private(cache)
+        self._make_cache()
         private_folder(memories)
         _prune(memories)
 
@@ -110,8 +115,8 @@ class WasmExecutor(RemoteExecutor):
             self._settle_down()
 
     async def _compiled(self, artifact: Path, digest: str, role: str) -> None:
-        # A whole pair was vetted when it was made; the host holds it against its seal.
-        if all((self._cache / f"{digest}{one}").exists() for one in (".cwasm", ".seal")):
+        # What is sealed was vetted when it was made; the host holds it against its fingerprint.
+        if self._seals.fingerprint(digest) and (self._cache / f"{digest}.cwasm").exists():
             return
         await self._compile_once(artifact, digest, role)
 
@@ -124,8 +129,11 @@ class WasmExecutor(RemoteExecutor):
         await asyncio.shield(task)
 
     async def _compile(self, artifact: Path, digest: str, role: str) -> None:
-        if not (self._cache / "key").exists():
-            _make_private_again(self._cache)
+        try:
+            if not self._cache.exists():
+                self._make_cache()
+        except EnvironmentFailure as error:
+            raise failed(FailureCode.EXECUTOR, error.blame, str(error), retryable=True) from None
         compiler = self._compiler(artifact)
         folder = str(self._cache)
         request = {"source": str(artifact), "digest": digest, "folder": folder, "role": role}
@@ -136,7 +144,22 @@ class WasmExecutor(RemoteExecutor):
             raise failed(FailureCode.LIMIT, Blame.USER, text) from None
         finally:
             compiler.kill()
-        check_failure(reply, "compiling the module: it takes too much memory, or was killed")
+        what = "compiling the module: it takes too much memory, or was killed"
+        made = check_failure(reply, what)
+        if FINGERPRINT.fullmatch(made.form) is None:
+            text = "the compiler did not say what it made"
+            raise failed(FailureCode.EXECUTOR, Blame.ENVIRONMENT, text, retryable=True)
+        try:
+            self._seals.put(digest, made.form)
+        except EnvironmentFailure as error:
+            raise _not_started(error) from None
+
+    def _make_cache(self) -> None:
+        """Make what holds compiled modules; raises EnvironmentFailure."""
+        self._seals.renew()
+        private_folder(self._cache)
+        for left in self._cache.glob(".part-*"):
+            left.unlink(missing_ok=True)
 
     def _compiler(self, artifact: Path) -> Host:
         """Return a process to compile in. Raises ExecutorFailure."""
@@ -149,11 +172,10 @@ class WasmExecutor(RemoteExecutor):
         host = self._host(instance.setup.tenant)
         self._keys += 1
         instance.key = self._keys
-        frame = self._load_frame(instance)
-        reply = await self._load(host.link, dict(frame))
+        reply = await self._load(host.link, self._load_frame(instance))
         if reply is not None and reply.fail is not None and reply.fail[2] == UNCOMPILED:
             await self._compile_all(instance)
-            reply = await self._load(host.link, dict(frame))
+            reply = await self._load(host.link, self._load_frame(instance))
         loaded = check_failure(reply, f"loading task {instance.task!r}")
         if host.link.open:
             instance.links = [host.link]
@@ -164,20 +186,32 @@ class WasmExecutor(RemoteExecutor):
                 instance.remarks["sandbox"] = "; ".join(loaded.gaps)
 
     def _load_frame(self, instance: Instance) -> dict[str, Any]:
+        """Return what a host needs to load an instance; most have little of it: it is short."""
         manifest = instance.manifest
-        return load_frame(manifest, self._blobs) | {
+        frame = load_frame(manifest) | {
             "key": instance.key,
-            "constants": constant_frame(instance.constants),
-            "folder": str(self._cache),
-            "digest": _hex(manifest.artifact),
-            "modules": [(one.name, _hex(one.artifact)) for one in manifest.modules],
-            "interface": _role(manifest),
-            "functions": [one.value for one in manifest.functions],
-            "infers": [one.name for one in manifest.infers],
-            "arguments": manifest.arguments,
-            "state": self._memory_of(instance),
-            "state_bytes": manifest.limits.state_bytes,
+            "form": self._form(manifest.artifact),
+            "interface": manifest.called,
         }
+        if manifest.functions:
+            frame["functions"] = manifest.functions
+        if manifest.infers:
+            frame["infers"] = [one.name for one in manifest.infers]
+        if manifest.modules:
+            frame["modules"] = [(one.name, *self._form(one.artifact)) for one in manifest.modules]
+        if manifest.arguments:
+            frame["arguments"] = manifest.arguments
+        if instance.constants:
+            frame["constants"] = constant_frame(instance.constants)
+        memory = self._memory_of(instance)
+        if memory:
+            frame["state"], frame["state_bytes"] = memory, manifest.limits.state_bytes
+        return frame
+
+    def _form(self, artifact: ArtifactRef) -> tuple[str, str]:
+        """Return the name of a compiled module and the fingerprint that its file has to have."""
+        name = _hex(artifact)
+        return name, self._seals.fingerprint(name)
 
     def _memory_of(self, instance: Instance) -> str:
         """Return the file of an instance's memory; empty when it remembers nothing."""
@@ -440,30 +474,6 @@ def _hex(artifact: ArtifactRef) -> str:
 
 def _role(manifest: Manifest) -> str:
     return manifest.called.value if manifest.called is not None else ""
-
-
-def _make_private_again(folder: Path) -> None:
-    """Renew a cache that somebody has cleared away. Raises ExecutorFailure."""
-    try:
-        _make_private(folder)
-    except EnvironmentFailure as error:
-        raise failed(FailureCode.EXECUTOR, error.blame, str(error), retryable=True) from None
-
-
-def _make_private(folder: Path) -> None:
-    """Create the cache of compiled modules and its key. Raises EnvironmentFailure."""
-    private_folder(folder)
-    try:
-        for left in folder.glob(".part-*"):
-            left.unlink()
-        with contextlib.suppress(FileExistsError):
-            key = os.open(folder / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(key, "wb") as file:
-                file.write(os.urandom(KEY_BYTES))
-    except OSError as error:
-        raise EnvironmentFailure(
-            f"cannot make a key for compiled modules in {folder}: {error.strerror}"
-        ) from None
 
 
 def private_folder(folder: Path) -> None:

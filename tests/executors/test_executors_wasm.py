@@ -13,6 +13,7 @@ from executor_exits import Exits
 from executor_guests import Shelf, floats, module
 
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File, Value
+from device_agent.executors.seals import FINGERPRINT, Seals
 from device_agent.executors.wasm import WasmExecutor
 from protocols.errors import Blame
 from protocols.manifest import Constant, Dtype, ExecutorKind, Limits, Manifest, Port
@@ -356,7 +357,7 @@ async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_no
     artifact, manifest = shelf.guest("echo")
     await ready(wasm, artifact, manifest)
     cache = tmp_path / "cache"
-    compiled = next(cache.glob("*.cwasm"))
+    (compiled,) = (cache / "forms").glob("*.cwasm")
     assert (cache.stat().st_mode & 0o777, (cache / "key").stat().st_mode & 0o777) == (0o700, 0o600)
     whole = compiled.read_bytes()
     before = compiled.stat().st_ino
@@ -381,6 +382,28 @@ async def test_a_compiled_module_outlives_the_executor_and_a_broken_seal_does_no
         assert isinstance(result, Done)
     finally:
         await third.close()
+
+
+async def test_what_compiles_and_runs_modules_never_comes_near_the_key(
+    wasm: WasmExecutor, shelf: Shelf, tmp_path: Path
+) -> None:
+    await ready(wasm, *shelf.guest("echo"))
+    folders = wasm._hosts._birth["read"] + wasm._hosts._birth["write"]
+    assert all(not (tmp_path / "cache").is_relative_to(one) for one in folders)
+    assert {one.name for one in (tmp_path / "cache" / "forms").iterdir()} == {
+        one.with_suffix(".cwasm").name for one in (tmp_path / "cache").glob("*.seal")
+    }
+    # A seal that somebody else has made, or for another module, seals nothing.
+    seals = Seals(tmp_path / "cache")
+    name = next((tmp_path / "cache").glob("*.seal")).stem
+    fingerprint = seals.fingerprint(name)
+    assert FINGERPRINT.fullmatch(fingerprint)
+    Seals(tmp_path / "other").put(name, fingerprint)
+    (tmp_path / "other" / f"{name}.seal").rename(tmp_path / "cache" / f"{name}.seal")
+    seals.put("another", fingerprint)
+    (tmp_path / "cache" / "another.seal").rename(tmp_path / "cache" / "third.seal")
+    fresh = Seals(tmp_path / "cache")
+    assert fresh.fingerprint(name) == fresh.fingerprint("third") == ""
 
 
 async def test_stop_and_close_leave_nothing(wasm: WasmExecutor, shelf: Shelf, gone: Gone) -> None:
@@ -423,7 +446,9 @@ async def test_stats_count_calls(wasm: WasmExecutor, shelf: Shelf) -> None:
 async def test_a_cache_that_was_cleared_away_is_made_again(
     wasm: WasmExecutor, shelf: Shelf
 ) -> None:
-    shutil.rmtree(wasm._cache)
-    await ready(wasm, *shelf.guest("echo"))
-    assert isinstance(await wasm.invoke("t", "c", {"x": floats(1.0)}, BUDGET_MS), Done)
-    assert (wasm._cache / "key").stat().st_mode & 0o777 == 0o600
+    cache = wasm._cache.parent
+    for one in (cache, wasm._cache):
+        shutil.rmtree(one)
+        await ready(wasm, *shelf.guest("echo"))
+        assert isinstance(await wasm.invoke("t", "c", {"x": floats(1.0)}, BUDGET_MS), Done)
+        assert (cache / "key").stat().st_mode & 0o777 == 0o600

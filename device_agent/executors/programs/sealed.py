@@ -1,4 +1,4 @@
-"""A private folder of files that this device has made: compiled modules, optimised models.
+"""A private folder of files that this device has made: optimised models.
 
 What lies in it is used without another look, so each file has a seal beside it, a keyed hash over
 its name, what it is bound to and its bytes. The key never leaves the folder, and no process that

@@ -7,7 +7,6 @@ and a daemon that has it killed when it takes too long.
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING
 
 import wasmtime
@@ -15,24 +14,21 @@ import wasmtime
 if TYPE_CHECKING:
     import socket
 
-    from device_agent.executors.programs import wasm_engine
-    from device_agent.executors.programs.sealed import read_key, seal
+    from device_agent.executors.programs import wasm_engine, wasm_forms
     from device_agent.executors.programs.stream import Header, Refusal, Stream
 else:
     import wasm_engine
-    from sealed import read_key, seal
+    import wasm_forms
     from stream import Refusal, Stream
 
 
-def compile_module(request: Header, on: wasmtime.Engine) -> None:
-    """Check, compile and seal a module, named by its hex digest. Raises Refusal."""
+def compile_module(request: Header, on: wasmtime.Engine) -> str:
+    """Check and compile a module, named by its hex digest; its fingerprint. Raises Refusal."""
     source, digest, folder = request["source"], request["digest"], request["folder"]
     with open(source, "rb") as file:
         code = file.read()
     if hashlib.sha256(code).hexdigest() != digest:
         raise Refusal("executor", "environment", f"artifact {source} is not what its digest says")
-    if wasm_engine.map_compiled(on, folder, digest) is not None:
-        return
     if not code.startswith(b"\0asm"):
         raise Refusal("executor", "user", "the artifact is no Wasm module: its first bytes differ")
     try:
@@ -43,18 +39,8 @@ def compile_module(request: Header, on: wasmtime.Engine) -> None:
     misfit = wasm_engine.misfits(module, request["role"])
     if misfit:
         raise Refusal("executor", "user", misfit)
-    store(folder, digest, bytes(module.serialize()))
-
-
-def store(folder: str, name: str, compiled: bytes) -> None:
-    """Put a compiled module and its seal into the cache, each in one step. Raises Refusal."""
     try:
-        keyed = seal(read_key(folder), name, compiled)
-        for suffix, data in (("cwasm", compiled), ("seal", keyed)):
-            part = f"{folder}/.part-{os.getpid()}-{suffix}"
-            with open(part, "wb") as file:
-                file.write(data)
-            os.rename(part, f"{folder}/{name}.{suffix}")
+        return wasm_forms.write(folder, digest, module)
     except OSError as error:
         raise Refusal(
             "executor",
@@ -65,14 +51,14 @@ def store(folder: str, name: str, compiled: bytes) -> None:
 
 
 def answer(request: Header, engine: wasmtime.Engine) -> Header:
-    """Serve a request: `source`, `digest` (hex), `folder` and `role` in, `fail` or nothing out."""
+    """Serve a request: `source`, `digest` (hex), `folder` and `role` in, `fail` or `form` out."""
     try:
-        compile_module(request, engine)
+        fingerprint = compile_module(request, engine)
     except Refusal as refusal:
         return {"id": request["id"], "fail": refusal.answer}
     except (OSError, MemoryError) as error:
         return {"id": request["id"], "fail": ["executor", "environment", repr(error), True]}
-    return {"id": request["id"]}
+    return {"id": request["id"], "form": fingerprint}
 
 
 def serve(sock: socket.socket, engine: wasmtime.Engine) -> None:

@@ -1,16 +1,14 @@
-"""The Wasm engine's settings, the sealed cache of compiled modules, and lean guest calls.
+"""The Wasm engine's settings, what exports each role of a module needs, and lean guest calls.
 
-A compiled module is native code that the engine does not check: it is mapped only when its seal, a
-keyed hash over its name and bytes, is whole. Compiler and host share this file, for a module runs
-only in an engine of equal settings.
+Compiler and host share this file, for a module runs only in an engine of equal settings.
 """
 # ruff: noqa: SLF001 - the C interface lies behind private names of the package, whose range is pinned
 
 from __future__ import annotations
 
 import ctypes
-import hmac
-import mmap
+import os
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,19 +16,20 @@ import wasmtime
 from wasmtime import _bindings as bindings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from device_agent.executors.programs import abi
-    from device_agent.executors.programs.sealed import read_key, seal
 else:
     import abi
-    from sealed import read_key, seal
 
 STACK_BYTES: Final = 512 * 1024
 WASI: Final = "wasi-1"
 LIBRARY: Final = "library"
 START: Final = "_start"
 
-_Func = Any
-"""A `wasmtime_func_t`."""
+_NO_FINALIZER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(0)
+_TrapPointer: Final = ctypes.POINTER(bindings.wasm_trap_t)
+_Values: Final = bindings.wasmtime_val_raw_t * 4
 
 
 def engine() -> wasmtime.Engine:
@@ -76,22 +75,21 @@ def _misfit(exports: dict[str, Any], name: str) -> str:
     return ""
 
 
-def map_compiled(on: wasmtime.Engine, folder: str, name: str) -> wasmtime.Module | None:
-    """Map a sealed module; None when there is none, its seal is broken or the engine is another."""
-    path = f"{folder}/{name}.cwasm"
-    try:
-        with open(f"{folder}/{name}.seal", "rb") as file:
-            wanted = file.read(64)
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            with mapped, memoryview(mapped) as data:
-                have = seal(read_key(folder), name, data)
-            if not hmac.compare_digest(wanted, have):
-                return None
-            # Through the descriptor: what is mapped is the file whose seal was just checked.
-            return wasmtime.Module.deserialize_file(on, f"/proc/self/fd/{file.fileno()}")
-    except (OSError, ValueError, wasmtime.WasmtimeError):
-        return None
+def instantiate(pre: wasmtime.InstancePre, store: wasmtime.Store) -> bindings.wasmtime_instance_t:
+    """Make an instance in a store. Raises wasmtime.Trap and wasmtime.WasmtimeError."""
+    instance, trap = bindings.wasmtime_instance_t(), _TrapPointer()
+    error = bindings._wasmtime_instance_pre_instantiate(
+        pre.ptr(), store._context(), ctypes.byref(instance), ctypes.byref(trap)
+    )
+    if error or trap:
+        _raise(error, trap)
+    return instance
+
+
+def _raise(error: Any, trap: Any) -> None:
+    if error:
+        raise wasmtime.WasmtimeError._from_ptr(error)
+    raise wasmtime.Trap._from_ptr(trap)
 
 
 class Guest:
@@ -101,20 +99,17 @@ class Guest:
     when the module is compiled, so a call costs 4 us instead of 40.
     """
 
-    def __init__(self, store: wasmtime.Store, instance: wasmtime.Instance) -> None:
+    def __init__(self, store: wasmtime.Store, instance: bindings.wasmtime_instance_t) -> None:
         self._store = store
-        self._instance = instance
+        self._instance = ctypes.byref(instance)
         self._context = store._context()
-        self._memory = self._export(abi.MEMORY.encode()).of.memory
+        self._memory = ctypes.byref(self._export(abi.MEMORY).of.memory)
 
-    def _export(self, name: bytes) -> Any:
+    def _export(self, name: str) -> Any:
         item = bindings.wasmtime_extern_t()
-        found = bindings.wasmtime_instance_export_get(
-            self._context,
-            ctypes.byref(self._instance._instance),
-            name,
-            len(name),
-            ctypes.byref(item),
+        text = name.encode()
+        found = bindings._wasmtime_instance_export_get(
+            self._context, self._instance, text, len(text), ctypes.byref(item)
         )
         if not found:
             raise KeyError(name)
@@ -123,35 +118,64 @@ class Guest:
     def has(self, name: str) -> bool:
         """Whether the guest exports this name."""
         try:
-            self._export(name.encode())
+            self._export(name)
         except KeyError:
             return False
         return True
 
     def call(self, name: str, *arguments: int) -> int:
         """Call a function of the ABI. Raises wasmtime.Trap or wasmtime.WasmtimeError."""
-        function = self._export(name.encode()).of.func
-        values = (bindings.wasmtime_val_raw_t * 4)()
+        function = self._export(name).of.func
+        values = _Values()
         for index, argument in enumerate(arguments):
             values[index].i32 = argument
-        trap = ctypes.POINTER(bindings.wasm_trap_t)()
-        error = bindings.wasmtime_func_call_unchecked(
+        trap = _TrapPointer()
+        error = bindings._wasmtime_func_call_unchecked(
             self._context, ctypes.byref(function), values, 4, ctypes.byref(trap)
         )
-        if error:
-            raise wasmtime.WasmtimeError._from_ptr(error)
-        if trap:
-            raise wasmtime.Trap._from_ptr(trap)
+        if error or trap:
+            _raise(error, trap)
         return int(values[0].i32)
 
     def memory(self) -> memoryview:
         """Return the guest's memory as it is now; a call may grow and move it."""
-        size = bindings.wasmtime_memory_data_size(self._context, ctypes.byref(self._memory))
-        data = bindings.wasmtime_memory_data(self._context, ctypes.byref(self._memory))
+        size = bindings._wasmtime_memory_data_size(self._context, self._memory)
+        data = bindings._wasmtime_memory_data(self._context, self._memory)
         if not size:
             return memoryview(b"")
         address = ctypes.addressof(data.contents)
         return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
+def define(
+    linker: wasmtime.Linker,
+    module: str,
+    name: str,
+    kind: wasmtime.FuncType,
+    act: Callable[[Any], None],
+) -> Any:
+    """Define a host function; return what must live as long as the linker.
+
+    `act` takes the raw values, the arguments first, and puts the result into the first one. The
+    package's own `define_func` looks types up at every call, which takes ten times as long.
+    """
+
+    def call(_env: Any, _caller: Any, values: Any, _count: int) -> int:
+        try:
+            act(values)
+        except BaseException:  # noqa: BLE001 - C cannot raise, and half a host would hang its calls
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+        return 0
+
+    callback = bindings.wasmtime_func_unchecked_callback_t(call)
+    where, what = module.encode(), name.encode()
+    error = bindings.wasmtime_linker_define_func_unchecked(
+        linker.ptr(), where, len(where), what, len(what), kind.ptr(), callback, None, _NO_FINALIZER
+    )
+    if error:
+        raise wasmtime.WasmtimeError._from_ptr(error)
+    return callback
 
 
 def new_stopper(stopped: dict[int, bool]) -> tuple[Any, Any]:

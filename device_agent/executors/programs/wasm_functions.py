@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
@@ -29,10 +30,12 @@ import wasmtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from device_agent.executors.programs import wasm_engine
     from device_agent.executors.programs.memory import MAX_KEY_BYTES, Changes, Memory
     from device_agent.executors.programs.wasm_engine import Guest
     from device_agent.executors.programs.wasm_infer import Models
 else:
+    import wasm_engine
     from memory import MAX_KEY_BYTES
 
 MODULE: Final = "tona"
@@ -142,6 +145,8 @@ class Functions:
 
     def __init__(self) -> None:
         self._current = _Current()
+        self._callbacks: list[Any] = []
+        """Kept alive, for linkers know their addresses."""
 
     def enter(self, call: Call | None) -> None:
         """Run the host functions of this thread for a call."""
@@ -149,23 +154,28 @@ class Functions:
 
     def define(self, linker: wasmtime.Linker, granted: Collection[str]) -> None:
         """Define the functions of these groups."""
-        i32, i64 = wasmtime.ValType.i32(), wasmtime.ValType.i64()
         for name, (group, parameters, act) in _FUNCTIONS.items():
             if group in granted:
-                kind = wasmtime.FuncType([i32] * parameters, [i32])
-                linker.define_func(MODULE, name, kind, self._guard(act))
-        if "clock" in granted:
-            kind = wasmtime.FuncType([], [i64])
-            linker.define_func(MODULE, "clock_ms", kind, lambda: time.time_ns() // 1_000_000)
-            linker.define_func(MODULE, "monotonic_us", kind, lambda: time.monotonic_ns() // 1000)
+                self._define(linker, name, parameters, partial(self._act, act, parameters))
+        for name, tell in _CLOCKS.items() if "clock" in granted else ():
+            self._define(linker, name, None, tell)
 
-    def _guard(self, act: Callable[..., int]) -> Callable[..., int]:
-        def run(*arguments: Any) -> int:
-            call = self._current.call
-            # A start function runs before there is a call.
-            return REFUSED if call is None else act(call, *arguments)
+    def _define(
+        self, linker: wasmtime.Linker, name: str, parameters: int | None, act: Callable[[Any], None]
+    ) -> None:
+        """Define a function of so many i32 that gives one; None: of none that gives an i64."""
+        if parameters is None:
+            kind = wasmtime.FuncType([], [wasmtime.ValType.i64()])
+        else:
+            i32 = wasmtime.ValType.i32()
+            kind = wasmtime.FuncType([i32] * parameters, [i32])
+        self._callbacks.append(wasm_engine.define(linker, MODULE, name, kind, act))
 
-        return run
+    def _act(self, act: Callable[..., int], parameters: int, values: Any) -> None:
+        call = self._current.call
+        # A start function runs before there is a call.
+        given = [values[at].i32 for at in range(parameters)] if call is not None else ()
+        values[0].i32 = act(call, *given) if call is not None else REFUSED
 
 
 _FUNCTIONS: Final[dict[str, tuple[str, int, Callable[..., int]]]] = {
@@ -176,8 +186,18 @@ _FUNCTIONS: Final[dict[str, tuple[str, int, Callable[..., int]]]] = {
     "memory_delete": ("memory", 2, Call.delete),
     "infer": ("infer", 6, Call.infer),
 }
-GROUPS: Final = {name: group for name, (group, _, _) in _FUNCTIONS.items()} | {
-    "clock_ms": "clock",
-    "monotonic_us": "clock",
-}
+
+
+def _clock_ms(values: Any) -> None:
+    values[0].i64 = time.time_ns() // 1_000_000
+
+
+def _monotonic_us(values: Any) -> None:
+    values[0].i64 = time.monotonic_ns() // 1000
+
+
+_CLOCKS: Final = {"clock_ms": _clock_ms, "monotonic_us": _monotonic_us}
+GROUPS: Final = {name: group for name, (group, _, _) in _FUNCTIONS.items()} | dict.fromkeys(
+    _CLOCKS, "clock"
+)
 """The group that each function belongs to."""

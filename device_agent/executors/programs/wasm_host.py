@@ -1,27 +1,29 @@
 """Runs calls of one tenant's Wasm instances: a fresh store for each, several at once in threads.
 
-Whichever thread is free reads the next frame and runs it, so a call changes no thread. Two more
-threads than calls at once, one of them for a `load`, mean that somebody always listens for `stop`.
-Time is the daemon's business: it says `stop`, an epoch passes, and the store of that call ends.
+Whichever thread is free reads the next frame and runs it, so a call changes no thread. It lets the
+next one read just before the guest begins: until then it would only have to share the interpreter.
+Two more threads than calls at once, one of them for a `load`, mean that somebody listens for `stop`
+as long as a guest runs. Time is the daemon's business: it says `stop`, an epoch passes, and the
+store of that call ends.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import threading
 import time
 from collections import OrderedDict
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import wasmtime
 
 if TYPE_CHECKING:
     import socket
 
-    from device_agent.executors.programs import abi, wasm_engine
+    from device_agent.executors.programs import abi, wasm_engine, wasm_forms
     from device_agent.executors.programs.memory import Changes, Memory, MemoryFull
     from device_agent.executors.programs.stream import (
         Header,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 else:
     import abi
     import wasm_engine
+    import wasm_forms
     from memory import Memory, MemoryFull
     from stream import Refusal, Stream, read_values, to_the_end, write_values
     from wasm_functions import Functions
@@ -45,8 +48,6 @@ else:
 THREAD_STACK_BYTES: Final = 2 << 20
 MAPPED_MAX: Final = 64
 """Compiled modules that stay mapped; an older one that no instance uses is let go."""
-COMING_S: Final = 10.0
-"""How long a call waits for the one before it to load their program."""
 UNCOMPILED: Final = "uncompiled"
 """Text of the refusal after which the daemon compiles and asks again."""
 
@@ -164,26 +165,103 @@ class NotLoaded(Refusal):
         super().__init__("not-ready", "environment", text, retryable=True)
 
 
+class Folders(NamedTuple):
+    """Where a host finds compiled modules, and large values."""
+
+    forms: str
+    blobs: str
+
+
+class Spares(threading.local):
+    """A store for the next call of each thread: nobody has used it, and nobody waits for it."""
+
+    _store: wasmtime.Store | None = None
+
+    def take(self) -> wasmtime.Store | None:
+        """Return this thread's; None when it has none."""
+        store, self._store = self._store, None
+        return store
+
+    def fill(self, engine: wasmtime.Engine) -> None:
+        """Have one."""
+        if self._store is None:
+            self._store = wasmtime.Store(engine)
+
+
+class Reading:
+    """The right to read frames, which one thread has at a time.
+
+    A lock would wake another thread at each call, which then wants the interpreter when the call
+    needs it most. Here the others are woken when there is something to read.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.stream = Stream(sock)
+        self._sock = sock
+        self._rest = os.eventfd(1, os.EFD_CLOEXEC)
+        """Always readable: whoever is let wait for it is woken, for what was read too much."""
+        self._epoll = select.epoll()
+        self._epoll.register(self._rest, 0)
+        self._epoll.register(sock, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def take(self) -> None:
+        """Wait until there is something to read, and for the right to do it."""
+        self._epoll.poll(maxevents=1)
+
+    def give(self) -> None:
+        """Let whoever is woken next read on."""
+        source = self._rest if self.stream.has_rest() else self._sock
+        self._epoll.modify(source, select.EPOLLIN | select.EPOLLONESHOT)
+
+
+class Turn:
+    """One frame on its way through a thread: what it holds until its answer is sent."""
+
+    def __init__(self, number: int, reading: Reading) -> None:
+        self.number = number
+        self.store: wasmtime.Store | None = None
+        """Lives until the answer is sent, for that reads its memory."""
+        self._reading: Reading | None = reading
+
+    def read_on(self) -> None:
+        """Let another thread read the next frame."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.give()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.read_on()
+        if self.store is not None:
+            self.store.close()
+
+
 class Host:
     """All instances of this process and the threads that run their calls."""
 
-    def __init__(self, sock: socket.socket, engine: wasmtime.Engine, gaps: tuple[str, ...]) -> None:
-        self._stream = Stream(sock)
+    def __init__(
+        self,
+        sock: socket.socket,
+        engine: wasmtime.Engine,
+        folders: Folders,
+        gaps: tuple[str, ...],
+    ) -> None:
+        self._folders = folders
         self._gaps = gaps
-        self._reading = threading.Lock()
+        self._reading = Reading(sock)
+        self._stream = self._reading.stream
         self._writing = threading.Lock()
         self._engine = engine
         self._functions = Functions()
         self._linkers = Linkers(engine, self._functions)
         self._programs: dict[int, Program] = {}
-        self._modules: OrderedDict[str, wasmtime.Module] = OrderedDict()
+        self._forms: OrderedDict[tuple[str, str], wasm_forms.Form] = OrderedDict()
         self._memories: dict[str, Memory] = {}
-        self._coming: dict[int, threading.Event] = {}
-        """Programs that a call under way loads."""
         self._stopped: dict[int, bool] = {}
         """The calls under way, and whether each is to stop."""
         self._asking: dict[int, SimpleQueue[tuple[Header, memoryview] | None]] = {}
         """The calls that wait for a model."""
+        self._spares = Spares()
         self._stopper = wasm_engine.new_stopper(self._stopped)
 
     def serve(self) -> None:
@@ -192,36 +270,42 @@ class Host:
 
     def _serve(self) -> None:
         while True:
-            with self._reading:
-                frame = self._stream.receive()
-                if frame is None:
-                    os._exit(0)
-                header, body = frame
-                number: int = header["id"]
-                if header["op"] == "stop":
+            self._reading.take()
+            header, body = self._next_call()
+            number: int = header["id"]
+            self._stopped[number] = False
+            turn = Turn(number, self._reading)
+            answer, buffers = self._answer(header, body, turn)
+            del self._stopped[number]
+            with self._writing:
+                self._stream.send(answer, buffers)
+            turn.close()
+            # Now, for an answer need not wait for it.
+            self._let_go()
+            self._spares.fill(self._engine)
+
+    def _next_call(self) -> tuple[Header, memoryview]:
+        """Read the next frame that wants an answer, and do what those before it say."""
+        while True:
+            frame = self._stream.receive()
+            if frame is None:
+                os._exit(0)
+            header, body = frame
+            match header["op"]:
+                case "invoke" | "load":
+                    return frame
+                case "stop":
+                    number: int = header["id"]
                     if number in self._stopped:
                         self._stopped[number] = True
                         self._engine.increment_epoch()
                         self._tell_asking(number, None)
-                    continue
-                if header["op"] == "inferred":
-                    self._tell_asking(number, (header, body))
-                    continue
-                if header["op"] == "unload":
+                case "inferred":
+                    self._tell_asking(header["id"], (header, body))
+                case "unload":
                     self._programs.pop(header["key"], None)
-                    continue
-                if header["op"] == "forget":
+                case "forget":
                     self._forget(header["state"])
-                    continue
-                self._stopped[number] = False
-                if "load" in header:
-                    # Before anybody reads on: the next frame may be a call that waits for it.
-                    self._coming[header["key"]] = threading.Event()
-            with contextlib.ExitStack() as after:
-                answer, buffers = self._answer(header, body, after)
-                del self._stopped[number]
-                with self._writing:
-                    self._stream.send(answer, buffers)
 
     def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
         asking = self._asking.get(number)
@@ -249,14 +333,14 @@ class Host:
             del self._asking[number]
 
     def _answer(
-        self, header: Header, body: memoryview, after: contextlib.ExitStack
+        self, header: Header, body: memoryview, turn: Turn
     ) -> tuple[Header, list[memoryview]]:
-        number: int = header["id"]
+        number = turn.number
         try:
             if header["op"] == "load":
-                self._load(header)
+                self._load(header, turn)
                 return {"id": number, "pid": os.getpid(), "gaps": self._gaps}, []
-            return self._invoke(header, body, after)
+            return self._invoke(header, body, turn)
         except NotLoaded as missing:
             # Whoever tries again finds the daemon loading it with more care.
             return {"id": number, "unloaded": True, "fail": missing.answer}, []
@@ -283,50 +367,49 @@ class Host:
                 self._programs[key] = self._link(header["load"])
             except (Refusal, wasmtime.WasmtimeError) as error:
                 raise NotLoaded(f"the instance is not loaded: {error}") from None
-            finally:
-                self._coming.pop(key).set()
-        else:
-            coming = self._coming.get(key)
-            if coming is not None:
-                coming.wait(COMING_S)
         program = self._programs.get(key)
         if program is None:
             raise NotLoaded("the instance is not loaded")
         return program
 
-    def _load(self, request: Header) -> None:
+    def _load(self, request: Header, turn: Turn) -> None:
         program = self._link(request)
         # One instance on trial, so that a module too large for its limit fails here.
-        with self._store(program, request["id"]) as store:
-            if program.wasi:
-                program.command(store, memoryview(b""))
-            program.guest(store)
+        store = self._store(program, turn)
+        if program.wasi:
+            program.command(store, memoryview(b""))
+        program.guest(store)
         self._programs[request["key"]] = program
 
     def _link(self, request: Header) -> Program:
         """Return what a `load` asks for. Raises Refusal."""
-        module = self._map(request["folder"], request["digest"])
-        libraries = [
-            (name, self._map(request["folder"], digest)) for name, digest in request["modules"]
-        ]
-        memory = self._remember(request["state"], request["state_bytes"])
-        return Program(request, module, libraries, self._linkers, memory)
+        form = self._map(*request["form"])
+        libraries = [(name, self._map(*one)) for name, *one in request.get("modules", ())]
+        memory = None
+        if "state" in request:
+            memory = self._remember(request["state"], request["state_bytes"])
+        return Program(request, form, libraries, self._linkers, memory, self._folders.blobs)
 
-    def _map(self, folder: str, digest: str) -> wasmtime.Module:
-        """Return a compiled module; its seal is checked when it is mapped, which is once."""
-        module = self._modules.get(digest) or wasm_engine.map_compiled(self._engine, folder, digest)
-        if module is None:
+    def _map(self, digest: str, fingerprint: str) -> wasm_forms.Form:
+        """Return a compiled module; its fingerprint is checked when it is mapped, which is once."""
+        key = digest, fingerprint
+        form = self._forms.get(key) or wasm_forms.read(self._engine, self._folders.forms, *key)
+        if form is None:
             raise Refusal("executor", "environment", UNCOMPILED)
-        self._modules[digest] = module
-        self._modules.move_to_end(digest)
-        while len(self._modules) > MAPPED_MAX:
-            self._modules.popitem(last=False)
-        return module
+        self._forms[key] = form
+        self._forms.move_to_end(key)
+        return form
 
-    def _remember(self, path: str, limit_bytes: int) -> Memory | None:
+    def _let_go(self) -> None:
+        """Let go of the modules that were used longest ago, beyond the bound."""
+        while len(self._forms) > MAPPED_MAX:
+            try:
+                self._forms.popitem(last=False)
+            except KeyError:
+                return
+
+    def _remember(self, path: str, limit_bytes: int) -> Memory:
         """Open a task's memory, or take the one that another generation of the task has open."""
-        if not path:
-            return None
         memory = self._memories.get(path)
         if memory is None:
             try:
@@ -347,33 +430,29 @@ class Host:
         if memory is not None:
             memory.close()
 
-    def _store(self, program: Program, number: int) -> wasmtime.Store:
-        store = wasmtime.Store(self._engine)
+    def _store(self, program: Program, turn: Turn) -> wasmtime.Store:
+        """Return a fresh store for a guest that begins at once: another thread listens from now."""
+        store = turn.store = self._spares.take() or wasmtime.Store(self._engine)
         program.limit(store)
-        wasm_engine.watch(store, number, self._stopper)
-        # The epoch of an earlier `stop` has passed; that of a later one reaches this store.
-        if self._stopped[number]:
-            store.close()
-            raise Refusal("deadline", "user", "the call was stopped")
+        wasm_engine.watch(store, turn.number, self._stopper)
+        turn.read_on()
         return store
 
     def _invoke(
-        self, header: Header, body: memoryview, after: contextlib.ExitStack
+        self, header: Header, body: memoryview, turn: Turn
     ) -> tuple[Header, list[memoryview]]:
-        """Run one call; the store lives until its answer is sent, for that reads its memory."""
         began, spent = time.perf_counter_ns(), time.thread_time_ns()
-        number: int = header["id"]
         program = self._program(header)
         given = {value[0]: value for value in read_values(header["in"], body, program.blobs)}
         given.update(program.constants)
         values = [given[name] for name in program.inputs]
-        store = after.enter_context(self._store(program, number))
+        store = self._store(program, turn)
         run = self._run_command if program.wasi else self._run_guest
-        found, answer = run(program, store, values, number)
+        found, answer = run(program, store, values, turn.number)
         described, inline = write_values(found, program.blobs, program.output_bytes)
         took_us = (time.perf_counter_ns() - began) // 1000
         cpu_us = (time.thread_time_ns() - spent) // 1000
-        return {"id": number, "us": took_us, "cpu": cpu_us, "out": described, **answer}, inline
+        return {"id": turn.number, "us": took_us, "cpu": cpu_us, "out": described, **answer}, inline
 
     def _run_guest(
         self, program: Program, store: wasmtime.Store, values: list[Value], number: int

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from device_agent.executors.programs import abi, wasm_engine, wasm_functions, wasm_infer
     from device_agent.executors.programs.memory import Memory
     from device_agent.executors.programs.stream import Header, Refusal, Value, map_file
+    from device_agent.executors.programs.wasm_forms import Form
 else:
     import abi
     import wasm_engine
@@ -73,47 +74,48 @@ class Program:
     def __init__(
         self,
         request: Header,
-        module: wasmtime.Module,
-        libraries: list[tuple[str, wasmtime.Module]],
+        form: Form,
+        libraries: list[tuple[str, Form]],
         linkers: Linkers,
         memory: Memory | None,
+        blobs: str,
     ) -> None:
         self.inputs: list[str] = [name for name, _, _ in request["inputs"]]
         self.outputs = [(name, dtype, tuple(shape)) for name, dtype, shape in request["outputs"]]
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
-        self.blobs: str = request["blobs"]
+        self.blobs = blobs
         self.memory = memory
         self.wasi: bool = request["interface"] == wasm_engine.WASI
-        self._arguments: list[str] = request["arguments"]
-        self._module = module
+        self._arguments: list[str] = request.get("arguments", [])
+        self._form = form
         self._libraries = libraries
-        self.infers = frozenset(request["infers"])
-        granted = frozenset(request["functions"]) | ({INFER} if self.infers else set())
+        self.infers = frozenset(request.get("infers", ()))
+        granted = frozenset(request.get("functions", ())) | ({INFER} if self.infers else set())
         self._calls = bool(granted)
         self._linker = linkers.of(granted, wasi=self.wasi or bool(libraries))
         self._check(granted)
         self._pre = None if libraries else self._link()
         self.constants: dict[str, Value] = {
             name: (name, dtype, tuple(shape), map_file(path, size))
-            for name, dtype, shape, size, path in request["constants"]
+            for name, dtype, shape, size, path in request.get("constants", ())
         }
 
     def _check(self, granted: frozenset[str]) -> None:
         """Say by name what a module may not import. Raises Refusal."""
         role = wasm_engine.WASI if self.wasi else abi.NAME
-        misfit = wasm_engine.misfits(self._module, role)
+        misfit = self._form.misfits.get(role)
         if misfit:
             raise Refusal("executor", "user", misfit)
-        known: dict[str, wasmtime.Module] = {}
+        known: dict[str, Form] = {}
         for name, library in self._libraries:
             _check_imports(f"the linked module {name!r}", library, frozenset(), known, wasi=True)
             known[name] = library
-        _check_imports("the module", self._module, granted, known, wasi=self.wasi)
+        _check_imports("the module", self._form, granted, known, wasi=self.wasi)
 
     def _link(self) -> wasmtime.InstancePre:
         try:
-            return self._linker.instantiate_pre(self._module)
+            return self._linker.instantiate_pre(self._form.module)
         except wasmtime.WasmtimeError as error:
             raise Refusal("executor", "user", f"the module does not link: {_say(error)}") from None
 
@@ -127,7 +129,7 @@ class Program:
     def guest(self, store: wasmtime.Store) -> wasm_engine.Guest:
         """Instantiate the program. Raises wasmtime.Trap, wasmtime.WasmtimeError and Refusal."""
         if self._pre is not None:
-            return wasm_engine.Guest(store, self._pre.instantiate(store))
+            return wasm_engine.Guest(store, wasm_engine.instantiate(self._pre, store))
         if not self.wasi:
             store.set_wasi(wasmtime.WasiConfig())
         made: dict[str, wasmtime.Instance] = {}
@@ -136,19 +138,19 @@ class Program:
             begin = instance.exports(store).get(INITIALIZE)
             if isinstance(begin, wasmtime.Func):
                 begin(store)
-        return wasm_engine.Guest(store, self._instantiate(store, self._module, made))
+        return wasm_engine.Guest(store, self._instantiate(store, self._form, made)._instance)  # noqa: SLF001 - as there
 
     def _instantiate(
-        self, store: wasmtime.Store, module: wasmtime.Module, made: dict[str, wasmtime.Instance]
+        self, store: wasmtime.Store, form: Form, made: dict[str, wasmtime.Instance]
     ) -> wasmtime.Instance:
         found: list[Any] = []
-        for one in module.imports:
-            if one.module in made:
-                found.append(made[one.module].exports(store)[one.name or ""])
+        for module, name in form.imports:
+            if module in made:
+                found.append(made[module].exports(store)[name])
             else:
-                found.append(self._linker.get(store, one.module, one.name or ""))
+                found.append(self._linker.get(store, module, name))
         try:
-            return wasmtime.Instance(store, module, found)
+            return wasmtime.Instance(store, form.module, found)
         except wasmtime.WasmtimeError as error:
             if "memory" in str(error) and "count" in str(error):
                 text = "linked modules share one memory: import that of the library"
@@ -189,27 +191,26 @@ class Program:
 
 def _check_imports(
     what: str,
-    module: wasmtime.Module,
+    form: Form,
     granted: frozenset[str],
-    known: dict[str, wasmtime.Module],
+    known: dict[str, Form],
     *,
     wasi: bool,
 ) -> None:
     """Raise Refusal for the first import that nothing provides."""
-    for one in module.imports:
-        name = one.name or ""
-        full = f"{one.module}.{name}"
-        if one.module in known:
-            if name not in {export.name for export in known[one.module].exports}:
+    for module, name in form.imports:
+        full = f"{module}.{name}"
+        if module in known:
+            if name not in known[module].exports:
                 raise Refusal(
                     "executor", "user", f"{what} imports {full}, which that module does not export"
                 )
-        elif one.module == wasm_functions.MODULE and name in wasm_functions.GROUPS:
+        elif module == wasm_functions.MODULE and name in wasm_functions.GROUPS:
             group = wasm_functions.GROUPS[name]
             if group not in granted:
                 wanted = f"functions name {group!r}" if group != INFER else "infers name models"
                 raise Refusal("executor", "user", f"{what} imports {full}: let the task's {wanted}")
-        elif not (wasi and one.module == WASI_MODULE):
+        elif not (wasi and module == WASI_MODULE):
             raise Refusal("executor", "user", f"{what} imports {full}, which nothing provides")
 
 

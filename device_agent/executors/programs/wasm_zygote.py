@@ -57,7 +57,8 @@ class Children:
             wasm_compile.serve(socks[0], self._engine)
         else:
             kept = sandbox.enter(plan)
-            wasm_host.Host(socks[0], self._engine, kept.gaps).run(self._threads)
+            folders = wasm_host.Folders(header["forms"], header["blobs"])
+            wasm_host.Host(socks[0], self._engine, folders, kept.gaps).run(self._threads)
 
 
 def probe() -> int:

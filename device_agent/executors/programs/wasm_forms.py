@@ -1,0 +1,100 @@
+"""Compiled modules as they lie in the device's cache: native code, and what is known about it.
+
+The engine does not check what it maps, so a file is mapped only when its fingerprint is the one
+that the daemon tells, who alone keeps them. What the engine would have to be asked about a module
+at every start stands behind the code as JSON, with its length as the last four bytes.
+"""
+# ruff: noqa: SLF001 - the C interface lies behind private names of the package, whose range is pinned
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import wasmtime
+from wasmtime import _bindings as bindings
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs import abi, wasm_engine
+else:
+    import abi
+    import wasm_engine
+
+ROLES: Final = (abi.NAME, wasm_engine.WASI, wasm_engine.LIBRARY)
+SMALL_BYTES: Final = 256 * 1024
+"""A smaller file is read: to map it would cost more than to copy it."""
+_LENGTH: Final = struct.Struct("<I")
+
+
+class Form(NamedTuple):
+    """A compiled module."""
+
+    module: wasmtime.Module
+    misfits: dict[str, str]
+    """Why its exports are not those of a role, for the roles that they are not of."""
+    imports: list[list[str]]
+    """Module and name of each."""
+    exports: list[str]
+
+
+def write(folder: str, name: str, module: wasmtime.Module) -> str:
+    """Put a compiled module into the cache in one step; its fingerprint. Raises OSError."""
+    about = {
+        "misfits": {role: why for role in ROLES if (why := wasm_engine.misfits(module, role))},
+        "imports": [(one.module, one.name or "") for one in module.imports],
+        "exports": [one.name for one in module.exports],
+    }
+    text = json.dumps(about, separators=(",", ":")).encode()
+    data = bytes(module.serialize()) + text + _LENGTH.pack(len(text))
+    part = f"{folder}/.part-{os.getpid()}"
+    with open(part, "wb") as file:
+        file.write(data)
+    os.rename(part, f"{folder}/{name}.cwasm")
+    return hashlib.sha256(data).hexdigest()
+
+
+def read(on: wasmtime.Engine, folder: str, name: str, fingerprint: str) -> Form | None:
+    """Map a compiled module; None when there is none, or it is another, or for another engine."""
+    try:
+        handle = os.open(f"{folder}/{name}.cwasm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        size = os.fstat(handle).st_size
+        if size <= SMALL_BYTES:
+            data = os.read(handle, size)
+            if hashlib.sha256(data).hexdigest() != fingerprint:
+                return None
+            return _form(_deserialize(on, data), data)
+        with mmap.mmap(handle, 0, prot=mmap.PROT_READ) as mapped:
+            if hashlib.sha256(mapped).hexdigest() != fingerprint:
+                return None
+            # Through the descriptor: what is mapped is the file that was just looked at.
+            path = f"/proc/self/fd/{handle}"
+            return _form(wasmtime.Module.deserialize_file(on, path), mapped)
+    except (OSError, ValueError, wasmtime.WasmtimeError):
+        return None
+    finally:
+        os.close(handle)
+
+
+def _form(module: wasmtime.Module, data: bytes | mmap.mmap) -> Form:
+    size = len(data) - _LENGTH.size
+    (length,) = _LENGTH.unpack(data[size:])
+    about = json.loads(data[size - length : size])
+    return Form(module, about["misfits"], about["imports"], about["exports"])
+
+
+def _deserialize(on: wasmtime.Engine, data: bytes) -> wasmtime.Module:
+    """Map a module from memory, without the copy that the package makes. Raises WasmtimeError."""
+    found = ctypes.POINTER(bindings.wasmtime_module_t)()
+    start = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+    error = bindings.wasmtime_module_deserialize(on.ptr(), start, len(data), ctypes.byref(found))
+    if error:
+        raise wasmtime.WasmtimeError._from_ptr(error)
+    return wasmtime.Module._from_ptr(found)
