@@ -279,6 +279,8 @@ class WasmExecutor(RemoteExecutor):
         text = f"the Wasm host of tenant {host.tenant!r} {reason}"
         if host.tenant:
             log.warning("%s with %d instances", text, len(host.lost))
+        else:
+            log.warning("a Wasm compiler, or a host that nobody used yet, %s", reason)
         for task in host.lost:
             self._on_exit(task, text)
 

@@ -18,6 +18,8 @@ import wasmtime
 from wasmtime import _bindings as bindings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from device_agent.executors.programs import abi, wasm_engine, wasm_functions, wasm_infer
     from device_agent.executors.programs.memory import Memory
     from device_agent.executors.programs.stream import Header, Refusal, Value, map_file
@@ -30,8 +32,9 @@ else:
     from stream import Refusal, map_file
 
 WASI_MODULE: Final = "wasi_snapshot_preview1"
-INITIALIZE: Final = "_initialize"
-"""Of a linked WASI reactor: called once before anything else of it."""
+BEGINNINGS: Final = ("_initialize", wasm_engine.START)
+"""What sets a linked module up, called before anything else of it: that of a WASI reactor, or of a
+command that is used as a library, as some compilers make them."""
 NOT_SUPPORTED: Final = 58
 """WASI's errno for what we leave out."""
 NO_SPACE: Final = 51
@@ -135,9 +138,7 @@ class Program:
         made: dict[str, wasmtime.Instance] = {}
         for name, library in self._libraries:
             instance = made[name] = self._instantiate(store, library, made)
-            begin = instance.exports(store).get(INITIALIZE)
-            if isinstance(begin, wasmtime.Func):
-                begin(store)
+            _begin(store, instance.exports(store))
         return wasm_engine.Guest(store, self._instantiate(store, self._form, made)._instance)  # noqa: SLF001 - as there
 
     def _instantiate(
@@ -187,6 +188,20 @@ class Program:
         config.stderr_custom = complain
         store.set_wasi(config)
         return out, err
+
+
+def _begin(store: wasmtime.Store, exports: Mapping[str, object]) -> None:
+    """Set a linked module up. Raises wasmtime.Trap, wasmtime.WasmtimeError and Refusal."""
+    for name in BEGINNINGS:
+        begin = exports.get(name)
+        if isinstance(begin, wasmtime.Func):
+            try:
+                begin(store)
+            except wasmtime.ExitTrap as end:
+                if end.code:
+                    text = f"a linked module's {name} ended with exit code {end.code}"
+                    raise Refusal("executor", "user", text) from None
+            return
 
 
 def _check_imports(
