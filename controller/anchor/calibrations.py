@@ -192,6 +192,9 @@ class Calibrations:
         run_ms = self._figures.ran(digest, inventory.profile, told, event.cause)
         weighing = self._services.setdefault(task.service, _Weighing())
         before_ms = weighing.weighed_ms.get(told.task)
+        if weighing.until_ms:
+            # It is weighed as soon as its calibrations are over.
+            return
         if before_ms is None:
             weighing.weighed_ms[told.task] = run_ms
             if (known is None or not known.runs) and not weighing.due:

@@ -21,6 +21,8 @@ LATE: Final = 100.0
 """Times a millisecond beyond the task's share of the latency."""
 HOLD_MS: Final = 1e-8
 """Of a byte that is held for a second in which nobody asks: 20 MB for a minute are 12 ms."""
+RESIDENT_MS: Final = 2e-8
+"""Of a byte that an instance holds all the time: a millisecond is worth 50 MB."""
 QUIET_S: Final = 300.0
 """Between two requests, where nothing is known of them..."""
 QUIET_MAX_S: Final = 3600.0
@@ -60,7 +62,7 @@ def weigh(
     cold = np.zeros(len(wait))
     late = _late(request, cost.run + wait)
     if request.spec.deviceless is None:
-        terms["resident"] = beta * cost.memory
+        terms["resident"] = (beta + RESIDENT_MS) * cost.memory
     else:
         seldom, quiet_s = _seldom(request)
         waits = np.stack([cost.start, np.minimum(cost.wake, cost.start), np.zeros(len(wait))])
