@@ -115,10 +115,6 @@ class Warrants:
         self._view: Updater | None = None
         self._view_until_s = 0.0
 
-    def recorded(self, target: str) -> bool:
-        """Whether an artifact was found signed here before."""
-        return os.path.exists(self._record(target))
-
     def check(self, target: str, size: int, urls: list[str], open_: Open) -> None:
         """Find an artifact signed by who may sign it, and record that. Raises Refusal."""
         with self._lock:
