@@ -237,7 +237,7 @@ def _kept(spec: TaskSpec, node: str, view: NodeView | None) -> dict[str, Value]:
         "data_privacy": "cell" if raw and node not in spec.origins else "node",
         "algorithm_privacy": "node" if node in spec.nodes else "cell",
         "computing_security": told or ("strong" if kind is ExecutorKind.WASM else "basic"),
-        "storage_security": "basic",
+        "storage_security": "strong" if view is not None and view.trust is not None else "basic",
     }
 
 

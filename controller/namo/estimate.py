@@ -24,6 +24,8 @@ FREEDOM_MS: Final = 1.0
 _MS: Final = 1000.0
 _PERCENT: Final = 100.0
 _MIB: Final = 20
+SIGNED: Final = "strong"
+"""The storage security that has each artifact signed."""
 
 
 class Estimate(Struct, frozen=True):
@@ -179,6 +181,8 @@ def _never(
         tls = bound.level in INDICATORS["transmission_security"].levels[1:]
         if bound.indicator == "transmission_security" and tls and not secured:
             return "transmission_security asks for TLS, which this controller does not use"
+        if bound.indicator == "storage_security" and bound.level == SIGNED and not secured:
+            return "storage_security strong asks for signatures, which nodes on loopback do not"
         for spec in order.tasks:
             for one in spec.declared:
                 value = one.level if one.number is None else one.number

@@ -196,6 +196,15 @@ def test_transmission_security_asks_for_tls() -> None:
     assert secured.estimate.never == ""
 
 
+def test_strong_storage_security_asks_for_nodes_that_ask_for_signatures() -> None:
+    zone = {"zone": {"storage_security": {"level": "strong"}}}
+    one = service(step("t"), sla=zone)
+    (plain,) = weigh(one, "u", 1, position())
+    assert "asks for signatures" in plain.estimate.never
+    (secured,) = weigh(one, "u", 1, position(secured=True))
+    assert secured.estimate.never == ""
+
+
 def test_what_can_never_be_kept_is_refused_at_once() -> None:
     host = Host()
     zone = {"zone": {"accuracy_percent": {"at_least": 99}}}
