@@ -143,7 +143,10 @@ class Signing:
             path = target_path(tenant, _hex(one))
             signed.targets[path] = TargetFile(one.size_bytes, {"sha256": _hex(one)}, path)
         if len(signed.targets) > TARGETS_MAX:
-            raise UserError(f"{publisher.name} vouches for {TARGETS_MAX} artifacts already")
+            raise UserError(
+                f"{publisher.name} vouches for {TARGETS_MAX} artifacts already: withdraw some with "
+                "`tona artifact withdraw`"
+            )
         made.stamp(signed, publisher.version + 1, now, made.TARGETS_DAYS)
         self._send(publisher, made.sealed(signed, [signer]))
         return publisher

@@ -59,6 +59,7 @@ BOUNDS: Final = UpdaterConfig(
     prefix_targets_with_hash=False,
 )
 _OK: Final = 200
+_ABSENT: Final = 404
 
 Open = Callable[[str], "tuple[HTTPResponse, Callable[[], None]]"]
 """Ask for an address; returns the response and what gives its connection up. Raises OSError."""
@@ -278,6 +279,9 @@ def told(error: Exception, now: dt.datetime, url: str = "") -> Refusal:
     for kind, said in _SAID:
         if isinstance(error, kind):
             return refused(f"{source} {said}: {error}")
+    if isinstance(error, DownloadHTTPError) and error.status_code == _ABSENT:
+        text = f"{url or 'the store'} has none: its controller needs --authority"
+        return refused(f"nobody says who signed what ({text})", blame="environment")
     why = getattr(error, "strerror", None) or str(error)
     did = "had" if isinstance(error, DownloadError) else "kept"
     return refused(f"{source} cannot be {did}: {why}", blame="environment")

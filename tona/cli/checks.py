@@ -63,6 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
         _folder(),
         _wasm(),
         _onnx(),
+        _signatures(),
         _containers(),
         *_brokers(),
         _trust(),
@@ -136,6 +137,13 @@ def _onnx() -> Finding:
     found = _import("onnxruntime", program)
     hint = "pip install 'tona-edge[onnx]': without it this machine runs no ONNX task"
     return _found("onnx executor", not found[1], found[0] or found[1], hint)
+
+
+def _signatures() -> Finding:
+    program = "import tuf.ngclient, importlib.metadata as m; print('tuf', m.version('tuf'))"
+    found = _import("tuf", program)
+    hint = "pip install 'tona-edge[trust]': without it a node with a bundle runs no artifact"
+    return _found("signatures", not found[1], found[0] or found[1], hint)
 
 
 def _containers() -> Finding:
