@@ -13,6 +13,7 @@ MAX_MODULES: Final = 4
 MAX_ARGUMENTS: Final = 64
 MAX_INFERS: Final = 8
 MAX_STATE_BYTES: Final = 16 << 20
+MAX_THREADS: Final = 64
 MAX_BATCH: Final = 1024
 ANY: Final = -1
 """As an axis of a shape: of any length."""
@@ -203,6 +204,8 @@ class Manifest(Part, frozen=True):
     invocations that wait may share a run. 0: each has its own."""
     infers: Annotated[tuple[Infer, ...], Meta(max_length=MAX_INFERS)] = ()
     """Tasks of the same service that a Wasm guest may run in the middle of its own run."""
+    threads: Annotated[int, Meta(ge=0, le=MAX_THREADS)] = 0
+    """Of one run of a model, as long as nobody tunes it; 0: the node's choice."""
 
     @property
     def beside(self) -> tuple[ArtifactRef, ...]:

@@ -35,6 +35,7 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
     _check_memory(task, path, problems)
     _check_carries(task, path, problems)
     _check_batch(task, path, problems)
+    _check_threads(task, path, problems)
 
 
 def _check_no_module(task: Task, path: Path, problems: Problems) -> None:
@@ -81,6 +82,12 @@ def _check_carries(task: Task, path: Path, problems: Problems) -> None:
             problems.add((*path, "carries", output), f"the port {given!r} is fed twice")
     if len(set(task.carries.values())) < len(task.carries):
         problems.add((*path, "carries"), "an input is filled by two outputs")
+
+
+def _check_threads(task: Task, path: Path, problems: Problems) -> None:
+    if task.threads and task.executor is not ExecutorKind.ONNX:
+        text = f"only onnx tasks have threads, this is {task.executor}"
+        problems.add((*path, "threads"), text)
 
 
 def _check_batch(task: Task, path: Path, problems: Problems) -> None:

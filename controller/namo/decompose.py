@@ -221,6 +221,7 @@ def _manifest(service: str, task: Task, inputs: tuple[Port, ...]) -> Manifest:
         carries=tuple(Carry(*pair) for pair in task.carries.items()),
         batch=task.batch,
         infers=tuple(Infer(step, f"{service}.{step}") for step in task.infers),
+        threads=task.threads,
     )
 
 

@@ -34,6 +34,7 @@ def formed(task: Task, variant: Variant) -> Task:
         carries=said(variant.carries, task.carries, {}),
         batch=said(variant.batch, task.batch, 0),
         infers=said(None, task.infers, ()),
+        threads=said(None, task.threads, 0),
     )
 
 

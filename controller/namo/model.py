@@ -17,6 +17,7 @@ from protocols.manifest import (
     MAX_INFERS,
     MAX_MODULES,
     MAX_PORTS,
+    MAX_THREADS,
     ArtifactRef,
     Dtype,
     ExecutorKind,
@@ -170,6 +171,7 @@ class Task(Struct, frozen=True):
     infers: Annotated[tuple[Step, ...], Meta(max_length=MAX_INFERS)] = ()
     """ONNX tasks of the service whose models its module may run."""
     quarantine: Quarantine = Quarantine.NEVER
+    threads: Annotated[int, Meta(ge=0, le=MAX_THREADS)] = 0
 
 
 class Range(Struct, frozen=True):

@@ -171,7 +171,7 @@ class Levers:
             more = min(leeway.replicas_max, 2 * workers)
             tuning = replace(now, replicas=more)
             yield f"{more} workers", Dimension.COMPUTING, tuning, COST_WORKERS
-        threads = now.threads
+        threads = now.threads or entry.grant.spec.manifest.threads
         if max(1, threads) < min(leeway.threads_max, cores):
             more = min(leeway.threads_max, cores, 2 * max(1, threads))
             tuning = replace(now, threads=more)

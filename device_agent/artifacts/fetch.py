@@ -24,7 +24,7 @@ from protocols.errors import Blame, EnvironmentFailure
 from protocols.manifest import ArtifactRef
 from protocols.messages.invocation import FailureCode
 
-IDLE_EXIT_S: Final = 30.0
+IDLE_EXIT_S: Final = 5.0
 PARALLEL: Final = 4
 """Transfers at once; more wait for their turn."""
 NEIGHBOURS_FROM_BYTES: Final = 1 << 20

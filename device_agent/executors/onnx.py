@@ -114,7 +114,7 @@ class OnnxExecutor(RemoteExecutor):
 
     def _recipe(self, manifest: Manifest, setup: Setup) -> Recipe:
         providers = (setup.provider,) if setup.provider else manifest.providers or self._providers
-        threads = setup.threads or self._threads
+        threads = setup.threads or manifest.threads or self._threads
         return Recipe(manifest, threads, tuple(providers), setup.tenant)
 
     def _recipe_of(self, instance: Instance) -> Recipe:

@@ -54,6 +54,21 @@ def form_of(forms: Path, manifest: Manifest) -> Path:
     return forms / f"{manifest.artifact.digest.removeprefix('sha256:')}.ort"
 
 
+async def test_an_author_may_say_how_many_threads_until_somebody_tunes(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = task(shelf, "Add")
+    manifest = structs.replace(manifest, threads=2)
+    await onnx.start("said", artifact, manifest, {}, Setup())
+    await onnx.start("tuned", artifact, manifest, {}, Setup(threads=1))
+    count = {
+        one: len(list(Path(f"/proc/{onnx._instances[one].pid}/task").iterdir()))
+        for one in ("said", "tuned")
+    }
+    # One more in each waits for `stop`.
+    assert count == {"said": 3, "tuned": 2}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 async def test_a_form_is_made_once_and_used(
     onnx: OnnxExecutor, shelf: Shelf, forms: Path, threads: int

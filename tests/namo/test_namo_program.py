@@ -101,6 +101,8 @@ def test_a_container_is_called_once_by_default() -> None:
         ("onnx", 'carries.a = "x"\nlimits.state_bytes = 5', "the port 'x' is fed twice"),
         ("onnx", 'carries.a = "c"\ncarries.b = "c"\nlimits.state_bytes = 5', "by two outputs"),
         ("wasm", "batch = 8", "only onnx tasks have a batch"),
+        ("wasm", "threads = 2", "only onnx tasks have threads"),
+        ("onnx", "threads = 65", "expected int <= 64"),
         (
             "onnx",
             'batch = 8\ncarries.a = "c"\nlimits.state_bytes = 5',

@@ -121,6 +121,8 @@ def open_session(
     options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that spin between two operators take the processor from every other task of the node.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = SILENT
     options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(MAX_FOLDED_BYTES)
