@@ -54,7 +54,7 @@ from tona.events import (
     Wake,
     Woken,
 )
-from tona.routes import Service, moved
+from tona.routes import Service
 
 MAX_REQUESTS: Final = 4096
 """Open requests of one client; one more is refused."""
@@ -67,6 +67,8 @@ ACCEPT_CAP_MS: Final = 8000
 PAUSE_FIRST_MS: Final = 50
 PAUSE_CAP_MS: Final = 2000
 _MISPLACED: Final = (FailureCode.STALE, FailureCode.NODE_LOST, FailureCode.NOT_READY)
+_ELSEWHERE: Final = (*_MISPLACED, FailureCode.SHED, FailureCode.BUSY)
+"""Why a node has not begun a request: the next attempt may go to another one."""
 
 
 class Phase(StrEnum):
@@ -315,15 +317,15 @@ class Requests:
 
     def _routed(self, route: Route) -> None:
         service = self._services.get(route.service)
-        before = service.plan if service is not None else None
+        before = service.plans if service is not None else ()
         if service is None or not service.learn(route, self._now_ms):
             self.counters.stale_routes += 1
             return
-        if service.plan is not None and service.plan != before:
+        if service.plan is not None and service.plans != before:
             for name in list(service.requests):
                 request = self._requests[name]
                 sent = request.phase in _IN_WORK or request.phase is Phase.PAUSED
-                if sent and moved(request.plan, service.plan):
+                if sent and not service.holds(request.plan):
                     self._again(request)
         self._pump(service)
         if service.plan is None and service.waiting and service.ask_at_ms is None:
@@ -381,13 +383,14 @@ class Requests:
         request.attempt += 1
         self.counters.retries += request.attempt > 1
         request.phase = Phase.SENT
-        request.plan = service.plan
-        request.silent = {entry.node for entry in service.entries}
+        refused = request.last is not None and request.last.code in _ELSEWHERE
+        request.plan, entries = service.way(None if refused else request.plan)
+        request.silent = {entry.node for entry in entries}
         budget_ms = max(1, int(request.deadline_ms - self._now_ms))
         if service.encoding == DEFLATE and not request.packed:
             request.packed = True
             request.inputs = pack_all(request.inputs)
-        for node, names in service.entries:
+        for node, names in entries:
             inputs = request.inputs
             if len(names) < len(inputs):
                 inputs = {name: inputs[name] for name in names}
@@ -398,7 +401,7 @@ class Requests:
                 inputs,
                 self._reply_to,
                 request.attempt,
-                service.plan,
+                request.plan,
                 priority=request.priority,
                 answer_encoding=DEFLATE,
             )

@@ -53,7 +53,10 @@ class Service(Struct):
     """How inputs are packed; empty: not at all."""
     reason: str = "no scheduler has answered yet"
     """Why there is no plan."""
-    entries: tuple[Entry, ...] = ()
+    ways: tuple[tuple[Plan, tuple[Entry, ...]], ...] = ()
+    """The plan and the others that do the same, each with the nodes to which a request goes."""
+    turn: int = 0
+    """Which of them the next request takes."""
     names: frozenset[str] = frozenset()
     """The inputs of the service."""
     waiting: deque[str] = field(default_factory=deque)
@@ -70,6 +73,23 @@ class Service(Struct):
         """Whether requests can go by the plan now."""
         return self.plan is not None and now_ms < self.expires_ms
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans of the last route that had any."""
+        return tuple(plan for plan, _ in self.ways)
+
+    def holds(self, plan: Plan | None) -> bool:
+        """Whether a plan that was taken is still one of those that may be."""
+        return any(not moved(plan, one) for one in self.plans)
+
+    def way(self, before: Plan | None) -> tuple[Plan, tuple[Entry, ...]]:
+        """Return the way of a request: the one that it has gone before, or the next in turn."""
+        for plan, wanted in self.ways:
+            if before is not None and not moved(before, plan):
+                return plan, wanted
+        self.turn = (self.turn + 1) % len(self.ways)
+        return self.ways[self.turn]
+
     def has_room(self) -> bool:
         """Whether one more request may be under way."""
         return self.credit == 0 or self.under_way < self.credit
@@ -78,9 +98,10 @@ class Service(Struct):
         """Take a route in; False when it is older than the one that still holds."""
         if route.epoch < self.epoch and now_ms < self.expires_ms:
             return False
-        if route.plan is not None and route.plan != self.plan:
-            self.entries = entries(route.plan)
-            self.names = frozenset(name for entry in self.entries for name in entry.names)
+        plans = (route.plan, *route.others) if route.plan is not None else ()
+        if plans and plans != self.plans:
+            self.ways = tuple((plan, entries(plan)) for plan in plans)
+            self.names = frozenset(name for entry in self.ways[0][1] for name in entry.names)
         self.plan, self.epoch, self.credit = route.plan, route.epoch, route.credit
         self.expires_ms = now_ms + route.valid_ms
         self.refresh_ms = now_ms + route.valid_ms / 2

@@ -317,6 +317,7 @@ class Adoption:
         """Make these the copies of a task, and release the one that is neither."""
         before = entry.copies()
         entry.current, entry.coming, entry.awaiting_node = current, coming, False
+        entry.further = {}
         newest = coming or current
         if newest not in before and envelope.allows(entry.grant, newest.tuning):
             # It runs as a scheduler before this one had tuned it, and goes on so.

@@ -87,6 +87,8 @@ class TaskEntry(Struct):
     """The copy that routes point to."""
     coming: Copy | None = None
     """The copy that will replace it when it is ready."""
+    further: dict[str, Copy] = {}
+    """Copies that serve beside the current one, by node; the newest last."""
     failures: dict[str, Attempt] = {}
     """Why this envelope's nodes could not run the task, by node."""
     moved_ms: int = -(10**12)
@@ -112,7 +114,13 @@ class TaskEntry(Struct):
 
     def copies(self) -> list[Copy]:
         """Return the copies there are."""
-        return [copy for copy in (self.current, self.coming) if copy is not None]
+        pair = [copy for copy in (self.current, self.coming) if copy is not None]
+        return [*pair, *self.further.values()]
+
+    def served(self) -> list[Copy]:
+        """Return the copies that serve now; the current one first."""
+        found = [one for one in (self.current, *self.further.values()) if one is not None]
+        return [one for one in found if one.state is CopyState.READY]
 
     def on_node(self, node: str) -> Copy | None:
         """Return the newest copy on a node."""

@@ -233,6 +233,7 @@ class Scheduler:
             return
         if sane_report(quality):
             self.keeper.quality(event.sender, quality, event.cause)
+            self.mover.further.take(event.sender, quality)
             self.figures.quality(event.sender, quality)
         else:
             self.counters["absurd_report"] += 1
@@ -389,6 +390,7 @@ class Scheduler:
         elif key == _SWEEP:
             self.fleet.sweep()
             self.mover.sweep()
+            self.mover.spread()
             self.memories.sweep()
             self.feeds.sweep()
             self.keeper.sweep()

@@ -9,16 +9,24 @@ from typing import Final
 
 import msgspec
 
-from controller.decider import ToNode
+from controller.decider import ToNode, ToRole
 from controller.desk import Desk
 from controller.scheduler import envelope, upward
 from controller.scheduler.copies import Copy, CopyState, TaskEntry, program, rebuilt
+from controller.scheduler.further import Further, serving
 from controller.scheduler.memories import Memories
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS
 from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable, serves
-from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke, EscalationAnswer, Tune
+from protocols.messages import (
+    Assign,
+    EnvelopeGrant,
+    EnvelopeRevoke,
+    EscalationAnswer,
+    TaskEvent,
+    Tune,
+)
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.quality import Tuning
 
@@ -42,6 +50,7 @@ class Mover:
         self._nodes = nodes
         self._table = table
         self._memories = memories
+        self.further = Further(desk, nodes, table)
         self._life = epoch
         self._tunes = epoch << EPOCH_SHIFT
         """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
@@ -153,6 +162,51 @@ class Mover:
                 return True
         return False
 
+    # Further nodes.
+
+    def spread(self) -> None:
+        """Have tasks served on more nodes, or on fewer, as their calls ask."""
+        for entry, step in self.further.sweep():
+            node = self.further.place(entry) if step > 0 else next(reversed(entry.further), "")
+            if not node:
+                continue
+            if step > 0:
+                self._table.releases.supersede(node, entry.task)
+                entry.further[node] = self._new_copy(entry, node, "calls wait")
+                self._table.join(node, entry.task)
+                told = f"calls wait: {node} serves beside {', '.join(serving(entry))}"
+            else:
+                self._drop_further(entry, node, "fewer will do", "sweep")
+                told = f"fewer will do: {', '.join(serving(entry))}"
+            self._table.mark(entry, "sweep")
+            event = TaskEvent(entry.task, "wider" if step > 0 else "narrower", told[:1000])
+            self._desk.tell(ToRole(entry.anchor), event, "sweep", entry.tenant)
+
+    def _drop_further(self, entry: TaskEntry, node: str, reason: str, cause: str) -> None:
+        self._table.abandon(entry, entry.further.pop(node), reason, cause)
+        self._table.service_changed(entry.grant.service)
+
+    def _tend_further(self, entry: TaskEntry, cause: str) -> None:
+        """Give up the further copies that are not what is asked for; one may take the task over."""
+        for node, copy in list(entry.further.items()):
+            right = (
+                copy.state in (CopyState.READY, CopyState.ASSIGNED)
+                and copy.generation == entry.grant.generation
+                and node in entry.grant.nodes
+                and rebuilt(copy.tuning) == rebuilt(self._tuning_on(entry, node))
+                and self._nodes.state(node) in (NodeState.ONLINE, NodeState.SUSPECT)
+            )
+            if not right:
+                self._drop_further(entry, node, copy.reason or "it is not wanted any more", cause)
+        current = entry.current
+        if entry.coming is not None or self._fits(entry) or not entry.grant.spec.policy.replace:
+            return
+        ready = [one for one in entry.served() if one is not current]
+        if ready and entry.wanted in ("", ready[0].node):
+            entry.wanted, entry.current = "", entry.further.pop(ready[0].node)
+            if current is not None:
+                self._table.abandon(entry, current, "another copy serves", cause)
+
     # The rule.
 
     def settle(self) -> None:
@@ -168,6 +222,8 @@ class Mover:
         self._table.service_changed(entry.grant.service)
         if entry.coming is not None:
             self._proceed(entry, entry.coming, cause)
+        if entry.further:
+            self._tend_further(entry, cause)
         for copy in entry.copies():
             if copy.state is CopyState.ASSIGNED and copy.reported is None:
                 self._send_assign(entry, copy, cause)
@@ -283,10 +339,8 @@ class Mover:
         """Make a new copy under the next epoch; beside the current one while that serves."""
         if entry.epochs_left() == 0:
             return False
-        copy = Copy(node, entry.next_epoch, entry.grant.generation, entry.grant, cause=cause)
-        copy.tuning = self._tuning_on(entry, node)
-        copy.origin = self._memories.origin(entry, node)
-        entry.next_epoch += 1
+        copy = self._new_copy(entry, node, cause)
+        entry.further.pop(node, None)
         entry.refused_ms, entry.refusals = -ESCALATE_MAX_MS, 0
         self._table.releases.supersede(node, entry.task)
         current = entry.current
@@ -299,6 +353,14 @@ class Mover:
         self._table.join(node, entry.task)
         self._send_assign(entry, copy, cause)
         return True
+
+    def _new_copy(self, entry: TaskEntry, node: str, cause: str) -> Copy:
+        """Return a copy under the next epoch; nobody has heard of it."""
+        copy = Copy(node, entry.next_epoch, entry.grant.generation, entry.grant, cause=cause)
+        copy.tuning = self._tuning_on(entry, node)
+        copy.origin = self._memories.origin(entry, node)
+        entry.next_epoch += 1
+        return copy
 
     def _send_assign(self, entry: TaskEntry, copy: Copy, cause: str) -> None:
         now_ms = self._desk.now_ms

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
-from protocols.messages.invocation import REQUEST, Edge, Plan, Route, Step
+from protocols.messages.invocation import PLANS_MAX, REQUEST, Edge, Plan, Route, Step
 
 ROUTE_VALID_MS: Final = 30_000
 ROUTE_CREDIT: Final = 64
@@ -12,16 +12,31 @@ ROUTE_CREDIT: Final = 64
 CREDIT_STEP: Final = 2
 
 
-def build_plan(tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]) -> Plan | str:
-    """Return the plan of a service, or one sentence why it is not served now."""
-    copies: list[Copy] = []
+def build_plans(
+    tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]
+) -> tuple[Plan, ...] | str:
+    """Return the plans of a service, or one sentence why it is not served now.
+
+    The first is over the current copies; where a task is served on further nodes too, the others
+    lead over those in turn.
+    """
+    served: list[list[Copy]] = []
     for name in service_tasks:
         entry = tasks.get(name)
         if entry is None:
             return f"task {name} has no envelope yet"
         if entry.current is None or entry.current.state is not CopyState.READY:
             return f"task {name} is not ready"
-        copies.append(entry.current)
+        served.append(entry.served())
+    count = min(PLANS_MAX, max(map(len, served)))
+    plans = [_plan_over([copies[at % len(copies)] for copies in served]) for at in range(count)]
+    first = plans[0]
+    if isinstance(first, str):
+        return first
+    return tuple(one for one in plans if not isinstance(one, str))
+
+
+def _plan_over(copies: list[Copy]) -> Plan | str:
     step_tasks = {copy.grant.spec.step: copy.grant.spec.task for copy in copies}
     last = copies[-1].grant
     steps = tuple(_step(copy, step_tasks) for copy in copies if not copy.grant.spec.inferred)
@@ -86,16 +101,17 @@ def another_credit(old: int, new: int) -> bool:
 def route(
     service: str,
     epoch: int,
-    plan: Plan | str,
+    plans: tuple[Plan, ...] | str,
     blob_urls: tuple[str, ...],
     credit: int,
     encoding: str,
 ) -> Route:
     """Return the message that tells clients where a service is served, or why it is not."""
-    if isinstance(plan, str):
+    if isinstance(plans, str):
         return Route(
-            service, epoch, None, ROUTE_VALID_MS, credit=0, blob_urls=blob_urls, reason=plan
+            service, epoch, None, ROUTE_VALID_MS, credit=0, blob_urls=blob_urls, reason=plans
         )
+    plan, *others = plans
     inputs = sorted({name for names in entry_inputs(plan).values() for name in names})
     return Route(
         service,
@@ -106,4 +122,5 @@ def route(
         blob_urls=blob_urls,
         inputs=tuple(inputs),
         encoding=encoding,
+        others=tuple(others),
     )

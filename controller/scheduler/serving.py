@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
@@ -46,29 +47,21 @@ class Serving:
         tasks = self._table.of_service(service)
         old = self.routes.get(service)
         withdrawn = self._table.why_withdrawn(service)
-        if withdrawn:
-            plan: Plan | str = withdrawn
-        elif tasks:
-            plan = routes.build_plan(self._table.tasks, tasks)
-            before = old.plan if old is not None else None
-            if isinstance(plan, str) and before and routes.still_serves(before, self._table.tasks):
-                plan = before
-        elif old is None:
+        plans = withdrawn or self._plans(service, old, tasks)
+        if not plans:
             return False
-        else:
-            plan = f"service {service!r} was deleted"
-        encoding = self._encoding(plan)
-        credit = 0 if isinstance(plan, str) else self._credit(service)
+        encoding = self._encoding(plans)
+        credit = 0 if isinstance(plans, str) else self._credit(service) * len(plans)
         if (
             old is not None
-            and old.plan == (None if isinstance(plan, str) else plan)
+            and _plans_of(old) == (() if isinstance(plans, str) else plans)
             and not (withdrawn and old.reason != withdrawn)
             and old.encoding == encoding
             and not routes.another_credit(old.credit, credit)
         ):
             return False
         self._epoch += 1
-        new = routes.route(service, self._epoch, plan, self._store_urls, credit, encoding)
+        new = routes.route(service, self._epoch, plans, self._store_urls, credit, encoding)
         if tasks or withdrawn:
             self.routes[service] = new
         else:
@@ -76,11 +69,23 @@ class Serving:
         self._desk.tell(ToService(service), new, "route")
         return True
 
-    def _encoding(self, plan: Plan | str) -> str:
+    def _plans(
+        self, service: str, old: Route | None, tasks: tuple[str, ...]
+    ) -> tuple[Plan, ...] | str:
+        """Return the plans of a service, or why it is not served; empty: it never was."""
+        if not tasks:
+            return f"service {service!r} was deleted" if old is not None else ""
+        plans = routes.build_plans(self._table.tasks, tasks)
+        before = _plans_of(old) if old is not None else ()
+        if isinstance(plans, str) and before:
+            return before[:1] if routes.still_serves(before[0], self._table.tasks) else plans
+        return plans
+
+    def _encoding(self, plans: tuple[Plan, ...] | str) -> str:
         """Return how clients shall pack: as the tasks do that they feed."""
-        if isinstance(plan, str):
+        if isinstance(plans, str):
             return ""
-        fed = [step for step in plan.steps if routes.is_entry(step)]
+        fed = [step for step in plans[0].steps if routes.is_entry(step)]
         found = {self._table.tasks[step.task].tuning.encoding for step in fed}
         return found.pop() if len(found) == 1 else ""
 
@@ -106,9 +111,12 @@ class Serving:
             failure = Failure(code, Blame.USER, reason, retryable=route is not None)
             self._refuse(event, invoke, failure)
             return
+        # By its id: the node that has a request is asked again for its answer.
+        plans = _plans_of(route)
+        plan = plans[crc32(invoke.request.encode()) % len(plans)]
         forwarded = [
-            (node, _planned(event, invoke, route.plan, names))
-            for node, names in routes.entry_inputs(route.plan).items()
+            (node, _planned(event, invoke, plan, names))
+            for node, names in routes.entry_inputs(plan).items()
         ]
         if any(_too_large(one) for _, one in forwarded):
             text = (
@@ -126,6 +134,10 @@ class Serving:
             to = ToTopic(reply_to, invoke.correlation or event.correlation)
             answer = Result(invoke.request, invoke.attempt, failure=failure)
             self._desk.tell(to, answer, event.cause)
+
+
+def _plans_of(route: Route) -> tuple[Plan, ...]:
+    return (route.plan, *route.others) if route.plan is not None else ()
 
 
 def _planned(event: Received, invoke: Invoke, plan: Plan, names: set[str]) -> Invoke:

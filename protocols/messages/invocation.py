@@ -17,6 +17,8 @@ from protocols.manifest import MAX_PORTS, Dtype
 
 INLINE_MAX_BYTES: Final = 64 * 1024
 """A larger tensor goes by reference over a connection of its own."""
+PLANS_MAX: Final = 8
+"""Of one route."""
 CORRELATION_MAX_BYTES: Final = 2048
 MAX_STEPS: Final = 64
 REQUEST: Final = "request"
@@ -273,3 +275,7 @@ class Route(Message, tag="route", frozen=True):
     """The names that the service takes."""
     encoding: str = ""
     """How clients shall pack tensors: empty for not at all, or `deflate`."""
+    others: Annotated[tuple[Plan, ...], Meta(max_length=PLANS_MAX - 1)] = ()
+    """Further plans that do the same elsewhere: a client shares its requests among all of them. A
+    request that is repeated goes where it was, unless that has refused it.
+    """

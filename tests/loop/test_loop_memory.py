@@ -20,15 +20,18 @@ import tona
 pytestmark = pytest.mark.timeout(300)
 DEADLINE_S = 45.0
 AGAIN_S = 0.2
+SMALL, LARGE = 100, 100_000
+"""Bytes beside the counter: what fits into messages, and what goes through the cell's store."""
+MOVES = 3
 KILLS = (("source", 0.0), ("target", 0.05), ("controller", 0.02))
 """Who is killed how long after a move has begun: at other steps of it each."""
-# Adds one to a counter that it remembers, and gives it.
+# Adds one to a counter that it remembers, with some bytes beside it, and gives it.
 COUNTER = """
 (module
   (import "tona" "memory_get" (func $get (param i32 i32 i32 i32) (result i32)))
   (import "tona" "memory_set" (func $set (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 64)
-  (data (i32.const 8) "n")
+  (data (i32.const 8) "nb")
   (global $top (mut i32) (i32.const 1024))
   (func (export "tona_alloc") (param $size i32) (result i32) (local $at i32)
     (local.set $at (global.get $top))
@@ -41,6 +44,8 @@ COUNTER = """
     (drop (call $get (i32.const 8) (i32.const 1) (i32.const 16) (i32.const 4)))
     (i32.store (i32.const 16) (i32.add (i32.load (i32.const 16)) (i32.const 1)))
     (drop (call $set (i32.const 8) (i32.const 1) (i32.const 16) (i32.const 4)))
+    (i32.store (i32.const 65536) (i32.load (i32.const 16)))
+    (drop (call $set (i32.const 9) (i32.const 1) (i32.const 65536) (i32.const {beside})))
     (memory.copy (local.get $out) (local.get $in) (i32.const 48))
     (i32.store (local.get $out) (i32.const 16))
     (i32.store offset=4 (local.get $out) (i32.const 4))
@@ -82,12 +87,12 @@ class Counting:
         self._end = True
 
 
-async def submit(loop: Loop, **policy: Any) -> None:
-    module = bytes(wasmtime.wat2wasm(COUNTER))
+async def submit(loop: Loop, beside: int, **policy: Any) -> None:
+    module = bytes(wasmtime.wat2wasm(COUNTER.format(beside=beside)))
     document: dict[str, Any] = json.loads(chain("count", 1, module, **policy))
     [task] = document["services"][0]["tasks"]
     task["functions"] = ["memory"]
-    task["limits"]["state_bytes"] = 4096
+    task["limits"]["state_bytes"] = 1 << 20
     path = f"/v1/artifacts/{hashlib.sha256(module).hexdigest()}?name=count&media=wasm"
     (await loop.http.put(path, content=module)).raise_for_status()
     body = {"document": json.dumps(document), "format": "json"}
@@ -121,14 +126,15 @@ async def resume(loop: Loop, node: str) -> None:
     )
 
 
-async def test_a_counter_moves_and_counts_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [SMALL, LARGE])
+async def test_a_counter_moves_and_counts_on(tmp_path: Path, beside: int) -> None:
     async with running_loop(tmp_path, 2, "embedded") as loop:
-        await submit(loop)
+        await submit(loop, beside)
         async with tona.connect(loop.running.api_url) as client:
             counting = Counting(client)
             workers = [asyncio.create_task(counting.work()) for _ in range(3)]
             await counting.more(10)
-            for _ in range(4):
+            for _ in range(MOVES):
                 here = await where(loop)
                 assert await move(loop, here) != here
                 await counting.more(20)
@@ -140,13 +146,13 @@ async def test_a_counter_moves_and_counts_on(tmp_path: Path) -> None:
     assert counting.failures == []
     assert len(counting.told) == counting.sent
     assert sorted(counting.told) == list(range(1, counting.sent + 1)), "each number once"
-    assert sum(one["event"] == "memory-moved" for one in story) == 4
+    assert sum(one["event"] == "memory-moved" for one in story) == MOVES
 
 
 async def test_nothing_that_was_acknowledged_is_lost_whatever_is_killed(tmp_path: Path) -> None:
     async with running_loop(tmp_path, 2, "embedded") as loop:
         # A node that is killed comes back with its disk; its task waits for it.
-        await submit(loop, replace=False)
+        await submit(loop, SMALL, replace=False)
         async with tona.connect(loop.running.api_url) as client:
             counting = Counting(client)
             workers = [asyncio.create_task(counting.work()) for _ in range(3)]
