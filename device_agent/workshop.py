@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from device_agent.bench import Bench
     from device_agent.logkeeper import LogKeeper
     from device_agent.memories import Memories
+    from device_agent.reference import Prover
     from device_agent.sources import Sources
 
 INLINE_TOTAL_BYTES: Final = 128 * 1024
@@ -80,6 +81,9 @@ class Workshop:
         self._bench: Bench | None = None
         self._memories: Memories | None = None
         self._keeper: LogKeeper | None = None
+        self._prover: Prover | None = None
+        self._proofs: dict[str, tuple[Manifest, float]] = {}
+        """Instances with a reference sample, and when it is run again."""
         self._transfers = Transfers(blobs, makers.fetcher, makers.sources, tell, self._spawn)
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
@@ -119,6 +123,7 @@ class Workshop:
         """Tell what instances take, and keep the blob folder within its bounds."""
         for instance, executor in list(self._kinds.items()):
             await self._tell_stats(instance, executor)
+        await self._prove_again()
         shared = sum(one.shared_bytes() for one in self._executors.values())
         self._tell(events.ExecutorsSized(shared))
         self._transfers.trim()
@@ -321,6 +326,38 @@ class Workshop:
             executor.on_infer = self._infer
         return executor
 
+    async def _prove(self, executor: Executor, instance: str, manifest: Manifest) -> None:
+        """Hold a program against its reference sample, where it has one. Raises ExecutorFailure."""
+        reference = manifest.reference
+        if reference is None:
+            return
+        from device_agent.reference import Prover  # noqa: PLC0415 - few tasks have one
+
+        if self._prover is None:
+            self._prover = Prover(self._blobs, self._cache.path)
+        wrong = await self._prover.prove(executor, instance, manifest)
+        if wrong is not None:
+            await executor.stop(instance)
+            raise ExecutorFailure(wrong)
+        if reference.every_ms and instance in self._kinds:
+            due_s = asyncio.get_running_loop().time() + reference.every_ms / 1000
+            self._proofs[instance] = manifest, due_s
+
+    async def _prove_again(self) -> None:
+        """Run the reference samples that are due; an instance that fails is lost, and its calls."""
+        now_s = asyncio.get_running_loop().time()
+        for instance, (manifest, due_s) in list(self._proofs.items()):
+            executor = self._kinds.get(instance)
+            if executor is None:
+                del self._proofs[instance]
+            elif now_s >= due_s:
+                del self._proofs[instance]
+                try:
+                    await self._prove(executor, instance, manifest)
+                except ExecutorFailure as error:
+                    failed = error.failed
+                    self._tell(events.InstanceExited(instance, failed.text, failed.blame))
+
     async def _deploy(self, executor: Executor, instance: str, manifest: Manifest) -> None:
         artifact = self._cache.path(manifest.artifact.digest)
         constants = {one.port: self._cache.path(one.artifact.digest) for one in manifest.constants}
@@ -333,6 +370,7 @@ class Workshop:
             await executor.start(instance, artifact, manifest, constants, setup)
             if self._setups[instance] != setup:
                 await executor.tune(instance, self._setups[instance])
+            await self._prove(executor, instance, manifest)
         except ExecutorFailure as error:
             failed = error.failed
             self._tell(events.InstanceFailed(instance, failed.text, failed.blame, failed.retryable))

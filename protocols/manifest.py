@@ -12,6 +12,9 @@ MAX_CONSTANTS: Final = 8
 MAX_MODULES: Final = 4
 MAX_ARGUMENTS: Final = 64
 MAX_INFERS: Final = 8
+MAX_VALUES: Final = 64
+REFERENCE_MAX_BYTES: Final = 256 * 1024
+"""Of an expected output: it is compared item by item."""
 MAX_STATE_BYTES: Final = 16 << 20
 MAX_THREADS: Final = 64
 MAX_BATCH: Final = 1024
@@ -173,6 +176,56 @@ class Infer(Part, frozen=True):
     """The ONNX task, on the same node."""
 
 
+class Form(StrEnum):
+    """What an output of bytes is to be."""
+
+    ANY = ""
+    TEXT = "text"
+    """UTF-8."""
+    JSON = "json"
+
+
+class Check(Part, frozen=True):
+    """What an output must keep, held in the executor's process."""
+
+    output: Name
+    at_least: float | None = None
+    """Of every item; NaN keeps no bound."""
+    at_most: float | None = None
+    values: Annotated[tuple[float, ...], Meta(max_length=MAX_VALUES)] = ()
+    """The items that there may be; empty: any."""
+    finite: bool = False
+    """Whether infinite items are refused too."""
+    items_at_least: Count = 0
+    items_at_most: Count | None = None
+    form: Form = Form.ANY
+    refuse: bool = True
+    """Whether a call that breaks it fails; else it is only flagged."""
+
+
+class Sample(Part, frozen=True):
+    """The value of one port in an example."""
+
+    port: Name
+    shape: Shape
+    """Without -1."""
+    artifact: ArtifactRef
+    """Its bytes, dense and little-endian."""
+
+
+class Reference(Part, frozen=True):
+    """An example that a program has to answer as expected before it serves anybody."""
+
+    inputs: Annotated[tuple[Sample, ...], Meta(max_length=MAX_PORTS)]
+    """One for each input that is no constant."""
+    outputs: Annotated[tuple[Sample, ...], Meta(min_length=1, max_length=MAX_PORTS)]
+    """What is expected; outputs without a sample are not looked at."""
+    tolerance: Annotated[float, Meta(ge=0)] = 0.0
+    """By how much an item may differ: of its own size, and of 1 where it is smaller."""
+    every_ms: Annotated[int, Meta(ge=0, le=30 * 86_400_000)] = 3_600_000
+    """How often it is run again; 0: never."""
+
+
 class Manifest(Part, frozen=True):
     """What a task executor needs to know to run a task."""
 
@@ -206,11 +259,19 @@ class Manifest(Part, frozen=True):
     """Tasks of the same service that a Wasm guest may run in the middle of its own run."""
     threads: Annotated[int, Meta(ge=0, le=MAX_THREADS)] = 0
     """Of one run of a model, as long as nobody tunes it; 0: the node's choice."""
+    checks: Annotated[tuple[Check, ...], Meta(max_length=MAX_PORTS)] = ()
+    """What its outputs must keep."""
+    reference: Reference | None = None
+    """What it has to answer as expected; null: nothing."""
 
     @property
     def beside(self) -> tuple[ArtifactRef, ...]:
         """The artifacts that it needs beside the program itself."""
-        return tuple(one.artifact for one in self.constants + self.modules)
+        proof = self.reference
+        samples = () if proof is None else (*proof.inputs, *proof.outputs)
+        files: tuple[Constant | LinkedModule | Sample, ...]
+        files = (*self.constants, *self.modules, *samples)
+        return tuple(one.artifact for one in files)
 
     @property
     def remembers(self) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from controller.namo.checks_outputs import check_outputs
 from controller.namo.checks_program import check_program
 from controller.namo.forms import formed, runs_models
 from controller.namo.lines import Path
@@ -31,6 +32,7 @@ def check_task(task: Task, path: Path, problems: Problems) -> None:
     _check_form(task, path, problems)
     _check_declared(task.declared, path, problems)
     _check_samples(task, path, problems)
+    check_outputs(task, path, problems)
     _check_variants(task, path, problems)
     _check_leeway(task, (*path, "leeway"), problems)
 

@@ -16,7 +16,9 @@ from controller.namo.model import (
     Alternative,
     Declarations,
     Input,
+    OnBreak,
     Output,
+    OutputCheck,
     Service,
     Task,
     UseCase,
@@ -34,7 +36,7 @@ from controller.namo.wiring import (
 )
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import TonaBug, UserError
-from protocols.manifest import Carry, Infer, LinkedModule, Manifest, Port
+from protocols.manifest import Carry, Check, Infer, LinkedModule, Manifest, Port, Reference, Sample
 from protocols.manifest import Constant as Filled
 from protocols.messages.calibration import CalibrationInput
 from protocols.messages.hierarchy import Autonomy, ServiceOrder, TaskSpec
@@ -220,6 +222,8 @@ def _manifest(service: str, task: Task, inputs: tuple[Port, ...]) -> Manifest:
         arguments=task.arguments,
         carries=tuple(Carry(*pair) for pair in task.carries.items()),
         batch=task.batch,
+        checks=tuple(_check(port, one) for port, one in task.checks.items()),
+        reference=_reference(task),
         infers=tuple(Infer(step, f"{service}.{step}") for step in task.infers),
         threads=task.threads,
     )
@@ -272,6 +276,29 @@ def _deviceless(task: Task) -> Deviceless | None:
     # To leave at once is to stay for the shortest time there is.
     kept_ms = task.deviceless.keep_alive_ms
     return Deviceless(0 if kept_ms is None else max(1, kept_ms))
+
+
+def _check(output: str, one: OutputCheck) -> Check:
+    return Check(
+        output,
+        one.at_least,
+        one.at_most,
+        one.values,
+        one.finite,
+        one.items_at_least,
+        one.items_at_most,
+        one.form,
+        one.on_break is OnBreak.REFUSE,
+    )
+
+
+def _reference(task: Task) -> Reference | None:
+    wanted = task.reference
+    if wanted is None:
+        return None
+    inputs = tuple(Sample(port, one.shape, one.artifact) for port, one in task.samples.items())
+    outputs = tuple(Sample(port, one.shape, one.artifact) for port, one in wanted.outputs.items())
+    return Reference(inputs, outputs, wanted.tolerance, wanted.every_s * 1000)
 
 
 def _declared(

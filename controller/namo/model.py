@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from controller.namo.reader import STEP_PATTERN
-from protocols.base import Name, Shape, Text
+from protocols.base import Count, Name, Shape, Text
 from protocols.manifest import (
     MAX_ARGUMENTS,
     MAX_BATCH,
@@ -18,9 +18,11 @@ from protocols.manifest import (
     MAX_MODULES,
     MAX_PORTS,
     MAX_THREADS,
+    MAX_VALUES,
     ArtifactRef,
     Dtype,
     ExecutorKind,
+    Form,
     HostFunction,
     Interface,
     Limits,
@@ -78,11 +80,46 @@ class Constant(Struct, frozen=True):
     shape: Shape
 
 
+class OnBreak(StrEnum):
+    """What becomes of a call whose output breaks a check."""
+
+    REFUSE = "refuse"
+    FLAG = "flag"
+
+
 class Deviceless(Struct, frozen=True):
     """Instances follow the requests."""
 
     keep_alive_ms: Span | None = None
     """How long an idle instance stays; None: as its past calls suggest."""
+
+
+class OutputCheck(Struct, frozen=True):
+    """What an output must keep."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    values: Annotated[tuple[float, ...], Meta(max_length=MAX_VALUES)] = ()
+    finite: bool = False
+    items_at_least: Count = 0
+    items_at_most: Count | None = None
+    form: Form = Form.ANY
+    on_break: OnBreak = OnBreak.REFUSE
+
+
+class Expected(Struct, frozen=True):
+    """What an output is to be."""
+
+    artifact: ArtifactRef
+    shape: Shape
+
+
+class Reference(Struct, frozen=True):
+    """What the samples of a task are to give."""
+
+    outputs: Annotated[dict[Name, Expected], Meta(min_length=1, max_length=MAX_PORTS)]
+    tolerance: Annotated[float, Meta(ge=0)] = 0.0
+    every_s: Annotated[int, Meta(ge=0, le=30 * 86_400)] = 3600
 
 
 class Module(Struct, frozen=True):
@@ -172,6 +209,8 @@ class Task(Struct, frozen=True):
     """ONNX tasks of the service whose models its module may run."""
     quarantine: Quarantine = Quarantine.NEVER
     threads: Annotated[int, Meta(ge=0, le=MAX_THREADS)] = 0
+    checks: Annotated[dict[Name, OutputCheck], Meta(max_length=MAX_PORTS)] = {}
+    reference: Reference | None = None
 
 
 class Range(Struct, frozen=True):

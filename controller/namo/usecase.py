@@ -142,6 +142,18 @@ def _unfolded_task(task: object, path: Path, problems: Problems) -> object:
         return task
     full = _unfolded_program(task, path, problems)
     inputs, variants = task.get("inputs"), task.get("variants")
+    reference = task.get("reference")
+    if isinstance(reference, dict) and isinstance(reference.get("outputs"), dict):
+        where = (*path, "reference", "outputs")
+        full["reference"] = {
+            **reference,
+            "outputs": {
+                port: _unfolded_artifact(one, (*where, port), problems)
+                if isinstance(one, dict)
+                else one
+                for port, one in reference["outputs"].items()
+            },
+        }
     if isinstance(inputs, dict):
         full["inputs"] = {
             port: {"from": one} if isinstance(one, str) else one for port, one in inputs.items()

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from msgspec import structs
+
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import (
     ConstantFile,
@@ -80,6 +82,8 @@ def load_frame(manifest: Manifest) -> dict[str, Any]:
         "outputs": [_port(one) for one in manifest.outputs],
         "memory": manifest.limits.memory_bytes,
         "limit": manifest.limits.output_bytes,
+        "blobs": str(blobs),
+        "checks": [structs.astuple(one) for one in manifest.checks],
     }
 
 

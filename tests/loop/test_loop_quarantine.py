@@ -31,8 +31,7 @@ async def submit(loop: Loop, module: bytes) -> str:
     digest = hashlib.sha256(module).hexdigest()
     path = f"/v1/artifacts/{digest}?name=echo&media=wasm"
     (await loop.http.put(path, content=module)).raise_for_status()
-    body = {"document": json.dumps(document), "format": "json"}
-    (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
+    await _order(loop, document)
     return f"sha256:{digest}"
 
 
@@ -46,6 +45,49 @@ async def running(loop: Loop, digest: str) -> dict[str, Any]:
         ),
     )
     return stats
+
+
+async def _declares(loop: Loop, client: tona.AsyncClient, old: str) -> None:
+    """Have outputs held against what a newer document declares of them."""
+    module = bytes(wasmtime.wat2wasm(ECHO.replace("48", "0x30")))
+    document: dict[str, Any] = json.loads(chain("echo", 1, module))
+    [task] = document["services"][0]["tasks"]
+    artifacts = {}
+    for name, data in (("in", b"abc"), ("out", b"xyz")):
+        digest = hashlib.sha256(data).hexdigest()
+        (await loop.http.put(f"/v1/artifacts/{digest}", content=data)).raise_for_status()
+        artifacts[name] = {"digest": f"sha256:{digest}", "size_bytes": len(data)}
+    one = {"dtype": "uint8", "shape": [3]}
+    task["samples"] = {"x": {"artifact": artifacts["in"], **one}}
+    task["reference"] = {"outputs": {"y": {"artifact": artifacts["out"], "shape": [3]}}}
+    await _order(loop, document)
+    await loop.until("/v1/tasks/echo.step0", lambda one: "differ from" in one["reason"])
+    answer = await client.invoke("echo", {"x": b"as before"}, deadline_s=PATIENCE_S)
+    assert bytes(answer.outputs["y"]) == b"as before", "what is wrong never serves"
+    del task["reference"]
+    task["checks"] = {"y": {"form": "json"}}
+    await _order(loop, document)
+    await _serves(loop)
+    with pytest.raises(tona.InvocationError, match="output 'y' is no JSON"):
+        await client.invoke("echo", {"x": b"{"}, deadline_s=PATIENCE_S)
+    answer = await client.invoke("echo", {"x": b"{}"}, deadline_s=PATIENCE_S)
+    assert bytes(answer.outputs["y"]) == b"{}"
+    audit = await loop.get("/v1/tasks/echo.step0/audit?verdict=check-failed")
+    assert [one["reason"] for one in audit["calls"]] == ["output 'y' is no JSON document"]
+    await submit(loop, echo_module())
+    assert (await _serves(loop))["spec"]["manifest"]["artifact"]["digest"] == old
+
+
+async def _order(loop: Loop, document: dict[str, Any]) -> None:
+    body = {"document": json.dumps(document), "format": "json"}
+    (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
+
+
+async def _serves(loop: Loop) -> Any:
+    """Wait until the newest generation serves."""
+    return await loop.until(
+        "/v1/tasks/echo.step0", lambda one: one["served"] == one["generation"] and not one["reason"]
+    )
 
 
 async def test_a_greedy_version_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -69,6 +111,7 @@ async def test_a_greedy_version_gives_way_to_the_one_before(tmp_path: Path) -> N
             stats = await loop.get("/v1/tasks/echo.step0/stats")
             flags = next(one["flags"] for one in stats["versions"] if one["digest"] == new)
             assert {CPU, MEMORY} & flags.keys()
+            await _declares(loop, client, old)
             # Neither is left: whoever asks is told why.
             body = {"version": old, "reason": "it is wrong too"}
             await loop.http.post("/v1/tasks/echo.step0/quarantine", json=body)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from device_agent.executors.programs import container_runtime as runtimes
     from device_agent.executors.programs import container_space as space
     from device_agent.executors.programs import container_worker as workers
+    from device_agent.executors.programs.checks import hold_described
     from device_agent.executors.programs.stream import Header, Refusal, Stream, to_the_end
 else:
     import container_cgroup as cgroup
@@ -29,6 +30,7 @@ else:
     import container_runtime as runtimes
     import container_space as space
     import container_worker as workers
+    from checks import hold_described
     from stream import Header, Refusal, Stream, to_the_end
 
 THREAD_STACK_BYTES: Final = 1 << 20
@@ -334,7 +336,11 @@ class Host:
             raise Refusal(*workers.STOPPED)
         described, inline, peak = worker.run(number, header["in"], body)
         spent_us = (time.perf_counter_ns() - began) // 1000
-        return {"id": number, "us": spent_us, "out": described, "mem": peak}, inline
+        answer = {"id": number, "us": spent_us, "out": described, "mem": peak}
+        program = instance.program
+        return answer | {
+            "flags": hold_described(described, inline, program.blobs, program.checks)
+        }, inline
 
     @contextlib.contextmanager
     def _given_back(self, instance: Instance, worker: workers.Worker, key: int) -> Iterator[None]:

@@ -65,6 +65,7 @@ class Program:
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
         self.blobs: str = request["blobs"]
+        self.checks: list[Any] = request["checks"]
         self.constants: list[list[Any]] = request["constants"]
         self.tree = tree
         self.host_id = host_id

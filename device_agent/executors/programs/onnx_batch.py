@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.onnx_model import Model, array
     from device_agent.executors.programs.stream import (
         Answer,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         write_values,
     )
 else:
+    from checks import hold
     from onnx_model import array
     from stream import Refusal, read_values, write_values
 
@@ -77,7 +79,8 @@ def _cut(model: Model, found: list[Any], rows: slice, calls: int) -> Answer:
         own = np.ascontiguousarray(one[rows])
         values.append((name, number, own.shape, own.reshape(-1).view(np.uint8).data))
     try:
+        flags = hold(values, model.checks)
         described, inline = write_values(values, model.blobs, model.limit)
     except Refusal as refusal:
         return {"fail": refusal.answer}, []
-    return {"out": described, "calls": calls}, inline
+    return {"out": described, "calls": calls, "flags": flags}, inline

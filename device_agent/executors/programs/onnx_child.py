@@ -138,7 +138,8 @@ class Worker:
     def _answer(self, header: Header, body: memoryview, options: Any) -> Answer:
         if header["op"] == "invoke":
             described, inline = self._model.run(header, body, options)
-            return {"out": described}, inline
+            flags = {"flags": self._model.flags} if self._model.flags else {}
+            return {"out": described, **flags}, inline
         # They come over the other socket, so that reading a call need not look for any.
         handles = self._files.get(timeout=FILES_TIMEOUT_S) if header["files"] else []
         self._model.bind(header["constants"], handles)

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING:
+    from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
     from device_agent.executors.programs.onnx_scan import NotProtobuf, misfit
     from device_agent.executors.programs.stream import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         write_values,
     )
 else:
+    from checks import hold
     from onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
     from onnx_scan import NotProtobuf, misfit
     from stream import Header, Refusal, Value, map_handle, read_values, write_values
@@ -149,6 +151,9 @@ class Model:
         """
         self.blobs = blobs
         self.limit: int = request["limit"]
+        self.checks: list[Any] = request["checks"]
+        self.flags = ""
+        """Which check the last call has broken, where that only flags it."""
         self.constants: dict[str, Any] = {}
         self.outputs: list[str] = [name for name, _, _ in request["outputs"]]
         self.numbers: list[int] = [dtype for _, dtype, _ in request["outputs"]]
@@ -241,6 +246,7 @@ class Model:
         for name, number, one in zip(self.outputs, self.numbers, found):  # noqa: B905 - the first ones
             flat = np.ascontiguousarray(one).reshape(-1).view(np.uint8)
             values.append((name, number, one.shape, flat.data))
+        self.flags = hold(values, self.checks)
         described = write_values(values, self.blobs, self.limit)
         self.carried.keep(found[len(self.outputs) :])
         return described

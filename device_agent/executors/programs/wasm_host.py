@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import socket
 
     from device_agent.executors.programs import abi, wasm_engine, wasm_forms
+    from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.memory import Changes, Memory, MemoryFull
     from device_agent.executors.programs.stream import (
         Header,
@@ -40,6 +41,7 @@ else:
     import abi
     import wasm_engine
     import wasm_forms
+    from checks import hold
     from memory import Memory, MemoryFull
     from stream import Refusal, Stream, read_values, to_the_end, write_values
     from wasm_functions import Functions
@@ -449,6 +451,9 @@ class Host:
         store = self._store(program, turn)
         run = self._run_command if program.wasi else self._run_guest
         found, answer = run(program, store, values, turn.number)
+        found, answer = run(program, store, values, number)
+        if program.checks and (flags := hold(found, program.checks)):
+            answer["flags"] = flags
         described, inline = write_values(found, program.blobs, program.output_bytes)
         took_us = (time.perf_counter_ns() - began) // 1000
         cpu_us = (time.thread_time_ns() - spent) // 1000

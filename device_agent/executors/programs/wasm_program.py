@@ -88,6 +88,8 @@ class Program:
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
         self.blobs = blobs
+        self.blobs: str = request["blobs"]
+        self.checks: list[Any] = request["checks"]
         self.memory = memory
         self.wasi: bool = request["interface"] == wasm_engine.WASI
         self._arguments: list[str] = request.get("arguments", [])
