@@ -49,7 +49,7 @@ class Refused(InvocationError):
 
 
 class TaskFailed(InvocationError):
-    """A task broke while it ran the request, or a value could not be moved."""
+    """A task broke while it ran the request, gave what breaks a check, or a value was not moved."""
 
 
 _CLASSES: Final[dict[FailureCode, type[InvocationError]]] = {
@@ -65,6 +65,7 @@ _CLASSES: Final[dict[FailureCode, type[InvocationError]]] = {
     FailureCode.DEADLINE: DeadlineExceeded,
     FailureCode.EXECUTOR: TaskFailed,
     FailureCode.FETCH: TaskFailed,
+    FailureCode.CHECK: TaskFailed,
 }
 
 
