@@ -458,6 +458,8 @@ class Requests:
             what += f"; of {request.attempt} attempts the last that failed: {request.last.text}"
         elif request.phase is Phase.SENT:
             what += f" and {', '.join(sorted(request.silent))} said nothing at all"
+        if self._online and request.attempt and service.plan is None:
+            what += f"; it is not served now: {service.reason}"
         self._finish(request, {}, Failure(code, blame, what[:2000], retryable=True), ())
 
     def _finish(
