@@ -76,15 +76,16 @@ def _port(port: Port) -> tuple[str, int, tuple[int, ...]]:
 
 def load_frame(manifest: Manifest) -> dict[str, Any]:
     """Return what every executor needs to load an instance."""
-    return {
+    frame = {
         "op": "load",
         "inputs": [_port(one) for one in manifest.inputs],
         "outputs": [_port(one) for one in manifest.outputs],
         "memory": manifest.limits.memory_bytes,
         "limit": manifest.limits.output_bytes,
-        "blobs": str(blobs),
-        "checks": [structs.astuple(one) for one in manifest.checks],
     }
+    if manifest.checks:
+        frame["checks"] = [structs.astuple(one) for one in manifest.checks]
+    return frame
 
 
 def constant_frame(constants: dict[str, ConstantFile]) -> list[Described]:

@@ -65,7 +65,7 @@ class Program:
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
         self.blobs: str = request["blobs"]
-        self.checks: list[Any] = request["checks"]
+        self.checks: list[Any] = request.get("checks", [])
         self.constants: list[list[Any]] = request["constants"]
         self.tree = tree
         self.host_id = host_id

@@ -151,7 +151,7 @@ class Model:
         """
         self.blobs = blobs
         self.limit: int = request["limit"]
-        self.checks: list[Any] = request["checks"]
+        self.checks: list[Any] = request.get("checks", [])
         self.flags = ""
         """Which check the last call has broken, where that only flags it."""
         self.constants: dict[str, Any] = {}

@@ -451,7 +451,6 @@ class Host:
         store = self._store(program, turn)
         run = self._run_command if program.wasi else self._run_guest
         found, answer = run(program, store, values, turn.number)
-        found, answer = run(program, store, values, number)
         if program.checks and (flags := hold(found, program.checks)):
             answer["flags"] = flags
         described, inline = write_values(found, program.blobs, program.output_bytes)

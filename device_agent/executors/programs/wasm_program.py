@@ -88,8 +88,7 @@ class Program:
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
         self.blobs = blobs
-        self.blobs: str = request["blobs"]
-        self.checks: list[Any] = request["checks"]
+        self.checks: list[Any] = request.get("checks", [])
         self.memory = memory
         self.wasi: bool = request["interface"] == wasm_engine.WASI
         self._arguments: list[str] = request.get("arguments", [])
