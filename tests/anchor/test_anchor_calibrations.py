@@ -14,7 +14,7 @@ from controller.records import FIGURE, Option
 from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction
 from protocols.messages import Calibrate, Calibrated, EnvelopeGrant, RunFigures
 from protocols.messages.calibration import Measured
-from protocols.messages.hierarchy import Autonomy, TaskSpec
+from protocols.messages.hierarchy import Autonomy, TaskQos, TaskSpec
 from protocols.messages.presence import ExecutorInfo
 from protocols.messages.quality import Variant, Warmth
 from protocols.messages.task import Deviceless
@@ -196,7 +196,8 @@ def test_under_manual_control_no_form_changes(bench: Bench) -> None:
 
 
 def test_what_stays_of_a_deviceless_instance_goes_with_the_grant(bench: Bench) -> None:
-    asked = placed(bench, specs={"deviceless": Deviceless(1000)})
+    qos = TaskQos(latency_ms=200.0)
+    asked = placed(bench, specs={"deviceless": Deviceless(1000), "qos": qos})
     output = Output()
     for one in asked:
         slow = structs.replace(found(one, 2.0), start_ms=900.0, memory_bytes=200 << 20)

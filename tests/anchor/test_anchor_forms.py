@@ -280,9 +280,9 @@ def test_the_latency_says_what_stays_while_nobody_asks(
     assert only.warmth == warmth.value
 
 
-def test_a_slow_start_keeps_the_process_though_nothing_is_agreed() -> None:
+def test_without_a_latency_nothing_stays() -> None:
     costs = figure("own", 2.0, start_ms=800.0, wake_ms=8.0, memory_mb=20, held_mb=10)
-    assert decided(task(deviceless=Deviceless()), costs).warmth is Warmth.PROCESS
+    assert decided(task(deviceless=Deviceless()), costs).warmth is Warmth.FORM
 
 
 # For any figures.

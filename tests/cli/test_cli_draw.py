@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from controller.records import NodeView
+from controller.records import Option as Weighed
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Accelerator, Inventory
 from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport
 from tona.cli import draw
+from tona.cli.tasks import options_table
 
 BARE = Inventory(
     profile="generic-x86-64",
@@ -114,3 +116,21 @@ def test_the_details_of_a_node_name_what_is_absent() -> None:
     assert rows["battery"].strip() == "-"
     assert rows["throttled"].strip() == "-"
     assert rows["warning"].strip() == "No PSI."
+
+
+def test_every_option_of_a_task_stands_with_its_figures_and_how_they_are_known() -> None:
+    rows = (
+        Weighed("n1", "", "wasm", "", 30.0, "measured", 12, 3.0, "form", 1 << 20, 2.0, 40.0,
+                why="costs 30.0 ms more"),
+        Weighed("n1", "graph", "onnx", "GPU", 3.0, "measured", 0, 90.0, "process", 1 << 24, 1.0,
+                10.0, chosen=True),
+        Weighed("n2", "graph", "onnx", "", 9.0, "declared", why="has no onnx executor"),
+    )  # fmt: skip
+    own, graph, other = text(options_table(rows)).splitlines()[-3:]
+    assert ("12 runs" in own, "3.0 from form" in own) == (True, True)
+    assert "costs 30.0 ms more" in own
+    assert ("onnx, GPU" in graph, "in a calibration" in graph) == (True, True)
+    assert graph.rstrip().endswith("chosen")
+    assert "declared" in other
+    assert "- " in other, "what cannot run has no total"
+    assert "has no onnx executor" in other

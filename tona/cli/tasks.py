@@ -140,7 +140,7 @@ def draw_explanation(one: Any) -> None:
     if ranked:
         show(feasible)
     if placement.options:
-        show(_options(placement.options))
+        show(options_table(placement.options))
     refused = table("REJECTED NODE", "STAGE", "REASON")
     for rejection in placement.rejected:
         refused.add_row(rejection.node, rejection.stage, rejection.reason)
@@ -148,7 +148,7 @@ def draw_explanation(one: Any) -> None:
         show(refused)
 
 
-def _options(options: Sequence[Any]) -> Any:
+def options_table(options: Sequence[Any]) -> Any:
     """Return each way to run a task on each node, with what it was taken to cost."""
     made = table(
         *("NODE", "FORM", "EXECUTOR", ">RUN MS", "KNOWN", ">COLD MS", ">MEMORY", ">WAITING MS"),

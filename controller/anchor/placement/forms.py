@@ -19,8 +19,10 @@ from protocols.messages.quality import Warmth
 
 LATE: Final = 100.0
 """Times a millisecond beyond the task's share of the latency."""
-HOLD_MS: Final = 1e-8
-"""Of a byte that is held for a second in which nobody asks: 20 MB for a minute are 12 ms."""
+HOLD_MS: Final = 1e-7
+"""Of a byte that is held for a second in which nobody asks: 20 MB for a minute are 120 ms."""
+HOLD_MOST_MS: Final = 5000.0
+"""Of all that is held: less than another program that is less accurate costs."""
 RESIDENT_MS: Final = 2e-8
 """Of a byte that an instance holds all the time: a millisecond is worth 50 MB."""
 QUIET_S: Final = 300.0
@@ -60,33 +62,30 @@ def weigh(
     terms: Terms = {"run": cost.run}
     level = np.zeros(len(wait), np.intp)
     cold = np.zeros(len(wait))
-    late = _late(request, cost.run + wait)
+    bound = request.spec.qos.latency_ms
     if request.spec.deviceless is None:
         terms["resident"] = (beta + RESIDENT_MS) * cost.memory
     else:
         seldom, quiet_s = _seldom(request)
         waits = np.stack([cost.start, np.minimum(cost.wake, cost.start), np.zeros(len(wait))])
+        held = HOLD_MS * quiet_s * np.stack([np.zeros(len(wait)), cost.held, cost.memory])
+        holds = held * HOLD_MOST_MS / (held + HOLD_MOST_MS)
         starts = seldom * waits
-        holds = HOLD_MS * quiet_s * np.stack([np.zeros(len(wait)), cost.held, cost.memory])
-        lates = (1 - seldom) * late + seldom * _late(request, cost.run + wait + waits)
-        level = (starts + holds + lates).argmin(axis=0)
+        if bound is not None:
+            # Raising any figure only takes levels away: what costs more is never cheaper.
+            misses = cost.run + wait + waits > bound
+            misses[-1] = False
+            level = np.where(misses, np.inf, starts + holds).argmin(axis=0)
         terms["start"], terms["hold"] = _at(starts, level), _at(holds, level)
-        late, cold = _at(lates, level), _at(waits, level)
-    terms["late"] = late
+        cold = _at(waits, level)
+    if bound is not None:
+        terms["late"] = LATE * np.maximum(0.0, cost.run + wait - bound)
     if request.program not in (None, (program.name, program.provider)):
         terms["switch"] = np.full(len(wait), SWITCH_MS + SWITCH_SHARE * now_ms)
     if cost.refused:
         terms["refused"] = np.zeros(len(wait))
         terms["refused"][list(cost.refused)] = REFUSED_MS
     return Weighed({name: one for name, one in terms.items() if one.any()}, level, cold)
-
-
-def _late(request: Request, takes: Floats) -> Floats:
-    bound = request.spec.qos.latency_ms
-    if bound is None:
-        return np.zeros(takes.shape)
-    late: Floats = LATE * np.maximum(0.0, takes - bound)
-    return late
 
 
 def _seldom(request: Request) -> tuple[float, float]:
