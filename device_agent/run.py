@@ -92,6 +92,7 @@ def make_executor(
         empty=data / "empty",
         interpreter=profile.interpreter or sys.executable,
         providers=profile.providers,
+        memory_share=profile.limits.task_memory_share,
         on_exit=told,
     )
 

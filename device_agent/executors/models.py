@@ -9,9 +9,11 @@ A model that no instance uses stays for a while, for a `start` that follows a `d
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 from device_agent.executors.children import Child, Recipe
 from device_agent.executors.contract import DIGEST_PREFIX
@@ -41,8 +43,11 @@ class Models:
         hung_up: Callable[[Child], None],
         died: Callable[[Child, str], None],
         on_idle: Callable[[], None],
+        share: float = 0.0,
     ) -> None:
         """`frame` goes with every load; `used` says which recipes instances need.
+
+        `share` of the machine's memory bounds all processes together, where the kernel lets it.
 
         `hung_up` hears of each worker's end, `died` why one died that nobody ended; `on_idle` that
         no model is here any more.
@@ -54,6 +59,8 @@ class Models:
         self._hung_up = hung_up
         self._died = died
         self._on_idle = on_idle
+        self._share = share
+        self._group = f"tona-models-{crc32(os.fsencode(empty.absolute())):08x}"
         self.zygote: Process | None = None
         self._forks = 0
         self._children: dict[int, Child] = {}
@@ -172,7 +179,7 @@ class Models:
                 self.zygote = Process(
                     self._interpreter,
                     PROGRAMS / "onnx_zygote.py",
-                    (str(self._empty),),
+                    (str(self._empty), self._group, str(self._share)),
                     self._zygote_ended,
                     self._told,
                 )

@@ -64,13 +64,15 @@ class OnnxExecutor(RemoteExecutor):
         memories: Path | None = None,
         forms: Path | None = None,
         user: str = USER,
+        memory_share: float = 0.0,
         on_exit: OnExit = no_exit,
     ) -> None:
         """`empty` becomes the children's working folder, `providers` the choice of this node.
 
         What models remember lies in `memories`, their optimised forms in `forms`; both become
         private folders, beside `empty` if not told otherwise. Where the daemon is root and the
-        machine has a `user` of this name, models run as that one.
+        machine has a `user` of this name, models run as that one. Above 0, `memory_share` of the
+        machine's memory is what all of them may take together, where control groups can be made.
 
         Raises EnvironmentFailure when there are files in `empty`.
         """
@@ -83,7 +85,14 @@ class OnnxExecutor(RemoteExecutor):
         forms = forms or empty.parent / "optimised"
         frame = {"blobs": str(blobs), "cache": str(forms), "user": user}
         self._models = Models(
-            interpreter, empty, frame, self._used, self._hung_up, self._died, self._settle_down
+            interpreter,
+            empty,
+            frame,
+            self._used,
+            self._hung_up,
+            self._died,
+            self._settle_down,
+            memory_share,
         )
         self._by_task: dict[str, list[Child]] = {}
         _make_empty(empty)

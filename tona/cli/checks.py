@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import pwd
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from device_agent.executors.onnx import USER as MODELS_USER
 from device_agent.executors.process import PROGRAMS
 from device_agent.sensing import machine
 from device_agent.sensing.sampler import Sampler
@@ -64,6 +66,7 @@ def examine(settings: Settings) -> list[Finding]:
         _wasm(),
         _onnx(),
         _signatures(),
+        *_apart(),
         _containers(),
         *_brokers(),
         _trust(),
@@ -144,6 +147,35 @@ def _signatures() -> Finding:
     found = _import("tuf", program)
     hint = "pip install 'tona-edge[trust]': without it a node with a bundle runs no artifact"
     return _found("signatures", not found[1], found[0] or found[1], hint)
+
+
+def _apart() -> Iterator[Finding]:
+    """Say what keeps models from the rest beside the sandbox: a user and a group of their own."""
+    if os.geteuid():
+        yield Finding("user of models", State.OK, "the agent's own, which is not root")
+    else:
+        known = _is_user(MODELS_USER)
+        hint = f"useradd --system --no-create-home {MODELS_USER}: else models run as root"
+        yield _found("user of models", known, MODELS_USER if known else "root", hint)
+    program = [sys.executable, "-s", str(PROGRAMS / "onnx_zygote.py"), "--apart"]
+    try:
+        ended = subprocess.run(
+            program, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        # Without ONNX Runtime there are no models; that has its own line.
+        return
+    why = ended.stdout.strip()
+    hint = "run the agent as root or as a unit of systemd 254: else each model has its own bounds"
+    yield _found("group of models", not why, why or "memory and processes bounded together", hint)
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _containers() -> Finding:

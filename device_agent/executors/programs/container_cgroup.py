@@ -1,4 +1,4 @@
-"""The control groups of our containers, in either layout of the kernel's.
+"""Control groups of containers and models, in either layout of the kernel's.
 
 A runtime makes the group of a container and sets its bounds; reading it, its share of the
 processor and removing it are ours, so that no runtime has to be started for them.
@@ -11,6 +11,8 @@ import os
 from typing import Final
 
 ROOT: Final = "/sys/fs/cgroup"
+DAEMON: Final = "/agent"
+"""The group of the daemon in its unit (`DelegateSubgroup`)."""
 PERIOD_US: Final = 100_000
 QUOTA_MIN_US: Final = 1000
 """The kernel takes no less."""
@@ -106,3 +108,66 @@ def set_share(group: str, cpu_percent: float, priority: int) -> str:
             if quota >= 0 or priority != PRIORITY_USUAL:
                 return "the kernel gives its control group no share of the processor"
     return ""
+
+
+def join(name: str, memory_bytes: int, processes: int) -> tuple[list[str], str]:
+    """Put this process, and what it forks from now on, into a group with bounds.
+
+    Returns the folders of the group, and why there are none. The group lies in the one that this
+    process has: what bounds that one goes on to hold.
+    """
+    try:
+        bounds = _bounds(name, memory_bytes, processes)
+        for folder, values in bounds.items():
+            os.makedirs(folder, exist_ok=True)
+            for file, value in values.items():
+                _write(f"{folder}/{file}", str(value))
+        # Bounded first, entered then: a group without bounds would only seem to be one.
+        for folder in bounds:
+            _write(f"{folder}/cgroup.procs", "0")
+    except OSError as error:
+        return [], f"no control group bounds models: {error.strerror} ({error.filename})"
+    if not bounds:
+        return [], "no control group bounds models: this kernel gives none for memory"
+    return list(bounds), ""
+
+
+def leave(folders: list[str]) -> None:
+    """Go back to where this process came from, and remove the group; one in use stays."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            _write(f"{os.path.dirname(folder)}/cgroup.procs", "0")
+            os.rmdir(folder)
+
+
+def _bounds(name: str, memory_bytes: int, processes: int) -> dict[str, dict[str, int]]:
+    """Return the folders of a group and what is written there; {}: there is no controller."""
+    own = _own()
+    if "" in own and os.path.exists(f"{ROOT}/cgroup.controllers"):
+        # A group with groups below has no process of its own: with delegation systemd keeps the
+        # daemon in one of this name, beside which others can be made.
+        parent = f"{ROOT}{own[''].removesuffix(DAEMON)}".rstrip("/")
+        _write(f"{parent}/cgroup.subtree_control", "+memory +pids")
+        return {f"{parent}/{name}": {"memory.max": memory_bytes, "pids.max": processes}}
+    files = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
+    values = {"memory": memory_bytes, "pids": processes}
+    return {
+        f"{ROOT}/{one}{own[one].rstrip('/')}/{name}": {files[one]: values[one]}
+        for one in files
+        if one in own and os.path.isdir(f"{ROOT}/{one}")
+    }
+
+
+def _own() -> dict[str, str]:
+    """Return the group of this process under each controller; "": that of version 2."""
+    found: dict[str, str] = {}
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        for line in file:
+            _, names, path = line.rstrip("\n").split(":", 2)
+            found |= dict.fromkeys(names.split(","), path)
+    return found
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(value)

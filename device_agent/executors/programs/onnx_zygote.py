@@ -1,7 +1,11 @@
 """Holds numpy and ONNX Runtime in memory and forks a process for each model.
 
-    onnx_zygote.py SOCKET_FD PARENT_PID EMPTY_FOLDER      serve until the daemon hangs up
-    onnx_zygote.py --probe                                print version and providers as JSON
+    onnx_zygote.py SOCKET_FD PARENT_PID EMPTY_FOLDER GROUP SHARE   serve until the daemon hangs up
+    onnx_zygote.py --probe               print version, providers and what is kept apart as JSON
+    onnx_zygote.py --apart               try a control group, print why there is none
+
+With a `SHARE` of the machine's memory above 0 it begins in a control group of the name `GROUP` that
+holds it and all models together to that, where it may.
 
 It has one thread, for a fork copies only one, and never touches a model: `onnx_child.py` says what
 its children become. When the daemon goes, the kernel kills the zygote and after it the children.
@@ -14,7 +18,7 @@ import json
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 # Before the imports that read them: no telemetry, no thread pool of a library in this process.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -25,8 +29,10 @@ try:
     import onnxruntime
 
     if TYPE_CHECKING:
+        from device_agent.executors.programs import container_cgroup as cgroup
         from device_agent.executors.programs import onnx_child, sandbox
     else:
+        import container_cgroup as cgroup
         import onnx_child
         import sandbox
 except ImportError as missing:
@@ -40,10 +46,17 @@ else:
     from stream import Stream, die_with_parent
     from zygote import Zygote, single_threaded
 
+PROCESSES: Final = 4096
+"""And threads, of all models together."""
+
 
 def become(_header: Header, socks: list[socket.socket]) -> None:
     """Serve one model until the daemon hangs up."""
     onnx_child.serve(*socks)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def probe() -> int:
@@ -58,10 +71,20 @@ def probe() -> int:
     return 0
 
 
+def apart() -> int:
+    """Print why models have no control group here; nothing when they have one."""
+    folders, why = cgroup.join(f"tona-trial-{os.getpid()}", _memory_bytes(), PROCESSES)
+    cgroup.leave(folders)
+    print(why)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Answer a probe, or serve."""
     if arguments[1] == "--probe":
         return probe()
+    if arguments[1] == "--apart":
+        return apart()
     die_with_parent(int(arguments[2]))
     sock = socket.socket(fileno=int(arguments[1]))
     if not single_threaded("onnx"):
@@ -69,9 +92,16 @@ def main(arguments: list[str]) -> int:
     gc.collect()
     gc.freeze()
     os.chdir(arguments[3])
+    share = float(arguments[5])
+    folders, why = (
+        cgroup.join(arguments[4], int(share * _memory_bytes()), PROCESSES) if share else ([], "")
+    )
+    if why:
+        print(f"onnx executor: {why}", file=sys.stderr)
     zygote = Zygote(sock, become, leaders=True)
     Stream(sock).send({"id": 0, "pid": os.getpid()})
     zygote.serve()
+    cgroup.leave(folders)
     return 0
 
 
