@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/modules}
 stb=${STB_INCLUDE:-/usr/include/stb}
 mkdir -p "$out"
-for name in decode prepare crop text; do
+for name in decode prepare crop text read; do
   # -isystem keeps warnings about stb_image out; stack first, so that an overflow traps.
   "${CLANG:-clang}" --target=wasm32-unknown-wasi -std=c11 -O3 \
     -msimd128 -mbulk-memory -mnontrapping-fptoint -mexec-model=reactor -nostartfiles \

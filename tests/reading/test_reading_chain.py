@@ -23,7 +23,7 @@ Png = Callable[[Any], Array]
 ROOT = Path(__file__).resolve().parents[2]
 READING = ROOT / "examples" / "reading"
 PLATES = ROOT.parent / "shared" / "data" / "plates_cars" / "eu"
-WASM = ("decode", "prepare", "crop", "text")
+WASM = ("decode", "prepare", "crop", "text", "read")
 ONNX_TYPES = {"tensor(float)": Dtype.FLOAT32}
 CLANG = shutil.which(os.environ.get("CLANG", "clang"))
 COMPILER = "14.0.6"
@@ -41,6 +41,13 @@ def test_the_use_case_names_six_tasks_in_order() -> None:
     for spec in order.tasks:
         fed_by = {edge.source for edge in spec.inputs} - {"request"}
         assert all(steps.index(source) < steps.index(spec.step) for source in fed_by)
+
+
+def test_the_recogniser_may_run_inside_a_module() -> None:
+    specs = {spec.step: spec for spec in load(READING / "inside.toml").order.tasks}
+    assert specs["recognise"].inferred
+    assert specs["recognise"].group == specs["read"].group != ""
+    assert [one.task for one in specs["read"].manifest.infers] == ["reading-inside.recognise"]
 
 
 def test_every_artifact_is_a_file_with_the_digest_and_size_it_is_known_by() -> None:
@@ -98,9 +105,9 @@ def test_a_model_without_characters_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WASM)
-def test_a_module_imports_nothing_and_is_small(name: str) -> None:
+def test_a_module_imports_nothing_but_a_model_and_is_small(name: str) -> None:
     path = READING / "modules" / f"{name}.wasm"
-    assert Guest(path).imports == 0
+    assert Guest(path).imports == (1 if name == "read" else 0)
     assert path.stat().st_size < 128 * 1024
 
 
