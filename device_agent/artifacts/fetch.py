@@ -89,7 +89,13 @@ class Fetcher:
         Returns root's version and the expiry of the newest timestamp in seconds since 1970. Raises
         ExecutorFailure.
         """
-        reply = await self._say({"op": "trust", "trust": self._asked("", urls), "tls": self._tls})
+        request = {"op": "trust", "trust": self._asked("", urls), "tls": self._tls}
+        try:
+            reply = await self._say(request)
+        finally:
+            if not self._transfers:
+                # Nothing follows: an idle node does not hold the process that it was for.
+                self._leave()
         root, expires, struck = reply.trust or (0, 0, [])
         for target in struck:
             self._cache.strike(target)

@@ -101,3 +101,26 @@ def test_outputs_too_large_together_become_files_largest_first() -> None:
     assert spill(three) == {"b"}
     assert sum(len(one.data) for name, one in three.items() if name != "b") < INLINE_TOTAL_BYTES
     assert spill({"f": File(Dtype.UINT8, (9,), "sha256:" + "0" * 64, 9)}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("share", "bundle", "told"),
+    [
+        ("8610", "", "write HOST:PORT"),
+        ("127.0.0.1:x", "", "write HOST:PORT"),
+        ("127.0.0.1:99999", "", "write HOST:PORT"),
+        ("192.168.1.2:8610", "", "without a bundle only loopback"),
+        ("192.168.1.2:8610", "n.bundle", ""),
+        ("127.0.0.1:0", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_neighbours_are_served_off_loopback_only_with_a_bundle(
+    share: str, bundle: str, told: str
+) -> None:
+    asked = config.Config(share=share, bundle=bundle)
+    if told:
+        with pytest.raises(UserError, match=told):
+            config.share_address(asked)
+    else:
+        assert config.share_address(asked) == share

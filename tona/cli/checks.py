@@ -143,7 +143,7 @@ def _onnx() -> Finding:
 
 
 def _signatures() -> Finding:
-    program = "import tuf.ngclient, importlib.metadata as m; print('tuf', m.version('tuf'))"
+    program = "import tuf.ngclient, importlib.metadata as m; print(m.version('tuf'))"
     found = _import("tuf", program)
     hint = "pip install 'tona-edge[trust]': without it a node with a bundle runs no artifact"
     return _found("signatures", not found[1], found[0] or found[1], hint)
