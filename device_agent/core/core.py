@@ -170,9 +170,14 @@ class Core:
         if door is None:
             raise TonaBug(f"the core has no door for {type(event).__name__}")
         door(event)
-        if self._ending and not self._ended and not self.assignments.active:
+        if self._ending and not self._ended and not self.assignments.active and not self._saying():
             self._farewell()
         return out
+
+    def _saying(self) -> bool:
+        """Whether the node, which ends, still has to say what its tasks remember."""
+        remember = any(one.assign.manifest.remembers for one in self.tasks.held.values())
+        return remember and self._remembering().last_words()
 
     @property
     def next_due_ms(self) -> float | None:

@@ -32,6 +32,23 @@ class Memories:
         self._turn = turn
         self._tasks = tasks
         self._workers = workers
+        self._leaving: set[str] | None = None
+        """Tasks whose memory is read for the last time, as the node ends; None: it does not."""
+
+    def last_words(self) -> bool:
+        """Say once what the tasks of a node that ends remember; return whether that is under way.
+
+        Their runs have ended: whoever goes on with them elsewhere has it all.
+        """
+        if self._leaving is None:
+            self._leaving = set()
+            for task, held in self._tasks.held.items():
+                assign = held.assign
+                if assign.manifest.remembers and assign.origin is None and not held.released:
+                    self._leaving.add(task)
+                    asked = MemoryRequest(task, assign.epoch, assign.manifest.kind)
+                    self._turn.out.append(ReadMemory(asked, "", self._turn.store_urls, "end"))
+        return bool(self._leaving)
 
     def asked(self, request: MemoryRequest, cause: str) -> None:
         """Have a memory read, if it is here and as it is meant."""
@@ -51,6 +68,9 @@ class Memories:
     def read(self, event: MemoryRead) -> None:
         """Say what was read, unless what was to be final has begun anew meanwhile."""
         state = event.state
+        if self._leaving is not None and state.task in self._leaving:
+            self._leaving.discard(state.task)
+            state = structs.replace(state, final=False)
         if not (state.final and state.task in self._tasks.held):
             self._turn.out.append(Say(Channel.STATUS, state, "memory"))
 

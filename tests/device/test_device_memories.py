@@ -10,7 +10,7 @@ from msgspec import structs
 
 from device_agent.core import commands, events
 from device_agent.core.memories import digest_of, tell_of, whole_of
-from protocols.manifest import ExecutorKind
+from protocols.manifest import ExecutorKind, HostFunction, Limits
 from protocols.messages import Assign, MemoryRequest, MemoryState, Release, Result, Status
 from protocols.messages.invocation import FailureCode
 from protocols.messages.task import MEMORY_INLINE_BYTES, InstanceState, Origin
@@ -152,6 +152,22 @@ def test_nothing_is_final_that_began_anew(node: SimNode) -> None:
     node.hear(request())
     node.hear(awaiting(2, None))
     assert not of(MemoryState, node.tell(events.MemoryRead(whole(b"x", epoch=1))))
+
+
+def test_a_node_that_ends_says_first_what_its_tasks_remember(node: SimNode) -> None:
+    made = structs.replace(
+        manifest("t"), functions=(HostFunction.MEMORY,), limits=Limits(state_bytes=9)
+    )
+    node.hear(assign("t", 1, of=made))
+    node.hear(assign("u", 1))
+    said = node.tell(events.ShutDown("rest"))
+    [read] = of(commands.ReadMemory, said)
+    assert (read.request.task, read.request.epoch, read.instance) == ("t", 1, "")
+    assert not of(commands.Exit, said)
+    said = node.tell(events.MemoryRead(whole(b"all", epoch=1)))
+    [state] = of(MemoryState, said)
+    assert (state.data, state.final) == (b"all", False), "it may go on here one day"
+    assert of(commands.Exit, said)
 
 
 def test_what_is_not_here_yet_is_not_said(node: SimNode) -> None:
