@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/modules}
 stb=${STB_INCLUDE:-/usr/include/stb}
 mkdir -p "$out"
-for name in glance plate recent outlook forecast project fuse plates_whole traffic_whole \
+for name in glance plate recent outlook forecast project look fuse plates_whole traffic_whole \
   surround_whole; do
   # Stack first, so that an overflow traps.
   "${CLANG:-clang}" --target=wasm32-unknown-wasi -std=c11 -O3 \

@@ -16,7 +16,7 @@ from protocols.manifest import ExecutorKind
 from protocols.messages.hierarchy import ServiceOrder
 from tona.bundle import bundle
 
-MODULES = ("glance", "plate", "recent", "outlook", "forecast", "project", "fuse")
+MODULES = ("glance", "plate", "recent", "outlook", "forecast", "project", "look", "fuse")
 CASES = ("plates", "traffic", "surround")
 LARGEST_BYTES = 500_000
 CLANG = shutil.which(os.environ.get("CLANG", "clang"))
@@ -54,18 +54,18 @@ def test_the_ports_of_a_model_are_the_models_own(use_case: Path) -> None:
 
 def test_four_cameras_are_four_tasks_side_by_side_of_one_module() -> None:
     order = load(SURROUND).order
-    projections = [spec for spec in order.tasks if spec.step.startswith("project-")]
+    projections = [spec for spec in order.tasks if spec.step.startswith("look-")]
     assert len(projections) == 4
     assert len({spec.manifest.artifact.digest for spec in projections}) == 1
     assert len({spec.manifest.constants[0].artifact.digest for spec in projections}) == 4
-    assert not any(edge.source.startswith("project-") for one in projections for edge in one.inputs)
+    assert not any(edge.source.startswith("look-") for one in projections for edge in one.inputs)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_nothing_and_is_small(name: str) -> None:
     path = HERE / "modules" / f"{name}.wasm"
     assert Guest(path).imports == 0
-    assert path.stat().st_size < 32 * 1024
+    assert path.stat().st_size < 128 * 1024, "the decoder alone has 107 kB"
 
 
 def test_nothing_large_is_kept() -> None:

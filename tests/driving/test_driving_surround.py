@@ -27,6 +27,12 @@ def values(runner: Runners) -> dict[tuple[str, str], Array]:
     return runner(SURROUND).values(surround_request())
 
 
+@pytest.fixture(scope="session")
+def decode() -> Guest:
+    """Give the decoder, which is one with `project` in the service."""
+    return Guest(HERE.parent / "reading" / "modules" / "decode.wasm")
+
+
 def bent(x: Array, y: Array, numbers: Array) -> tuple[Array, Array]:
     """Where a fisheye sees the direction (x, y, 1)."""
     fx, fy, cx, cy, *k = numbers
@@ -68,11 +74,12 @@ def projected(image: Array, camera: Array) -> Array:
 @pictures
 @pytest.mark.parametrize("side", SIDES)
 def test_project_equals_numpy_on_the_real_picture(
-    values: dict[tuple[str, str], Array], side: str
+    values: dict[tuple[str, str], Array], decode: Guest, side: str
 ) -> None:
     camera = np.fromfile(HERE / "tables" / f"{side}.camera", "<f4")
-    patch = values[f"project-{side}", "patch"]
-    wanted = projected(values[f"decode-{side}", "image"], camera)
+    image, _ = decode([np.fromfile(CAMERAS / f"{side}.png", np.uint8)], 2)
+    patch = values[f"look-{side}", "patch"]
+    wanted = projected(image, camera)
     assert patch.shape[1::-1] == patch_size(side)
     # weights of 1/256 on differences of up to 255 levels, twice, and the rounding
     assert np.abs(patch - wanted).max() <= 3
@@ -176,7 +183,7 @@ def fused(patch: dict[str, Array]) -> tuple[Array, Array]:
 
 @pictures
 def test_fuse_equals_numpy_on_the_real_patches(values: dict[tuple[str, str], Array]) -> None:
-    view, car = fused({side: values[f"project-{side}", "patch"].astype(float) for side in SIDES})
+    view, car = fused({side: values[f"look-{side}", "patch"].astype(float) for side in SIDES})
     made = values["fuse", "view"]
     assert made.shape == (800, 600, 3)
     assert np.abs(made - view)[~car].max() <= 1
