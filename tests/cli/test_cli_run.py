@@ -75,6 +75,13 @@ def test_a_users_mistake_is_one_sentence_and_code_2(
     assert ended.err.count("\n") == 1
 
 
+def test_a_group_without_a_command_shows_its_help(tona: Any) -> None:
+    ended = tona("fleet")
+    assert ended.code == errors.USAGE
+    assert "watch" in ended.out
+    assert ended.err == "tona: a command is missing; see `tona fleet --help`\n"
+
+
 def test_the_help_names_every_code_of_the_documentation(tona: Any) -> None:
     told = " ".join(tona("--help").out.split()).partition("Exit codes: ")[2]
     page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()

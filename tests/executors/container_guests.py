@@ -98,7 +98,7 @@ def layout_tar(
         return {"mediaType": media, "digest": f"sha256:{name}", "size": len(data)}
 
     contents = [f"sha256:{hashlib.sha256(one).hexdigest()}" for one in layers]
-    packed = [put(gzip.compress(one, mtime=0) if compressed else one, "layer") for one in layers]
+    packed = [put(gzip.compress(one, 1, mtime=0) if compressed else one, "layer") for one in layers]
     about = {
         "architecture": architecture,
         "os": "linux",

@@ -49,7 +49,8 @@ def _verdict(error: Exception) -> tuple[str, int, str]:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = "tona" if context is None else context.command_path
-        return error.format_message().rstrip("."), errors.USAGE, f"see `{command} --help`"
+        told = error.format_message().rstrip(".") or "a command is missing"
+        return told, errors.USAGE, f"see `{command} --help`"
     package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if package in EXTRAS:
         told = f"this needs the package {package}: pip install 'tona-edge[controller]'"

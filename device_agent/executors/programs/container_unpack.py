@@ -34,6 +34,8 @@ else:
     from container_tree import Bounds, Hostile, Tree
     from stream import Header, Refusal, Stream, die_with_parent
 
+NICENESS: Final = 10
+"""Those who serve go before it, for as long as a large image takes."""
 MEMORY_BYTES: Final = 512 << 20
 MOUNT_POINTS: Final = ("proc", "sys", "dev", "tmp", "tona/in", "tona/out")
 """Folders that every container needs: the tree cannot be written to later."""
@@ -203,6 +205,7 @@ def main(arguments: list[str]) -> int:
     """Take one request from the socket, answer it and leave."""
     die_with_parent(int(arguments[2]))
     os.umask(0o022)
+    os.nice(NICENESS)
     with socket.socket(fileno=int(arguments[1])) as sock:
         stream = Stream(sock)
         frame = stream.receive()
