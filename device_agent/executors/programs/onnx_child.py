@@ -49,6 +49,10 @@ DEVICES: Final = (
 )
 """How the names of those begin that a provider other than the CPU's drives."""
 
+DRIVER_BYTES: Final = 8 << 30
+"""What a driver and its libraries may take beside the model: most of it is never touched."""
+DRIVER_FILES: Final = 1024
+
 
 def plan(request: Header) -> sandbox.Plan:
     """Return what the process of a model may do."""
@@ -60,7 +64,13 @@ def plan(request: Header) -> sandbox.Plan:
     )
     if chosen:
         found = tuple(f"/dev/{one}" for one in os.listdir("/dev") if one.startswith(DEVICES))
-        return common._replace(read=None, devices=found, calls=sandbox.BROAD)
+        return common._replace(
+            read=None,
+            devices=found,
+            calls=sandbox.BROAD,
+            memory_bytes=request["memory"] + DRIVER_BYTES,
+            files=DRIVER_FILES,
+        )
     return common._replace(forks=request["threads"] == 1)
 
 
@@ -228,10 +238,12 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     form = -1
     if not usable(request["providers"])[0]:
         form = onnx_forms.form_of(request, handle, lambda form: _make(request, handle, form))
-    kept = sandbox.enter(plan(request))
+    planned = plan(request)
+    kept = sandbox.enter(planned)
     model = Model(request, handle, blobs, form)
     on_cpu = model.session.get_providers() == [CPU]
-    forks = request["threads"] == 1 and on_cpu and len(os.listdir(threads)) == 1
+    # A provider that has not taken the model has perhaps left threads, and its sandbox forks none.
+    forks = planned.forks and on_cpu and len(os.listdir(threads)) == 1
     os.close(threads)
     return model, kept, forks
 
