@@ -97,7 +97,8 @@ def make_executor(
     )
 
 
-def _log_keeper(data: Path) -> "LogKeeper":
+def log_keeper(data: Path) -> "LogKeeper":
+    """Make what keeps the records of calls, in the data folder."""
     from device_agent.logkeeper import LogKeeper  # noqa: PLC0415 - see above
 
     return LogKeeper(data / "calls")
@@ -189,7 +190,7 @@ class Node:
             },
             fetcher,
             sources,
-            lambda: _log_keeper(data),
+            lambda: log_keeper(data),
         )
 
     def _share(self, tls_files: "TlsFiles | None") -> "Sharing | None":

@@ -16,7 +16,7 @@ from device_agent.artifacts.fetch import Fetcher
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from device_agent.executors.door import Executor
-from device_agent.run import make_executor
+from device_agent.run import log_keeper, make_executor
 from device_agent.workshop import Makers, Workshop
 from firmware_profiles import load
 from protocols import codec
@@ -69,6 +69,7 @@ class Shell:
                 {kind: lambda _, kind=kind: maker(kind) for kind in KINDS},  # type: ignore[misc]
                 lambda: Fetcher(self.cache, blobs, tls=None),
                 _no_sources,
+                lambda: log_keeper(folder),
             ),
             self.cache,
             blobs,

@@ -45,6 +45,8 @@ FORMS: Final = "forms"
 """The folder in the cache that hosts and compilers are let into; seals lie above it."""
 LIBRARY: Final = "library"
 """The role of a module that a program is linked with."""
+DONE: Final = "exited with 0"
+"""How a process ends that has done what it was for."""
 MEMORY_MAX_AGE_S: Final = 90 * 86_400.0
 """How long a memory is kept that no task writes to; it may have moved to another node."""
 UNCOMPILED: Final = "uncompiled"
@@ -279,7 +281,7 @@ class WasmExecutor(RemoteExecutor):
         text = f"the Wasm host of tenant {host.tenant!r} {reason}"
         if host.tenant:
             log.warning("%s with %d instances", text, len(host.lost))
-        else:
+        elif reason != DONE:
             log.warning("a Wasm compiler, or a host that nobody used yet, %s", reason)
         for task in host.lost:
             self._on_exit(task, text)
