@@ -144,6 +144,16 @@ class Quarantined(Struct, frozen=True):
     """Why nothing runs; empty: something does."""
 
 
+class AuditOperations(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which operations."""
+
+    operation: str = ""
+    who: str = ""
+    verdict: str = ""
+    since_unix_ms: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1, le=4096)] = 100
+
+
 class OperationRecord(Struct, frozen=True):
     """An operation that somebody asked of the network (kind `operation`, key its slot)."""
 

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from controller.accounts import OPERATION, OperationRecord
 from controller.api.app import Doors
 from controller.api.bulk import Collect
 from controller.api.metrics import Metric
+from controller.api.noting import Noting
 from controller.api.operations import BY_NAME, SystemInfo
 from controller.api.server import ApiServer
 from controller.broker.address import Address, reachable
@@ -60,6 +62,7 @@ class Gateway:
         self.config = config
         self._started_unix_ms = 0
         self._held: list[DataFolder | PortLease] = []
+        self._noting = Noting(self._keep_operation)
         self._store: SqliteStore | None = None
         self._broker: Broker | None = None
         self._api: ApiServer | None = None
@@ -106,6 +109,7 @@ class Gateway:
                 self._health,
                 Revocation(trust.authority) if trust else _nobody,
                 self._starting,
+                self._noting.note,
                 Collect(self._knows_all, self._forget_artifact),
                 trust.authority.artifacts if trust else None,
             ),
@@ -183,6 +187,7 @@ class Gateway:
             cell = CellView(config.ts, config.cell, self._address.url, api_url)
             registry.apply(views=[View(CELL, config.ts, cell)])
         records = await store.load()
+        self._noting.restore(one.value for one in records if one.kind == OPERATION)
         self._tasks += self._lines.run()
         for own, peer in elsewhere(config):
             linker.open(own, peer)
@@ -269,6 +274,17 @@ class Gateway:
         assert self._registry is not None  # noqa: S101 - the same
         records = [Record(ARTIFACT, artifact.digest, artifact, cause)]
         await self._store.append(self._owner_epoch, None, records)
+        self._registry.apply(records)
+
+    async def _keep_operation(self, key: str, record: OperationRecord) -> None:
+        assert self._store is not None  # noqa: S101 - start made both
+        assert self._registry is not None  # noqa: S101 - the same
+        records = [Record(OPERATION, key, record, record.cause)]
+        try:
+            await self._store.append(self._owner_epoch, None, records)
+        except EnvironmentFailure:
+            # What was done is done, and its answer says so.
+            return
         self._registry.apply(records)
 
     async def _forget_artifact(self, digest: str, cause: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocols import topics
 from protocols.errors import Blame, EnvironmentFailure
@@ -73,8 +74,11 @@ async def connect(
     *,
     tenant: str = DEFAULT_TENANT,
     timeout_s: float = CONNECT_TIMEOUT_S,
+    agent: str = "",
 ) -> AsyncIterator["AsyncClient"]:
     """Connect to the cell whose controller is at `where` (`http://...`), or that a bundle names.
+
+    `agent` names the AI agent for which it is asked, for the log of calls.
 
     Raises CannotConnect when there is no connection within the time, and UserError.
     """
@@ -82,6 +86,7 @@ async def connect(
 
     target = await find(where)
     client = (SpreadClient if target.api_url else AsyncClient)(target, tenant=tenant)
+    client.agent = agent
     try:
         await client.open(timeout_s)
         yield client
@@ -99,6 +104,8 @@ class AsyncClient:
         reply = topics.build(self._cell, Party.CLIENT, settings.identity, Channel.REPLY)
         self._filters = [str(reply)]
         self._core = Requests(str(reply))
+        self.agent = ""
+        """The AI agent for which requests are made, for the log of calls."""
         self._store = Store(target.context)
         self._jobs = JobDesk(str(reply), self._say_job, self._unpack_job)
         self._urls: dict[str, tuple[str, ...]] = {}
@@ -374,7 +381,8 @@ class AsyncClient:
     def _send_invoke(self, command: SendInvoke) -> None:
         inbox = self._inbox(command.node)
         request = command.body.request
-        if not self._session.send(inbox, command.body, cause=request, tenant=self._tenant):
+        body = replace(command.body, agent=self.agent) if self.agent else command.body
+        if not self._session.send(inbox, body, cause=request, tenant=self._tenant):
             self._do(Unsent(request))
 
     def _send_cancel(self, command: SendCancel) -> None:

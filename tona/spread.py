@@ -199,6 +199,7 @@ class SpreadClient(AsyncClient):
             client = AsyncClient(
                 at_cell(cell.cell, broker.hostname or "", broker.port or 0), tenant=self._tenant
             )
+            client.agent = self.agent
             try:
                 await client.open(max(0.1, due_s - self._loop.time()))
             except CannotConnect:

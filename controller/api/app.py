@@ -58,6 +58,9 @@ Call = Callable[[str, Struct, str, str], Awaitable[Answer]]
 """Hands an operation (its name, arguments, tenant, cause) to the role that serves it."""
 
 
+Note = Callable[[Operation, tuple[str, str], "Struct | None", str, str, str], Awaitable[None]]
+
+
 class Doors(Struct, frozen=True):
     """What the host gives the API."""
 
@@ -71,6 +74,8 @@ class Doors(Struct, frozen=True):
     """Whether a certificate, by its serial, is out of force."""
     starting: Callable[[], str] = str
     """Empty, or a sentence on why this controller does not know everything yet."""
+    note: Note | None = None
+    """Keeps who has asked for what, and what came of it; None: nobody does."""
     collect: Collect | None = None
     """How artifacts that nobody needs are collected; None: they stay."""
     trust: "Callable[[], Repository] | None" = None
@@ -104,11 +109,17 @@ class Api:
     def _endpoint(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             cause = _cause(request)
+            verdict, reason = "ok", ""
             try:
                 self._check_host(request)
                 response = await self._serve(operation, request, cause)
             except TonaError as error:
                 response = _failure(error)
+                verdict, reason = error.blame.value, str(error)
+            who = getattr(request.state, "who", ("", ""))
+            arguments = getattr(request.state, "arguments", None)
+            if self._doors.note is not None:
+                await self._doors.note(operation, who, arguments, cause, verdict, reason)
             response.headers["tona-cause"] = cause
             self._requests[operation.name, response.status_code] += 1
             return response
@@ -117,6 +128,7 @@ class Api:
 
     async def _serve(self, operation: Operation, request: Request, cause: str) -> Response:
         identity = identify(request.scope, self._doors.revoked)
+        request.state.who = identity.name, identity.tenant
         authorise(operation, identity)
         if operation.transfer is not Transfer.BYTES and operation.name != INFO:
             self._check_ready()
@@ -131,6 +143,7 @@ class Api:
             query = [one for one in query if one[0] != "from"]
             query.append(("from", request.headers["last-event-id"]))
         arguments = parse(operation, request.path_params, query, body)
+        request.state.arguments = arguments
         match operation.transfer:
             case Transfer.EVENTS:
                 if request.method == "HEAD":

@@ -11,7 +11,14 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from controller.accounts import AuditTask, Quarantined, QuarantineTask, TaskAudit
+from controller.accounts import (
+    AuditOperations,
+    AuditTask,
+    OperationRecord,
+    Quarantined,
+    QuarantineTask,
+    TaskAudit,
+)
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
 from controller.api.operation import (
@@ -373,6 +380,16 @@ TABLE: Final = (
         "/v1/tasks/{name}/quarantine",
         Effect.WRITE,
         kind=TASK,
+    ),
+    Operation(
+        "audit.list",
+        "List what was asked of the network, the newest first.",
+        AuditOperations,
+        list[OperationRecord],
+        _VIEW,
+        _CONTROL,
+        "GET",
+        "/v1/audit",
     ),
     Operation(
         "job.submit",

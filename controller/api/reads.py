@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from controller.accounts import OPERATION, AuditOperations
 from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.holders import holders
@@ -184,6 +185,19 @@ def _job(arguments: Named, registry: Registry) -> JobView:
     return job_view(record)
 
 
+def _operations(arguments: AuditOperations, registry: Registry) -> Any:
+    found = registry.list(
+        OPERATION,
+        where=lambda one: (
+            arguments.operation in ("", one.operation)
+            and arguments.who in ("", one.who)
+            and arguments.verdict in ("", one.verdict)
+            and one.unix_ms >= arguments.since_unix_ms
+        ),
+    )
+    return sorted(found, key=lambda one: -one.number)[: arguments.limit]
+
+
 _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "usecase.list": _use_cases,
     "usecase.show": _show(USE_CASE),
@@ -202,6 +216,7 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "task.explain": _explain,
     "task.events": _story,
     "task.stats": task_stats,
+    "audit.list": _operations,
     "fleet.status": _fleet,
     "node.show": _show(FLEET),
     "artifact.list": _artifacts,

@@ -99,7 +99,7 @@ async def test_every_operation_of_the_table_is_reachable(
     work: Any, http: httpx.AsyncClient
 ) -> None:
     names = {"usecase": "pages", "service": "ocr", "task": "ocr.read", "node": "n1"}
-    names |= {"approve": "7", "job": "j"}
+    names |= {"approve": "7", "job": "j", "audit": ""}
     of_tasks = {
         "task.audit": TaskAudit(()),
         "task.quarantine": Quarantined("ocr.read", {}, "sha256:"),

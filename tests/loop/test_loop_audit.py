@@ -23,7 +23,7 @@ async def test_every_call_is_logged_and_what_is_changed_shows(tmp_path: Path) ->
     async with running_loop(tmp_path, 1, "embedded") as loop:
         [task] = await loop.submit("echo", 1)
         name = task["spec"]["task"]
-        async with tona.connect(loop.running.api_url) as client:
+        async with tona.connect(loop.running.api_url, agent="planner") as client:
             sent = BATCH_RECORDS + 20
             for at in range(sent):
                 await _ask(client, at)
@@ -36,9 +36,18 @@ async def test_every_call_is_logged_and_what_is_changed_shows(tmp_path: Path) ->
         assert last == sent + 1
         assert sent - BATCH_RECORDS < len(before) <= sent
         assert before == list(range(1, len(before) + 1)), "what is lost is the newest"
-        for field, values in (("verdict", {"ok"}), ("plane", {"user"}), ("tenant", {"default"})):
+        for field, values in (
+            ("verdict", {"ok"}),
+            ("plane", {"user"}),
+            ("tenant", {"default"}),
+            ("agent", {"planner"}),
+        ):
             assert {one[field] for one in found["calls"]} == values
         assert len({one["user"] for one in found["calls"]}) == 1
+        operations = await loop.get("/v1/audit?operation=usecase.submit")
+        assert [(one["who"], one["plane"], one["verdict"]) for one in operations] == [
+            ("local", "control", "ok")
+        ]
         # The controller has heard of the head by now: what is before it cannot be changed.
         [path] = (loop.cell.plan.folder / "node-1" / "calls").iterdir()
         content = bytearray(path.read_bytes())

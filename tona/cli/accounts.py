@@ -11,7 +11,7 @@ import msgspec
 from rich.table import Table
 from typer import Argument, Option
 
-from controller.accounts import Call, Quarantined, TaskAudit
+from controller.accounts import Call, OperationRecord, Quarantined, TaskAudit
 from controller.api.stats import Spread, TaskStats, VersionStats
 from protocols.errors import UserError
 from tona.cli import complete
@@ -194,6 +194,32 @@ def _draw_quarantine(found: Quarantined) -> None:
     if not found.quarantined:
         show(f"{found.task}: no version is in quarantine")
     show(found.reason or f"it runs version {short(found.runs)}")
+
+
+def operations(
+    operation: Annotated[str, Option(help="Only this one, such as usecase.submit.")] = "",
+    who: Annotated[str, Option(help="Only of this identity.")] = "",
+    verdict: Annotated[str, Option(help="Only those that ended so: ok, user, ...")] = "",
+    since: Annotated[str, Option(help="Not older: 90s, 10m, 2h, 1d, or a time.")] = "",
+    limit: Annotated[int, Option(min=1, max=4096, help="At most so many, the newest.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List who asked what of the network, and what came of it."""
+    asked: dict[str, Any] = {"operation": operation, "who": who, "verdict": verdict}
+    asked |= {"since_unix_ms": _since(since), "limit": limit}
+    listing("audit.list", as_json, _draw_operations, (), **asked)
+
+
+def _draw_operations(found: Sequence[OperationRecord]) -> None:
+    made = table(
+        "TIME", "WHO", "TENANT", "PLANE", "OPERATION", "TARGET", "VERDICT", "CAUSE", "REASON"
+    )
+    for one in found:
+        made.add_row(
+            moment(one.unix_ms), or_dash(one.who), or_dash(one.tenant), one.plane, one.operation,
+            or_dash(one.target or short(one.digest)), one.verdict, one.cause, or_dash(one.reason),
+        )  # fmt: skip
+    show(made)
 
 
 def _now_ms() -> int:

@@ -7,6 +7,7 @@ import typer
 from typer import Option
 
 from tona.cli import (
+    accounts,
     artifacts,
     configure,
     fleet,
@@ -90,6 +91,7 @@ app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
 app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
 app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
 app.add_typer(usecases.app, name="usecase", rich_help_panel=_WORK)
+app.command("audit", rich_help_panel=_WORK)(accounts.operations)
 app.add_typer(usecases.service_app, name="service", rich_help_panel=_WORK)
 usecases.service_app.command("qos")(quality.qos)
 usecases.service_app.command("explain")(quality.explain)
