@@ -109,6 +109,7 @@ async def test_every_operation_of_the_table_is_reachable(
             continue
         thing = one.name.partition(".")[0]
         arguments = {"name": names[thing]} if "{name}" in one.path else {}
+        arguments |= {"hex": "a" * 64} if "{hex}" in one.path else {}
         if one.name == "usecase.submit":
             arguments = {"document": "name = 'pages'", "dry_run": True}
             work.answer = Answer("", Submitted("pages", "default", 2, "changed", ("ocr",)))
