@@ -11,14 +11,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from controller.accounts import (
-    AuditOperations,
-    AuditTask,
-    OperationRecord,
-    Quarantined,
-    QuarantineTask,
-    TaskAudit,
-)
+from controller.api.accounting import ACCOUNTS
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
 from controller.api.operation import (
@@ -33,7 +26,6 @@ from controller.api.operation import (
 )
 from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
-from controller.api.stats import StatsOf, TaskStats
 from controller.api.stored import Content, HoldersOf, PublishedBy, PutArtifact, Stored, TrustFile
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
@@ -346,51 +338,7 @@ TABLE: Final = (
         "/v1/tasks/{name}/events",
         kind=TASK,
     ),
-    Operation(
-        "task.stats",
-        "Show what each version of a task has done: times, memory, bytes, energy, failures.",
-        StatsOf,
-        TaskStats,
-        _VIEW,
-        _DATA,
-        "GET",
-        "/v1/tasks/{name}/stats",
-        kind=TASK,
-    ),
-    Operation(
-        "task.audit",
-        "Read the newest calls of a task from the logs of its nodes.",
-        AuditTask,
-        TaskAudit,
-        _VIEW,
-        _DATA,
-        "GET",
-        "/v1/tasks/{name}/audit",
-        kind=TASK,
-        asked=True,
-    ),
-    Operation(
-        "task.quarantine",
-        "Have a version of a task run no more, or release it.",
-        QuarantineTask,
-        Quarantined,
-        Permission.OPERATE,
-        _CONTROL,
-        "POST",
-        "/v1/tasks/{name}/quarantine",
-        Effect.WRITE,
-        kind=TASK,
-    ),
-    Operation(
-        "audit.list",
-        "List what was asked of the network, the newest first.",
-        AuditOperations,
-        list[OperationRecord],
-        _VIEW,
-        _CONTROL,
-        "GET",
-        "/v1/audit",
-    ),
+    *ACCOUNTS,
     Operation(
         "job.submit",
         "Submit a durable invocation; the same one again is the same job.",
