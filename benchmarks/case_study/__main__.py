@@ -19,10 +19,12 @@ LOAD_SHARE: Final = 0.6
 """Of the processor, which the best of the ways without a platform takes at the told rate."""
 SPEEDS: Final = (1, 10, 60)
 HEADLINE_SPEED: Final = 60
-SECONDS: Final = 30.0
+SECONDS: Final = 25.0
 QUICK_SECONDS: Final = 8.0
 CALIBRATION: Final = {"plates": 8, "traffic": 12, "surround": 8}
 WARM_UP: Final = 3
+SETTLE_S: Final = 6.0
+"""After that: what fetched the artifacts leaves when nothing is to be fetched."""
 SEED: Final = 1
 INPUTS_TIMEOUT_S: Final = 300
 DATA: Final = ROOT.parent / "shared" / "data"
@@ -81,6 +83,7 @@ class Study:
                 continue
             async with stand(way, case, inputs, self._native) as one:
                 await one.ask(WARM_UP, 0)
+                await asyncio.sleep(SETTLE_S)
                 for trace, speed in self._loads():
                     due = self._due(trace, speed, self.rates[case])
                     progress(f"{case}: {way.name}, {trace} at {speed}x, {len(due)} requests")
