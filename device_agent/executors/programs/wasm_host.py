@@ -9,6 +9,7 @@ store of that call ends.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import threading
@@ -50,6 +51,10 @@ else:
 THREAD_STACK_BYTES: Final = 2 << 20
 MAPPED_MAX: Final = 64
 """Compiled modules that stay mapped; an older one that no instance uses is let go."""
+GARBAGE: Final = 500
+"""Objects after which garbage is collected between two calls."""
+GARBAGE_MAX: Final = 20_000
+"""Objects after which it is collected in the middle of one."""
 UNCOMPILED: Final = "uncompiled"
 """Text of the refusal after which the daemon compiles and asks again."""
 
@@ -285,6 +290,8 @@ class Host:
             # Now, for an answer need not wait for it.
             self._let_go()
             self._spares.fill(self._engine)
+            if gc.get_count()[0] > GARBAGE:
+                gc.collect(1)
 
     def _next_call(self) -> tuple[Header, memoryview]:
         """Read the next frame that wants an answer, and do what those before it say."""
@@ -502,6 +509,7 @@ class Host:
     def run(self, threads: int) -> None:
         """Serve with so many calls at once; ends the process."""
         threading.stack_size(THREAD_STACK_BYTES)
+        gc.set_threshold(GARBAGE_MAX)
         for _ in range(threads + 1):
             threading.Thread(target=self.serve, daemon=True).start()
         self.serve()
