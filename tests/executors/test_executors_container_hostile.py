@@ -212,7 +212,8 @@ async def test_a_runtime_that_hangs_costs_its_own_task_alone(
         await ready(executor, *task(image, "echo", limits=short), name="bad")
         host = executor._host.pid
         hangs.touch()
-        assert isinstance(await ask(executor, call="ready", name="bad"), Done)
+        # Whatever it says: it takes the container that stood ready.
+        await ask(executor, call="ready", name="bad")
         for number in range(2):
             late = await ask(executor, call=str(number), name="bad")
             assert late.code is FailureCode.DEADLINE
