@@ -3,9 +3,10 @@
     python -m benchmarks.programs.case_load WAY API_URL HOST PORT TOPIC SERVICE FOLDER
 
 WAY: `tona`, through the SDK; `bare`, MQTT request and response to a server at TOPIC. A question is
-a list of seconds at which a request is due, or a number: so many, one after another. Answers `[due
-in s, latency in ms, failure]` for each; latency counts from when a request was due. An answer that
-is not that of the reference is a failure.
+a list of seconds at which a request is due, or a number: so many, one after another with a pause
+before each, so that what rests without requests rests. Answers `[due in s, latency in ms, failure]`
+for each; latency counts from when a request was due. An answer that is not that of the reference is
+a failure.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from tona.store import Store
 
 CELL: Final = "cell"
 TIMEOUT_S: Final = 60.0
+PAUSE_S: Final = 0.3
 KEEPALIVE_S: Final = 3600
 DTYPES: Final = {FLOAT32: np.float32, UINT8: np.uint8, INT32: np.int32}
 TOLERANCE: Final = {FLOAT32: 0.01, UINT8: 0, INT32: 0}
@@ -85,12 +87,16 @@ class Load:
         """Send what is asked for."""
         began_s = time.monotonic()
         if isinstance(question, int):
-            return [await self._one(0.0, time.monotonic()) for _ in range(question)]
+            return [await self._later() for _ in range(question)]
         asked = []
         for at_s in question:
             await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
             asked.append(asyncio.create_task(self._one(at_s, began_s + at_s)))
         return await asyncio.gather(*asked)
+
+    async def _later(self) -> tuple[float, float, str]:
+        await asyncio.sleep(PAUSE_S)
+        return await self._one(0.0, time.monotonic())
 
     async def _one(self, at_s: float, due_s: float) -> tuple[float, float, str]:
         given, wanted = self._cases[self._turn % len(self._cases)]
