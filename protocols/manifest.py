@@ -179,7 +179,6 @@ class Infer(Part, frozen=True):
 class Form(StrEnum):
     """What an output of bytes is to be."""
 
-    ANY = ""
     TEXT = "text"
     """UTF-8."""
     JSON = "json"
@@ -189,16 +188,21 @@ class Check(Part, frozen=True):
     """What an output must keep, held in the executor's process."""
 
     output: Name
+    """The port that is looked at."""
     at_least: float | None = None
     """Of every item; NaN keeps no bound."""
     at_most: float | None = None
+    """The same."""
     values: Annotated[tuple[float, ...], Meta(max_length=MAX_VALUES)] = ()
     """The items that there may be; empty: any."""
     finite: bool = False
     """Whether infinite items are refused too."""
     items_at_least: Count = 0
+    """How many items there are."""
     items_at_most: Count | None = None
-    form: Form = Form.ANY
+    """The same."""
+    form: Form | None = None
+    """What its bytes are; null: any."""
     refuse: bool = True
     """Whether a call that breaks it fails; else it is only flagged."""
 
@@ -207,6 +211,7 @@ class Sample(Part, frozen=True):
     """The value of one port in an example."""
 
     port: Name
+    """Whose value it is."""
     shape: Shape
     """Without -1."""
     artifact: ArtifactRef

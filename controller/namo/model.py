@@ -103,7 +103,7 @@ class OutputCheck(Struct, frozen=True):
     finite: bool = False
     items_at_least: Count = 0
     items_at_most: Count | None = None
-    form: Form = Form.ANY
+    form: Form | None = None
     on_break: OnBreak = OnBreak.REFUSE
 
 

@@ -22,6 +22,7 @@ class CalibrationInput(Part, frozen=True):
     """The value of one port in a calibration."""
 
     port: Name
+    """The input that it fills."""
     dtype: Dtype
     shape: Shape
     """Without -1."""
@@ -69,6 +70,7 @@ class Calibrated(Message, tag="calibrated", frozen=True):
     """As in that."""
     node: Name
     runs: Annotated[tuple[Measured, ...], Meta(max_length=MAX_RUNS)] = ()
+    """Those that the time allowed."""
     start_ms: Milliseconds | None = None
     """From the form on disk to the first answer, beyond a run."""
     wake_ms: Milliseconds | None = None
@@ -95,9 +97,10 @@ class RunFigures(Message, tag="run-figures", frozen=True):
     provider: str = ""
     """As it was assigned."""
     runs: Count = 0
+    """How many there were."""
     run_ms: Milliseconds = 0.0
     """Their mean, without what the node's load added."""
-    input_bytes: Annotated[float, Meta(ge=0, le=1 << 40)] = 0.0
+    input_bytes: Annotated[float, Meta(ge=0)] = 0.0
     """Their mean."""
     memory_bytes: Count | None = None
     """Of the instance, as last measured."""

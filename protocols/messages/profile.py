@@ -72,6 +72,7 @@ class ProfileReport(Message, tag="profile", frozen=True):
     sampled_ms: Count
     """The node's monotonic clock."""
     versions: Annotated[tuple[VersionProfile, ...], Meta(max_length=MAX_VERSIONS)] = ()
+    """Sums over the life of the process."""
     logged: Count = 0
     """Records in the node's log, over all its lives."""
     head: Head = b""
@@ -92,6 +93,7 @@ class AuditQuery(Message, tag="audit-query", frozen=True):
     user: str = ""
     """Only of this caller."""
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    """Records of one page at most."""
     before: Count = 0
     """Only records below this number; 0: from the newest."""
     heads: Annotated[dict[str, Head], Meta(max_length=16)] = field(default_factory=dict)
@@ -108,7 +110,9 @@ class AuditPage(Message, tag="audit-page", frozen=True):
     next: Count = 0
     """Ask for those before this number to read on; 0: that was all."""
     logged: Count = 0
+    """Records in the log."""
     head: Head = b""
+    """What chains all of them."""
     problem: Text = ""
     """Why the log cannot be trusted or read; empty: it is whole."""
 
@@ -118,6 +122,7 @@ class Flagged(Message, tag="flagged", frozen=True):
 
     task: Name
     digest: Digest
+    """Of the version."""
     what: Label
     """Such as `run time`; each is flagged once."""
     detail: Text = ""

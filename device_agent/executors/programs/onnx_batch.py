@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from device_agent.executors.programs.checks import hold
-    from device_agent.executors.programs.onnx_model import Model, array
+    from device_agent.executors.programs.onnx_program import Model, array
     from device_agent.executors.programs.stream import (
         Answer,
         Frame,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
 else:
     from checks import hold
-    from onnx_model import array
+    from onnx_program import array
     from stream import Refusal, read_values, write_values
 
 

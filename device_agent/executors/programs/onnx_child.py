@@ -25,7 +25,7 @@ import onnxruntime
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import onnx_batch, onnx_forms, onnx_state, sandbox
-    from device_agent.executors.programs.onnx_model import CPU, Model, blame, usable
+    from device_agent.executors.programs.onnx_program import CPU, Model, blame, usable
     from device_agent.executors.programs.stream import Answer, Frame, Header, Refusal, Stream
     from device_agent.executors.programs.zygote import Control, Zygote
 else:
@@ -33,7 +33,7 @@ else:
     import onnx_forms
     import onnx_state
     import sandbox
-    from onnx_model import CPU, Model, blame, usable
+    from onnx_program import CPU, Model, blame, usable
     from stream import Frame, Header, Refusal, Stream
     from zygote import Control, Zygote
 
