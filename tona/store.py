@@ -9,6 +9,7 @@ import hashlib
 import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from threading import Lock
 from typing import Final, TypeVar
@@ -85,11 +86,14 @@ class Store:
         for url in [*urls] * ROUNDS:
             connection = self._take(url)
             try:
-                connection.request(method, path, body=content)
+                # A store that refuses a value says so before it has read it all.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request(method, path, body=content)
                 response = connection.getresponse()
                 answer = _read(response, max_bytes)
             except (OSError, HTTPException) as error:
                 connection.close()
+                self._drop(url)
                 told = f"{url}: {error or type(error).__name__}"
                 continue
             except BaseException:
@@ -114,6 +118,14 @@ class Store:
                 parts.hostname or "", parts.port, timeout=TIMEOUT_S, context=self._tls
             )
         return HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+
+    def _drop(self, url: str) -> None:
+        """Keep no connection to an address where one has failed: they were left idle together."""
+        with self._lock:
+            for key, connection in self._idle:
+                if key == url:
+                    connection.close()
+            self._idle = [one for one in self._idle if one[0] != url]
 
     def _give_back(self, url: str, connection: HTTPConnection, response: HTTPResponse) -> None:
         with self._lock:

@@ -175,7 +175,12 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tona-study-") as folder:
         study = Study(asked, Path(folder))
         for case in asked.cases or CASES:
-            await study.case(case)
+            try:
+                await study.case(case)
+            except RuntimeError as broken:
+                # What the other cases have given is not to be lost for it.
+                progress(f"{case} broke off: {broken}")
+                report.note(f"{case} broke off: {str(broken)[-200:]}")
     tell(report, study)
     told = tables.write(study.runs, study.rates, study.cpu_ms, headline(study.runs))
     print(told)

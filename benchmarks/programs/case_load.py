@@ -25,6 +25,7 @@ from benchmarks.harness.lines import say, serve
 from benchmarks.programs.case_program import FLOAT32, INT32, UINT8, Tensors, read_tensors
 from benchmarks.programs.case_values import pack, unpack
 from protocols import topics
+from protocols.errors import TonaError
 from protocols.topics import Channel, Party
 from tona.store import Store
 
@@ -108,7 +109,7 @@ class Load:
             found = await self._ask({name: _unique(one) for name, one in given.items()})
             took_ms = (time.monotonic() - due_s) * 1000
             failure = _differs(found, wanted)
-        except (ValueError, TimeoutError, tona.InvocationError) as error:
+        except (ValueError, TimeoutError, TonaError) as error:
             took_ms = (time.monotonic() - due_s) * 1000
             failure = str(error) or type(error).__name__
         return at_s, took_ms, failure
