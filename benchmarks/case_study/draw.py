@@ -10,9 +10,9 @@ from benchmarks.case_study.measure import Run
 from controller.twin.svg import COLOURS, Chart, Line, Panel
 
 WIDTH, HEIGHT = 860, 300
-LEFT, TOP, LOW = 74, 34, 250
-BAR: Final = 22
-GAP: Final = 46
+LEFT, TOP, LOW = 74, 48, 250
+BAR: Final = 32
+GAP: Final = 20
 
 Key = tuple[str, str, str, int]
 
@@ -62,7 +62,7 @@ def latencies(found: Mapping[tuple[str, str], Run], load: str) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="18" font-size="14">mean latency, ms, {escape(load)}</text>',
     ]
-    powers = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+    powers = (1.0, 10.0, 100.0, 1000.0, 10_000.0, 100_000.0)
     highest = max((run.mean_ms() for run in found.values()), default=1.0)
     top = next((one for one in powers[1:] if one >= highest), powers[-1])
     steps = powers.index(top)

@@ -13,7 +13,7 @@ HEAD: Final = 18
 """Of a panel, for its title."""
 NOTE: Final = 16
 GRID: Final = 4
-COLOURS: Final = ("#2463b4", "#c8502d", "#3d8b50", "#8a5fb0", "#b08c1e")
+COLOURS: Final = ("#2463b4", "#c8502d", "#3d8b50", "#8a5fb0", "#b08c1e", "#20242a")
 LONGEST_NOTE: Final = 118
 
 
