@@ -80,6 +80,8 @@ def small(tona: Any, tmp_path: Path, reading: Path) -> Path:
         (("task", "list"), "node", "node-1"),
         (("task", "events", "decoding.decode"), "event", "accepted"),
         (("artifact", "list"), "name", "decode.wasm"),
+        (("audit",), "operation", "usecase.submit"),
+        (("audit", "--operation", "usecase.submit"), "operation", "usecase.submit"),
     ],
 )
 def test_every_listing_is_a_table_and_json(

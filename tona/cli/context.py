@@ -141,6 +141,7 @@ def listing(
     as_json: bool,
     draw: Callable[[Any], None],
     named: Iterable[tuple[str, str]] = (),
+    /,
     **arguments: Any,
 ) -> None:
     """Perform a reading operation and print it as JSON or as `draw` does.
