@@ -43,7 +43,7 @@ MAX_THREADS: Final = 4
 """Calls that one host runs at once, at most."""
 FORMS: Final = "forms"
 """The folder in the cache that hosts and compilers are let into; seals lie above it."""
-LIBRARY: Final = "library"
+LINKED_ROLE: Final = "library"
 """The role of a module that a program is linked with."""
 DONE: Final = "exited with 0"
 """How a process ends that has done what it was for."""
@@ -231,7 +231,7 @@ class WasmExecutor(RemoteExecutor):
             if path is None:
                 text = f"the linked module {one.name!r} is not on this node"
                 raise failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True)
-            await self._compile_once(path, _hex(one.artifact), LIBRARY)
+            await self._compile_once(path, _hex(one.artifact), LINKED_ROLE)
 
     async def _load(self, link: Link, frame: dict[str, object]) -> Reply | None:
         # One at a time: the host has one thread for it beside those of the calls.

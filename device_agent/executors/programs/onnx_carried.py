@@ -113,7 +113,7 @@ class Carried:
 
     def _check(self, state: bytes) -> None:
         arrays = self._arrays(state)
-        if any(one.ndim != first.ndim for one, first in zip(arrays, self._first)):  # noqa: B905
+        if any(one.ndim != first.ndim for one, first in zip(arrays, self._first)):  # noqa: B905 - of one length
             raise Refusal("executor", "peer", "the state has other axes than the model's")
 
     def keep(self, found: list[Any]) -> None:

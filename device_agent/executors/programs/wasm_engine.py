@@ -24,7 +24,7 @@ else:
 
 STACK_BYTES: Final = 512 * 1024
 WASI: Final = "wasi-1"
-LIBRARY: Final = "library"
+LINKED_ROLE: Final = "library"
 START: Final = "_start"
 
 _NO_FINALIZER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(0)
@@ -50,7 +50,7 @@ def misfits(module: wasmtime.Module, role: str) -> str:
     Roles: `tona-core-1` and `wasi-1` of a program, `library` of what it is linked with.
     """
     exports = {one.name: one.type for one in module.exports}
-    if role == LIBRARY:
+    if role == LINKED_ROLE:
         return "" if exports else "the module exports nothing that a program could use"
     if not isinstance(exports.get(abi.MEMORY), wasmtime.MemoryType):
         return f"the module exports no memory named {abi.MEMORY!r}"

@@ -25,7 +25,7 @@ else:
     import abi
     import wasm_engine
 
-ROLES: Final = (abi.NAME, wasm_engine.WASI, wasm_engine.LIBRARY)
+ROLES: Final = (abi.NAME, wasm_engine.WASI, wasm_engine.LINKED_ROLE)
 SMALL_BYTES: Final = 256 * 1024
 """A smaller file is read: to map it would cost more than to copy it."""
 _LENGTH: Final = struct.Struct("<I")
