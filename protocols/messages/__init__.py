@@ -43,6 +43,17 @@ from protocols.messages.job import (
     JobStatus,
     JobSubmit,
 )
+from protocols.messages.mobility import (
+    HandoverAnswer,
+    HandoverCommand,
+    HandoverComplete,
+    HandoverFailed,
+    HandoverRequest,
+    HandoverRequired,
+    Measurement,
+    Neighbours,
+    Relinquished,
+)
 from protocols.messages.presence import (
     Birth,
     Death,
@@ -74,9 +85,8 @@ NODE_SAYS = (
     | MemoryState
     | ProfileReport
     | AuditPage
-    | Status
-    | Probe
-    | Calibrated
+    | Measurement
+    | HandoverFailed
 )
 NODE_HEARS = (
     Welcome
@@ -92,6 +102,9 @@ NODE_HEARS = (
     | MemoryRequest
     | MemoryState
     | AuditQuery
+    | Neighbours
+    | HandoverCommand
+    | HandoverComplete
 )
 JOB = (
     JobSubmit
@@ -126,6 +139,10 @@ HIERARCHY = (
     | RemoteCall
     | RemoteAnswer
     | RunFigures
+    | HandoverRequired
+    | HandoverRequest
+    | HandoverAnswer
+    | Relinquished
 )
 Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY
 
@@ -156,6 +173,12 @@ __all__ = [
     "EscalationAnswer",
     "Feed",
     "Flagged",
+    "HandoverAnswer",
+    "HandoverCommand",
+    "HandoverComplete",
+    "HandoverFailed",
+    "HandoverRequest",
+    "HandoverRequired",
     "Invoke",
     "JobAccepted",
     "JobEnded",
@@ -170,16 +193,19 @@ __all__ = [
     "LinkReport",
     "Linking",
     "LoadReport",
+    "Measurement",
     "MemoryRequest",
     "MemoryState",
     "Message",
     "Mirror",
+    "Neighbours",
     "NodeSummary",
     "Probe",
     "ProfileReport",
     "QualityReport",
     "RebirthRequest",
     "Release",
+    "Relinquished",
     "RemoteAnswer",
     "RemoteCall",
     "Result",

@@ -248,6 +248,8 @@ class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
     reason: Text = ""
     stays: bool = False
     """Whether its service stays although it runs nowhere: who asks for that is told the reason."""
+    transferred: bool = False
+    """Whether another TS gets it: the copy runs on, and the answer is `Relinquished`."""
 
 
 class TaskReport(Message, tag="task-report", frozen=True):

@@ -82,6 +82,8 @@ class Step(Part, frozen=True):
     """One edge for each input."""
     outputs: Annotated[tuple[Label, ...], Meta(max_length=MAX_PORTS)] = ()
     """The names that the task gives."""
+    cell: Annotated[str, Meta(max_length=64)] = ""
+    """Of the node, where the plan is used in another one; empty: the same."""
 
 
 class Plan(Part, frozen=True):

@@ -116,6 +116,19 @@ class Trust(Part, frozen=True):
     """Why the last check failed, for people; empty: it did not."""
 
 
+class Arrival(Part, frozen=True):
+    """What a node that comes from another cell says of that."""
+
+    source: Name
+    """The cell that served it before."""
+    incarnation: Count
+    """Of its attachment there."""
+    handover: Annotated[str, Meta(max_length=128)] = ""
+    """Of the command; empty: it came by itself, for its link was lost."""
+    attached: bool = False
+    """Whether it is still attached there."""
+
+
 class Birth(Message, tag="birth", frozen=True):
     """A node has connected: who it is and what it holds. Sent again when asked."""
 
@@ -137,6 +150,10 @@ class Birth(Message, tag="birth", frozen=True):
     """What it trusts of those who sign artifacts; null: on loopback nobody has to sign."""
     share_url: Text = ""
     """Base URL at which neighbours of the cell may fetch its artifacts; empty: nowhere."""
+    arrival: Arrival | None = None
+    """Where it comes from; null: it has begun, or was here."""
+    radios: Annotated[int, Meta(ge=1, le=16)] = 1
+    """To how many cells it can be attached at once."""
 
 
 class Death(Message, tag="death", frozen=True):
@@ -146,6 +163,8 @@ class Death(Message, tag="death", frozen=True):
     """Why it ends, for people."""
     orderly: bool = False
     """True: a farewell, it ends at once. False: a will, which is only a hint."""
+    moved_to: Annotated[str, Meta(max_length=64)] = ""
+    """The cell that serves it now, or is about to; empty: it ends."""
 
 
 class Welcome(Message, tag="welcome", frozen=True):

@@ -1,0 +1,166 @@
+"""Mobility: the cells that a node may be served by, what it measures of them, and its handover.
+
+The steps and their order stand in docs/decisions/0027; events and measures after 3GPP TS 38.331.
+"""
+
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from protocols.base import Count, Id, Message, Name, Part, Text
+from protocols.messages.presence import Inventory
+
+MAX_NEIGHBOURS: Final = 16
+"""Cells that a node is told of."""
+MAX_CANDIDATES: Final = 4
+"""Cells that are tried for one handover."""
+
+Urls = Annotated[tuple[Text, ...], Meta(max_length=4)]
+
+
+class CellPoint(Part, frozen=True):
+    """Where a cell is reached."""
+
+    cell: Name
+    scheduler: Name
+    """Its TS."""
+    broker_urls: Urls
+    """As `mqtt[s]://HOST:PORT`, best first."""
+    store_urls: Urls = ()
+    """Base URLs of its store."""
+
+
+class Neighbours(Message, tag="neighbours", frozen=True):
+    """TS to node: the cells it may be handed over to. Without any it measures nothing."""
+
+    number: Count
+    """Grows with every change; an older one is ignored."""
+    cells: Annotated[tuple[CellPoint, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """Without its own."""
+
+
+class CellMeasure(Part, frozen=True):
+    """What a node measures of one cell; null: not measured, or its radio does not say."""
+
+    cell: Name
+    round_trip_ms: float | None = None
+    """To its broker."""
+    jitter_ms: float | None = None
+    """Mean deviation of the round trip."""
+    loss_percent: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """Of the exchanges that measured it."""
+    rsrp_dbm: float | None = None
+    """Reference signal received power; of Wi-Fi its signal level."""
+    rsrq_db: float | None = None
+    """Reference signal received quality."""
+    snr_db: float | None = None
+    """Signal to noise."""
+
+
+class Measurement(Message, tag="measurement", frozen=True):
+    """Node to TS, on its link topic: an event holds for its time to trigger, or still holds."""
+
+    event: Annotated[str, Meta(max_length=16)]
+    """`a2`, `a3`, `a5`, or `periodic`."""
+    serving: CellMeasure
+    neighbours: Annotated[tuple[CellMeasure, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """Best first."""
+
+
+class HandoverRequired(Message, tag="handover-required", frozen=True):
+    """TS to TA: this node should be served by another cell."""
+
+    handover: Id
+    """Names it from here on, never used twice."""
+    node: Name
+    incarnation: Count
+    """Of its attachment here."""
+    cells: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+    """Best first."""
+    cause: Text
+    """Why, for people."""
+    conditional: bool = False
+    """Whether the node is to execute it by itself when its condition holds."""
+    by_hand: bool = False
+    """Whether an operator asks for it."""
+
+
+class HandoverRequest(Message, tag="handover-request", frozen=True):
+    """TA to target TS: prepare for a node."""
+
+    handover: Id
+    node: Name
+    incarnation: Count
+    """Of its attachment at the source; it will come with a higher one."""
+    source: Name
+    """Its TS now."""
+    inventory: Inventory
+    """As in its birth."""
+    memory_bytes: Count = 0
+    """Task memory that tasks which follow it will take in the cell, beside the node."""
+    expires_ms: Annotated[int, Meta(ge=100, le=600_000)] = 10_000
+    """After so long it is over if the node has not come."""
+
+
+class HandoverAnswer(Message, tag="handover-answer", frozen=True):
+    """Target TS to TA, and TA to source TS: whether it is prepared."""
+
+    handover: Id
+    node: Name
+    admitted: bool
+    cell: Name
+    """The target."""
+    reason: Text = ""
+    """Why not, for people."""
+
+
+class HandoverCommand(Message, tag="handover", frozen=True):
+    """TA to source TS to node: be served by this cell."""
+
+    handover: Id
+    node: Name
+    target: CellPoint
+    incarnation: Count
+    """Of the attachment that it ends; a node with another one ignores it."""
+    conditional: bool = False
+    """True: only when the target is better by the offset, or the serving cell is lost."""
+    offset_db: float = 0.0
+    """Of the condition: target better than serving by this, for `time_to_trigger_ms`."""
+    time_to_trigger_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    """Of the condition."""
+    expires_ms: Annotated[int, Meta(ge=100, le=600_000)] = 10_000
+    """After so long without its condition, or without reaching the target, it is void."""
+    cancelled: bool = False
+    """True: a conditional one that was prepared is void."""
+
+
+class HandoverFailed(Message, tag="handover-failed", frozen=True):
+    """Node to its TS (source, or where it is now), and that one to the TA: it did not happen."""
+
+    handover: Id
+    node: Name
+    reason: Text
+    """Why, for people."""
+
+
+class HandoverComplete(Message, tag="handover-complete", frozen=True):
+    """Target TS to node: its tasks have owner and route here; the old attachment may end."""
+
+    handover: Id
+    """Empty where there was no command."""
+    incarnation: Count
+    """Of the attachment here."""
+
+
+class Relinquished(Message, tag="relinquished", frozen=True):
+    """Source TS to TA: it acts no more on a task; the copy runs on."""
+
+    task: Name
+    generation: Count
+    """Of the envelope that it has given back."""
+    node: Name | None = None
+    """Where the task runs; null: nowhere, as far as it knows."""
+    epoch: Count = 0
+    """Under which it runs there."""
+    epoch_seen: Count = 0
+    """The highest that it has used."""
