@@ -24,6 +24,7 @@ from protocols.messages import (
     host,
     invocation,
     job,
+    mobility,
     presence,
     profile,
     quality,
@@ -39,6 +40,7 @@ MODULES: Final = (
     quality,
     calibration,
     profile,
+    mobility,
     invocation,
     job,
     hierarchy,
@@ -72,6 +74,8 @@ COMMON: Final = {
     "failure": "As in Result.",
     "inputs": "What it takes.",
     "job": "Identifier of the job.",
+    "handover": "Names the handover.",
+    "incarnation": "Of the connection.",
     "key": "Which one of its kind.",
     "kind": "Which sort.",
     "manifest": "What runs, and within which limits.",
@@ -235,6 +239,8 @@ def _type(info: Any) -> str:  # noqa: C901, PLR0911, PLR0912 - one arm for each 
             return f"list{_length(info)} of {_type(item)}"
         case msgspec.inspect.DictType(key_type=key, value_type=value):
             return f"map{_length(info)} from {_type(key)} to {_type(value)}"
+        case msgspec.inspect.LiteralType(values=values):
+            return " or ".join(f"`{one}`" for one in values)
         case msgspec.inspect.StrType(pattern=base.NAME_PATTERN):
             return "name"
         case msgspec.inspect.StrType(min_length=1, max_length=64):

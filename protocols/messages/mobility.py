@@ -3,7 +3,7 @@
 The steps and their order stand in docs/decisions/0027; events and measures after 3GPP TS 38.331.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
@@ -14,6 +14,15 @@ MAX_NEIGHBOURS: Final = 16
 """Cells that a node is told of."""
 MAX_CANDIDATES: Final = 4
 """Cells that are tried for one handover."""
+MAX_RULES: Final = 8
+FLOOR_DB: Final = -200.0
+"""The level of a cell that is not heard: below every other."""
+CEILING_DB: Final = 100.0
+
+Level = Annotated[float, Meta(ge=FLOOR_DB, le=CEILING_DB)]
+Decibel = Annotated[float, Meta(ge=-60, le=60)]
+Wait = Annotated[int, Meta(ge=0, le=60_000)]
+Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
 
 Urls = Annotated[tuple[Text, ...], Meta(max_length=4)]
 
@@ -28,6 +37,55 @@ class CellPoint(Part, frozen=True):
     """As `mqtt[s]://HOST:PORT`, best first."""
     store_urls: Urls = ()
     """Base URLs of its store."""
+    offset_db: Decibel = 0.0
+    """Added to its level, to favour it or to avoid it."""
+
+
+class EventRule(Part, frozen=True):
+    """When one event of TS 38.331 (5.5.4) holds; thresholds in the unit of the level."""
+
+    event: Literal["a1", "a2", "a3", "a4", "a5"]
+    """a1, a2: the serving cell is better, worse than a threshold; a3: a neighbour is better than it
+    by an offset; a4: better than a threshold; a5: it is worse than one, a neighbour better than the
+    other.
+    """
+    threshold_db: Level = FLOOR_DB
+    """Of the serving cell (a1, a2, a5), of the neighbour (a4)."""
+    neighbour_db: Level = FLOOR_DB
+    """Of the neighbour (a5)."""
+    offset_db: Decibel = 3.0
+    """By so much the neighbour has to be better (a3)."""
+    hysteresis_db: Annotated[float, Meta(ge=0, le=60)] = 1.0
+    """Subtracted where an event begins, added where it ends."""
+    time_to_trigger_ms: Wait = 320
+    """So long without a break it has to hold, and so long not to be over."""
+
+
+class Events(Part, frozen=True):
+    """What a node tells of cells whose levels are of one kind."""
+
+    rules: Annotated[tuple[EventRule, ...], Meta(max_length=MAX_RULES)] = ()
+    quiet_db: Level = CEILING_DB
+    """While the serving cell is above this, its neighbours are measured seldom (s-Measure)."""
+
+
+class Measuring(Part, frozen=True):
+    """How a node measures the cells around it."""
+
+    radio: Events = Events()
+    """For levels in dBm, of a radio."""
+    path: Events = Events()
+    """For levels of the path to a broker, where there is no radio that tells."""
+    filter_coefficient: Annotated[int, Meta(ge=0, le=19)] = 4
+    """`k` of the layer-3 filter (TS 38.331, 5.5.3.2)."""
+    pace_ms: Pace = 200
+    """How often to measure when it matters."""
+    rest_ms: Pace = 5000
+    """How often to measure neighbours while the serving cell is good."""
+    repeat_ms: Pace = 1000
+    """So often an event that still holds is told again."""
+    own_offset_db: Decibel = 0.0
+    """Added to the level of the serving cell."""
 
 
 class Neighbours(Message, tag="neighbours", frozen=True):
@@ -37,6 +95,8 @@ class Neighbours(Message, tag="neighbours", frozen=True):
     """Grows with every change; an older one is ignored."""
     cells: Annotated[tuple[CellPoint, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
     """Without its own."""
+    measuring: Measuring = Measuring()
+    """What to tell of them, and how often to look."""
 
 
 class CellMeasure(Part, frozen=True):
@@ -55,16 +115,32 @@ class CellMeasure(Part, frozen=True):
     """Reference signal received quality."""
     snr_db: float | None = None
     """Signal to noise."""
+    level_db: Level = FLOOR_DB
+    """What cells are compared by, filtered: dBm, or 10 dB less for each tenfold of the milliseconds
+    that a request over its path loses.
+    """
+    trend_db_per_s: Annotated[float, Meta(ge=-60, le=60)] | None = None
+    """Where the level is heading; null: not known yet."""
 
 
 class Measurement(Message, tag="measurement", frozen=True):
     """Node to TS, on its link topic: an event holds for its time to trigger, or still holds."""
 
     event: Annotated[str, Meta(max_length=16)]
-    """`a2`, `a3`, `a5`, or `periodic`."""
+    """`a1` to `a5`."""
     serving: CellMeasure
     neighbours: Annotated[tuple[CellMeasure, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
     """Best first."""
+    rule: Count = 0
+    """Position of the event's rule in what it was told to measure by."""
+    holding: Annotated[tuple[Name, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """The neighbours of which the event holds, best first."""
+    radio: bool = False
+    """Whether the levels are those of a radio."""
+    spent_bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """What measuring neighbours has taken from the network lately."""
+    spent_cpu_percent: Annotated[float, Meta(ge=0)] = 0.0
+    """Of one core."""
 
 
 class HandoverRequired(Message, tag="handover-required", frozen=True):

@@ -43,6 +43,8 @@ def _make(info: Any, *, full: bool) -> Any:  # noqa: C901, PLR0911 - one arm for
             return _make(next(one for one in types if one != inspect.NoneType()), full=full)
         case inspect.EnumType(cls=cls):
             return next(iter(cls))
+        case inspect.LiteralType(values=values):
+            return values[0]
         case inspect.StrType(pattern=pattern):
             return "sha256:" + "ab" * 32 if pattern and "sha256" in pattern else "text"
         case inspect.IntType(ge=least):
