@@ -167,7 +167,7 @@ def _bare(shell: Shell) -> list[float]:
     for path in sorted((shell.folder / "compiled" / "forms").glob("*.cwasm")):
         began_ns = time.monotonic_ns()
         module = wasmtime.Module.deserialize_file(engine, str(path))
-        store = wasmtime.Store(engine)
+        store = wasm_engine.Store(engine)
         store.set_epoch_deadline(1)
         made = linker.instantiate_pre(module)
         guest = wasm_engine.Guest(store, wasm_engine.instantiate(made, store))

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from device_agent.executors.contract import ConstantFile, Contract
 from device_agent.executors.door import PLAIN, Done, Failed, Setup
@@ -78,12 +77,10 @@ class Instance:
         "files",
         "growing",
         "key",
-        "known",
         "links",
         "manifest",
         "memory_bytes",
         "pid",
-        "preface",
         "remarks",
         "resting",
         "runs",
@@ -116,10 +113,6 @@ class Instance:
         """To the processes that serve it; none: it is not loaded, its next call does that."""
         self.growing = False
         """Whether more processes are on their way."""
-        self.known = False
-        """Whether it was loaded before, and nothing has come to light since that forbids it."""
-        self.preface: dict[str, Any] | None = None
-        """What its next call has to bring so that the executor loads it first."""
         self.resting = False
         """Whether it is to hold nothing until its next call."""
         self.remarks: dict[str, str] = {}

@@ -40,7 +40,7 @@ from device_agent.executors.door import (
 from device_agent.executors.folders import Folders
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import pss_bytes
-from protocols.errors import Blame, TonaBug
+from protocols.errors import Blame
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
 
@@ -249,7 +249,7 @@ class RemoteExecutor:
 
         A warm call takes this path: no task of the loop, and no turn of it, stands between the
         request and the executor, nor between its answer and `on_result`. So does a cold one where
-        the executor can load the instance along with it.
+        the executor keeps a process for it.
         """
         instance = self._instances.get(task)
         if instance is None or call in instance.runs:
@@ -257,12 +257,10 @@ class RemoteExecutor:
         described = instance.contract.describe(inputs)
         if isinstance(described, Failed) or not instance.slots.take():
             return False
-        if not instance.links and (instance.starting or not self._load_along(instance)):
-            instance.slots.release()
-            return False
         link = instance.link
         if link is None:
-            raise TonaBug(f"task {task} has lost its processes in between")
+            instance.slots.release()
+            return False
         run = self._begin(instance, Call(call, inputs, budget_ms, on_result, priority))
         self._send(run, link, *described)
         return True
@@ -310,8 +308,6 @@ class RemoteExecutor:
         **more: Any,
     ) -> None:
         header: dict[str, Any] = {"op": "invoke", "key": run.instance.key, "in": described, **more}
-        if run.instance.preface is not None:
-            header["load"], run.instance.preface = run.instance.preface, None
         run.sent = link
         run.number = link.request(header, inline, partial(self._answered, run))
 
@@ -369,7 +365,6 @@ class RemoteExecutor:
             run.settle(lost)
             return
         if reply.unloaded:
-            instance.known = False
             instance.links = [one for one in instance.links if one is not link]
         instance.pid = reply.pid or instance.pid
         instance.memory_bytes = max(instance.memory_bytes, reply.mem)
@@ -416,11 +411,6 @@ class RemoteExecutor:
         if run.sent is not None:
             log.warning("task %s did not stop, its process is killed", run.instance.task)
             self._kill(run)
-
-    def _load_along(self, instance: Instance) -> bool:
-        """Have the next call of an instance load it first, at once; False where that cannot be."""
-        del instance
-        return False
 
     def _unload(self, instance: Instance) -> None:
         """Have the executor hold nothing of an instance without calls."""

@@ -181,7 +181,6 @@ class WasmExecutor(RemoteExecutor):
         loaded = check_failure(reply, f"loading task {instance.task!r}")
         if host.link.open:
             instance.links = [host.link]
-            instance.known = True
             instance.pid = loaded.pid
             self._remark(instance)
             if loaded.gaps:
@@ -370,23 +369,27 @@ class WasmExecutor(RemoteExecutor):
             self._hosts.release(instance.setup.tenant)
         self._settle_down()
 
-    def _load_along(self, instance: Instance) -> bool:
-        """Load it with its next call: that saves a round trip and three turns of the loop."""
-        host = self._hosts.bound(instance.setup.tenant)
-        if host is None or not instance.known:
-            return False
-        self._stay()
-        instance.resting = False
-        self._keys += 1
-        instance.key = self._keys
-        instance.preface = self._load_frame(instance)
-        instance.links = [host.link]
-        return True
-
     async def rest(self, task: str, *, keep: bool = False) -> None:
-        """As every executor; a host keeps a module that it has mapped at next to no cost."""
-        if not keep:
-            await super().rest(task)
+        """As every executor: the host keeps its recipe, so that its next call is as any other.
+
+        A module that is mapped costs next to nothing, so with `keep` it stays.
+        """
+        instance = self._instances.get(task)
+        if instance is None or keep or instance.runs or instance.link is None:
+            return
+        instance.link.tell({"op": "rest", "id": 0, "key": instance.key})
+        instance.memory_bytes = 0
+
+    async def wake(self, task: str) -> None:
+        """As every executor; one whose host has lost it is loaded."""
+        instance = self._instances.get(task)
+        link = instance.link if instance is not None else None
+        if instance is not None and link is not None:
+            reply = await link.ask({"op": "wake", "key": instance.key})
+            if reply is None or reply.fail is None:
+                return
+            instance.links = []
+        await super().wake(task)
 
     def _unload(self, instance: Instance) -> None:
         if instance.link is not None:

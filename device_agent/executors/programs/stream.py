@@ -31,6 +31,7 @@ MAX_TEXT: Final = 2000
 """Characters of a refusal."""
 _PR_SET_PDEATHSIG: Final = 1
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().raw_decode
 
 Header = dict[str, Any]
 Frame = tuple[Header, memoryview]
@@ -94,7 +95,8 @@ class Stream:
                 missing -= len(more)
             data = b"".join(parts)
         self._rest = data[end:]
-        return json.loads(data[PREFIX.size : start]), memoryview(data)[start:end]
+        header, _ = _decode(data[PREFIX.size : start].decode())
+        return header, memoryview(data)[start:end]
 
     def send(self, header: Header, buffers: list[memoryview] | None = None) -> None:
         """Send one frame; the daemon reads all the time, so this does not block for long."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
 from wasmtime import _bindings as bindings
+from wasmtime._ffi import dll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,41 @@ START: Final = "_start"
 
 _NO_FINALIZER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(0)
 _TrapPointer: Final = ctypes.POINTER(bindings.wasm_trap_t)
-_Values: Final = bindings.wasmtime_val_raw_t * 4
+_OF: Final = bindings.wasmtime_extern.of.offset
+"""Where in an export the handle of what it is begins."""
+_VALUES: Final = 4
+_Values: Final = ctypes.c_uint64 * (2 * _VALUES)
+_ARGUMENTS: Final = tuple(struct.Struct("<" + "I12x" * count) for count in range(_VALUES + 1))
+_RESULT: Final = struct.Struct("<i")
+_WRITABLE: Final = 0x200
+
+
+def _function(name: str, result: Any, *takes: Any, brief: bool = True) -> Any:
+    """Return a function of the engine that takes plain addresses.
+
+    What is `brief` keeps the interpreter: to give it up and ask for it again costs more than the
+    call. What may run a guest must not.
+    """
+    kind = ctypes.PYFUNCTYPE if brief else ctypes.CFUNCTYPE
+    return kind(result, *takes)((name, dll))
+
+
+_at, _size, _number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+_export_get: Final = _function(
+    "wasmtime_instance_export_get", ctypes.c_bool, _at, _at, ctypes.c_char_p, _size, _at
+)
+_call: Final = _function(
+    "wasmtime_func_call_unchecked", _at, _at, _at, _at, _size, _at, brief=False
+)
+_instantiate: Final = _function(
+    "wasmtime_instance_pre_instantiate", _at, _at, _at, _at, _at, brief=False
+)
+_memory_data: Final = _function("wasmtime_memory_data", _at, _at, _at)
+_memory_size: Final = _function("wasmtime_memory_data_size", _size, _at, _at)
+_limit: Final = _function("wasmtime_store_limiter", None, _at, *(_number,) * 5)
+_view: Final = ctypes.PYFUNCTYPE(ctypes.py_object, _at, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
 
 
 def engine() -> wasmtime.Engine:
@@ -41,6 +77,8 @@ def engine() -> wasmtime.Engine:
     config.wasm_multi_memory = False
     config.max_wasm_stack = STACK_BYTES
     config.parallel_compilation = False
+    # Tables for native debuggers; to register them is a third of what mapping a module costs.
+    bindings.wasmtime_config_native_unwind_info_set(config.ptr(), False)
     return wasmtime.Engine(config)
 
 
@@ -75,20 +113,32 @@ def _misfit(exports: dict[str, Any], name: str) -> str:
     return ""
 
 
-def instantiate(pre: wasmtime.InstancePre, store: wasmtime.Store) -> bindings.wasmtime_instance_t:
+class Store(wasmtime.Store):
+    """A store that knows where it is."""
+
+    def __init__(self, on: wasmtime.Engine) -> None:
+        super().__init__(on)
+        self.address: int = ctypes.addressof(self.ptr().contents)
+        self.context: int = ctypes.addressof(self._context().contents)
+
+    def limit(self, memory_bytes: int, elements: int, instances: int, tables: int) -> None:
+        """Bound what its guests take together; they have one memory."""
+        _limit(self.address, memory_bytes, elements, instances, tables, 1)
+
+
+def instantiate(pre: wasmtime.InstancePre, store: Store) -> bindings.wasmtime_instance_t:
     """Make an instance in a store. Raises wasmtime.Trap and wasmtime.WasmtimeError."""
     instance, trap = bindings.wasmtime_instance_t(), _TrapPointer()
-    error = bindings._wasmtime_instance_pre_instantiate(
-        pre.ptr(), store._context(), ctypes.byref(instance), ctypes.byref(trap)
-    )
+    error = _instantiate(pre.ptr(), store.context, ctypes.byref(instance), ctypes.byref(trap))
     if error or trap:
         _raise(error, trap)
     return instance
 
 
-def _raise(error: Any, trap: Any) -> None:
+def _raise(error: int | None, trap: Any) -> None:
     if error:
-        raise wasmtime.WasmtimeError._from_ptr(error)
+        pointer = ctypes.cast(error, ctypes.POINTER(bindings.wasmtime_error_t))
+        raise wasmtime.WasmtimeError._from_ptr(pointer)
     raise wasmtime.Trap._from_ptr(trap)
 
 
@@ -99,21 +149,19 @@ class Guest:
     when the module is compiled, so a call costs 4 us instead of 40.
     """
 
-    def __init__(self, store: wasmtime.Store, instance: bindings.wasmtime_instance_t) -> None:
+    def __init__(self, store: Store, instance: bindings.wasmtime_instance_t) -> None:
         self._store = store
         self._instance = ctypes.byref(instance)
-        self._context = store._context()
-        self._memory = ctypes.byref(self._export(abi.MEMORY).of.memory)
+        self._context = store.context
+        self._memory = self._export(abi.MEMORY)
 
     def _export(self, name: str) -> Any:
+        """Return the address of an export's handle. Raises KeyError."""
         item = bindings.wasmtime_extern_t()
         text = name.encode()
-        found = bindings._wasmtime_instance_export_get(
-            self._context, self._instance, text, len(text), ctypes.byref(item)
-        )
-        if not found:
+        if not _export_get(self._context, self._instance, text, len(text), ctypes.byref(item)):
             raise KeyError(name)
-        return item
+        return ctypes.byref(item, _OF)
 
     def has(self, name: str) -> bool:
         """Whether the guest exports this name."""
@@ -125,26 +173,21 @@ class Guest:
 
     def call(self, name: str, *arguments: int) -> int:
         """Call a function of the ABI. Raises wasmtime.Trap or wasmtime.WasmtimeError."""
-        function = self._export(name).of.func
-        values = _Values()
-        for index, argument in enumerate(arguments):
-            values[index].i32 = argument
-        trap = _TrapPointer()
-        error = bindings._wasmtime_func_call_unchecked(
-            self._context, ctypes.byref(function), values, 4, ctypes.byref(trap)
-        )
+        values, trap = _Values(), _TrapPointer()
+        _ARGUMENTS[len(arguments)].pack_into(values, 0, *arguments)
+        error = _call(self._context, self._export(name), values, _VALUES, ctypes.byref(trap))
         if error or trap:
             _raise(error, trap)
-        return int(values[0].i32)
+        result: int = _RESULT.unpack_from(values)[0]
+        return result
 
     def memory(self) -> memoryview:
         """Return the guest's memory as it is now; a call may grow and move it."""
-        size = bindings._wasmtime_memory_data_size(self._context, self._memory)
-        data = bindings._wasmtime_memory_data(self._context, self._memory)
+        size = _memory_size(self._context, self._memory)
         if not size:
             return memoryview(b"")
-        address = ctypes.addressof(data.contents)
-        return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+        found: memoryview = _view(_memory_data(self._context, self._memory), size, _WRITABLE)
+        return found
 
 
 def define(
@@ -178,15 +221,15 @@ def define(
     return callback
 
 
-def new_stopper(stopped: dict[int, bool]) -> tuple[Any, Any]:
+def new_stopper(stopped: Callable[[], bool]) -> tuple[Any, Any]:
     """Return the callback that every store asks at a new epoch, and a finalizer that does nothing.
 
-    Keep the first alive as long as any store: it stops the calls whose number is in `stopped`.
+    Keep the first alive as long as any store: it stops the guest of whose thread `stopped` is true.
     """
     types = bindings._wasmtime_store_epoch_deadline_callback.argtypes
 
-    def ask(_context: Any, number: int | None, delta: Any, kind: Any) -> int:
-        if stopped.get(number or 0):
+    def ask(_context: Any, _env: Any, delta: Any, kind: Any) -> int:
+        if stopped():
             error = bindings.wasmtime_error_new(b"stopped")
             return ctypes.cast(error, ctypes.c_void_p).value or 0
         delta[0] = 1
@@ -196,7 +239,7 @@ def new_stopper(stopped: dict[int, bool]) -> tuple[Any, Any]:
     return types[1](ask), types[3]()
 
 
-def watch(store: wasmtime.Store, number: int, stopper: tuple[Any, Any]) -> None:
-    """Let an epoch reach this store under the number of its call."""
+def watch(store: wasmtime.Store, stopper: tuple[Any, Any]) -> None:
+    """Let an epoch reach this store; one that passes before its guest begins only asks in vain."""
     store.set_epoch_deadline(1)
-    bindings.wasmtime_store_epoch_deadline_callback(store.ptr(), stopper[0], number, stopper[1])
+    bindings.wasmtime_store_epoch_deadline_callback(store.ptr(), stopper[0], None, stopper[1])

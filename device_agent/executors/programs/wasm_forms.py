@@ -14,10 +14,12 @@ import json
 import mmap
 import os
 import struct
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import wasmtime
 from wasmtime import _bindings as bindings
+from wasmtime._ffi import dll
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import abi, wasm_engine
@@ -29,17 +31,34 @@ ROLES: Final = (abi.NAME, wasm_engine.WASI, wasm_engine.LINKED_ROLE)
 SMALL_BYTES: Final = 256 * 1024
 """A smaller file is read: to map it would cost more than to copy it."""
 _LENGTH: Final = struct.Struct("<I")
+_Module: Final = ctypes.POINTER(bindings.wasmtime_module_t)
+_take: Final = ctypes.CFUNCTYPE(
+    ctypes.POINTER(bindings.wasmtime_error_t),
+    *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p),
+)(("wasmtime_module_deserialize", dll))
 
 
-class Form(NamedTuple):
-    """A compiled module."""
+class About(NamedTuple):
+    """What the engine was asked about a module when it was compiled."""
 
-    module: wasmtime.Module
     misfits: dict[str, str]
     """Why its exports are not those of a role, for the roles that they are not of."""
     imports: list[list[str]]
     """Module and name of each."""
     exports: list[str]
+
+
+class Form:
+    """A compiled module."""
+
+    def __init__(self, module: wasmtime.Module, text: bytes) -> None:
+        self.module = module
+        self._text = text
+
+    @cached_property
+    def about(self) -> About:
+        """What is known about it, read when it is first asked for: few starts do."""
+        return About(**json.loads(self._text))
 
 
 def write(folder: str, name: str, module: wasmtime.Module) -> str:
@@ -86,15 +105,13 @@ def read(on: wasmtime.Engine, folder: str, name: str, fingerprint: str) -> Form 
 def _form(module: wasmtime.Module, data: bytes | mmap.mmap) -> Form:
     size = len(data) - _LENGTH.size
     (length,) = _LENGTH.unpack(data[size:])
-    about = json.loads(data[size - length : size])
-    return Form(module, about["misfits"], about["imports"], about["exports"])
+    return Form(module, data[size - length : size])
 
 
 def _deserialize(on: wasmtime.Engine, data: bytes) -> wasmtime.Module:
     """Map a module from memory, without the copy that the package makes. Raises WasmtimeError."""
-    found = ctypes.POINTER(bindings.wasmtime_module_t)()
-    start = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
-    error = bindings.wasmtime_module_deserialize(on.ptr(), start, len(data), ctypes.byref(found))
+    found = _Module()
+    error = _take(on.ptr(), data, len(data), ctypes.byref(found))
     if error:
         raise wasmtime.WasmtimeError._from_ptr(error)
     return wasmtime.Module._from_ptr(found)

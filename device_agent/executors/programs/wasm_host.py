@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         write_values,
     )
     from device_agent.executors.programs.wasm_functions import Functions
-    from device_agent.executors.programs.wasm_program import Linkers, Program
+    from device_agent.executors.programs.wasm_program import Linkers, Program, Recipe
 else:
     import abi
     import wasm_engine
@@ -46,7 +46,7 @@ else:
     from memory import Memory, MemoryFull
     from stream import Refusal, Stream, read_values, to_the_end, write_values
     from wasm_functions import Functions
-    from wasm_program import Linkers, Program
+    from wasm_program import Linkers, Program, Recipe
 
 THREAD_STACK_BYTES: Final = 2 << 20
 MAPPED_MAX: Final = 64
@@ -59,17 +59,17 @@ UNCOMPILED: Final = "uncompiled"
 """Text of the refusal after which the daemon compiles and asks again."""
 
 
-def place(guest: wasm_engine.Guest, values: list[Value], program: Program) -> tuple[int, int]:
+def place(guest: wasm_engine.Guest, values: list[Value], recipe: Recipe) -> tuple[int, int]:
     """Put descriptors and inputs into the guest; addresses of both arrays. Raises Refusal."""
-    first = abi.align(abi.PORT.size * (len(values) + len(program.outputs)))
+    first = abi.align(abi.PORT.size * (len(values) + len(recipe.outputs)))
     at = first
     starts = []
     for _, _, _, view in values:
         starts.append(at)
         at = abi.align(at + view.nbytes)
-    if at > program.memory_bytes:
+    if at > recipe.memory_bytes:
         raise Refusal(
-            "limit", "user", f"the inputs take {at} bytes, the task's {program.memory_bytes}"
+            "limit", "user", f"the inputs take {at} bytes, the task's {recipe.memory_bytes}"
         )
     base = guest.call(abi.ALLOC, at) & 0xFFFFFFFF
     if base == 0:
@@ -81,18 +81,17 @@ def place(guest: wasm_engine.Guest, values: list[Value], program: Program) -> tu
         abi.describe(base + start, view.nbytes, dtype, shape)
         for start, (_, dtype, shape, view) in zip(starts, values)  # noqa: B905 - same loop made both
     ]
-    ports += [abi.describe(0, 0, dtype, shape) for _, dtype, shape in program.outputs]
-    head = b"".join(ports)
+    head = b"".join((*ports, recipe.described))
     memory[base : base + len(head)] = head
     for start, (_, _, _, view) in zip(starts, values):  # noqa: B905 - as above
         memory[base + start : base + start + view.nbytes] = view
     return base, base + abi.PORT.size * len(values)
 
 
-def take(memory: memoryview, at: int, program: Program) -> list[Value]:
+def take(memory: memoryview, at: int, recipe: Recipe) -> list[Value]:
     """Read the outputs that the guest described at this address. Raises Refusal."""
     values: list[Value] = []
-    for index, (name, dtype, shape) in enumerate(program.outputs):
+    for index, (name, dtype, shape) in enumerate(recipe.outputs):
         data, size, have, rank, *dims = abi.PORT.unpack_from(memory, at + index * abi.PORT.size)
         given = tuple(dims[:rank])
         fits = rank == len(shape) and all(
@@ -151,10 +150,10 @@ def said_no(code: int, stderr: bytearray) -> Refusal:
     return Refusal("executor", "user", f"{text}: {lines[-1]}" if lines else text)
 
 
-def written(program: Program, streams: tuple[bytearray, ...]) -> list[Value]:
+def written(recipe: Recipe, streams: tuple[bytearray, ...]) -> list[Value]:
     """Give what a WASI command wrote the shape of its outputs. Raises Refusal."""
     values: list[Value] = []
-    for stream, (name, dtype, shape) in zip(streams, program.outputs):  # noqa: B905 - one may lack
+    for stream, (name, dtype, shape) in zip(streams, recipe.outputs):  # noqa: B905 - one may lack
         known = abi.tensor_bytes(dtype, tuple(axis for axis in shape if axis != -1))
         axis, rest = divmod(len(stream), known) if known else (0, 1)
         if rest or shape.count(-1) > 1 or (-1 not in shape and axis != 1):
@@ -179,20 +178,13 @@ class Folders(NamedTuple):
     blobs: str
 
 
-class Spares(threading.local):
-    """A store for the next call of each thread: nobody has used it, and nobody waits for it."""
+class Thread(threading.local):
+    """What each thread has for itself."""
 
-    _store: wasmtime.Store | None = None
-
-    def take(self) -> wasmtime.Store | None:
-        """Return this thread's; None when it has none."""
-        store, self._store = self._store, None
-        return store
-
-    def fill(self, engine: wasmtime.Engine) -> None:
-        """Have one."""
-        if self._store is None:
-            self._store = wasmtime.Store(engine)
+    call = 0
+    """The number of the call that it runs."""
+    store: wasm_engine.Store | None = None
+    """For its next call: nobody has used it, and nobody waits for it."""
 
 
 class Reading:
@@ -226,7 +218,7 @@ class Turn:
 
     def __init__(self, number: int, reading: Reading) -> None:
         self.number = number
-        self.store: wasmtime.Store | None = None
+        self.store: wasm_engine.Store | None = None
         """Lives until the answer is sent, for that reads its memory."""
         self._reading: Reading | None = reading
 
@@ -261,6 +253,8 @@ class Host:
         self._engine = engine
         self._functions = Functions()
         self._linkers = Linkers(engine, self._functions)
+        self._recipes: dict[int, Recipe] = {}
+        """Of every instance that is loaded, whether it rests or not."""
         self._programs: dict[int, Program] = {}
         self._forms: OrderedDict[tuple[str, str], wasm_forms.Form] = OrderedDict()
         self._memories: dict[str, Memory] = {}
@@ -268,8 +262,8 @@ class Host:
         """The calls under way, and whether each is to stop."""
         self._asking: dict[int, SimpleQueue[tuple[Header, memoryview] | None]] = {}
         """The calls that wait for a model."""
-        self._spares = Spares()
-        self._stopper = wasm_engine.new_stopper(self._stopped)
+        self._thread = Thread()
+        self._stopper = wasm_engine.new_stopper(lambda: self._stopped.get(self._thread.call, False))
 
     def serve(self) -> None:
         """Serve frames until the daemon hangs up, then end the process."""
@@ -289,7 +283,7 @@ class Host:
             turn.close()
             # Now, for an answer need not wait for it.
             self._let_go()
-            self._spares.fill(self._engine)
+            self._thread.store = self._thread.store or self._new_store()
             if gc.get_count()[0] > GARBAGE:
                 gc.collect(1)
 
@@ -301,7 +295,7 @@ class Host:
                 os._exit(0)
             header, body = frame
             match header["op"]:
-                case "invoke" | "load":
+                case "invoke" | "load" | "wake":
                     return frame
                 case "stop":
                     number: int = header["id"]
@@ -311,7 +305,10 @@ class Host:
                         self._tell_asking(number, None)
                 case "inferred":
                     self._tell_asking(header["id"], (header, body))
+                case "rest":
+                    self._programs.pop(header["key"], None)
                 case "unload":
+                    self._recipes.pop(header["key"], None)
                     self._programs.pop(header["key"], None)
                 case "forget":
                     self._forget(header["state"])
@@ -346,10 +343,13 @@ class Host:
     ) -> tuple[Header, list[memoryview]]:
         number = turn.number
         try:
+            if header["op"] == "invoke":
+                return self._invoke(header, body, turn)
             if header["op"] == "load":
                 self._load(header, turn)
-                return {"id": number, "pid": os.getpid(), "gaps": self._gaps}, []
-            return self._invoke(header, body, turn)
+            else:
+                self._program(header["key"])
+            return {"id": number, "pid": os.getpid(), "gaps": self._gaps}, []
         except NotLoaded as missing:
             # Whoever tries again finds the daemon loading it with more care.
             return {"id": number, "unloaded": True, "fail": missing.answer}, []
@@ -365,39 +365,39 @@ class Host:
         code = "limit" if "limit" in reason or "call stack" in reason else "executor"
         return Refusal(code, "user", f"the guest failed: {reason}").answer
 
-    def _program(self, header: Header) -> Program:
-        """Return the program of a call, loaded now if the call brings what it takes.
-
-        Raises NotLoaded.
-        """
-        key: int = header["key"]
-        if "load" in header:
-            try:
-                self._programs[key] = self._link(header["load"])
-            except (Refusal, wasmtime.WasmtimeError) as error:
-                raise NotLoaded(f"the instance is not loaded: {error}") from None
+    def _program(self, key: int) -> Program:
+        """Return the program of an instance, made now if it has rested. Raises NotLoaded."""
         program = self._programs.get(key)
         if program is None:
-            raise NotLoaded("the instance is not loaded")
+            recipe = self._recipes.get(key)
+            if recipe is None:
+                raise NotLoaded("the instance is not loaded")
+            try:
+                program = self._make(recipe)
+            except (Refusal, wasmtime.WasmtimeError) as error:
+                raise NotLoaded(f"the instance is not loaded: {error}") from None
+            self._programs[key] = program
         return program
 
     def _load(self, request: Header, turn: Turn) -> None:
-        program = self._link(request)
+        recipe = Recipe(request, self._linkers, self._folders.blobs)
+        program = self._make(recipe, new=True)
         # One instance on trial, so that a module too large for its limit fails here.
-        store = self._store(program, turn)
-        if program.wasi:
+        store = self._store(recipe, turn)
+        if recipe.wasi:
             program.command(store, memoryview(b""))
         program.guest(store)
-        self._programs[request["key"]] = program
+        key = request["key"]
+        self._recipes[key], self._programs[key] = recipe, program
 
-    def _link(self, request: Header) -> Program:
-        """Return what a `load` asks for. Raises Refusal."""
-        form = self._map(*request["form"])
-        libraries = [(name, self._map(*one)) for name, *one in request.get("modules", ())]
-        memory = None
-        if "state" in request:
-            memory = self._remember(request["state"], request["state_bytes"])
-        return Program(request, form, libraries, self._linkers, memory, self._folders.blobs)
+    def _make(self, recipe: Recipe, *, new: bool = False) -> Program:
+        """Return a program; what is `new` is looked at. Raises Refusal."""
+        form = self._map(*recipe.form)
+        libraries = [(name, self._map(*one)) for name, *one in recipe.modules]
+        if new:
+            recipe.check(form, libraries)
+        memory = self._remember(*recipe.state) if recipe.state is not None else None
+        return Program(recipe, form, libraries, memory)
 
     def _map(self, digest: str, fingerprint: str) -> wasm_forms.Form:
         """Return a compiled module; its fingerprint is checked when it is mapped, which is once."""
@@ -439,11 +439,17 @@ class Host:
         if memory is not None:
             memory.close()
 
-    def _store(self, program: Program, turn: Turn) -> wasmtime.Store:
+    def _new_store(self) -> wasm_engine.Store:
+        store = wasm_engine.Store(self._engine)
+        wasm_engine.watch(store, self._stopper)
+        return store
+
+    def _store(self, recipe: Recipe, turn: Turn) -> wasm_engine.Store:
         """Return a fresh store for a guest that begins at once: another thread listens from now."""
-        store = turn.store = self._spares.take() or wasmtime.Store(self._engine)
-        program.limit(store)
-        wasm_engine.watch(store, turn.number, self._stopper)
+        mine = self._thread
+        store = turn.store = mine.store or self._new_store()
+        mine.store, mine.call = None, turn.number
+        recipe.limit(store)
         turn.read_on()
         return store
 
@@ -451,31 +457,33 @@ class Host:
         self, header: Header, body: memoryview, turn: Turn
     ) -> tuple[Header, list[memoryview]]:
         began, spent = time.perf_counter_ns(), time.thread_time_ns()
-        program = self._program(header)
-        given = {value[0]: value for value in read_values(header["in"], body, program.blobs)}
+        program = self._program(header["key"])
+        recipe = program.recipe
+        given = {value[0]: value for value in read_values(header["in"], body, recipe.blobs)}
         given.update(program.constants)
-        values = [given[name] for name in program.inputs]
-        store = self._store(program, turn)
-        run = self._run_command if program.wasi else self._run_guest
+        values = [given[name] for name in recipe.inputs]
+        store = self._store(recipe, turn)
+        run = self._run_command if recipe.wasi else self._run_guest
         found, answer = run(program, store, values, turn.number)
-        if program.checks and (flags := hold(found, program.checks)):
+        if recipe.checks and (flags := hold(found, recipe.checks)):
             answer["flags"] = flags
-        described, inline = write_values(found, program.blobs, program.output_bytes)
+        described, inline = write_values(found, recipe.blobs, recipe.output_bytes)
         took_us = (time.perf_counter_ns() - began) // 1000
         cpu_us = (time.thread_time_ns() - spent) // 1000
         return {"id": turn.number, "us": took_us, "cpu": cpu_us, "out": described, **answer}, inline
 
     def _run_guest(
-        self, program: Program, store: wasmtime.Store, values: list[Value], number: int
+        self, program: Program, store: wasm_engine.Store, values: list[Value], number: int
     ) -> tuple[list[Value], Header]:
         """Run a program of the guest ABI: its outputs, and what else is answered."""
         guest = program.guest(store)
         call = program.call(guest, partial(self._infer, number))
         self._functions.enter(call)
-        inputs, outputs = place(guest, values, program)
+        inputs, outputs = place(guest, values, program.recipe)
         models = call.models if call is not None else None
         try:
-            code = guest.call(abi.RUN, inputs, len(values), outputs, len(program.outputs))
+            given = len(program.recipe.outputs)
+            code = guest.call(abi.RUN, inputs, len(values), outputs, given)
             if code:
                 raise complaint(guest, code)
         except (Refusal, wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -490,10 +498,10 @@ class Host:
         if call is not None:
             commit(program.memory, call.changes)
             answer["log"] = call.log
-        return take(memory, outputs, program), answer
+        return take(memory, outputs, program.recipe), answer
 
     def _run_command(
-        self, program: Program, store: wasmtime.Store, values: list[Value], number: int
+        self, program: Program, store: wasm_engine.Store, values: list[Value], number: int
     ) -> tuple[list[Value], Header]:
         """Run a WASI command: what it wrote, and what else is answered."""
         del number
@@ -504,7 +512,7 @@ class Host:
         except wasmtime.ExitTrap as end:
             if end.code:
                 raise said_no(end.code, err) from None
-        return written(program, (out, err)), {"mem": guest.memory().nbytes}
+        return written(program.recipe, (out, err)), {"mem": guest.memory().nbytes}
 
     def run(self, threads: int) -> None:
         """Serve with so many calls at once; ends the process."""

@@ -1,4 +1,6 @@
-"""A loaded task: its module, what it is linked with, what it may import, and how it is run.
+"""An instance: its module, what it is linked with, what it may import, and how it is run.
+
+Its recipe is all that is kept of one that rests; its program is there while it is called.
 
 Two classes of programs. One of the guest ABI `tona-core-1` exports `tona_run` and imports host
 functions by leave of its manifest. One of `wasi-1` is a WASI preview 1 command: its one input is
@@ -71,70 +73,85 @@ class Linkers:
         return linker
 
 
-class Program:
-    """What the calls of an instance share. Raises Refusal when its imports cannot be met."""
+class Recipe:
+    """What a `load` asks for."""
 
-    def __init__(
-        self,
-        request: Header,
-        form: Form,
-        libraries: list[tuple[str, Form]],
-        linkers: Linkers,
-        memory: Memory | None,
-        blobs: str,
-    ) -> None:
+    def __init__(self, request: Header, linkers: Linkers, blobs: str) -> None:
+        self.form: list[str] = request["form"]
+        """Name and fingerprint."""
+        self.modules: list[list[str]] = request.get("modules", [])
+        """What it is linked with: the name that it imports, name and fingerprint of each."""
         self.inputs: list[str] = [name for name, _, _ in request["inputs"]]
         self.outputs = [(name, dtype, tuple(shape)) for name, dtype, shape in request["outputs"]]
+        self.described = b"".join(abi.describe(0, 0, *one) for _, *one in self.outputs)
+        """Descriptors of the outputs, as a guest gets them."""
         self.memory_bytes: int = request["memory"]
         self.output_bytes: int = request["limit"]
         self.blobs = blobs
         self.checks: list[Any] = request.get("checks", [])
-        self.memory = memory
+        self.state: tuple[str, int] | None = None
+        """File of its memory and the bound of that in bytes."""
+        if "state" in request:
+            self.state = request["state"], request["state_bytes"]
+        self.constants: list[Any] = request.get("constants", [])
         self.wasi: bool = request["interface"] == wasm_engine.WASI
-        self._arguments: list[str] = request.get("arguments", [])
-        self._form = form
-        self._libraries = libraries
+        self.arguments: list[str] = request.get("arguments", [])
         self.infers = frozenset(request.get("infers", ()))
-        granted = frozenset(request.get("functions", ())) | ({INFER} if self.infers else set())
-        self._calls = bool(granted)
-        self._linker = linkers.of(granted, wasi=self.wasi or bool(libraries))
-        self._check(granted)
-        self._pre = None if libraries else self._link()
-        self.constants: dict[str, Value] = {
-            name: (name, dtype, tuple(shape), map_file(path, size))
-            for name, dtype, shape, size, path in request.get("constants", ())
-        }
+        self.granted = frozenset(request.get("functions", ())) | ({INFER} if self.infers else set())
+        self.linker = linkers.of(self.granted, wasi=self.wasi or bool(self.modules))
 
-    def _check(self, granted: frozenset[str]) -> None:
-        """Say by name what a module may not import. Raises Refusal."""
+    def check(self, form: Form, libraries: list[tuple[str, Form]]) -> None:
+        """Say by name what a module may not import: once, for it is the same form ever after.
+
+        Raises Refusal.
+        """
         role = wasm_engine.WASI if self.wasi else abi.NAME
-        misfit = self._form.misfits.get(role)
+        misfit = form.about.misfits.get(role)
         if misfit:
             raise Refusal("executor", "user", misfit)
         known: dict[str, Form] = {}
-        for name, library in self._libraries:
+        for name, library in libraries:
             _check_imports(f"the linked module {name!r}", library, frozenset(), known, wasi=True)
             known[name] = library
-        _check_imports("the module", self._form, granted, known, wasi=self.wasi)
+        _check_imports("the module", form, self.granted, known, wasi=self.wasi)
+
+    def limit(self, store: wasm_engine.Store) -> None:
+        """Bound what the guest may take; modules linked together have one memory."""
+        instances = 1 + len(self.modules)
+        store.limit(self.memory_bytes, MAX_TABLE_ELEMENTS, instances, MAX_TABLES * instances)
+
+
+class Program:
+    """What the calls of an instance share. Raises Refusal when it does not link."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        form: Form,
+        libraries: list[tuple[str, Form]],
+        memory: Memory | None,
+    ) -> None:
+        self.recipe = recipe
+        self.memory = memory
+        self._form = form
+        self._libraries = libraries
+        self._pre = None if libraries else self._link()
+        self.constants: dict[str, Value] = {
+            name: (name, dtype, tuple(shape), map_file(path, size))
+            for name, dtype, shape, size, path in recipe.constants
+        }
 
     def _link(self) -> wasmtime.InstancePre:
         try:
-            return self._linker.instantiate_pre(self._form.module)
+            return self.recipe.linker.instantiate_pre(self._form.module)
         except wasmtime.WasmtimeError as error:
             raise Refusal("executor", "user", f"the module does not link: {_say(error)}") from None
 
-    def limit(self, store: wasmtime.Store) -> None:
-        """Bound what the guest may take; modules linked together have one memory."""
-        instances = 1 + len(self._libraries)
-        store.set_limits(
-            self.memory_bytes, MAX_TABLE_ELEMENTS, instances, MAX_TABLES * instances, 1
-        )
-
-    def guest(self, store: wasmtime.Store) -> wasm_engine.Guest:
+    def guest(self, store: wasm_engine.Store) -> wasm_engine.Guest:
         """Instantiate the program. Raises wasmtime.Trap, wasmtime.WasmtimeError and Refusal."""
         if self._pre is not None:
             return wasm_engine.Guest(store, wasm_engine.instantiate(self._pre, store))
-        if not self.wasi:
+        if not self.recipe.wasi:
             store.set_wasi(wasmtime.WasiConfig())
         made: dict[str, wasmtime.Instance] = {}
         for name, library in self._libraries:
@@ -146,11 +163,11 @@ class Program:
         self, store: wasmtime.Store, form: Form, made: dict[str, wasmtime.Instance]
     ) -> wasmtime.Instance:
         found: list[Any] = []
-        for module, name in form.imports:
+        for module, name in form.about.imports:
             if module in made:
                 found.append(made[module].exports(store)[name])
             else:
-                found.append(self._linker.get(store, module, name))
+                found.append(self.recipe.linker.get(store, module, name))
         try:
             return wasmtime.Instance(store, form.module, found)
         except wasmtime.WasmtimeError as error:
@@ -161,18 +178,21 @@ class Program:
 
     def call(self, guest: wasm_engine.Guest, ask: wasm_infer.Ask) -> wasm_functions.Call | None:
         """Return what host functions work on during one call; None when there are none."""
-        if not self._calls:
+        recipe = self.recipe
+        if not recipe.granted:
             return None
-        models = wasm_infer.Models(guest, self.infers, self.blobs, ask) if self.infers else None
+        models = None
+        if recipe.infers:
+            models = wasm_infer.Models(guest, recipe.infers, recipe.blobs, ask)
         return wasm_functions.Call(guest, self.memory, models)
 
     def command(self, store: wasmtime.Store, stdin: memoryview) -> tuple[bytearray, bytearray]:
         """Give a store stdin and arguments; what it writes to stdout and stderr gathers there."""
         config = wasmtime.WasiConfig()
-        config.argv = ["program", *self._arguments]
+        config.argv = ["program", *self.recipe.arguments]
         _set_stdin(config, stdin)
         out, err = bytearray(), bytearray()
-        room = self.output_bytes
+        room = self.recipe.output_bytes
 
         def write(data: bytes) -> int:
             if len(out) + len(data) > room:
@@ -181,7 +201,7 @@ class Program:
             return len(data)
 
         def complain(data: bytes) -> int:
-            limit = room if len(self.outputs) > 1 else STDERR_BYTES
+            limit = room if len(self.recipe.outputs) > 1 else STDERR_BYTES
             err.extend(data[: max(0, limit - len(err))])
             return len(data)
 
@@ -214,10 +234,10 @@ def _check_imports(
     wasi: bool,
 ) -> None:
     """Raise Refusal for the first import that nothing provides."""
-    for module, name in form.imports:
+    for module, name in form.about.imports:
         full = f"{module}.{name}"
         if module in known:
-            if name not in known[module].exports:
+            if name not in known[module].about.exports:
                 raise Refusal(
                     "executor", "user", f"{what} imports {full}, which that module does not export"
                 )
