@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from protocols.errors import Blame
 from protocols.messages import Body
+from protocols.messages.mobility import CellPoint
 
 
 class Role(StrEnum):
@@ -78,6 +79,8 @@ class ToInvoke(Struct, frozen=True):
     """The invocation inbox of a node."""
 
     node: str
+    cell: str = ""
+    """Where the node is; empty: in our own."""
 
 
 class ToRole(Struct, frozen=True):
@@ -109,6 +112,16 @@ class Send(Struct, frozen=True):
     body: Body
     cause: str
     tenant: str = "default"
+
+
+class Carry(Struct, frozen=True):
+    """Have what is said to the inbox of a node that has left carried after it, to its new cell."""
+
+    node: str
+    cell: str
+    """Where it is now; it must be one of those in reach."""
+    for_ms: int
+    """0: no more, it is back."""
 
 
 class Record(Struct, frozen=True):
@@ -157,6 +170,9 @@ class Output(Struct):
     """Leaves at once, before any record is durable: it may promise nothing, and a crash right after
     must do no harm.
     """
+    reach: tuple[CellPoint, ...] | None = None
+    """Cells that messages of this one are to be carried to; None: as before."""
+    carries: list[Carry] = []
 
     def extend(self, other: "Output") -> None:
         """Append everything that another output holds."""
@@ -166,6 +182,8 @@ class Output(Struct):
         self.answers += other.answers
         self.views += other.views
         self.early += other.early
+        self.reach = self.reach if other.reach is None else other.reach
+        self.carries += other.carries
 
 
 class Decider(Protocol):

@@ -181,7 +181,7 @@ class Gateway:
             linker=linker,
         )
         self._host, self._linker = host, linker
-        self._lines = Lines(self._plan(bundle), host, linker)
+        self._lines = host.carrier = Lines(self._plan(bundle), host, linker)
         self._neighbours = neighbours = self._meet(host, linker, registry)
         if Role.TS in config.roles:
             cell = CellView(config.ts, config.cell, self._address.url, api_url)
@@ -221,6 +221,7 @@ class Gateway:
             uplink=None if uplink is None or uplink[:2] == home[:2] else uplink,
             direct=tuple(self._place(one, bundle) for one in config.direct),
             epoch=self._owner_epoch,
+            meet=lambda url, cell: self._place(f"{url}/{cell}", bundle),
         )
 
     def _place(self, url: str, bundle: Bundle | None) -> Place:

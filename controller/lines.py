@@ -2,21 +2,24 @@
 
 At *home* is the broker of its own cell: nodes and clients, where it runs a TS. Roles of several
 processes meet in one cell, at the *uplink*, which for one of them is home. The process of a TA may
-also listen *direct* at the brokers of its cells, to hear and tell nodes itself.
+also listen *direct* at the brokers of its cells, to hear and tell nodes itself. Where there are
+neighbour cells in reach, it carries to their brokers what is said at home on their topics.
 """
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
 from controller.broker.address import Address
-from controller.decider import Role, Send, ToInvoke, ToNode, ToTopic
-from controller.host.host import Host
+from controller.decider import Carry, Role, Send, ToInvoke, ToNode, ToTopic
+from controller.host.host import Host, monotonic_ms
 from controller.host.linker import Linker
 from controller.host.neighbours import desk_of
+from controller.host.relay import Relay
 from controller.host.routing import (
     heard_directly,
     inboxes,
@@ -25,9 +28,10 @@ from controller.host.routing import (
     subscriptions,
     topic_of,
 )
-from protocols.errors import UnknownTopic
+from protocols.errors import UnknownTopic, UserError
 from protocols.messages import Linking
-from protocols.topics import Channel, Party, Speaker, build, parse
+from protocols.messages.mobility import CellPoint
+from protocols.topics import Channel, Party, Speaker, Topic, build, parse
 from protocols.transport.backoff import Policy
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
@@ -38,6 +42,10 @@ BACKOFF: Final = Policy(cap_ms=1000, stable_ms=3000)
 """Controllers are few: their reconnecting is no storm, and everyone else waits for them."""
 NODES_MAX: Final = 100_000
 """Nodes whose cell is remembered, of those heard directly."""
+_DATA: Final = (Channel.INVOKE, Channel.REPLY)
+"""Heard to be carried, and for no role."""
+
+_log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -58,6 +66,8 @@ class Plan(Struct, frozen=True):
     direct: tuple[Place, ...]
     epoch: int
     """Of this life of the process: incarnation of its frames."""
+    meet: Callable[[str, str], Place]
+    """Gives the place of a cell at a broker's URL. Raises UserError when it cannot be met."""
 
 
 class Lines:
@@ -69,12 +79,19 @@ class Lines:
         self._linker = linker
         self._cells: dict[str, str] = {}
         """Of nodes that were heard directly."""
+        self.relay = Relay(plan.home.cell)
+        self._away: dict[str, tuple[Place, Session, asyncio.Task[None]]] = {}
+        """At the brokers of other cells, to which something is carried."""
+        self._ending: set[asyncio.Task[Any]] = set()
+        self._expiry: asyncio.TimerHandle | None = None
         self._ends = [*host.roles, *(desk_of(role) for role in host.roles)]
         cell = plan.home.cell
         filters = subscriptions(cell, host.roles)
         if plan.uplink is None:
             filters += inboxes(cell, self._ends)
-        self.home = self._session(plan.home, filters, meeting=plan.uplink is None)
+        self.home = self._session(
+            plan.home, lambda: [*filters, *self.relay.filters()], meeting=plan.uplink is None
+        )
         self.uplink = self.home
         if plan.uplink is not None:
             met = inboxes(plan.uplink.cell, self._ends)
@@ -90,6 +107,48 @@ class Lines:
         rest = [] if self.uplink is self.home else [self.uplink]
         return [self.home, *rest, *self.direct.values()]
 
+    def reach(self, cells: Iterable[CellPoint]) -> None:
+        """Carry to these cells from now on, and to no other."""
+        wanted: dict[str, Place] = {}
+        for one in cells:
+            try:
+                wanted[one.cell] = self.plan.meet(one.broker_urls[0], one.cell)
+            except (UserError, IndexError) as error:
+                _log.warning("cell %s is out of reach: %s", one.cell, error or "it has no broker")
+        self.relay.reach(wanted)
+        for cell, (place, session, running) in list(self._away.items()):
+            if wanted.get(cell, place)[:2] != place[:2] or cell not in self.relay.cells:
+                del self._away[cell]
+                self._end(session, running)
+        for cell in sorted(self.relay.cells - self._away.keys()):
+            session = self._session(wanted[cell], [], meeting=False)
+            running = asyncio.create_task(session.run(), name=f"relay to {cell}")
+            self._away[cell] = wanted[cell], session, running
+        self.home.resubscribe()
+
+    def carry(self, carry: Carry) -> None:
+        """Carry after a node that has left, for as long as is said."""
+        self.relay.carry(carry, monotonic_ms())
+        self._expire()
+
+    def _expire(self) -> None:
+        now_ms = monotonic_ms()
+        self.relay.expire(now_ms)
+        self.home.resubscribe()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        due_ms = self.relay.due_ms
+        if due_ms is not None:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later((due_ms - now_ms) / 1000, self._expire)
+
+    def _end(self, session: Session, running: asyncio.Task[None]) -> None:
+        """Close a session that is not used any more, beside what goes on."""
+        for one in (asyncio.create_task(session.close()), running):
+            self._ending.add(one)
+            one.add_done_callback(self._ending.discard)
+
     def run(self) -> list[asyncio.Task[None]]:
         """Begin to connect, and go on for ever."""
         return [
@@ -99,7 +158,13 @@ class Lines:
 
     async def close(self) -> None:
         """End every session."""
-        await asyncio.gather(*(one.close() for one in self.sessions))
+        if self._expiry is not None:
+            self._expiry.cancel()
+        away, self._away = self._away, {}
+        closing = [one.close() for one in self.sessions]
+        closing += [session.close() for _, session, _ in away.values()]
+        await asyncio.gather(*closing)
+        await asyncio.gather(*(running for *_, running in away.values()), *self._ending)
 
     def failure(self) -> str:
         """Say what is not connected; empty: everything is."""
@@ -119,6 +184,7 @@ class Lines:
             for name, one in named.items()
             for field in one.counters.__struct_fields__
         }
+        counted |= self.relay.counters
         if self.direct:
             counted["mqtt_direct_sent"] = sum(one.counters.sent for one in self.direct.values())
             heard = sum(one.counters.received for one in self.direct.values())
@@ -149,17 +215,27 @@ class Lines:
 
     def _session_of(self, send: Send, sender: str) -> Session | None:
         match send.to:
-            case ToNode(node=node) | ToInvoke(node=node):
+            case ToNode(node=node) | ToInvoke(node=node, cell=""):
                 if self._host.roles[sender] is Role.TA:
                     return self.direct.get(self._cells.get(node, ""), self.home)
+            case ToInvoke(cell=cell):
+                return self._session_at(cell)
             case ToTopic(topic=topic):
-                cell = _cell_of(topic)
-                return self.home if cell == self.plan.home.cell else self.direct.get(cell)
+                return self._session_at(_cell_of(topic))
         return self.home
+
+    def _session_at(self, cell: str) -> Session | None:
+        """Return who speaks at the broker of a cell."""
+        if cell == self.plan.home.cell:
+            return self.home
+        away = self._away.get(cell)
+        return away[1] if away is not None else self.direct.get(cell)
 
     # In.
 
-    def _session(self, place: Place, filters: list[str], *, meeting: bool) -> Session:
+    def _session(
+        self, place: Place, filters: list[str] | Callable[[], list[str]], *, meeting: bool
+    ) -> Session:
         hear = self._hear if place is self.plan.home else self._hear_directly
         return Session(
             Settings(
@@ -191,11 +267,32 @@ class Lines:
         return either
 
     def _hear(self, inbound: Inbound) -> None:
+        onward = self.relay.onward(inbound.topic, inbound.frame.body)
+        if onward is not None:
+            self._pass_on(onward, inbound)
+            return
+        if inbound.topic.channel in _DATA:
+            return
         role = role_of(inbound.topic, self._host.roles)
         if role is not None:
             self._host.post(
                 role, received(inbound.frame, inbound.response_topic, inbound.correlation)
             )
+
+    def _pass_on(self, topic: Topic, inbound: Inbound) -> None:
+        """Say a message at the broker of another cell, in the name of whoever has said it."""
+        frame, session = inbound.frame, self._session_at(topic.cell)
+        sent = session is not None and session.send(
+            topic,
+            frame.body,
+            cause=frame.cause,
+            tenant=frame.tenant,
+            response_topic=inbound.response_topic,
+            correlation=inbound.correlation,
+            sender=frame.sender,
+        )
+        # Nobody is told: whoever has asked asks again.
+        self.relay.counters["relay_carried" if sent else "relay_unsent"] += 1
 
     def _hear_directly(self, inbound: Inbound) -> None:
         role = next((name for name, one in self._host.roles.items() if one is Role.TA), None)

@@ -18,6 +18,7 @@ from msgspec import structs
 from controller.decider import (
     Answer,
     Called,
+    Carry,
     Decider,
     Event,
     Fired,
@@ -36,6 +37,7 @@ from controller.host.links import Hand, Up
 from controller.records import STORY, StoryRecord
 from controller.store import Fenced, Store
 from protocols.errors import EnvironmentFailure, TonaBug
+from protocols.messages.mobility import CellPoint
 
 MAX_EVENTS: Final = 100_000
 """Messages that may wait for one role; one more is dropped and counted. Timers, calls and the
@@ -67,6 +69,18 @@ class Wire(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """Who carries messages of a cell to other cells."""
+
+    def reach(self, cells: Sequence[CellPoint]) -> None:
+        """Carry to these cells from now on."""
+        ...
+
+    def carry(self, carry: Carry) -> None:
+        """Carry after a node that has left."""
+        ...
+
+
 class ReadModel(Protocol):
     """Who shows people what is there."""
 
@@ -93,6 +107,8 @@ class Host:
         now_ms: Callable[[], int] = monotonic_ms,
         linker: Linker | None = None,
     ) -> None:
+        self.carrier: Carrier | None = None
+        """Set before `restore` where there are other cells."""
         self.deciders = {one.name: one for one in deciders}
         self.roles: dict[str, Role] = {one.name: one.role for one in deciders}
         self.counters = {"events": 0, "events_dropped": 0, "unsent": 0, "commits": 0}
@@ -240,6 +256,11 @@ class Host:
             self._read_model.apply(output.records, output.views)
         for timer in output.timers:
             self._set(role, timer)
+        if self.carrier is not None and output.reach is not None:
+            self.carrier.reach(output.reach)
+        if self.carrier is not None:
+            for carry in output.carries:
+                self.carrier.carry(carry)
         for send in output.sends:
             self._send(role, send)
         for answer in output.answers:

@@ -70,8 +70,8 @@ def topic_of(cell: str, target: Target) -> Topic | None:
     match target:
         case ToNode(node=node):
             return build(cell, Party.NODE, node, Channel.COMMAND)
-        case ToInvoke(node=node):
-            return build(cell, Party.NODE, node, Channel.INVOKE)
+        case ToInvoke(node=node, cell=there):
+            return build(there or cell, Party.NODE, node, Channel.INVOKE)
         case ToRole(role=role):
             return build(cell, Party.ROLE, role, Channel.INBOX)
         case ToService(service=service):

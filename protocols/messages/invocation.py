@@ -83,7 +83,7 @@ class Step(Part, frozen=True):
     outputs: Annotated[tuple[Label, ...], Meta(max_length=MAX_PORTS)] = ()
     """The names that the task gives."""
     cell: Annotated[str, Meta(max_length=64)] = ""
-    """Of the node, where the plan is used in another one; empty: the same."""
+    """Where the node is: of each step, or of none where all are in the cell that made the plan."""
 
 
 class Plan(Part, frozen=True):

@@ -1,0 +1,103 @@
+"""What a gateway carries to the brokers of other cells: pure, so that the twin carries alike.
+
+A topic names its cell, so whoever wants something of another cell says it at his own broker, on the
+topic of that cell. What is said to the inbox of a node that has left is carried after it, once
+each way: two gateways that both believe the node at the other one carry nothing in circles.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from controller.decider import Carry
+from protocols.messages import Body, Cancel, Deliver, Invoke
+from protocols.topics import Channel, Party, Topic, build, wildcard
+
+CELLS_MAX: Final = 64
+"""Cells that one gateway carries to."""
+CARRIES_MAX: Final = 10_000
+"""Nodes after which something is carried at once."""
+REMEMBERED_MAX: Final = 4096
+"""Messages carried after nodes that are known again."""
+CARRIED: Final = ((Party.NODE, Channel.INVOKE), (Party.CLIENT, Channel.REPLY))
+"""Requests, what goes from step to step, and answers; what controls a cell stays in it."""
+
+
+class Relay:
+    """Decides what of a cell's messages goes to which other cell."""
+
+    def __init__(self, cell: str) -> None:
+        self._cell = cell
+        self.cells: frozenset[str] = frozenset()
+        """In reach."""
+        self._until_ms: dict[str, int] = {}
+        self._to: dict[str, str] = {}
+        self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self.counters = {
+            "relay_carried": 0,
+            "relay_carried_after": 0,
+            "relay_again": 0,
+            "relay_unsent": 0,
+        }
+
+    def reach(self, cells: Iterable[str]) -> None:
+        """Carry to these cells from now on; the first CELLS_MAX of them."""
+        others = [one for one in dict.fromkeys(cells) if one != self._cell]
+        self.cells = frozenset(others[:CELLS_MAX])
+
+    def carry(self, carry: Carry, now_ms: int) -> None:
+        """Carry after a node from now on, or no more."""
+        self.expire(now_ms)
+        if carry.for_ms <= 0 or carry.cell == self._cell:
+            self._until_ms.pop(carry.node, None)
+            self._to.pop(carry.node, None)
+        elif carry.node in self._to or len(self._to) < CARRIES_MAX:
+            self._until_ms[carry.node] = now_ms + carry.for_ms
+            self._to[carry.node] = carry.cell
+
+    def expire(self, now_ms: int) -> bool:
+        """Forget nodes that left long ago; return whether there were any."""
+        over = [node for node, until_ms in self._until_ms.items() if now_ms >= until_ms]
+        for node in over:
+            del self._until_ms[node], self._to[node]
+        return bool(over)
+
+    @property
+    def due_ms(self) -> int | None:
+        """When `expire` has something to do; None: not before another carry."""
+        return min(self._until_ms.values(), default=None)
+
+    def filters(self) -> list[str]:
+        """Return what to subscribe to at the broker of the own cell."""
+        foreign = [wildcard(cell, *kind) for cell in sorted(self.cells) for kind in CARRIED]
+        inboxes = [build(self._cell, Party.NODE, one, Channel.INVOKE) for one in sorted(self._to)]
+        return foreign + [str(one) for one in inboxes]
+
+    def onward(self, topic: Topic, body: Body) -> Topic | None:
+        """Return on which topic of another cell a message goes on; None: it stays."""
+        if (topic.party, topic.channel) not in CARRIED:
+            return None
+        if topic.cell != self._cell:
+            return topic if topic.cell in self.cells else None
+        cell = self._to.get(topic.name) if topic.party is Party.NODE else None
+        if cell is None or cell not in self.cells:
+            return None
+        if self._known(topic.name, cell, body):
+            self.counters["relay_again"] += 1
+            return None
+        self.counters["relay_carried_after"] += 1
+        return build(cell, topic.party, topic.name, topic.channel)
+
+    def _known(self, node: str, cell: str, body: Body) -> bool:
+        """Whether this was carried after the node before."""
+        if not isinstance(body, Invoke | Deliver | Cancel):
+            return False
+        attempt = 0 if isinstance(body, Cancel) else body.attempt
+        source = body.source if isinstance(body, Deliver) else ""
+        key = (node, cell, type(body), body.request, attempt, source)
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > REMEMBERED_MAX:
+            self._seen.popitem(last=False)
+        return False

@@ -1,0 +1,150 @@
+"""Two cells with a broker each: what is asked in one is answered in the other."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from transport_brokers import Broker
+from transport_peers import Peer
+
+from controller.broker.address import Address
+from controller.decider import Carry, Event, Role, ToInvoke
+from controller.decider import Send as Say
+from controller.host.host import Host
+from controller.lines import Lines, Place, Plan
+from protocols.messages import Invoke, Result
+from protocols.messages.mobility import CellPoint
+from protocols.topics import Channel, Party, Speaker, Topic, build
+
+Make = Callable[..., Peer]
+CLIENT = build("west", Party.CLIENT, "c1", Channel.REPLY)
+ASKED = Invoke("r1", "service", 5000, {}, str(CLIENT))
+ANSWER = Result("r1", 1)
+
+
+class _Roles:
+    """The part of a host that lines speak to."""
+
+    def __init__(self, role: str) -> None:
+        self.roles = {role: Role.TS}
+        self.heard: list[Event] = []
+
+    def post(self, _role: str, event: Event) -> None:
+        self.heard.append(event)
+
+
+class _Links:
+    def wired(self) -> None:
+        """Nothing waits."""
+
+
+class Gateway:
+    """The lines of one cell."""
+
+    def __init__(self, cell: str, broker: Broker) -> None:
+        self.cell, self.broker = cell, broker
+        self.host = _Roles(f"ts-{cell}")
+        plan = Plan(
+            identity=f"gateway-{cell}",
+            home=Place(Address("127.0.0.1", broker.port, tls=False), cell),
+            uplink=None,
+            direct=(),
+            epoch=1,
+            meet=lambda url, cell: Place(Address("127.0.0.1", int(url), tls=False), cell),
+        )
+        host: Host = self.host  # type: ignore[assignment] - all that lines need of it
+        self.lines = Lines(plan, host, _Links())  # type: ignore[arg-type] - the same
+        self.tasks = self.lines.run()
+
+    @property
+    def point(self) -> CellPoint:
+        return CellPoint(self.cell, f"ts-{self.cell}", (str(self.broker.port),))
+
+
+def inbox(cell: str) -> Topic:
+    return build(cell, Party.NODE, "n1", Channel.INVOKE)
+
+
+@pytest.fixture
+async def cells(broker: Broker, tmp_path: Path) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    second = Broker("iotcore", tmp_path)
+    await second.start()
+    west, east = Gateway("west", broker), Gateway("east", second)
+    west.lines.reach([west.point, east.point])
+    east.lines.reach([west.point, east.point])
+    yield west, east
+    for one in (west, east):
+        await one.lines.close()
+        for task in one.tasks:
+            await task
+    await second.kill()
+
+
+async def _joined(speaker: Peer, gateway: Gateway, cell: str) -> None:
+    away = gateway.lines._session_at(cell)
+    assert away is not None
+    await speaker.reaches(lambda: away.connected and gateway.lines.home.connected)
+
+
+async def test_a_client_in_one_cell_is_answered_by_a_node_in_the_other(
+    cells: tuple[Gateway, Gateway], peer: Make
+) -> None:
+    west, east = cells
+    client = peer(west.broker.port, "c1", Speaker.CLIENT, [str(CLIENT)])
+    node = peer(east.broker.port, "n1", Speaker.NODE, [str(inbox("east"))])
+    assert (await client.up(), await node.up()) == (1, 1)
+    await _joined(client, west, "east")
+    await _joined(client, east, "west")
+    assert client.session.send(inbox("east"), ASKED, cause="asks", tenant="t", correlation=b"k")
+    heard = await node.hear()
+    assert (heard.topic, heard.frame.body) == (inbox("east"), ASKED)
+    assert (heard.frame.sender, heard.frame.tenant, heard.correlation) == ("c1", "t", b"k")
+    assert node.session.send(CLIENT, ANSWER, cause="asks", tenant="t", correlation=b"k")
+    answered = await client.hear()
+    assert (answered.frame.body, answered.frame.sender) == (ANSWER, "n1")
+    assert answered.correlation == b"k"
+    assert not west.host.heard
+    assert not east.host.heard
+
+
+async def test_what_comes_for_a_node_that_has_left_is_carried_after_it(
+    cells: tuple[Gateway, Gateway], peer: Make
+) -> None:
+    west, east = cells
+    client = peer(west.broker.port, "c1", Speaker.CLIENT, [str(CLIENT)])
+    node = peer(east.broker.port, "n1", Speaker.NODE, [str(inbox("east"))])
+    watch = peer(west.broker.port, "w", Speaker.CONTROLLER, [str(inbox("west"))])
+    assert (await client.up(), await node.up(), await watch.up()) == (1, 1, 1)
+    await _joined(client, west, "east")
+    west.lines.carry(Carry("n1", "east", 60_000))
+    # The filter has no acknowledgement to wait for: what it misses is asked again.
+    for attempt in range(1, 100):
+        client.session.send(inbox("west"), Invoke("r2", "s", 1, {}, attempt=attempt), cause="a")
+        await watch.hear()
+        if west.lines.relay.counters["relay_carried"]:
+            break
+    assert (await node.hear()).frame.body.request == "r2"
+
+
+async def test_a_role_speaks_to_a_node_of_another_cell(
+    cells: tuple[Gateway, Gateway], peer: Make
+) -> None:
+    west, east = cells
+    node = peer(east.broker.port, "n1", Speaker.NODE, [str(inbox("east"))])
+    assert await node.up() == 1
+    await _joined(node, west, "east")
+    assert west.lines.send(Say(ToInvoke("n1", "east"), ASKED, "c"), "ts-west")
+    assert (await node.hear()).frame.body == ASKED
+    assert not west.lines.send(Say(ToInvoke("n1", "north"), ASKED, "c"), "ts-west")
+
+
+async def test_a_cell_out_of_reach_is_left(cells: tuple[Gateway, Gateway], peer: Make) -> None:
+    west, _ = cells
+    watch = peer(west.broker.port, "w", Speaker.CONTROLLER, [])
+    assert await watch.up() == 1
+    await _joined(watch, west, "east")
+    left = west.lines._session_at("east")
+    assert left is not None
+    west.lines.reach([])
+    assert west.lines._session_at("east") is None
+    await watch.reaches(lambda: not left.connected)
