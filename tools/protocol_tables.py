@@ -71,6 +71,7 @@ COMMON: Final = {
     "epoch": "Of the assignment.",
     "generation": "Version of the specification.",
     "call": "Names the call.",
+    "cell": "Name of the cell.",
     "failure": "As in Result.",
     "inputs": "What it takes.",
     "job": "Identifier of the job.",

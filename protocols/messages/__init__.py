@@ -50,6 +50,7 @@ from protocols.messages.mobility import (
     HandoverFailed,
     HandoverRequest,
     HandoverRequired,
+    HandoverTimes,
     Measurement,
     Neighbours,
     Relinquished,
@@ -87,6 +88,7 @@ NODE_SAYS = (
     | AuditPage
     | Measurement
     | HandoverFailed
+    | HandoverTimes
 )
 NODE_HEARS = (
     Welcome
@@ -179,6 +181,7 @@ __all__ = [
     "HandoverFailed",
     "HandoverRequest",
     "HandoverRequired",
+    "HandoverTimes",
     "Invoke",
     "JobAccepted",
     "JobEnded",

@@ -23,6 +23,7 @@ Level = Annotated[float, Meta(ge=FLOOR_DB, le=CEILING_DB)]
 Decibel = Annotated[float, Meta(ge=-60, le=60)]
 Wait = Annotated[int, Meta(ge=0, le=60_000)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
+Span = Annotated[float, Meta(ge=0)]
 
 Urls = Annotated[tuple[Text, ...], Meta(max_length=4)]
 
@@ -211,7 +212,7 @@ class HandoverCommand(Message, tag="handover", frozen=True):
 
 
 class HandoverFailed(Message, tag="handover-failed", frozen=True):
-    """Node to its TS (source, or where it is now), and that one to the TA: it did not happen."""
+    """Node to its TS, on its status topic, and that one to the TA: it did not happen."""
 
     handover: Id
     node: Name
@@ -226,6 +227,40 @@ class HandoverComplete(Message, tag="handover-complete", frozen=True):
     """Empty where there was no command."""
     incarnation: Count
     """Of the attachment here."""
+
+
+class HandoverTimes(Message, tag="handover-times", frozen=True):
+    """Node to its new TS, on its status topic: where it has come from, and how long that took.
+
+    Each time follows the one before it, from the command, or from the loss of the link, on.
+    """
+
+    handover: Annotated[str, Meta(max_length=128)]
+    """As in its birth; empty: it came by itself."""
+    incarnation: Count
+    """Of its attachment here."""
+    source: Name
+    """The cell that served it before."""
+    cell: Name
+    """The cell that serves it now."""
+    cause: Text
+    """Why it went, for people."""
+    tried: Count = 1
+    """How many cells, this one included."""
+    leave_ms: Span = 0.0
+    """Until it sought this cell: what it waited for, left, or tried in vain before."""
+    link_ms: Span = 0.0
+    """Until the link was up."""
+    connect_ms: Span = 0.0
+    """Until its session stood."""
+    welcome_ms: Span = 0.0
+    """Until it was welcomed."""
+    complete_ms: Span | None = None
+    """Until its tasks had their owner and their route here; null: it never heard."""
+    linger_ms: Span = 0.0
+    """How long the old attachment stood beside the new one."""
+    apart_ms: Span = 0.0
+    """How long it was attached nowhere."""
 
 
 class Relinquished(Message, tag="relinquished", frozen=True):

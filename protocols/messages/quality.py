@@ -185,6 +185,8 @@ class Feed(Message, tag="feed", frozen=True):
     function: str = ""
     """Processing function: empty for none, `changes` to send only what differs."""
     priority: Priority = PRIORITY_DEFAULT
+    cell: Annotated[str, Meta(max_length=64)] = ""
+    """Of the service, where that is another one than the node's; its plan is of that cell too."""
 
 
 class Tune(Message, tag="tune", frozen=True):
