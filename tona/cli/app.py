@@ -17,6 +17,7 @@ from tona.cli import (
     quality,
     sim,
     tasks,
+    testbed,
     trust,
     usecases,
 )
@@ -88,6 +89,7 @@ app.add_typer(model.app, name="model", rich_help_panel=_MACHINE)
 app.add_typer(configure.app, name="config", rich_help_panel=_MACHINE)
 app.add_typer(trust.app, name="ca", rich_help_panel=_MACHINE)
 app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
+app.add_typer(testbed.app, name="testbed", rich_help_panel=_MACHINE)
 app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
 app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
 app.add_typer(usecases.app, name="usecase", rich_help_panel=_WORK)

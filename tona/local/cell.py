@@ -119,14 +119,15 @@ class Cell:
         return node_command(name, self.plan.cell, self._running.broker, self.plan.folder / name)
 
 
-def node_command(name: str, cell: str, broker: str, data: Path) -> list[str]:
-    """Return the command of a device agent at a broker, given as `mqtt://HOST:PORT`."""
+def node_command(name: str, cell: str, broker: str, data: Path, *more: str) -> list[str]:
+    """Return the command of a device agent at a broker, given as `mqtt[s]://HOST:PORT`."""
     return module_command(
         "device_agent",
         f"--node={name}",
         f"--cell={cell}",
         f"--broker={urlsplit(broker).netloc}",
         f"--data={data}",
+        *more,
     )
 
 

@@ -1,11 +1,10 @@
-"""A deployment on loopback: every controller process and every device agent a real process."""
+"""A deployment on this machine: every controller process and every device agent a real process."""
 
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -19,9 +18,8 @@ from protocols.errors import EnvironmentFailure, UserError
 from protocols.folder import DataFolder
 from tona.local.cell import UP, Running, node_command
 from tona.local.deployments import Deployment, Process
+from tona.local.place import Place
 from tona.local.supervisor import Supervisor, Told
-
-LOOPBACK: Final = "127.0.0.1"
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -34,6 +32,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     """`embedded` or `mosquitto`: each process starts one of its own."""
     api_port: int = 0
     """Of the process of NAMO."""
+    places: Mapping[str, Place] = {}
+    """Of processes and nodes, by name; on loopback as it comes, where nothing is said."""
+    standing: Mapping[str, str] = {}
+    """More nodes, each with its cell."""
+    node_options: tuple[str, ...] = ()
+    """More options of each of the `nodes`; `{node}` is its name."""
 
 
 class ProcessSeen(Struct, frozen=True):
@@ -70,8 +74,8 @@ class Deployed:
 
     def __init__(self, plan: Plan, told: Told) -> None:
         self.plan = plan
-        self.nodes = plan.deployment.nodes(plan.nodes)
-        """The cell of each node."""
+        self.nodes = {**plan.standing, **plan.deployment.nodes(plan.nodes)}
+        """The cell in which each node begins."""
         self._supervisor = Supervisor(plan.folder / "logs", told)
         self._held: list[DataFolder | PortLease] = []
         self._brokers: dict[str, str] = {}
@@ -88,8 +92,10 @@ class Deployed:
         processes = self.plan.deployment.processes
         for number, one in enumerate(processes):
             # Known before anything runs, so that each process can be told of all others.
-            self._brokers[one.name] = f"mqtt://{LOOPBACK}:{self._port(0, 'the broker')}"
-            self._apis[one.name] = self._port(0 if number else self.plan.api_port, "the API")
+            place = self._place(one.name)
+            self._brokers[one.name] = self._broker(place)
+            wanted = place.api_port if number else place.api_port or self.plan.api_port
+            self._apis[one.name] = self._port(place, wanted, "the API")
         seen = await asyncio.gather(*(self._start_process(one) for one in processes))
         await asyncio.gather(*(self._start_node(name) for name in self.nodes))
         nodes = [NodeSeen(name, cell, self.pid(name)) for name, cell in self.nodes.items()]
@@ -117,9 +123,20 @@ class Deployed:
         while self._held:
             self._held.pop().close()
 
-    def _port(self, wanted: int, whom: str) -> int:
+    def _place(self, name: str) -> Place:
+        return self.plan.places.get(name, Place())
+
+    def _broker(self, place: Place) -> str:
+        if "://" in place.broker:
+            return place.broker
+        port = self._port(place, place.broker_port, "the broker")
+        return f"{place.scheme}://{place.host}:{port}"
+
+    def _port(self, place: Place, wanted: int, whom: str) -> int:
+        if place.space:  # nobody else is there to take it
+            return wanted
         try:
-            lease = PortLease(LOOPBACK, wanted, whom)
+            lease = PortLease(place.host, wanted, whom)
         except UserError as error:
             # As in a cell of one controller, which finds its port taken after it has started.
             raise EnvironmentFailure(str(error)) from None
@@ -127,8 +144,9 @@ class Deployed:
         return lease.port
 
     async def _start_process(self, process: Process) -> ProcessSeen:
+        space = self._place(process.name).space
         line = await self._supervisor.start(
-            process.name, lambda: self._process(process), announces=True
+            process.name, lambda: self._process(process), announces=True, space=space
         )
         try:
             running = msgspec.json.decode(line, type=Running)
@@ -139,14 +157,22 @@ class Deployed:
         return ProcessSeen(process.name, roles, running.cell, running.api_url, running.broker, pid)
 
     async def _start_node(self, name: str) -> None:
-        await self._supervisor.start(name, lambda: self._node(name))
+        space = self._place(name).space
+        await self._supervisor.start(name, lambda: self._node(name), space=space)
 
     def _node(self, name: str) -> Sequence[str]:
-        cell = self.nodes[name]
-        return node_command(name, cell, self._brokers[cell], self.plan.folder / name)
+        cell, bundle = self.nodes[name], self._place(name).bundle
+        more = [f"--bundle={bundle}"] if bundle else []
+        if name not in self.plan.standing:
+            more += [one.format(node=name) for one in self.plan.node_options]
+        return node_command(name, cell, self._brokers[cell], self.plan.folder / name, *more)
+
+    def _url(self, place: Place, name: str) -> str:
+        return f"http{'s' if place.bundle else ''}://{place.host}:{self._apis[name]}"
 
     def _process(self, process: Process) -> Sequence[str]:
         deployment, first = self.plan.deployment, self.plan.deployment.processes[0]
+        place, store = self._place(process.name), self._place(first.name)
         schedulers = deployment.holding(Role.TS)
         near = {
             role: process.role(role) if role in process.roles else deployment.names(role)[0]
@@ -156,9 +182,13 @@ class Deployed:
             "name": process.name,
             "cell": process.name,
             "data": self.plan.folder / process.name,
+            "api-host": place.host,
             "api-port": self._apis[process.name],
-            "broker": self.plan.broker,
+            "broker": place.broker or self.plan.broker,
+            "broker-host": place.host,
             "broker-port": self._brokers[process.name].rpartition(":")[2],
+            "bundle": place.bundle,
+            "authority": place.authority,
             "roles": ",".join(process.roles),
             **{role.value: name for role, name in near.items()},
             "anchors": ",".join(deployment.names(Role.TA)),
@@ -166,7 +196,7 @@ class Deployed:
             "cells": ",".join(one.name for one in schedulers),
             "side": process.side,
             "uplink": "" if process is first else f"{self._brokers[first.name]}/{first.name}",
-            "stores": "" if process is first else f"http://{LOOPBACK}:{self._apis[first.name]}",
+            "stores": "" if process is first else self._url(store, first.name),
         }
         if process.direct:
             told["direct"] = ",".join(f"{self._brokers[one.name]}/{one.name}" for one in schedulers)

@@ -59,6 +59,17 @@ class Deployment(Struct, frozen=True):
         return found
 
 
+def cu_dus_ues(cells: int) -> Deployment:
+    """Return the deployment whose TA is in the CU, with so many DUs."""
+    units = (Process(f"du-{number}", (TS,)) for number in range(1, cells + 1))
+    return Deployment(
+        "cu-dus-ues",
+        f"TA in the CU, a TS in each of {cells} DUs, UEs execute; NAMO beside the TA",
+        (Process("cu", (NAMO, TA)), *units),
+        "ue",
+    )
+
+
 DEPLOYMENTS: Final = (
     Deployment(
         "gnodeb-ues",
@@ -72,12 +83,7 @@ DEPLOYMENTS: Final = (
         (Process("management", (NAMO,)), Process("cu", (TA, TS))),
         "du",
     ),
-    Deployment(
-        "cu-dus-ues",
-        "TA in the CU, a TS in each of two DUs, UEs execute; NAMO beside the TA",
-        (Process("cu", (NAMO, TA)), Process("du-1", (TS,)), Process("du-2", (TS,))),
-        "ue",
-    ),
+    cu_dus_ues(2),
     Deployment(
         "cn-gnodeb-ues",
         "TA in the core, which also speaks to the UEs; TS in the gNodeB; NAMO beside the TA",

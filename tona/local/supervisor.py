@@ -10,6 +10,7 @@ from typing import Final
 from controller.broker import restarts
 from controller.child import Child, tethered
 from protocols.errors import EnvironmentFailure, TonaBug
+from tona.local.inside import command_inside
 
 ANNOUNCE_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 15.0
@@ -26,8 +27,9 @@ Told = Callable[[str, str], None]
 class _Kept:
     """One process and what brings it back."""
 
-    def __init__(self, command: Command, log: Path, child: Child) -> None:
+    def __init__(self, command: Command, space: str, log: Path, child: Child) -> None:
         self.command = command
+        self.space = space
         self.log = log
         self.child = child
         self.left_down = False
@@ -45,14 +47,17 @@ class Supervisor:
             asyncio.get_running_loop().create_future()
         )
 
-    async def start(self, name: str, command: Command, *, announces: bool = False) -> str:
+    async def start(
+        self, name: str, command: Command, *, announces: bool = False, space: str = ""
+    ) -> str:
         """Start a process and keep it; returns its first line where it announces itself.
 
-        Raises EnvironmentFailure when the first start fails.
+        `space` is the path of the network namespace that it runs in; empty: ours. Raises
+        EnvironmentFailure when the first start fails.
         """
         log = self._logs / f"{name}.log"
-        child = await Child.spawn(tethered(command()), log)
-        kept = self._kept[name] = _Kept(command, log, child)
+        child = await _spawn(command, space, log)
+        kept = self._kept[name] = _Kept(command, space, log, child)
         line = ""
         if announces:
             try:
@@ -107,7 +112,7 @@ class Supervisor:
             # Chance only spreads restarts in time.
             await asyncio.sleep(restarts.delay_s(failures, random.random()))  # noqa: S311 - to spread
             try:
-                kept.child = await Child.spawn(tethered(kept.command()), kept.log)
+                kept.child = await _spawn(kept.command, kept.space, kept.log)
             except EnvironmentFailure as error:
                 self._give_up(name, str(error))
                 return
@@ -120,3 +125,9 @@ class Supervisor:
         if not self._failed.done():
             log = self._kept[name].log
             self._failed.set_result(EnvironmentFailure(f"{name} {why} (log: {log})"))
+
+
+async def _spawn(command: Command, space: str, log: Path) -> Child:
+    """Start a process that dies with us. Raises EnvironmentFailure."""
+    words = list(command())
+    return await Child.spawn(command_inside(space, words) if space else tethered(words), log)

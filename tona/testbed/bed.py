@@ -1,0 +1,245 @@
+"""A testbed that stands: its ground, its controllers and nodes, and what is known of it on disk."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from device_agent.artifacts.blobs import sweep
+from protocols.errors import EnvironmentFailure, UserError
+from protocols.folder import DataFolder
+from tona.local import deployed
+from tona.local.deployed import Deployed, Seen
+from tona.local.place import Place
+from tona.local.supervisor import Told
+from tona.testbed.lane import Conditions
+from tona.testbed.plan import Spec
+
+WHO: Final = "`tona testbed`"
+STATE: Final = "testbed.json"
+LOCK: Final = "lock"
+RADIO: Final = "radio"
+DOWN_WITHIN_S: Final = 40.0
+"""For an owner that is told to end; longer than its processes are given."""
+_LOOK_S: Final = 0.1
+_GONE_WITHIN_S: Final = 5.0
+
+
+class Ground(Protocol):
+    """What a testbed stands on; `NetworkGround` or `LoopbackGround`."""
+
+    spec: Spec
+
+    @property
+    def mode(self) -> str:
+        """Return `netns` or `loopback`."""
+
+    @property
+    def broker(self) -> str:
+        """Return which broker each gateway has."""
+
+    @property
+    def operator(self) -> str:
+        """File of the bundle of whoever looks at it; empty: needs none."""
+
+    def places(self) -> Mapping[str, Place]:
+        """Return where each process stands."""
+
+    async def start(self) -> None:
+        """Have links, all of them down."""
+
+    def become(self, node: str, cell: str, conditions: Conditions) -> None:
+        """Change a link."""
+
+    def prefer(self, node: str, cell: str) -> None:
+        """Have a node reach whatever is beyond its cells over this one."""
+
+    async def failed(self) -> EnvironmentFailure:
+        """Wait until it is beyond mending."""
+
+    async def stop(self) -> None:
+        """Take it all away."""
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """What is known of a testbed by its folder; the line that `tona testbed up --json` prints."""
+
+    pid: int
+    """Of the process that holds it; everything of it ends with that."""
+    mode: str
+    spec: Spec
+    folder: str
+    spaces: dict[str, str] = {}
+    """Paths of the network namespaces, while it lives."""
+    bundle: str = ""
+    """Of its operator; empty on loopback."""
+    started_unix_ms: int = 0
+    seen: Seen | None = None
+    """None until every process has started."""
+
+
+class Bed:
+    """One testbed, from `start` to `stop`; `make` builds its ground once the folder is ours."""
+
+    def __init__(self, ground: Ground, folder: Path, told: Told) -> None:
+        self.ground = ground
+        self.spec = ground.spec
+        self.folder = folder
+        spec = self.spec
+        plan = deployed.Plan(
+            folder=folder / "run",
+            deployment=spec.deployment,
+            nodes=spec.nodes,
+            broker=ground.broker,
+            places=ground.places(),
+            standing=spec.edge_nodes,
+        )
+        self.processes = Deployed(plan, told)
+        spaces = getattr(getattr(ground, "spaces", None), "paths", {})
+        self._standing = Standing(
+            pid=os.getpid(),
+            mode=ground.mode,
+            spec=spec,
+            folder=str(folder),
+            spaces=dict(spaces),
+            bundle=ground.operator,
+            started_unix_ms=time.time_ns() // 1_000_000,
+        )
+
+    async def start(self, at: Mapping[tuple[str, str], Conditions]) -> Standing:
+        """Start everything, with links as they are at the beginning.
+
+        Raises UserError, EnvironmentFailure.
+        """
+        note(self.folder, self._standing)
+        await self.ground.start()
+        for (node, cell), conditions in at.items():
+            self.ground.become(node, cell, conditions)
+        seen = await self.processes.start()
+        self._standing = msgspec.structs.replace(self._standing, seen=seen)
+        note(self.folder, self._standing)
+        return self._standing
+
+    async def failed(self) -> EnvironmentFailure:
+        """Wait until a part is beyond mending, and return why; may never return."""
+        parts = [
+            asyncio.ensure_future(one) for one in (self.processes.failed(), self.ground.failed())
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for one in parts:
+                one.cancel()
+
+    async def stop(self) -> None:
+        """End everything; safe after a failed start."""
+        await self.processes.stop()
+        await self.ground.stop()
+
+
+def hold(folder: Path) -> DataFolder:
+    """Take a folder for a new testbed, and clear what a dead one has left.
+
+    Raises UserError where one lives there.
+    """
+    lock = DataFolder(folder, WHO)
+    clear(folder)
+    return lock
+
+
+def clear(folder: Path) -> None:
+    """Remove everything that a testbed has left in its folder; large values in memory too."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    sweep()
+
+
+def note(folder: Path, standing: Standing) -> None:
+    """Write down what stands. Raises EnvironmentFailure."""
+    draft = folder / f"{STATE}.new"
+    try:
+        draft.write_bytes(msgspec.json.encode(standing))
+        draft.replace(folder / STATE)
+    except OSError as error:
+        raise EnvironmentFailure(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def read(folder: Path) -> Standing | None:
+    """Return what was written down last; None: nothing that can be read."""
+    try:
+        return msgspec.json.decode((folder / STATE).read_bytes(), type=Standing)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def lives(folder: Path) -> bool:
+    """Whether somebody holds a testbed in a folder."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def standing(folder: Path) -> Standing:
+    """Return the testbed that stands in a folder. Raises UserError where none does."""
+    found = read(folder) if lives(folder) else None
+    if found is None:
+        raise UserError(f"no testbed stands in {folder}: build one with `tona testbed up`")
+    return found
+
+
+def take_down(folder: Path) -> str:
+    """End a testbed, whoever holds it, and clear its folder; say what was there.
+
+    Raises EnvironmentFailure when its owner does not end.
+    """
+    found = read(folder)
+    if not lives(folder):
+        clear(folder)
+        return "dead" if found is not None else "nothing"
+    if found is None:
+        raise EnvironmentFailure(f"{folder}: a testbed is just beginning there; try again")
+    _tell(found.pid, signal.SIGTERM)
+    if not _ended(folder, DOWN_WITHIN_S):
+        # What it held ends with it: the kernel sees to that.
+        _tell(found.pid, signal.SIGKILL)
+        if not _ended(folder, _GONE_WITHIN_S):
+            raise EnvironmentFailure(f"process {found.pid}, which holds {folder}, does not end")
+    clear(folder)
+    return "alive"
+
+
+def _tell(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _ended(folder: Path, within_s: float) -> bool:
+    end_s = time.monotonic() + within_s
+    while lives(folder):
+        if time.monotonic() >= end_s:
+            return False
+        time.sleep(_LOOK_S)
+    return True

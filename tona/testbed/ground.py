@@ -1,0 +1,124 @@
+"""The ground that a testbed stands on: a network for each gateway and node, and the air between."""
+
+import asyncio
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from controller.broker.spec import MOSQUITTO
+from controller.child import module_command
+from protocols.errors import EnvironmentFailure
+from tona.local.place import Place
+from tona.local.supervisor import Supervisor, Told
+from tona.testbed.air import Air, Become, Link
+from tona.testbed.identities import OPERATOR, Identities
+from tona.testbed.lane import DOWN, Conditions
+from tona.testbed.plan import API_PORT, BROKER_PORT, Spec
+from tona.testbed.space import Spaces
+
+SHIM: Final = "air"
+SAID_AGAIN_S: Final = 1.0
+"""A shim that was started anew hears everything within so long."""
+
+
+class NetworkGround:
+    """Namespaces, TLS, Mosquitto at every gateway; everything that is traffic stays inside."""
+
+    mode: Final = "netns"
+    broker: Final = MOSQUITTO
+
+    def __init__(self, spec: Spec, folder: Path, told: Told) -> None:
+        """Make the networks and enter the backhaul. Raises UserError, EnvironmentFailure."""
+        self.spec = spec
+        self.spaces = Spaces(spec)
+        self.spaces.operate()
+        self.identities = Identities(folder, spec)
+        self._folder = folder
+        self._supervisor = Supervisor(folder / "logs", told)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._now: dict[tuple[str, str], Conditions] = {}
+        self._again: asyncio.Task[None] | None = None
+
+    @property
+    def operator(self) -> str:
+        """The bundle of whoever looks at the testbed."""
+        return str(self.identities.bundle(OPERATOR))
+
+    def places(self) -> dict[str, Place]:
+        """Return where each process stands."""
+        spec, paths, bundle = self.spec, self.spaces.paths, self.identities.bundle
+        made = {
+            one: Place(
+                host=spec.host(one),
+                broker_port=BROKER_PORT,
+                api_port=API_PORT,
+                broker=self.broker,
+                space=paths[one],
+                bundle=str(bundle(one)),
+                authority=str(self.identities.authority.folder),
+            )
+            for one in spec.gateways
+        }
+        for node in spec.node_names:
+            made[node] = Place(space=paths[node], bundle=str(bundle(node)))
+        for node, cell in spec.edge_nodes.items():
+            made[node] = Place(space=paths[cell], bundle=str(bundle(node)))
+        return made
+
+    async def start(self) -> None:
+        """Let packets through the air, with every link down. Raises EnvironmentFailure."""
+        paths = self.spaces.paths
+        links = tuple(
+            Link(node, cell, paths[node], paths[cell])
+            for node in self.spec.node_names
+            for cell in self.spec.cell_names
+        )
+        self._now = {(one.node, one.cell): DOWN for one in links}
+        file = self._folder / "air.json"
+        file.write_bytes(msgspec.json.encode(Air(links, str(self._at))))
+        command = module_command("tona.testbed.shim", str(file))
+        await self._supervisor.start(SHIM, lambda: command, announces=True)
+        self._again = asyncio.create_task(self._repeat(), name="say conditions again")
+
+    @property
+    def _at(self) -> Path:
+        return self._folder / "air.sock"
+
+    def become(self, node: str, cell: str, conditions: Conditions) -> None:
+        """Change a link."""
+        if self._now.get((node, cell)) != conditions:
+            self._now[node, cell] = conditions
+            self._say(node, cell)
+
+    def prefer(self, node: str, cell: str) -> None:
+        """Have a node reach what is beyond its cells over this one. Raises EnvironmentFailure."""
+        self.spaces.ip(node, [self.spec.preferred(node, cell)])
+
+    async def failed(self) -> EnvironmentFailure:
+        """Wait until the air is beyond mending, and return why; may never return."""
+        return await self._supervisor.failed()
+
+    async def stop(self) -> None:
+        """Take it all away; safe after a failed start."""
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.wait({self._again})
+        await self._supervisor.stop(SHIM)
+        self._socket.close()
+        self.spaces.close()
+
+    def _say(self, node: str, cell: str) -> None:
+        said = msgspec.json.encode(Become(node, cell, self._now[node, cell]))
+        # A shim that is away, or full, hears it again.
+        with suppress(OSError):
+            self._socket.sendto(said, str(self._at))
+
+    async def _repeat(self) -> None:
+        while True:
+            await asyncio.sleep(SAID_AGAIN_S)
+            for node, cell in self._now:
+                self._say(node, cell)

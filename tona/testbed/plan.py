@@ -1,0 +1,166 @@
+"""What a testbed is made of: names, addresses, and the words that make its networks. Pure.
+
+Every gateway and every node has a network namespace. Gateways meet in the *backhaul*, a bridge to
+which each is plugged by a veth pair behind a token bucket; the operator stands there too. A node
+has one point-to-point link (TUN) to each cell, named after the cell; on the gateway's side it is
+named after the node. Cell K owns 10.90.K.0/24: its gateway is 10.90.K.1, node N 10.90.K.(10+N).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from tona.local.deployments import Deployment, cu_dus_ues
+
+CELLS_MAX: Final = 16
+NODES_MAX: Final = 32
+BACKHAUL: Final = "backhaul"
+CU: Final = "cu"
+UPLINK: Final = "up0"
+"""A gateway's side of its veth pair."""
+BROKER_PORT: Final = 8883
+API_PORT: Final = 8600
+BACKHAUL_MBIT_PER_S: Final = 1000
+BACKHAUL_BURST: Final = "256kb"
+BACKHAUL_LATENCY: Final = "50ms"
+OPERATOR_ADDRESS: Final = "10.90.0.254"
+_FIRST_NODE: Final = 10
+_FIRST_METRIC: Final = 100
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """What was asked for."""
+
+    cells: Annotated[int, Meta(ge=1, le=CELLS_MAX)] = 3
+    nodes: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 6
+    one_radio: int = 0
+    """So many of the nodes, the last ones, have a single radio."""
+
+    @property
+    def deployment(self) -> Deployment:
+        """Who runs which roles."""
+        return cu_dus_ues(self.cells)
+
+    @property
+    def cell_names(self) -> tuple[str, ...]:
+        """The cells, each named after its gateway."""
+        return tuple(f"du-{number}" for number in range(1, self.cells + 1))
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The nodes that move."""
+        return tuple(f"ue-{number}" for number in range(1, self.nodes + 1))
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Every controller process."""
+        return (CU, *self.cell_names)
+
+    @property
+    def edge_nodes(self) -> dict[str, str]:
+        """The node that stands at each gateway, with its cell."""
+        return {f"edge-{cell}": cell for cell in self.cell_names}
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Every network namespace."""
+        return (BACKHAUL, *self.gateways, *self.node_names)
+
+    def radios(self, node: str) -> int:
+        """Return how many links of a node can be up at once: 1, or 2 for as many as it hears."""
+        return 1 if self.node_names.index(node) >= self.nodes - self.one_radio else 2
+
+    def host(self, gateway: str) -> str:
+        """Return the address at which a gateway's broker and API listen."""
+        return self._uplink(CU) if gateway == CU else f"10.90.{self._number(gateway)}.1"
+
+    def _uplink(self, gateway: str) -> str:
+        return f"10.90.0.{1 + self._number(gateway)}"
+
+    def _number(self, gateway: str) -> int:
+        return self.gateways.index(gateway)
+
+    def address(self, node: str, cell: str) -> str:
+        """Return a node's address in a cell."""
+        return f"10.90.{self._number(cell)}.{_FIRST_NODE + 1 + self.node_names.index(node)}"
+
+    # Words for `ip -batch` and `tc -batch`, by namespace, in the order of `spaces`.
+
+    def interfaces(self, paths: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return what makes interfaces, addresses and routes; `paths` lead to the namespaces."""
+        made = {BACKHAUL: self._backhaul(paths)}
+        made.update({gateway: self._gateway(gateway) for gateway in self.gateways})
+        made.update({node: self._node(node) for node in self.node_names})
+        return made
+
+    def shaping(self) -> dict[str, list[str]]:
+        """Return what gives the backhaul its rate, both ways."""
+        bucket = (
+            f"root tbf rate {BACKHAUL_MBIT_PER_S}mbit burst {BACKHAUL_BURST} "
+            f"latency {BACKHAUL_LATENCY}"
+        )
+        made = {one: [f"qdisc add dev {UPLINK} {bucket}"] for one in self.gateways}
+        made[BACKHAUL] = [f"qdisc add dev {one} {bucket}" for one in self.gateways]
+        return made
+
+    def sysctls(self) -> dict[str, list[tuple[str, str]]]:
+        """Return kernel settings (below /proc/sys/net/ipv4) by namespace."""
+        forward = [("ip_forward", "1")]
+        # A link without a carrier leads nowhere: the node is reached, and reaches, over another.
+        skip = [(f"conf/{one}/ignore_routes_with_linkdown", "1") for one in ("all", "default")]
+        made = {one: [*forward, *skip] for one in (BACKHAUL, *self.gateways)}
+        made.update(dict.fromkeys(self.node_names, skip))
+        return made
+
+    def _backhaul(self, paths: Mapping[str, str]) -> list[str]:
+        words = [
+            "link set lo up",
+            "link add br0 type bridge",
+            "link set br0 up",
+            f"addr add {OPERATOR_ADDRESS}/24 dev br0",
+        ]
+        for one in self.gateways:
+            peer = f"type veth peer name {UPLINK} netns {paths[one]}"
+            words += [f"link add {one} {peer}", f"link set {one} master br0 up"]
+        return [*words, *self._ways("")]
+
+    def _ways(self, gateway: str) -> list[str]:
+        """Return the routes over the backhaul to every cell but a gateway's own."""
+        return [
+            f"route add 10.90.{self._number(cell)}.0/24 via {self._uplink(cell)}"
+            for cell in self.cell_names
+            if cell != gateway
+        ]
+
+    def _gateway(self, gateway: str) -> list[str]:
+        words = [
+            "link set lo up",
+            f"addr add {self._uplink(gateway)}/24 dev {UPLINK}",
+            f"link set {UPLINK} up",
+            *self._ways(gateway),
+        ]
+        if gateway == CU:
+            return words
+        words.append(f"addr add {self.host(gateway)}/32 dev lo")
+        for node in self.node_names:
+            way = f"route add {self.address(node, gateway)}/32 dev {node}"
+            words += [f"tuntap add dev {node} mode tun", f"link set {node} up", way]
+        return words
+
+    def _node(self, node: str) -> list[str]:
+        words = ["link set lo up"]
+        for number, cell in enumerate(self.cell_names, 1):
+            own = self.address(node, cell)
+            words += [
+                f"tuntap add dev {cell} mode tun",
+                f"addr add {own}/32 dev {cell}",
+                f"link set {cell} up",
+                f"route add {self.host(cell)}/32 dev {cell} src {own}",
+                f"route add default dev {cell} src {own} metric {_FIRST_METRIC + number}",
+            ]
+        return words
+
+    def preferred(self, node: str, cell: str) -> str:
+        """Return the word that makes a node reach everything else over its link to a cell."""
+        return f"route replace default dev {cell} src {self.address(node, cell)}"
