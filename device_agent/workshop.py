@@ -305,6 +305,7 @@ class Workshop:
             command.priority,
             command.tenant,
             memory=command.task,
+            fresh=command.fresh,
         )
         manifest = command.manifest
         digests = [manifest.artifact.digest, *(one.digest for one in manifest.beside)]

@@ -23,8 +23,6 @@ SECONDS: Final = 25.0
 QUICK_SECONDS: Final = 8.0
 CALIBRATION: Final = {"plates": 8, "traffic": 12, "surround": 8}
 WARM_UP: Final = 3
-SETTLE_S: Final = 6.0
-"""After that: what fetched the artifacts leaves when nothing is to be fetched."""
 SEED: Final = 1
 INPUTS_TIMEOUT_S: Final = 300
 DATA: Final = ROOT.parent / "shared" / "data"
@@ -34,6 +32,8 @@ LATENCY_CUT: Final = 59.0
 MEMORY_CUT: Final = 20.0
 POOL_LATENCY: Final = 1.15
 POOL_MEMORY: Final = 0.6
+KEEPING: Final = ("wasm-resident", "pool")
+"""Ways that are warm as ours is: no bar, and told beside it."""
 
 Key = tuple[str, str, str, int]
 """Case, way, trace, speed."""
@@ -83,7 +83,7 @@ class Study:
                 continue
             async with stand(way, case, inputs, self._native) as one:
                 await one.ask(WARM_UP, 0)
-                await asyncio.sleep(SETTLE_S)
+                await asyncio.sleep(way.settle_s)
                 for trace, speed in self._loads():
                     due = self._due(trace, speed, self.rates[case])
                     progress(f"{case}: {way.name}, {trace} at {speed}x, {len(due)} requests")
@@ -121,6 +121,10 @@ def tell(report: Report, study: Study) -> None:
         report.figure(f"{case}_{way}_cpu_ms", cpu_ms)
     for name, (value, bound, least) in headline(study.runs).items():
         report.figure(name, value, bound, least=least)
+    for name, (latency, memory) in beside(study.runs).items():
+        where = name.replace(" / ", "_to_")
+        report.figure(f"{where}_latency_ratio", latency)
+        report.figure(f"{where}_memory_ratio", memory)
     for way, why in study.missing.items():
         report.note(f"{way} left out: {why}")
 
@@ -157,6 +161,19 @@ def headline(runs: dict[Key, Run]) -> dict[str, tuple[float, float, bool]]:
     return told
 
 
+def beside(runs: dict[Key, Run]) -> dict[str, tuple[float, float]]:
+    """Return how ours stands to what keeps its models too: latency and memory, as shares."""
+    told = {}
+    for (case, way, *load), run in runs.items():
+        ours = runs.get((case, "ours", "traffic", HEADLINE_SPEED))
+        if way in KEEPING and load == ["traffic", HEADLINE_SPEED] and ours is not None:
+            told[f"{case} / {way}"] = (
+                ours.mean_ms() / run.mean_ms(),
+                ours.memory_mean_mb() / run.memory_mean_mb(),
+            )
+    return told
+
+
 async def main() -> None:
     """Run the benchmark."""
     parser = options("case_study", __doc__ or "")
@@ -182,7 +199,9 @@ async def main() -> None:
                 progress(f"{case} broke off: {broken}")
                 report.note(f"{case} broke off: {str(broken)[-200:]}")
     tell(report, study)
-    told = tables.write(study.runs, study.rates, study.cpu_ms, headline(study.runs))
+    told = tables.write(
+        study.runs, study.rates, study.cpu_ms, headline(study.runs), beside(study.runs)
+    )
     print(told)
     report.close()
     raw = {

@@ -21,6 +21,7 @@ def write(
     rates: Mapping[str, float],
     cpu_ms: Mapping[tuple[str, str], float],
     bounds: Mapping[str, tuple[float, float, bool]],
+    beside: Mapping[str, tuple[float, float]],
 ) -> str:
     """Return all tables."""
     parts = ["| figure | value | bound | |\n|---|---|---|---|\n"]
@@ -28,6 +29,9 @@ def write(
         met = value >= bound if least else value <= bound
         side = "at least" if least else "at most"
         parts.append(f"| `{name}` | **{value:.2f}** | {side} {bound:g} | {_verdict(met=met)} |\n")
+    parts.append("\n| ours / what stays warm too | mean latency | memory |\n|---|---|---|\n")
+    for name, (latency, memory) in beside.items():
+        parts.append(f"| {name} | {latency:.2f} | {memory:.2f} |\n")
     parts.append("\n| case | requests a second | CPU ms of a request, one after another |\n")
     parts.append("|---|---|---|\n")
     for case, rate in rates.items():

@@ -35,8 +35,10 @@ class Way(NamedTuple):
     """Mode of the thin server; empty: tona itself."""
     document: str = ""
     """Of the use case, in examples/driving; `{}` is the case."""
-    models_rest: bool = False
-    """Whether the models that a module asks for are started for each of its runs."""
+    fresh_models: bool = False
+    """Whether the models that a module has run are started for each of their runs."""
+    settle_s: float = 6.0
+    """After the warm-up: what fetched the artifacts leaves when nothing is to be fetched."""
     workers: int = CORES
     cases: tuple[str, ...] = CASES
 
@@ -50,7 +52,9 @@ WAYS: Final = {
             "wasm",
             "one Wasm instance for each request, and one of each model that it infers with",
             document="{}_whole.toml",
-            models_rest=True,
+            fresh_models=True,
+            # What measured the models when they were deployed is kept for 20 s.
+            settle_s=22.0,
         ),
         Way(
             "wasm-resident",
@@ -65,7 +69,10 @@ WAYS: Final = {
 BASES: Final = ("process", "container", "wasm")
 """What ours is held against: each isolation alone, nothing kept between requests."""
 MODEL: Final = 'executor = "onnx"\n'
-RESTS: Final = MODEL + "deviceless = { keep_alive_ms = 0 }\n"
+FRESH: Final = MODEL + "deviceless = { fresh = true }\n"
+TASK: Final = "[[services.tasks]]\n"
+REPLICAS: Final = TASK + f"replicas = {CORES}\n"
+"""As many requests side by side as the ways without a platform have processes."""
 
 
 class Stand(NamedTuple):
@@ -124,7 +131,7 @@ async def stand(way: Way, case: str, inputs: Path, native: Path) -> AsyncIterato
                 roots.append(server.pid)
             else:
                 path = DRIVING / way.document.format(case)
-                await _submit(one, path, models_rest=way.models_rest)
+                await _submit(one, path, way)
             kind = "bare" if way.server else "tona"
             where = (one.api_url, one.host, str(one.port), topic, case, str(inputs))
             command = module("benchmarks.programs.case_load", kind, *where)
@@ -158,9 +165,11 @@ async def _server(
         yield process
 
 
-async def _submit(one: Cell, path: Path, *, models_rest: bool) -> None:
+async def _submit(one: Cell, path: Path, way: Way) -> None:
     found = bundle(path)
-    document = found.document.replace(MODEL, RESTS) if models_rest else found.document
+    document = found.document
+    if way.fresh_models:
+        document = document.replace(TASK, REPLICAS).replace(MODEL, FRESH)
     for file in found.files:
         await one.put(file.path.read_bytes(), file.name)
     await one.call("usecase.submit", document=document, format=found.notation)

@@ -36,6 +36,7 @@ def check_program(task: Task, path: Path, problems: Problems) -> None:
     _check_carries(task, path, problems)
     _check_batch(task, path, problems)
     _check_threads(task, path, problems)
+    _check_fresh(task, path, problems)
 
 
 def _check_no_module(task: Task, path: Path, problems: Problems) -> None:
@@ -88,6 +89,21 @@ def _check_threads(task: Task, path: Path, problems: Problems) -> None:
     if task.threads and task.executor is not ExecutorKind.ONNX:
         text = f"only onnx tasks have threads, this is {task.executor}"
         problems.add((*path, "threads"), text)
+
+
+def _check_fresh(task: Task, path: Path, problems: Problems) -> None:
+    if task.deviceless is None or not task.deviceless.fresh:
+        return
+    where = (*path, "deviceless", "fresh")
+    if task.executor is not ExecutorKind.ONNX:
+        text = "only onnx tasks are fresh by word: wasm is always, a container with interface once"
+        problems.add(where, text)
+    if task.deviceless.keep_alive_ms is not None:
+        problems.add(where, "a fresh instance ends with its run: leave keep_alive_ms out")
+    if task.carries:
+        problems.add(where, "a fresh instance remembers nothing: leave carries out")
+    if task.batch:
+        problems.add(where, "requests share no fresh instance: leave batch out")
 
 
 def _check_batch(task: Task, path: Path, problems: Problems) -> None:

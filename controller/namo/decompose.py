@@ -275,7 +275,7 @@ def _deviceless(task: Task) -> Deviceless | None:
         return None
     # To leave at once is to stay for the shortest time there is.
     kept_ms = task.deviceless.keep_alive_ms
-    return Deviceless(0 if kept_ms is None else max(1, kept_ms))
+    return Deviceless(0 if kept_ms is None else max(1, kept_ms), task.deviceless.fresh)
 
 
 def _check(output: str, one: OutputCheck) -> Check:

@@ -92,6 +92,7 @@ class Deviceless(Struct, frozen=True):
 
     keep_alive_ms: Span | None = None
     """How long an idle instance stays; None: as its past calls suggest."""
+    fresh: bool = False
 
 
 class OutputCheck(Struct, frozen=True):

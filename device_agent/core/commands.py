@@ -111,6 +111,8 @@ class StartInstance(Struct, frozen=True):
     """Among the tasks of the node."""
     tenant: str = "default"
     """On whose behalf it runs."""
+    fresh: bool = False
+    """Whether its model is loaded for each run."""
 
 
 class TuneInstance(Struct, frozen=True):

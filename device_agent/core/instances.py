@@ -51,7 +51,9 @@ class Instance(Struct, eq=False):
     """Ports that every invocation has to bring."""
     tenant: str = "default"
     deviceless: Deviceless | None = None
-    """How it follows the requests; None: it is always there."""
+    """How it follows the requests; None: it is always there, or fresh for each run."""
+    fresh: bool = False
+    """Whether the executor loads it for each run, so that nothing of it rests or wakes."""
     resting: bool = False
     awaits: Origin | None = None
     """Whose memory it waits for before it runs anything; None: it has its own."""
@@ -187,10 +189,19 @@ def instance_of(assign: Assign, name: str) -> Instance:
         ports={port.name: port for port in manifest.inputs if port.name not in constants},
         required=frozenset(port.name for port in manifest.inputs) - constants,
         tenant=assign.tenant,
-        deviceless=assign.deviceless,
+        deviceless=_follows(assign),
+        fresh=_is_fresh(assign),
         pace=_pace(manifest),
         awaits=assign.origin,
     )
+
+
+def _follows(assign: Assign) -> Deviceless | None:
+    return None if _is_fresh(assign) else assign.deviceless
+
+
+def _is_fresh(assign: Assign) -> bool:
+    return assign.deviceless is not None and assign.deviceless.fresh
 
 
 def _pace(manifest: Manifest) -> "Pace | None":
@@ -215,7 +226,7 @@ def runs_as(instance: Instance, assign: Assign) -> bool:
         instance.generation == assign.generation
         and instance.manifest == assign.manifest
         and instance.tenant == assign.tenant
-        and instance.deviceless == assign.deviceless
+        and (instance.deviceless, instance.fresh) == (_follows(assign), _is_fresh(assign))
         and (have.variant, have.threads, have.provider)
         == (want.variant, want.threads, want.provider)
     )

@@ -144,6 +144,7 @@ class Upkeep:
                 tuning.cpu_percent,
                 tuning.priority,
                 instance.tenant,
+                instance.fresh,
             )
         )
         self._tasks.tell(instance.task, cause)

@@ -80,6 +80,8 @@ class Setup(Struct, frozen=True):
     """Whose program it is; no process runs programs of two."""
     memory: str = ""
     """The name under which its memory is kept between instances; empty: it has none."""
+    fresh: bool = False
+    """Whether a model is loaded for each run, and let go of with it."""
 
 
 LINKED: Final = "module:"

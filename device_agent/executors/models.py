@@ -91,7 +91,7 @@ class Models:
             self.loaded[recipe] = task.result()
             self.release(recipe)
 
-    async def _load(self, artifact: Path, recipe: Recipe) -> Child:
+    async def _load(self, artifact: Path, recipe: Recipe, *, forks: bool = True) -> Child:
         zygote = self._running_zygote()
         model = self._fork(zygote.link, self._model_hung_up)
         manifest = recipe.manifest
@@ -101,6 +101,7 @@ class Models:
             "digest": manifest.artifact.digest.removeprefix(DIGEST_PREFIX),
             "providers": recipe.providers,
             "threads": recipe.threads,
+            "forks": forks and recipe.threads == 1,
             "carries": [(one.output, one.input) for one in manifest.carries],
         }
         try:
@@ -121,6 +122,10 @@ class Models:
             if remark:
                 log.warning("model %s: %s", manifest.artifact.digest, remark)
         return model
+
+    async def once(self, artifact: Path, recipe: Recipe) -> Child:
+        """Return a process that has loaded a model for itself alone. Raises ExecutorFailure."""
+        return await self._load(artifact, recipe, forks=False)
 
     async def worker(self, artifact: Path, recipe: Recipe) -> Child:
         """Return a process that can run calls of a model. Raises ExecutorFailure."""

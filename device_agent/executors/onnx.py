@@ -19,7 +19,7 @@ from msgspec import structs
 
 from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.children import Child, Recipe
-from device_agent.executors.contract import ConstantFile
+from device_agent.executors.contract import ConstantFile, Described
 from device_agent.executors.door import PLAIN, Call, ExecutorFailure, Failed, Setup
 from device_agent.executors.link import Link
 from device_agent.executors.models import Models
@@ -130,7 +130,11 @@ class OnnxExecutor(RemoteExecutor):
         return self._recipe(instance.manifest, instance.setup)
 
     def _used(self) -> set[Recipe]:
-        return {self._recipe_of(one) for one in self._instances.values() if not one.resting}
+        return {
+            self._recipe_of(one)
+            for one in self._instances.values()
+            if not (one.resting or one.setup.fresh)
+        }
 
     async def deploy(self, artifact: Path, manifest: Manifest, setup: Setup = PLAIN) -> None:
         """Load the model in a sandboxed process and hold it against the manifest; idempotent.
@@ -139,6 +143,9 @@ class OnnxExecutor(RemoteExecutor):
         """
         recipe = self._recipe(manifest, setup)
         if any(one.links and self._recipe_of(one) == recipe for one in self._instances.values()):
+            return
+        if setup.fresh:
+            # Its start loads it, and lets go of it.
             return
         self._stay()
         try:
@@ -151,6 +158,10 @@ class OnnxExecutor(RemoteExecutor):
         self._stay()
         self._look_at_folders()
         child = await self._worker(instance)
+        if instance.setup.fresh:
+            child.kill()
+            instance.slots = Slots(self._workers(instance))
+            return
         self._join(instance, child)
         instance.pid = child.pid
         self._share(instance)
@@ -158,7 +169,8 @@ class OnnxExecutor(RemoteExecutor):
 
     async def _worker(self, instance: Instance) -> Child:
         """Return a process that is ready to serve an instance. Raises ExecutorFailure."""
-        child = await self._models.worker(instance.artifact, self._recipe_of(instance))
+        load = self._models.once if instance.setup.fresh else self._models.worker
+        child = await load(instance.artifact, self._recipe_of(instance))
         try:
             memory = self._memory_of(instance)
             try:
@@ -235,10 +247,42 @@ class OnnxExecutor(RemoteExecutor):
             self._send(run, link, *what, more=left)
         return True
 
+    async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
+        if not run.instance.setup.fresh:
+            await super()._run(run, described, inline)
+        elif run.instance.slots.take() or await self._queue(run):
+            await self._run_fresh(run, described, inline)
+
+    async def _run_fresh(self, run: Run, described: list[Described], inline: list[bytes]) -> None:
+        """Run a call that has its slot in a process that loads the model for it, and then ends."""
+        instance = run.instance
+        loaded: list[Child] = []
+
+        async def load() -> None:
+            loaded.append(await self._worker(instance))
+
+        try:
+            await self._wait_for(run, load())
+        except asyncio.CancelledError:
+            for child in loaded:
+                child.kill()
+            raise
+        if run.result is not None or not loaded or not loaded[0].link.open:
+            for child in loaded:
+                child.kill()
+            instance.slots.release()
+            return
+        self._join(instance, loaded[0])
+        self._share(instance)
+        self._send(run, loaded[0].link, described, inline)
+        await run.wait()
+
     def _join(self, instance: Instance, child: Child) -> None:
         child.instance = instance
         self._by_task.setdefault(instance.task, []).append(child)
-        instance.links.append(child.link)
+        if not instance.setup.fresh:
+            # No other call finds a way to a process that is there for one.
+            instance.links.append(child.link)
         if child.loaded is not None and child.loaded.note:
             instance.remarks["provider"] = child.loaded.note
         if child.loaded is not None and child.loaded.gaps:
@@ -316,8 +360,14 @@ class OnnxExecutor(RemoteExecutor):
             provider=before.provider,
             tenant=before.tenant,
             memory=before.memory,
+            fresh=before.fresh,
         )
         instance.remarks.pop("replicas", None)
+        if before.fresh:
+            for _ in range(before.replicas, setup.replicas):
+                instance.slots.release()
+            for _ in range(setup.replicas, before.replicas):
+                instance.slots.shrink()
         for child in list(self._by_task.get(task, ())):
             if len(instance.links) > self._workers(instance) and not child.link.pending:
                 child.kill()
@@ -326,7 +376,8 @@ class OnnxExecutor(RemoteExecutor):
 
     def _freed(self, instance: Instance, link: Link) -> None:
         """End a child that is one too many, now that its call is over."""
-        if len(instance.links) > self._workers(instance) and not link.pending:
+        many = len(instance.links) > self._workers(instance) and not link.pending
+        if instance.setup.fresh or many:
             for child in self._by_task.get(instance.task, ()):
                 if child.link is link:
                     child.kill()
@@ -336,16 +387,18 @@ class OnnxExecutor(RemoteExecutor):
         """Forget a process whose socket has ended; whoever forked it will say how it went."""
         child.stops.close()
         instance = child.instance
-        if instance is not None and child.link in instance.links:
-            instance.links.remove(child.link)
-            left = self._by_task[instance.task]
+        left = self._by_task.get(instance.task, []) if instance is not None else []
+        if instance is not None and child in left:
             left.remove(child)
-            if left:
+            fresh = child.link not in instance.links
+            if not fresh:
+                instance.links.remove(child.link)
+            if left and not fresh:
                 # The slot of the last one stays: its next call loads the instance again.
                 instance.slots.shrink()
                 if len(left) < self._workers(instance) and child.unwanted:
                     self._fill(instance)
-            else:
+            if not left:
                 del self._by_task[instance.task]
 
     def _died(self, child: Child, reason: str) -> None:

@@ -326,7 +326,11 @@ class RemoteExecutor:
 
     async def _wake(self, run: Run) -> None:
         """Start the instance again, for as long as the call may wait for it."""
-        ready = asyncio.create_task(self._ready(run.instance))
+        await self._wait_for(run, self._ready(run.instance))
+
+    async def _wait_for(self, run: Run, work: Coroutine[None, None, None]) -> None:
+        """Have done what a run that has its slot needs first, for as long as it may wait."""
+        ready = asyncio.create_task(work)
         ready.add_done_callback(lambda _: run.go_on())
         try:
             await run.wait()

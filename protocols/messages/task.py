@@ -51,6 +51,8 @@ class Deviceless(Part, frozen=True):
 
     keep_alive_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
     """How long an idle instance stays; 0: as its past calls suggest."""
+    fresh: bool = False
+    """Whether each run of a model loads it for itself, and what it has loaded ends with it."""
 
 
 class InstanceState(StrEnum):

@@ -156,3 +156,18 @@ def test_it_stays_deviceless_when_the_node_starts_again(node: SimNode) -> None:
     held(node, deviceless(500))
     again = SimNode(events.Restored(assigns=tuple(node.journal.values())))
     assert rests(again.after(600)) == ["t~1"]
+
+
+def test_what_is_fresh_for_each_run_neither_rests_nor_wakes(node: SimNode) -> None:
+    made = structs.replace(deviceless(replicas=2), deviceless=Deviceless(fresh=True))
+    said = node.hear(made)
+    assert node.started[-1].fresh
+    assert node.started[-1].replicas == 2
+    said += ask(node, "r1") + ask(node, "r2")
+    assert len(of(commands.Execute, said)) == 2, "nothing has to wait for it to grow"
+    said = answer(node) + answer(node) + node.after(3 * FALLBACK_MS)
+    assert not rests(said)
+    assert not of(commands.WakeInstance, said)
+    follows = structs.replace(made, epoch=2, deviceless=Deviceless())
+    node.hear(follows)
+    assert not node.started[-1].fresh, "another way to follow the requests is another instance"

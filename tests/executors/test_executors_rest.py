@@ -14,7 +14,10 @@ from executor_exits import Exits
 from executor_guests import Shelf, floats
 from executor_models import Model
 
+from device_agent.executors.calls import Run
+from device_agent.executors.contract import Described
 from device_agent.executors.door import Done, Failed, File, Setup
+from device_agent.executors.link import Link
 from device_agent.executors.onnx import OnnxExecutor
 from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Manifest, Port
@@ -218,3 +221,45 @@ async def test_what_keeps_its_process_has_its_model_until_that_goes_too(
     await onnx.rest("t")
     await gone(held.pid)
     assert not onnx._models.loaded
+
+
+async def test_a_fresh_model_has_a_process_for_each_run_and_none_between(
+    onnx: OnnxExecutor, shelf: Shelf, gone: Gone
+) -> None:
+    artifact, manifest = model(shelf)
+    setup = Setup(replicas=2, fresh=True)
+    await onnx.deploy(artifact, manifest, setup)
+    await onnx.start("t", artifact, manifest, {}, setup)
+    pids: list[int] = []
+    sent = onnx._send
+
+    def noting(run: Run, link: Link, described: list[Described], inline: list[bytes]) -> None:
+        pids.extend(child.pid for child in onnx._by_task["t"])
+        sent(run, link, described, inline)
+
+    onnx._send = noting  # type: ignore[method-assign, assignment]
+    calls = [onnx.invoke("t", f"c{at}", {"x": floats(at)}, BUDGET_MS) for at in range(4)]
+    for at, result in enumerate(await asyncio.gather(*calls)):
+        assert isinstance(result, Done), result
+        assert result.outputs["y"] == floats(2 * at)
+    assert len(set(pids)) == 4
+    for pid in set(pids):
+        await gone(pid)
+    assert not onnx._by_task
+    assert not onnx._models.loaded
+    assert isinstance(await onnx.invoke("t", "again", {"x": floats(1)}, BUDGET_MS), Done)
+
+
+async def test_a_fresh_run_that_is_given_up_while_it_loads_leaves_its_worker_free(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = model(shelf)
+    await onnx.start("t", artifact, manifest, {}, Setup(fresh=True))
+    late = await onnx.invoke("t", "late", {"x": floats(1)}, 1)
+    assert isinstance(late, Failed)
+    assert late.code is FailureCode.DEADLINE
+    call = asyncio.create_task(onnx.invoke("t", "cancelled", {"x": floats(1)}, BUDGET_MS))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert isinstance(await onnx.invoke("t", "next", {"x": floats(1)}, BUDGET_MS), Done)

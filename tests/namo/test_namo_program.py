@@ -101,6 +101,18 @@ def test_a_container_is_called_once_by_default() -> None:
         ("onnx", 'carries.a = "x"\nlimits.state_bytes = 5', "the port 'x' is fed twice"),
         ("onnx", 'carries.a = "c"\ncarries.b = "c"\nlimits.state_bytes = 5', "by two outputs"),
         ("wasm", "batch = 8", "only onnx tasks have a batch"),
+        ("wasm", "deviceless.fresh = true", "only onnx tasks are fresh by word"),
+        ("onnx", "deviceless.fresh = true\nbatch = 8", "share no fresh instance"),
+        (
+            "onnx",
+            "deviceless = { fresh = true, keep_alive_ms = 5 }",
+            "a fresh instance ends with its run",
+        ),
+        (
+            "onnx",
+            'deviceless.fresh = true\ncarries.a = "c"\nlimits.state_bytes = 5',
+            "a fresh instance remembers nothing",
+        ),
         ("wasm", "threads = 2", "only onnx tasks have threads"),
         ("onnx", "threads = 65", "expected int <= 64"),
         (

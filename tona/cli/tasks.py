@@ -106,6 +106,8 @@ def show_task(name: TaskName, as_json: AsJson = False) -> None:
 def _instances(deviceless: Deviceless | None) -> str:
     if deviceless is None:
         return "always there"
+    if deviceless.fresh:
+        return "a fresh one for each run"
     kept_ms = deviceless.keep_alive_ms
     return "while asked, and " + (f"{kept_ms} ms more" if kept_ms else "as long as is learnt")
 

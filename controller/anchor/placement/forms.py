@@ -71,7 +71,7 @@ def weigh(
         held = HOLD_MS * quiet_s * np.stack([np.zeros(len(wait)), cost.held, cost.memory])
         holds = held * HOLD_MOST_MS / (held + HOLD_MOST_MS)
         starts = seldom * waits
-        if bound is not None:
+        if bound is not None and not _fresh(request):
             # Raising any figure only takes levels away: what costs more is never cheaper.
             misses = cost.run + wait + waits > bound
             misses[-1] = False
@@ -90,12 +90,17 @@ def weigh(
 
 def _seldom(request: Request) -> tuple[float, float]:
     """Return which part of the requests finds no instance, and for how long nobody asks, s."""
-    if not request.per_s:
+    if not request.per_s or _fresh(request):
         return 1.0, QUIET_S
     deviceless = request.spec.deviceless
     kept_ms = deviceless.keep_alive_ms if deviceless is not None else 0
     kept_s = kept_ms / 1000 or KEEP_S
     return exp(-request.per_s * kept_s), min(QUIET_MAX_S, 1.0 / request.per_s)
+
+
+def _fresh(request: Request) -> bool:
+    deviceless = request.spec.deviceless
+    return deviceless is not None and deviceless.fresh
 
 
 def _at(values: Floats, level: Ints) -> Floats:

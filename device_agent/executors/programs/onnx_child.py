@@ -71,7 +71,7 @@ def plan(request: Header) -> sandbox.Plan:
             memory_bytes=request["memory"] + DRIVER_BYTES,
             files=DRIVER_FILES,
         )
-    return common._replace(forks=request["threads"] == 1)
+    return common._replace(forks=request["forks"])
 
 
 class Worker:
