@@ -196,11 +196,12 @@ class Api:
         cause: str,
     ) -> Response:
         bulk, trusting, stored = self.bulk, self.trusting, cast("Content", arguments)
+        whole = request.method == "GET" and "range" not in request.headers
         match operation.name:
             case "artifact.get":
-                return await bulk.get(bulk.artifacts, "artifact", stored.hex)
+                return await bulk.get(bulk.artifacts, "artifact", stored.hex, whole=whole)
             case "blob.get":
-                return await bulk.get(bulk.blobs, "blob", stored.hex)
+                return await bulk.get(bulk.blobs, "blob", stored.hex, whole=whole)
             case "trust.get":
                 return await trusting.get(cast("TrustFile", arguments))
             case "artifact.put":

@@ -28,8 +28,10 @@ BLOB_MAX_AGE_S: Final = 3600.0
 """No invocation lives longer."""
 MAX_UPLOADS: Final = 32
 SWEEP_S: Final = 60.0
-WRITE_BYTES: Final = 1 << 20
+WRITE_BYTES: Final = 2 << 20
 """What is gathered before a thread writes it."""
+WHOLE_BYTES: Final = 4 << 20
+"""A content up to this size is read and sent at once."""
 
 Recorder = Callable[[ArtifactRecord, str, str], Awaitable[None]]
 """Makes a record durable and visible, for a tenant and with a cause."""
@@ -56,7 +58,7 @@ class Bulk:
         collect: "Collect | None" = None,
     ) -> None:
         self.artifacts = Contents(folder / "artifacts", ARTIFACT_MAX_BYTES)
-        self.blobs = Contents(folder / "blobs", BLOB_MAX_BYTES)
+        self.blobs = Contents(folder / "blobs", BLOB_MAX_BYTES, passing=True)
         self.retention = Retention(BLOBS_MAX_BYTES, BLOB_MAX_AGE_S)
         self._registry = registry
         self._record = record
@@ -80,8 +82,7 @@ class Bulk:
 
     async def sweep(self) -> None:
         """Remove the blobs that are too old or too many, and artifacts that nobody needs."""
-        for name in self.retention.sweep(self._clock_s()):
-            await asyncio.to_thread(self.blobs.remove, name)
+        await self._sweep_blobs()
         if self._collect is not None and self._collect.ready():
             records, held = alive(self._registry.model), self.artifacts.held
             used = await asyncio.to_thread(needed, records)
@@ -89,6 +90,10 @@ class Bulk:
             for name in self._collector.look(there, used, self._clock_s()):
                 await self._collect.forget(f"sha256:{name}", "collected")
                 await asyncio.to_thread(self.artifacts.remove, name)
+
+    async def _sweep_blobs(self) -> None:
+        for name in self.retention.sweep(self._clock_s()):
+            await asyncio.to_thread(self.blobs.remove, name)
 
     async def put_artifact(
         self, request: Request, arguments: PutArtifact, tenant: str, cause: str
@@ -108,15 +113,24 @@ class Bulk:
         """Keep a large value for a while. Returns what is kept and whether it is new."""
         size_bytes, new = await self._receive(request, self.blobs, arguments.hex)
         self.retention.add(arguments.hex, size_bytes, self._clock_s())
-        await self.sweep()
+        await self._sweep_blobs()
         return Stored(f"sha256:{arguments.hex}", size_bytes), new
 
-    async def get(self, contents: Contents, what: str, hex_: str) -> Response:
-        """Return a content, or the range that the request asks for. Raises Refused (404)."""
-        status = await asyncio.to_thread(contents.stat, hex_)
+    async def get(
+        self, contents: Contents, what: str, hex_: str, *, whole: bool = False
+    ) -> Response:
+        """Return a content, or the range that the request asks for; `whole`: it asks for none.
+
+        Raises Refused (404).
+        """
+        most_bytes = WHOLE_BYTES if whole else 0
+        status, content = await asyncio.to_thread(contents.look, hex_, most_bytes)
         if status is None:
             raise Refused(404, f"there is no {what} sha256:{hex_}", "hex")
         headers = {"etag": f'"{hex_}"', "cache-control": "private, max-age=31536000, immutable"}
+        if content is not None:
+            headers["accept-ranges"] = "bytes"
+            return Response(content, headers=headers, media_type="application/octet-stream")
         return _Content(contents.path(hex_), headers=headers, stat_result=status)
 
     async def _receive(self, request: Request, contents: Contents, hex_: str) -> tuple[int, bool]:
@@ -130,24 +144,25 @@ class Bulk:
         try:
             upload = await asyncio.to_thread(contents.receive, hex_, declared_bytes(request))
             try:
-                await _copy(request, upload, contents.max_bytes)
-                await asyncio.to_thread(upload.commit)
-            finally:
+                rest = await _copy(request, upload, contents.max_bytes)
+                await asyncio.to_thread(upload.end, rest)
+            except BaseException:
                 await asyncio.to_thread(upload.close)
+                raise
         finally:
             self._uploads -= 1
         return upload.size_bytes, upload.new
 
 
-async def _copy(request: Request, upload: Upload, max_bytes: int) -> None:
+async def _copy(request: Request, upload: Upload, max_bytes: int) -> bytearray:
+    """Write a body as it comes, but for its end, which is returned."""
     gathered = bytearray()
     async for chunk in chunks(request, max_bytes):
         gathered += chunk
         if len(gathered) >= WRITE_BYTES:
-            await asyncio.to_thread(upload.write, bytes(gathered))
-            gathered.clear()
-    if gathered:
-        await asyncio.to_thread(upload.write, bytes(gathered))
+            await asyncio.to_thread(upload.write, gathered)
+            gathered = bytearray()
+    return gathered
 
 
 class _Content(FileResponse):

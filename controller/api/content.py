@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
@@ -24,9 +25,11 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Contents:
     """A folder of contents; their names are their digests in hexadecimal."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, *, passing: bool = False) -> None:
+        """Keep contents there; `passing` ones need not outlive the machine."""
         self.folder = folder
         self.max_bytes = max_bytes
+        self._passing = passing
         self._incoming = folder / "incoming"
 
     def prepare(self) -> None:
@@ -35,22 +38,33 @@ class Contents:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.rmtree(self._incoming, ignore_errors=True)
             self._incoming.mkdir(mode=0o700)
+            if self._passing:
+                self._forget_unsure()
         except OSError as error:
             raise UserError(
                 f"the folder {self.folder} cannot be used ({error.strerror}): "
                 "name one that this user may write"
             ) from error
 
+    def _forget_unsure(self) -> None:
+        """Remove what was written before the machine started: it may not be on the disk whole."""
+        started_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for name, _, since_s in self.held():
+            if since_s < started_s:
+                self.remove(name)
+
     def path(self, hex_: str) -> Path:
         """Return where a content lies, or would."""
         return self.folder / hex_
 
-    def stat(self, hex_: str) -> os.stat_result | None:
-        """Return the status of a content, None when there is none."""
+    def look(self, hex_: str, most_bytes: int) -> tuple[os.stat_result | None, bytes | None]:
+        """Return the status of a content, and its bytes where it has no more than so many."""
         try:
-            return self.path(hex_).stat()
+            with self.path(hex_).open("rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                return status, file.read() if status.st_size <= most_bytes else None
         except FileNotFoundError:
-            return None
+            return None, None
 
     def held(self) -> list[tuple[str, int, float]]:
         """Return name, bytes and time of the last write of every content, oldest first."""
@@ -69,22 +83,25 @@ class Contents:
     def receive(self, hex_: str, declared_bytes: int | None) -> "Upload":
         """Begin to take a content in. Raises Refused (507) when the disk has no room for it."""
         if self.path(hex_).exists():
-            return Upload(self.path(hex_), None, None)
+            return Upload(self.path(hex_), None, None, passing=self._passing)
         if (declared_bytes or 0) + RESERVE_BYTES > shutil.disk_usage(self.folder).free:
             raise _no_room()
         try:
             descriptor, part = tempfile.mkstemp(dir=self._incoming, prefix=f"{hex_[:12]}-")
         except OSError as error:
             raise _blamed(error) from error
-        return Upload(self.path(hex_), Path(part), descriptor)
+        return Upload(self.path(hex_), Path(part), descriptor, passing=self._passing)
 
 
 class Upload:
     """One content on its way in. A content that is there already is only compared."""
 
-    def __init__(self, target: Path, part: Path | None, descriptor: int | None) -> None:
+    def __init__(
+        self, target: Path, part: Path | None, descriptor: int | None, *, passing: bool
+    ) -> None:
         self.size_bytes = 0
         self._target = target
+        self._passing = passing
         self._part = part
         self._hash = hashlib.sha256()
         self._file = None if descriptor is None else os.fdopen(descriptor, "wb", buffering=0)
@@ -94,7 +111,13 @@ class Upload:
         """Whether this content was not there when the upload began."""
         return self._part is not None
 
-    def write(self, data: bytes) -> None:
+    def end(self, data: bytes | bytearray) -> None:
+        """Take the last bytes and make the content visible. Raises Refused."""
+        self.write(data)
+        self.commit()
+        self.close()
+
+    def write(self, data: bytes | bytearray) -> None:
         """Take the next bytes. Raises Refused (507) when the disk is full."""
         self._hash.update(data)
         self.size_bytes += len(data)
@@ -108,7 +131,10 @@ class Upload:
             raise _blamed(error) from error
 
     def commit(self) -> None:
-        """Make the content visible, durably. Raises Refused when it is not what it should be."""
+        """Make the content visible, and durable unless it only passes.
+
+        Raises Refused when it is not what it should be.
+        """
         if self._hash.hexdigest() != self._target.name:
             raise Refused(
                 400,
@@ -119,6 +145,9 @@ class Upload:
         try:
             if self._file is None or self._part is None:
                 os.utime(self._target)
+                return
+            if self._passing:
+                self._part.rename(self._target)
                 return
             os.fsync(self._file.fileno())
             self._part.rename(self._target)

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Final
 
 from msgspec import Struct
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 EXTENSION: Final = "tona.peer"
 """Where the application finds a `Peer`, below the scope's `extensions`."""
@@ -31,7 +31,7 @@ def peer_of(certificate: dict[str, Any]) -> Peer:
     )
 
 
-class PeerProtocol(H11Protocol):
+class PeerProtocol(HttpToolsProtocol):
     """HTTP/1.1 whose requests carry the peer of their TLS connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -50,7 +50,7 @@ async def test_the_old_version_goes_when_the_new_one_has_proved_itself(tmp_path:
     async def later(seconds: float) -> set[str]:
         now_s[0] += seconds
         await bulk.sweep()
-        return {one for one in (OLD, NEW) if bulk.artifacts.stat(one)}
+        return {one for one in (OLD, NEW) if bulk.artifacts.path(one).exists()}
 
     registry.apply([use_case(naming(NEW), naming(OLD))])
     assert await later(0) == {OLD, NEW}
