@@ -92,7 +92,7 @@ class Bench:
         needed = [manifest.artifact, *manifest.beside, *samples]
         for one in needed:
             self._cache.pin(one.digest)
-        measuring = _Measuring(asked)
+        measuring = _Measuring(asked, self._blobs)
         try:
             executor = self._executor(manifest.kind)
             setup = Setup(provider=asked.provider, priority=_LOWEST, tenant=command.tenant)
@@ -195,8 +195,9 @@ class Bench:
 class _Measuring:
     """What a calibration has found so far."""
 
-    def __init__(self, asked: Calibrate) -> None:
+    def __init__(self, asked: Calibrate, blobs: BlobFolder) -> None:
         self.asked = asked
+        self._blobs = blobs
         self.ends_s = 0.0
         self.shared_bytes = 0
         """Of the executor's own processes, before."""
@@ -254,6 +255,9 @@ class _Measuring:
         left_ms = max(1, round(1000 * (self.ends_s - began_s)))
         result = await executor.invoke(name, str(self._calls), inputs, left_ms, _LOWEST)
         if isinstance(result, Done):
+            for one in result.outputs.values():
+                if isinstance(one, File):
+                    self._blobs.drop(one.digest)
             return result.run_us / 1000, time.monotonic() - began_s
         self._failed = result.text
         return None

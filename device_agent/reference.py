@@ -67,7 +67,12 @@ class Prover:
             if isinstance(result, Failed):
                 text = f"the reference sample fails: {result.text}"[:1000]
                 return Failed(result.code, result.blame, text, result.retryable)
-            wrong = self._compared(reference, result, ports)
+            try:
+                wrong = self._compared(reference, result, ports)
+            finally:
+                for one in result.outputs.values():
+                    if isinstance(one, File):
+                        self._blobs.drop(one.digest)
         except OSError as error:
             text = f"the reference sample cannot be read: {error.strerror}"
             return Failed(FailureCode.FETCH, Blame.ENVIRONMENT, text, retryable=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from device_agent import VERSION
-from device_agent.artifacts.blobs import BlobFolder, blob_path
+from device_agent.artifacts.blobs import BlobFolder, blob_path, clear
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.core.core import Core
 from device_agent.core.values import LOAD
@@ -31,7 +31,6 @@ from device_agent.sensing.sampler import Sampler
 from device_agent.systemd import Notifier
 from device_agent.workshop import Makers, Workshop
 from firmware_profiles.profile import Profile
-from protocols.errors import EnvironmentFailure
 from protocols.manifest import ExecutorKind
 from protocols.messages.presence import Inventory
 from protocols.topics import Speaker
@@ -277,10 +276,8 @@ def _write(path: Path, text: str) -> Path:
 def _clear(blobs: BlobFolder) -> None:
     """Give the memory back that values take: no call outlives the daemon."""
     try:
-        for entry in blobs.entries():
-            (blobs.folder / entry.name).unlink(missing_ok=True)
-        blobs.folder.rmdir()
-    except (OSError, EnvironmentFailure) as error:
+        clear(blobs.folder)
+    except OSError as error:
         log.warning("%s: not emptied: %s", blobs.folder, error)
 
 

@@ -158,11 +158,11 @@ class Transfers:
 
     async def _push_blob(self, command: commands.PushBlob) -> None:
         try:
-            await self._fetcher().push_blob(command.digest, list(command.urls))
+            named = await self._fetcher().push_blob(command.digest, list(command.urls))
         except ExecutorFailure as error:
             self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
         else:
-            self._tell(events.BlobPushed(command.digest))
+            self._tell(events.BlobPushed(command.digest, named))
 
     async def _store_value(self, command: commands.StoreValue) -> None:
         value = command.value

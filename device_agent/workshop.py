@@ -13,6 +13,7 @@ from msgspec import structs
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
+from device_agent.artifacts.shelf import DIGEST_PREFIX
 from device_agent.core import commands, events
 from device_agent.executors.door import (
     LINKED,
@@ -90,6 +91,7 @@ class Workshop:
             commands.ExecuteTogether: self._execute_together,
             commands.CancelCall: self._cancel_call,
             commands.Inferred: self._inferred,
+            commands.DropValues: self._drop,
             commands.StartInstance: self._start,
             commands.TuneInstance: self._tune,
             commands.RestInstance: self._rest,
@@ -232,6 +234,10 @@ class Workshop:
         figures = result.run_us, result.calls, result.cpu_us, result.peak_bytes, result.flags
         self._tell(events.ExecutorDone(call, outputs, *figures))
 
+    def _drop(self, command: commands.DropValues) -> None:
+        for name in command.names:
+            self._blobs.drop(name)
+
     def _cancel_call(self, command: commands.CancelCall) -> None:
         executor = self._kinds.get(command.instance)
         if executor is not None:
@@ -261,12 +267,14 @@ class Workshop:
         for name, value in outputs.items():
             if isinstance(value, File):
                 files = True
+                self._blobs.hold(value.digest)
                 wire[name] = invocation.Blob(
                     value.dtype, value.shape, value.digest, value.size_bytes
                 )
             elif name in large:
                 files = True
-                digest = self._transfers.store(value.data)
+                digest = self._blobs.make(value.data)
+                self._blobs.hold(digest)
                 wire[name] = invocation.Blob(value.dtype, value.shape, digest, len(value.data))
             else:
                 wire[name] = invocation.Tensor(value.dtype, value.shape, value.data)
@@ -447,7 +455,7 @@ class Workshop:
 
 
 def to_executor(values: Mapping[str, invocation.Value]) -> tuple[dict[str, Value], list[str]]:
-    """Return the values as executors take them, and the digests of those that are files."""
+    """Return the values as executors take them, and the digests of those to be pinned."""
     inputs: dict[str, Value] = {}
     files: list[str] = []
     for name, value in values.items():
@@ -455,7 +463,9 @@ def to_executor(values: Mapping[str, invocation.Value]) -> tuple[dict[str, Value
             inputs[name] = Bytes(value.dtype, value.shape, value.data)
         else:
             inputs[name] = File(value.dtype, value.shape, value.digest, value.size_bytes)
-            files.append(value.digest)
+            if value.digest.startswith(DIGEST_PREFIX):
+                # What was made here is held until it is dropped.
+                files.append(value.digest)
     return inputs, files
 
 

@@ -157,6 +157,7 @@ class Hands:
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))
             case (
                 commands.CancelCall()
+                | commands.DropValues()
                 | commands.TuneInstance()
                 | commands.RestInstance()
                 | commands.WakeInstance()

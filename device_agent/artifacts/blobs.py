@@ -1,7 +1,8 @@
-"""The node's blob folder: large values of invocations, shared with executors by digest.
+"""The node's blob folder: large values of invocations, shared with executors.
 
-Executors write here on their own; `trim` keeps the bounds. What is in use is pinned by whoever uses
-it: an input until its call is answered, an output until it is delivered.
+Values by digest lie here, where executors can but read them. What they make themselves lies in a
+folder below, each under a name that nobody can guess and no digest, until the core drops it: most
+of it never leaves the node. `trim` keeps the bounds; what is in use is pinned by whoever uses it.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from device_agent.artifacts.shelf import Shelf, to_evict
+from device_agent.artifacts.shelf import Entry, Shelf, hex_of, to_evict
+from device_agent.executors.programs.wire import MADE
 from protocols.errors import EnvironmentFailure
 
 PRIVATE: Final = 0o700
@@ -36,12 +38,47 @@ class BlobFolder(Shelf):
         for entry in self.entries():
             self._unlink(folder / entry.name)
 
+    def name(self, digest: str) -> str:
+        """Return the file of a value: the hex of its digest, or where its maker put it.
+
+        Raises EnvironmentFailure when it is neither.
+        """
+        kind, _, name = digest.partition(":")
+        return f"{MADE}/{hex_of(f'sha256:{name}')}" if kind == MADE else hex_of(digest)
+
+    def entries(self) -> list[Entry]:
+        """Read the folder and the one below. Raises EnvironmentFailure."""
+        made = self._listed(self.folder / MADE)
+        named = (Entry(f"{MADE}/{one.name}", one.size_bytes, one.used_s) for one in made)
+        return [*super().entries(), *named]
+
+    def make(self, data: bytes) -> str:
+        """Lay down a value that has not left the node; return its name. Raises OSError."""
+        name = os.urandom(32).hex()
+        path = self.folder / MADE / name
+        try:
+            path.write_bytes(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return f"{MADE}:{name}"
+
+    def hold(self, made: str) -> None:
+        """Keep what an executor has made until it is dropped."""
+        self._pins[self.name(made)] = 1
+
+    def drop(self, digest: str) -> None:
+        """Delete content at once, held or not."""
+        self._pins.pop(self.name(digest), None)
+        super().drop(digest)
+
     def _make(self) -> None:
         """Make the folder and hold it, so that no sweep takes it while this process lives."""
         for _ in range(HOLD_ATTEMPTS):
             super()._make()
             try:
-                self._hold()
+                (self.folder / MADE).mkdir(mode=PRIVATE, exist_ok=True)
+                self._lock_it()
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -49,7 +86,7 @@ class BlobFolder(Shelf):
             return
         raise EnvironmentFailure(f"cannot hold {self.folder}: it is removed again and again")
 
-    def _hold(self) -> None:
+    def _lock_it(self) -> None:
         """Share the folder's lock. Raises FileNotFoundError when a sweep has just taken it."""
         if self._lock >= 0:
             os.close(self._lock)
@@ -104,14 +141,21 @@ def sweep() -> None:
                 _remove_abandoned(folder)
 
 
+def clear(folder: Path) -> None:
+    """Remove a blob folder and all that lies in it. Raises OSError."""
+    for one in (folder / MADE, folder):
+        with contextlib.suppress(FileNotFoundError):
+            for file in one.iterdir():
+                file.unlink()
+            one.rmdir()
+
+
 def _remove_abandoned(folder: Path) -> None:
     """Remove a folder unless an agent holds it. Raises OSError, BlockingIOError among it."""
     lock = os.open(folder, FOLDER_FLAGS | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for file in folder.iterdir():
-            file.unlink(missing_ok=True)
-        folder.rmdir()
+        clear(folder)
     finally:
         os.close(lock)
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
-from device_agent.artifacts.shelf import PART_PREFIX, Shelf, hex_of
+from device_agent.artifacts.shelf import DIGEST_PREFIX, PART_PREFIX, Shelf, hex_of
 from device_agent.executors.contract import read_failure
 from device_agent.executors.door import ExecutorFailure, Failed
 from device_agent.executors.link import Reply
@@ -111,17 +111,18 @@ class Fetcher:
             await self._join(f"blob {digest}", self._blob, ref, urls)
         return self._blobs.path(digest)
 
-    async def push_blob(self, digest: str, urls: list[str]) -> None:
+    async def push_blob(self, digest: str, urls: list[str]) -> str:
         """Put a value of this node into the first of the cell's stores that takes it.
 
-        Raises ExecutorFailure.
+        Returns its digest, which what was made here gets now. Raises ExecutorFailure.
         """
         ref = ArtifactRef(digest, 0)
         self._blobs.pin(digest)
         try:
-            await self._join(f"push {digest}", self._push, ref, urls)
+            named: str = await self._join(f"push {digest}", self._push, ref, urls)
         finally:
             self._blobs.unpin(digest)
+        return named
 
     async def close(self) -> None:
         """Give up what is under way and end the process."""
@@ -133,7 +134,7 @@ class Fetcher:
         while self._ends:
             await asyncio.gather(*self._ends)
 
-    async def _join(self, name: str, work: Any, ref: ArtifactRef, urls: list[str]) -> None:
+    async def _join(self, name: str, work: Any, ref: ArtifactRef, urls: list[str]) -> Any:
         """Do a transfer, or wait for the same one that is under way."""
         task = self._transfers.get(name)
         if task is None:
@@ -142,7 +143,7 @@ class Fetcher:
             task = asyncio.create_task(work(ref, urls))
             self._transfers[name] = task
             task.add_done_callback(lambda done: self._finished(name, done))
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
     def _finished(self, name: str, task: asyncio.Task[None]) -> None:
         del self._transfers[name]
@@ -181,9 +182,21 @@ class Fetcher:
         self._check(ref.digest)
         await self._get(self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
 
-    async def _push(self, ref: ArtifactRef, urls: list[str]) -> None:
-        self._check(ref.digest)
-        await self._ask("put", self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
+    async def _push(self, ref: ArtifactRef, urls: list[str]) -> str:
+        bases = [f"{base}/v1/blobs" for base in urls]
+        if ref.digest.startswith(DIGEST_PREFIX):
+            self._check(ref.digest)
+            await self._ask("put", self._blobs, ref, bases)
+            return ref.digest
+        request = {
+            "op": "put",
+            "hex": "",
+            "urls": [f"{base}/" for base in bases],
+            "path": str(self._blobs.path(ref.digest)),
+            "folder": str(self._blobs.folder),
+            "tls": self._tls,
+        }
+        return DIGEST_PREFIX + (await self._say(request)).digest
 
     async def _get(
         self,

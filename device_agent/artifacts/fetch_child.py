@@ -11,11 +11,13 @@ signed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import importlib
 import json
 import os
+import shutil
 import socket
 import ssl
 import sys
@@ -48,6 +50,7 @@ BLOCK_BYTES: Final = 256 * 1024
 HOLDERS_MAX_BYTES: Final = 16 * 1024
 NEIGHBOURS_MAX: Final = 4
 """That are tried before the store."""
+FIXED_MODE: Final = 0o444
 OK: Final = 200
 PARTIAL: Final = 206
 MULTIPLE: Final = 300
@@ -261,6 +264,50 @@ def read_block(response: http.client.HTTPResponse, url: str, size: int) -> bytes
     return block
 
 
+def name(request: Header) -> str:
+    """Give a value that an executor has made its digest, under which it lies from now on.
+
+    Others rely on what lies there: it is the file itself where nobody can write to that any more,
+    else a copy. Raises Refusal.
+    """
+    folder, source = request["folder"], request["path"]
+    copy = f"{folder}/.part-{os.urandom(16).hex()}"
+    try:
+        try:
+            if not fixed(source):
+                shutil.copyfile(source, copy)
+                source = copy
+            with open(source, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            request["path"] = f"{folder}/{found}"
+            with contextlib.suppress(FileExistsError):
+                os.link(source, request["path"])
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
+    except OSError as error:
+        raise failure(f"cannot name a value: {error.strerror}") from None
+    request["hex"] = found
+    request["urls"] = [base + found for base in request["urls"]]
+    return found
+
+
+def fixed(path: str) -> bool:
+    """Whether nobody writes to a file, nor will. Raises OSError when it is not there.
+
+    Executors may neither change modes nor pass over them.
+    """
+    with open(path, "rb") as file:
+        try:
+            os.fchmod(file.fileno(), FIXED_MODE)
+            # The kernel gives no such lease for what somebody has open to write.
+            fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return False
+    return True
+
+
 def put(request: Header, url: str, client: Client) -> None:
     """Send a file to one address. Raises Miss or Refusal."""
     try:
@@ -380,6 +427,8 @@ class Worker:
                 if not here:
                     from_somebody(request, client)
             elif request["op"] == "put":
+                if not request["hex"]:
+                    said = {"digest": name(request)}
                 over_addresses(request, client, put)
             else:
                 said = self._trust.recheck(request, client)

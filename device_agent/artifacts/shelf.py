@@ -64,9 +64,13 @@ class Shelf:
         self._pins: dict[str, int] = {}
         self._make()
 
+    def name(self, digest: str) -> str:
+        """Return the file of a digest. Raises EnvironmentFailure when it is none."""
+        return hex_of(digest)
+
     def path(self, digest: str) -> Path:
         """Return where the content of a digest lies or would lie."""
-        return self.folder / hex_of(digest)
+        return self.folder / self.name(digest)
 
     def part(self, digest: str) -> Path:
         """Return where content of a digest is gathered until it is whole."""
@@ -88,7 +92,7 @@ class Shelf:
 
     def pin(self, digest: str) -> None:
         """Keep content for as long as it is in use; pins are counted."""
-        name = hex_of(digest)
+        name = self.name(digest)
         self._pins[name] = self._pins.get(name, 0) + 1
         with contextlib.suppress(OSError):
             os.utime(self.folder / name)
@@ -98,7 +102,7 @@ class Shelf:
 
         What was in use until now is the last to go: a version that was replaced may come back.
         """
-        name = hex_of(digest)
+        name = self.name(digest)
         left = self._pins.get(name, 0) - 1
         if left > 0:
             self._pins[name] = left
@@ -116,15 +120,18 @@ class Shelf:
 
     def entries(self) -> list[Entry]:
         """Read the folder, unfinished files included. Raises EnvironmentFailure."""
+        return self._listed(self.folder)
+
+    def _listed(self, folder: Path) -> list[Entry]:
         found: list[Entry] = []
         try:
-            listing = os.scandir(self.folder)
+            listing = os.scandir(folder)
         except FileNotFoundError:
             # Cleared away, as a logout does with shared memory: the next value needs it again.
             self._make()
             return found
         except OSError as error:
-            raise EnvironmentFailure(f"cannot read {self.folder}: {error.strerror}") from None
+            raise EnvironmentFailure(f"cannot read {folder}: {error.strerror}") from None
         with listing:
             for file in listing:
                 # Another process may rename or remove a file meanwhile.

@@ -8,6 +8,7 @@ takes, one that only waits and has a lower priority is shed for a newcomer.
 from collections.abc import Callable
 from typing import Final
 
+from device_agent.core.commands import DropValues
 from device_agent.core.events import Received
 from device_agent.core.finished import Finished
 from device_agent.core.replies import Replies, correlation_of
@@ -22,6 +23,8 @@ LIVE_MAX: Final = 1024
 """Requests under way on this node, over all tasks."""
 LIVE_MAX_BYTES: Final = 16 << 20
 """Inline tensors of all requests under way."""
+MADE_MAX_BYTES: Final = 192 << 20
+"""Large values made here, of requests under way and of those that are remembered."""
 SWEEP_MS: Final = 10_000
 
 _REFUSALS: Final = frozenset(
@@ -46,8 +49,9 @@ class Admission:
         self._shed = shed
         self.live: dict[str, Request] = {}
         self._bytes = 0
+        self.made_bytes = 0
         self._by_priority = [0] * 10
-        self.finished = Finished()
+        self.finished = Finished(self.drop)
 
     def known(
         self,
@@ -88,6 +92,23 @@ class Admission:
         request.size_bytes += size_bytes
         self._bytes += size_bytes
 
+    def keep(self, request: Request, made: dict[str, int]) -> bool:
+        """Count what was made for a live request, until it is dropped; whether that is in bounds.
+
+        It lasts as long as the request is under way; what is to leave the node gets its name in
+        the cell's store before that.
+        """
+        request.made.update(made)
+        self.made_bytes += sum(made.values())
+        return self.made_bytes <= MADE_MAX_BYTES
+
+    def drop(self, request: Request) -> None:
+        """Let go of what was made for a request."""
+        if request.made:
+            self.made_bytes -= sum(request.made.values())
+            self._turn.out.append(DropValues(tuple(request.made)))
+            request.made.clear()
+
     def settle(self, request: Request) -> None:
         """Retire a request of which nothing is under way any more."""
         if request.live or self.live.get(request.id) is not request:
@@ -96,13 +117,17 @@ class Admission:
         self._bytes -= request.size_bytes
         self._by_priority[request.priority] -= 1
         self._turn.timers.cancel(("request", request.id))
+        failure = request.failure
+        if failure is None or not failure.retryable:
+            self.drop(request)
         if request.guest is not None:
             return
-        failure = request.failure
         if request.ran or request.done or (failure and failure.code not in _REFUSALS):
             if not len(self.finished):
                 self._turn.timers.set(("sweep", ""), self._turn.now_ms + SWEEP_MS)
             self.finished.put(request)
+        else:
+            self.drop(request)
 
     def sweep(self) -> None:
         """Forget old answers; come again while there are any."""
@@ -183,6 +208,8 @@ class Admission:
         if failure is not None:
             if request.done:
                 self.finished.put(request)
+            else:
+                self.drop(request)
             self._replies.refuse(event, body, request.reply_to, failure)
             return None
         due_ms = min(self._turn.now_ms + ACCEPT_AFTER_MS, request.deadline_ms)
@@ -216,7 +243,11 @@ class Admission:
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether another request of this size fits."""
-        return len(self.live) < LIVE_MAX and self._bytes + size_bytes <= LIVE_MAX_BYTES
+        return (
+            len(self.live) < LIVE_MAX
+            and self._bytes + size_bytes <= LIVE_MAX_BYTES
+            and self.made_bytes < MADE_MAX_BYTES
+        )
 
     def _least(self, priority: int) -> Request | None:
         """Return the request that waits and is worth least, if that is less than a priority."""

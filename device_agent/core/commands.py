@@ -208,6 +208,13 @@ class FetchBlob(Struct, frozen=True):
     cause: str
 
 
+class DropValues(Struct, frozen=True):
+    """Delete values that were made here: nobody takes them any more."""
+
+    names: tuple[str, ...]
+    """`made:...`."""
+
+
 class PushBlob(Struct, frozen=True):
     """Bring a value to the cell's store; answered by `BlobPushed` or `BlobFailed`."""
 
@@ -336,6 +343,7 @@ Command = (
     | ExecuteTogether
     | CancelCall
     | Inferred
+    | DropValues
     | FetchBlob
     | PushBlob
     | ReadMemory

@@ -440,7 +440,7 @@ class Core:
         return str(incarnation) if incarnation >= 0 else f"b{self._before}"
 
     def _blob_pushed(self, event: events.BlobPushed) -> None:
-        self.requests.blob_pushed(event.digest)
+        self.requests.blob_pushed(event.digest, event.named)
         if self._feeder is not None:
             self._feeder.flights.blob_pushed(event.digest)
 

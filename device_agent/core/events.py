@@ -188,6 +188,9 @@ class BlobPushed(Struct, frozen=True):
     """The cell's store has the value."""
 
     digest: str
+    """As it was called."""
+    named: str = ""
+    """What a value that was made here is called from now on; empty: as it was."""
 
 
 class BlobFailed(Struct, frozen=True):

@@ -34,9 +34,14 @@ class Inferences:
     def ask(self, event: Inferring) -> None:
         """Run a model for a guest, or tell it why not."""
         run = self._requests.workers.running(event.call)
+        values = dict(zip(map(str, count()), event.values, strict=False))
         if run is None or run.phase is Phase.DEAD or run.inferring is not None:
             # The executor has been told to stop this call, or its host makes things up.
             self._turn.counts["late inference"] += 1
+            self._requests.waste(values)
+            return
+        if not self._requests.hold(run.request, values):
+            self._requests.admission.settle(run.request)
             return
         found = self._target(run, event.name)
         if isinstance(found, Failure):

@@ -77,9 +77,11 @@ class Request(Struct, eq=False):
     ran: bool = False
     """Whether a step was executed, so that remembering it spares work."""
     waiting: dict[str, Waiting] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
+    """Sizes in bytes of the large values that were made for it here and are still there."""
     runs: dict[str, "Run"] = field(default_factory=dict)
     pushing: dict[str, set[str]] = field(default_factory=dict)
-    """Digests that each answered step still waits to have pushed."""
+    """Digests, or names, that each answered step still waits to have pushed."""
     done: dict[str, Answer] = field(default_factory=dict)
     failure: Failure | None = None
     guest: "Run | None" = None

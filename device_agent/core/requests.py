@@ -16,12 +16,12 @@ Time. `born_ms` is when a request reached its first node, on this node's clock: 
 less what the message says has gone by. Where ways join the longer one counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from device_agent.core.admission import Admission
+from device_agent.core.admission import MADE_MAX_BYTES, Admission
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import PushBlob
+from device_agent.core.commands import DropValues, PushBlob
 from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, Received
 from device_agent.core.instances import Instance
 from device_agent.core.quality import Meter
@@ -32,9 +32,11 @@ from device_agent.core.values import (
     blobs,
     fed_by,
     inline_bytes,
+    made,
     merge,
     misfit,
     needed_elsewhere,
+    rename,
     total_bytes,
 )
 from device_agent.core.workers import Workers
@@ -149,11 +151,15 @@ class Requests:
         """Pass the outputs of a call on."""
         run = self.workers.take(event.call)
         if run is None:
+            self.waste(event.outputs)
             return
         self._leave_guest(run)
-        if run.request.guest is not None:
+        if run.phase is Phase.DEAD:
+            self.waste(event.outputs)
+        elif run.request.guest is not None:
+            self.hold(run.request.guest.request, event.outputs)
             self.inferences().done(run, event)
-        elif run.phase is not Phase.DEAD:
+        else:
             request, task = run.request, run.step.task
             self.measure(run, event)
             timing = Timing(task, self._turn.node, run.queue_us, event.run_us, run.fetch_us)
@@ -162,9 +168,25 @@ class Requests:
             answer = Answer(event.outputs, timings, run.born_ms, run.instance)
             request.done[task] = answer
             self.admission.hold(request, inline_bytes(event.outputs))
-            self._pass_on(request, task, answer)
+            if self.hold(request, event.outputs):
+                self._pass_on(request, task, answer)
             self._settle(request)
         self.workers.next(run.instance)
+
+    def hold(self, request: Request, values: Mapping[str, Value]) -> bool:
+        """Keep what was made for a live request; False: it is too much, and the request failed."""
+        large = made(values)
+        if not large or self.admission.keep(request, large):
+            return True
+        text = f"node {self._turn.node} has more than {MADE_MAX_BYTES} bytes of values under way"
+        self._fail(request, self._failure(_Code.BUSY, Blame.ENVIRONMENT, text, retryable=True))
+        return False
+
+    def waste(self, values: Mapping[str, Value]) -> None:
+        """Delete what was made for nobody."""
+        large = made(values)
+        if large:
+            self._turn.out.append(DropValues(tuple(large)))
 
     def _leave_guest(self, run: Run) -> None:
         """Let go of what the guest of a run waits for, now that the run is over."""
@@ -210,16 +232,19 @@ class Requests:
             self._settle(run.request)
         self.workers.next(run.instance)
 
-    def blob_pushed(self, digest: str) -> None:
+    def blob_pushed(self, digest: str, named: str) -> None:
         """Send every answer that waited for this value last."""
         for request, task in self._pushes.pop(digest, ()):
             waits = request.pushing.get(task)
             if waits is not None:
-                request.done[task].pushed.add(digest)
+                answer = request.done[task]
+                if named and named != digest:
+                    rename(answer.outputs, digest, named)
+                answer.pushed.add(named or digest)
                 waits.discard(digest)
                 if not waits:
                     del request.pushing[task]
-                    self._send(request, task, request.done[task])
+                    self._send(request, task, answer)
                     self._settle(request)
 
     def blob_failed(self, event: BlobFailed) -> None:
@@ -281,6 +306,8 @@ class Requests:
             self.admission.accept(request)
             return
         answer = request.done.get(task)
+        if answer is not None and self._is_lost(request, task, answer):
+            answer = None
         if answer is not None:
             if task not in request.repeated:
                 request.repeated.add(task)
@@ -289,6 +316,21 @@ class Requests:
         instance = self._instance(request, step)
         if instance is not None:
             self._gather(request, step, instance, given)
+
+    def _is_lost(self, request: Request, task: str, answer: Answer) -> bool:
+        """Whether an answer lacks a value that was dropped and is wanted again by another plan."""
+        lost = made(answer.outputs).keys() - request.made.keys()
+        if not lost:
+            return False
+        node, plan = self._turn.node, request.plan
+        wanted = {edge.source_port for edge in plan.outputs if edge.source == task}
+        for ports in needed_elsewhere(plan, node, task).values():
+            wanted |= ports
+        for step in fed_by(plan, node, task):
+            if step.task not in request.done:
+                wanted |= {edge.source_port for edge in step.inputs if edge.source == task}
+        again = {port: value for port, value in answer.outputs.items() if port in wanted}
+        return not lost.isdisjoint(blobs(again))
 
     def _gather(self, request: Request, step: Step, instance: Instance, given: Given) -> None:
         """Add what a source gives to the inputs of a step; start the step when it has them all."""

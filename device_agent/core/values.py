@@ -20,6 +20,9 @@ from protocols.topics import INVOCATION_MAX_BYTES
 MESSAGE_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 32 * 1024
 """Inline tensors, plan and timings of one message; the rest of its frame is bounded names."""
 
+MADE: Final = "made:"
+"""What begins the name of a value that was made here and has not left: it has no digest yet. No
+message can carry it."""
 LOAD: Final = "load"
 """The sensor that every node has: its own load."""
 
@@ -49,6 +52,18 @@ def value_bytes(value: Value) -> int:
 def blobs(values: Mapping[str, Value]) -> dict[str, int]:
     """Return the size in bytes of every large value, by digest."""
     return {value.digest: value.size_bytes for value in values.values() if isinstance(value, Blob)}
+
+
+def made(values: Mapping[str, Value]) -> dict[str, int]:
+    """Return the size in bytes of every large value that was made here, by name."""
+    return {name: size for name, size in blobs(values).items() if name.startswith(MADE)}
+
+
+def rename(values: dict[str, Value], digest: str, named: str) -> None:
+    """Have the values of one digest, or name, go by another."""
+    for port, value in values.items():
+        if isinstance(value, Blob) and value.digest == digest:
+            values[port] = Blob(value.dtype, value.shape, named, value.size_bytes)
 
 
 def misfit(instance: Instance, port: str, value: Value) -> str:

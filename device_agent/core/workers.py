@@ -20,7 +20,7 @@ from device_agent.core.instances import Batch, Instance
 from device_agent.core.quality import Meter
 from device_agent.core.request import Phase, Request, Run
 from device_agent.core.turn import Turn
-from device_agent.core.values import blobs
+from device_agent.core.values import MADE, blobs
 from protocols.errors import Blame, TonaBug
 from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.task import InstanceState
@@ -139,7 +139,11 @@ class Workers:
     def start(self, run: Run) -> None:
         """Fetch the large inputs of a run, then let it run or wait."""
         run.request.runs[run.step.task] = run
-        large = blobs(run.inputs)
+        large = {
+            digest: size
+            for digest, size in blobs(run.inputs).items()
+            if not digest.startswith(MADE)
+        }
         if not large:
             self.enqueue(run)
             return

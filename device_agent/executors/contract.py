@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from device_agent.executors.door import Bytes, Done, Failed, File, Value
 from device_agent.executors.link import Reply
+from device_agent.executors.programs.wire import MADE
 from protocols.errors import Blame
 from protocols.manifest import (
     ITEM_BYTES,
@@ -23,12 +24,12 @@ from protocols.messages.invocation import INLINE_MAX_BYTES, FailureCode
 
 DIGEST_PREFIX: Final = "sha256:"
 FLAGS_LENGTH: Final = 160
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_DIGEST: Final = re.compile(r"(?:sha256|made):[0-9a-f]{64}")
+_FILE: Final = re.compile(rf"{MADE}/[0-9a-f]{{64}}")
 _BY_NUMBER: Final = {number: dtype for dtype, number in ONNX_DTYPE_NUMBER.items()}
 
 Described = tuple[str, int, tuple[int, ...], int, str]
-"""A value as it stands in a frame: name, dtype number, shape, bytes, hex digest or empty."""
+"""A value as it stands in a frame: name, dtype number, shape, bytes, file or empty."""
 
 
 class ConstantFile(Struct, frozen=True):
@@ -63,8 +64,8 @@ class Contract:
                 described.append((name, number, value.shape, len(value.data), ""))
                 inline.append(value.data)
             else:
-                digest = value.digest[len(DIGEST_PREFIX) :]
-                described.append((name, number, value.shape, value.size_bytes, digest))
+                file = file_of(value.digest)
+                described.append((name, number, value.shape, value.size_bytes, file))
         if len(described) != len(inputs):
             return self._extra(inputs)
         return described, inline
@@ -90,7 +91,7 @@ class Contract:
             return f"{len(reply.out)} outputs, not {len(self._gives)}"
         outputs: dict[str, Value] = {}
         at = 0
-        for (port, name, number, item_bytes), (called, dtype, shape, size, digest) in zip(
+        for (port, name, number, item_bytes), (called, dtype, shape, size, file) in zip(
             self._gives, reply.out, strict=True
         ):
             fits = shape == port.shape or accepts(port, port.dtype, shape)
@@ -101,13 +102,13 @@ class Contract:
                 )
             if size != item_bytes * prod(shape) or size > self._output_bytes:
                 return f"output {name!r} of {size} bytes for {list(shape)}"
-            if not digest:
+            if not file:
                 outputs[name] = Bytes(port.dtype, shape, bytes(body[at : at + size]))
                 at += size
-            elif _HEX.fullmatch(digest):
-                outputs[name] = File(port.dtype, shape, DIGEST_PREFIX + digest, size)
+            elif _FILE.fullmatch(file):
+                outputs[name] = File(port.dtype, shape, _made(file), size)
             else:
-                return f"output {name!r} under no digest"
+                return f"output {name!r} in no file of its own"
         return outputs if at == len(body) else f"{len(body)} bytes of outputs, not {at}"
 
 
@@ -117,7 +118,7 @@ def read_guest(
     """Return what a guest feeds to a model; None where a host says what cannot be."""
     values: list[Value] = []
     at = 0
-    for number, shape, size, name in described[: MAX_PORTS + 1]:
+    for number, shape, size, file in described[: MAX_PORTS + 1]:
         dtype = _BY_NUMBER.get(number)
         if (
             dtype is None
@@ -125,11 +126,11 @@ def read_guest(
             or size != ITEM_BYTES[dtype] * prod(shape)
         ):
             return None
-        if not name:
+        if not file:
             values.append(Bytes(dtype, shape, bytes(body[at : at + size])))
             at += size
-        elif _HEX.fullmatch(name):
-            values.append(File(dtype, shape, DIGEST_PREFIX + name, size))
+        elif _FILE.fullmatch(file):
+            values.append(File(dtype, shape, _made(file), size))
         else:
             return None
     return values if at == len(body) and len(values) <= MAX_PORTS else None
@@ -145,8 +146,23 @@ def give_guest(outputs: Mapping[str, Value]) -> tuple[list[Any], list[bytes]]:
             described.append((number, one.shape, len(one.data), ""))
             inline.append(one.data)
         else:
-            described.append((number, one.shape, one.size_bytes, one.digest[len(DIGEST_PREFIX) :]))
+            described.append((number, one.shape, one.size_bytes, file_of(one.digest)))
     return described, inline
+
+
+def file_of(digest: str) -> str:
+    """Return the file of a large value in the blob folder."""
+    kind, _, name = digest.partition(":")
+    return f"{MADE}/{name}" if kind == MADE else name
+
+
+def _made(file: str) -> str:
+    return file.replace("/", ":")
+
+
+def files_of(reply: Reply) -> list[str]:
+    """Return the files of the blob folder that an answer names."""
+    return [one[4] for one in reply.out if _FILE.fullmatch(one[4])]
 
 
 def _misfit(port: Port, item_bytes: int, value: Value) -> str:

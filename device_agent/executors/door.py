@@ -26,12 +26,12 @@ class Bytes(Struct, frozen=True):
 
 
 class File(Struct, frozen=True):
-    """A large value, in the node's blob folder under the hex of its digest."""
+    """A large value, in the node's blob folder."""
 
     dtype: Dtype
     shape: tuple[int, ...]
     digest: str
-    """`sha256:...`."""
+    """`sha256:...`, or `made:...` and a name where an executor made it and it has not left yet."""
     size_bytes: int
 
 

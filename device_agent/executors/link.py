@@ -52,6 +52,8 @@ class Reply(Struct, frozen=True):
     """What its sandbox lacks on this machine."""
     exit: tuple[int, str] | None = None
     """A child of the process ended: its number, how."""
+    digest: str = ""
+    """Hex, of a value that was brought to a store."""
     form: str = ""
     """Fingerprint of the file that a module was compiled into."""
     unloaded: bool = False

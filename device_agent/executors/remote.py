@@ -20,6 +20,7 @@ from device_agent.executors.calls import Instance, Run, Slots
 from device_agent.executors.contract import (
     ConstantFile,
     Described,
+    files_of,
     fit_constant,
     read_failure,
 )
@@ -40,6 +41,7 @@ from device_agent.executors.door import (
 from device_agent.executors.folders import Folders
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import pss_bytes
+from device_agent.executors.programs.wire import MADE
 from protocols.errors import Blame
 from protocols.manifest import ONNX_DTYPE_NUMBER, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
@@ -108,7 +110,7 @@ class RemoteExecutor:
     ) -> None:
         """`folders` are those that its processes are let into beside `blobs`."""
         self._blobs = blobs
-        self._folders = Folders((blobs, *folders))
+        self._folders = Folders((blobs, blobs / MADE, *folders))
         self._on_exit = on_exit
         self.on_infer: OnInfer = no_infer
         self._instances: dict[str, Instance] = {}
@@ -376,7 +378,15 @@ class RemoteExecutor:
             self._look_at_folders()
         for level, line in reply.log:
             log.log(LEVELS[min(level, len(LEVELS) - 1)], "task %s: %s", instance.task, line)
-        run.settle(instance.contract.read(reply, body))
+        result = instance.contract.read(reply, body)
+        if not run.settle(result) or isinstance(result, Failed):
+            self._discard(reply)
+
+    def _discard(self, reply: Reply) -> None:
+        """Delete what was made for nobody."""
+        for file in files_of(reply):
+            with contextlib.suppress(OSError):
+                (self._blobs / file).unlink()
 
     def inferred(self, task: str, call: str, result: Done | Failed) -> None:
         """Give a guest what the model gave; there are no guests here."""

@@ -21,6 +21,7 @@ from device_agent.executors.door import LINKED, PLAIN, Done, ExecutorFailure, Fa
 from device_agent.executors.hosts import Host, Hosts, OnEvent
 from device_agent.executors.link import Link, Reply
 from device_agent.executors.process import PROGRAMS, Process, probe
+from device_agent.executors.programs.wire import MADE
 from device_agent.executors.remote import (
     START_TIMEOUT_S,
     OnExit,
@@ -87,7 +88,8 @@ class WasmExecutor(RemoteExecutor):
         self._keys = 0
         folders = {
             "read": [str(self._cache), str(artifacts)],
-            "write": [str(blobs), str(memories)],
+            "look": [str(blobs)],
+            "write": [str(blobs / MADE), str(memories)],
             "forms": str(self._cache),
             "blobs": str(blobs),
         }

@@ -208,6 +208,37 @@ async def test_a_blob_goes_there_and_back(
         await fetcher.push_blob("sha256:" + "1" * 64, [store.url])
 
 
+async def test_a_value_that_leaves_gets_its_digest_and_lies_under_it(
+    fetcher: Fetcher, store: Store, blobs: BlobFolder
+) -> None:
+    data = os.urandom(100_000)
+    made = blobs.make(data)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    store.faults = ["503"]
+    assert await fetcher.push_blob(made, [store.url]) == digest
+    assert store.content[f"/v1/blobs/{digest[7:]}"] == data
+    assert blobs.path(digest).samefile(blobs.path(made)), "its memory is taken once"
+    # Twice is as well as once, and what goes here stays there.
+    assert await fetcher.push_blob(made, [store.url]) == digest
+    blobs.drop(made)
+    assert blobs.path(digest).read_bytes() == data
+    with pytest.raises(ExecutorFailure, match="cannot name a value: No such file"):
+        await fetcher.push_blob(made, [store.url])
+
+
+async def test_nobody_changes_what_lies_under_a_digest(
+    fetcher: Fetcher, store: Store, blobs: BlobFolder
+) -> None:
+    data = os.urandom(100_000)
+    made = blobs.make(data)
+    with blobs.path(made).open("r+b") as hostile:
+        digest = await fetcher.push_blob(made, [store.url])
+        hostile.write(b"other")
+    assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert blobs.path(digest).read_bytes() == data
+    assert [one.name for one in blobs.entries() if "part" in one.name] == []
+
+
 async def test_a_killed_process_fails_the_transfer_and_the_next_one_works(
     fetcher: Fetcher, store: Store
 ) -> None:

@@ -133,7 +133,27 @@ def test_blobs_go_by_age_then_by_size_but_never_fresh_or_pinned(tmp_path: Path) 
     assert blobs.trim(now_s + 10_000_000_000) == 80
 
 
+def test_what_was_made_here_stays_until_it_is_dropped(tmp_path: Path) -> None:
+    blobs = BlobFolder(tmp_path, 100, max_age_s=60)
+    held, left = blobs.make(bytes(90)), blobs.make(bytes(70))
+    blobs.hold(held)
+    put(blobs, A, 30, 5)
+    for one in (held, left):
+        os.utime(blobs.path(one), (7, 7))
+    assert sorted(entry.size_bytes for entry in blobs.entries()) == [30, 70, 90]
+    # What a dead executor has left goes like any value that nobody uses.
+    assert blobs.trim(now_s=50) == 100
+    assert [entry.size_bytes for entry in blobs.entries()] == [90]
+    blobs.trim(now_s=1000)
+    assert blobs.path(held).exists()
+    blobs.drop(held)
+    assert blobs.entries() == []
+    assert blobs.pinned() == frozenset()
+    blobs.drop(held)
+
+
 def test_the_blob_folder_begins_empty(tmp_path: Path) -> None:
+    BlobFolder(tmp_path, 100, 60).make(b"left by a crash")
     put(BlobFolder(tmp_path, 100, 60), A, 10, 5)
     (tmp_path / ".part-77-abc-1").write_bytes(b"torn")
     assert BlobFolder(tmp_path, 100, 60).entries() == []
@@ -175,10 +195,10 @@ def test_what_an_agent_left_is_swept_once_it_lives_no_more(
         for folder in (lives, killed):
             (folder / ("a" * 64)).write_bytes(b"value")
         sweep()
-        assert len(list(killed.iterdir())) == 1
+        assert len(list(killed.iterdir())) == 2
         agent.kill()
     sweep()
-    assert (len(list(lives.iterdir())), killed.exists()) == (1, False)
+    assert (len(list(lives.iterdir())), killed.exists()) == (2, False)
 
 
 def test_a_sweep_goes_nowhere_that_is_not_ours_alone(
@@ -205,7 +225,7 @@ def test_a_folder_that_came_back_is_held_again(
 ) -> None:
     monkeypatch.setattr("device_agent.artifacts.blobs.SHARED_MEMORY", tmp_path)
     blobs = BlobFolder(blob_path("n1", tmp_path / "disk"), 100, 60.0)
-    blobs.folder.rmdir()
+    shutil.rmtree(blobs.folder)
     assert blobs.trim(0.0) == 0
     sweep()
     assert blobs.folder.exists()

@@ -6,9 +6,9 @@ from msgspec import structs
 
 from device_agent.core import commands, events
 from device_agent.core.admission import LIVE_MAX
-from protocols.manifest import ExecutorKind, Infer, Manifest
+from protocols.manifest import Dtype, ExecutorKind, Infer, Manifest
 from protocols.messages import Assign, Cancel, QualityReport, Release, Result
-from protocols.messages.invocation import FailureCode
+from protocols.messages.invocation import Blob, FailureCode
 from protocols.messages.sense import LoadReport
 from protocols.messages.task import Deviceless
 from protocols.topics import Channel
@@ -49,6 +49,23 @@ def infer(node: SimNode, call: str, name: str = "net", values: int = 1) -> list[
 def told(said: list[commands.Command]) -> commands.Inferred:
     (one,) = of(commands.Inferred, said)
     return one
+
+
+def test_large_values_of_an_inference_go_with_the_guests_request() -> None:
+    node = serving()
+    call = called(node)
+    given, found = (
+        Blob(Dtype.UINT8, (100_000,), f"made:{number:064x}", 100_000) for number in (1, 2)
+    )
+    (run,) = of(commands.Execute, node.tell(events.Inferring(call, "net", (given,))))
+    assert run.inputs == {"x": given}
+    said = node.answer(run.call, y=found)
+    assert told(said).outputs == {"y": found}
+    assert not of(commands.DropValues, said)
+    (drop,) = of(commands.DropValues, node.answer(call))
+    assert sorted(drop.names) == [given.digest, found.digest]
+    (late,) = of(commands.DropValues, node.tell(events.Inferring(call, "net", (given,))))
+    assert late.names == (given.digest,)
 
 
 def test_a_guest_gets_what_its_model_gives_and_then_answers() -> None:

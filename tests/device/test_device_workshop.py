@@ -8,12 +8,13 @@ import pytest
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
-from device_agent.core import events
+from device_agent.core import commands, events
 from device_agent.executors.door import Bytes, Done
 from device_agent.workshop import Makers, Workshop
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.folder import DataFolder
 from protocols.manifest import Dtype
+from protocols.messages.invocation import Blob
 
 LARGE = {f"y{at}": Bytes(Dtype.UINT8, (60_000,), bytes(60_000)) for at in range(4)}
 
@@ -55,8 +56,18 @@ def test_outputs_without_room_fail_their_call_alone(hands: Hands) -> None:
     assert not hands.crashes
 
 
+def test_outputs_too_much_together_are_made_files_until_they_are_dropped(hands: Hands) -> None:
+    done = hands.answered()
+    assert isinstance(done, events.ExecutorDone)
+    names = tuple(one.digest for one in done.outputs.values() if isinstance(one, Blob))
+    assert len(names) == 2
+    assert hands.blobs.used_bytes() == 120_000
+    hands.workshop.doors[commands.DropValues](commands.DropValues((*names, f"made:{'0' * 64}")))
+    assert hands.blobs.used_bytes() == 0
+
+
 async def test_a_folder_that_cannot_be_looked_after_ends_nothing(hands: Hands) -> None:
-    hands.blobs.folder.rmdir()
+    shutil.rmtree(hands.blobs.folder)
     hands.blobs.folder.write_text("a file")
     await hands.workshop.look_after()
     assert not hands.crashes

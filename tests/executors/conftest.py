@@ -29,7 +29,7 @@ def shelf(tmp_path: Path) -> Shelf:
 @pytest.fixture
 def blobs(tmp_path: Path) -> Path:
     folder = tmp_path / "blobs"
-    folder.mkdir()
+    (folder / "made").mkdir(parents=True)
     return folder
 
 

@@ -14,6 +14,7 @@ import pytest
 from executor_guests import Shelf
 from msgspec import structs
 
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import LINKED, Bytes, Done, Failed, File, Value
 from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Limits, LinkedModule, Port
@@ -118,7 +119,7 @@ async def test_a_photo_is_decoded_to_the_pixels_that_another_decoder_finds(
 
     def pixels(value: Value) -> bytes:
         assert isinstance(value, File)
-        return (blobs / value.digest.removeprefix("sha256:")).read_bytes()
+        return (blobs / file_of(value.digest)).read_bytes()
 
     file = Port("file", Dtype.UINT8, (-1,))
     await foreign.start("lodepng", decoder, (file,), Port("image", Dtype.UINT8, (-1, -1, 4)))

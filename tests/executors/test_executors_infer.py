@@ -11,6 +11,7 @@ from executor_guests import Shelf, floats
 from executor_models import Model
 from msgspec import structs
 
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File, Value
 from device_agent.executors.onnx import OnnxExecutor
 from device_agent.executors.wasm import WasmExecutor
@@ -144,7 +145,7 @@ async def test_large_tensors_go_as_files_that_are_gone_afterwards(pair: Pair, bl
     assert of(result) == (2.0 * (count - 1),)
     (_, _, values) = pair.asked[0]
     assert isinstance(values[0], File)
-    assert not (blobs / values[0].digest.removeprefix("sha256:")).exists()
+    assert not (blobs / file_of(values[0].digest)).exists()
 
 
 async def test_an_output_goes_where_the_guest_says(pair: Pair) -> None:

@@ -16,6 +16,7 @@ from executor_guests import Shelf, floats
 from executor_models import Model
 
 from device_agent.executors import models, remote
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, File, Setup, Value
 from device_agent.executors.onnx import OnnxExecutor
 from protocols.errors import Blame, EnvironmentFailure
@@ -135,9 +136,9 @@ async def test_an_interpreter_without_onnxruntime_is_no_executor(
 
 
 async def test_the_working_folder_must_be_empty(tmp_path: Path, blobs: Path) -> None:
-    (blobs / "weights.bin").touch()
+    (blobs / "made" / "weights.bin").touch()
     with pytest.raises(EnvironmentFailure, match=r"weights\.bin"):
-        OnnxExecutor(blobs=tmp_path, empty=blobs)
+        OnnxExecutor(blobs=tmp_path, empty=blobs / "made")
 
 
 def parent(pid: int) -> int:
@@ -234,10 +235,11 @@ async def test_large_values_go_as_files_both_ways(
     result = await onnx.invoke("t", "c", {"x": value}, BUDGET_MS)
     output = result.outputs["y"]
     assert isinstance(output, File)
-    data = (blobs / output.digest.removeprefix("sha256:")).read_bytes()
-    assert data == struct.pack("<f", 2.0) * 100_000
-    assert shelf.put(data)[1].digest == output.digest
-    assert len(list(blobs.iterdir())) == 2
+    assert (blobs / file_of(output.digest)).read_bytes() == struct.pack("<f", 2.0) * 100_000
+    again = await onnx.invoke("t", "d", {"x": output}, BUDGET_MS)
+    doubled = blobs / file_of(again.outputs["y"].digest)
+    assert doubled.read_bytes() == struct.pack("<f", 4.0) * 100_000
+    assert len(list(blobs.glob("made/*"))) == 2
 
 
 async def test_values_without_elements_and_without_axes_pass(
@@ -306,7 +308,7 @@ async def test_outputs_beyond_their_limit_are_refused(
     await ready(onnx, *zeros(limits=Limits(output_bytes=100_000)))
     result = await onnx.invoke("t", "c", count(30_000), BUDGET_MS)
     assert (result.code, result.blame) == (FailureCode.LIMIT, Blame.USER)
-    assert list(blobs.iterdir()) == []
+    assert list(blobs.glob("made/*")) == []
 
 
 async def test_a_killed_child_fails_its_call_and_comes_back(

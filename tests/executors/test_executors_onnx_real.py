@@ -11,6 +11,7 @@ import onnx
 import pytest
 from executor_guests import Shelf
 
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, File, Value
 from device_agent.executors.onnx import OnnxExecutor
 from device_agent.executors.wasm import WasmExecutor
@@ -53,7 +54,7 @@ def value_of(array: Any, blobs: Path) -> Value:
 def array_of(value: Value, blobs: Path) -> Any:
     data = value.data if isinstance(value, Bytes) else b""
     if isinstance(value, File):
-        data = (blobs / value.digest.removeprefix("sha256:")).read_bytes()
+        data = (blobs / file_of(value.digest)).read_bytes()
     return np.frombuffer(data, value.dtype.value).reshape(value.shape)
 
 

@@ -188,7 +188,7 @@ async def test_a_folder_that_was_cleared_away_costs_one_more_try(
     artifact, manifest = shelf.guest("echo") if kind == "wasm" else model(shelf)
     await executor.start("t", artifact, manifest, {})
     shutil.rmtree(blobs)
-    blobs.mkdir()
+    (blobs / "made").mkdir(parents=True)
     data = struct.pack("<f", 1.0) * 40_000
     digest = hashlib.sha256(data).hexdigest()
     (blobs / digest).write_bytes(data)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import struct
@@ -12,6 +13,7 @@ import pytest
 from executor_exits import Exits
 from executor_guests import Shelf, floats, module
 
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File, Value
 from device_agent.executors.seals import FINGERPRINT, Seals
 from device_agent.executors.wasm import WasmExecutor
@@ -88,11 +90,16 @@ async def test_large_values_go_as_files(wasm: WasmExecutor, shelf: Shelf, blobs:
     path.rename(blobs / path.name)
     value = File(Dtype.FLOAT32, (250_000,), ref.digest, len(data))
     result = await wasm.invoke("t", "c", {"x": value}, BUDGET_MS)
-    assert result.outputs == {"y": value}
-    assert sorted(one.name for one in blobs.iterdir()) == [path.name]
+    output = result.outputs["y"]
+    assert (blobs / file_of(output.digest)).read_bytes() == data
+    # What one step has made is the next one's input as it lies there.
+    again = await wasm.invoke("t", "d", {"x": output}, BUDGET_MS)
+    assert (blobs / file_of(again.outputs["y"].digest)).read_bytes() == data
+    assert again.outputs["y"].digest != output.digest
+    assert sorted(one.name for one in blobs.iterdir()) == sorted(["made", path.name])
 
 
-async def test_a_large_output_is_written_under_its_digest(
+async def test_a_large_output_lies_under_a_name_that_nobody_can_guess(
     wasm: WasmExecutor, shelf: Shelf, blobs: Path
 ) -> None:
     artifact, manifest = shelf.task(
@@ -108,8 +115,9 @@ async def test_a_large_output_is_written_under_its_digest(
     result = await wasm.invoke("t", "c", {}, BUDGET_MS)
     output = result.outputs["y"]
     assert isinstance(output, File)
-    written = blobs / output.digest.removeprefix("sha256:")
-    assert shelf.put(written.read_bytes())[1].digest == output.digest
+    assert re.fullmatch("made:[0-9a-f]{64}", output.digest)
+    written = blobs / file_of(output.digest)
+    assert shelf.put(written.read_bytes())[1].digest != f"sha256:{written.name}"
     assert written.stat().st_size == output.size_bytes == 100_000
 
 

@@ -58,8 +58,8 @@ def hold_described(
         return ""
     small = iter(inline)
     values: list[Value] = [
-        (name, number, tuple(shape), map_file(f"{blobs}/{digest}", size) if digest else next(small))
-        for name, number, shape, size, digest in described
+        (name, number, tuple(shape), map_file(f"{blobs}/{file}", size) if file else next(small))
+        for name, number, shape, size, file in described
     ]
     return hold(values, checks)
 

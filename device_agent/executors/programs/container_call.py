@@ -1,12 +1,11 @@
 """Values on their way into a container and out of it, as `.npy` files in two folders.
 
 The container may write to its outputs while we read: nothing of them is mapped, no link is
-followed, and what is hashed is what was written.
+followed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -16,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from device_agent.executors.programs import container_images as images
     from device_agent.executors.programs import container_npy as npy
-    from device_agent.executors.programs.stream import Refusal
-    from device_agent.executors.programs.wire import INLINE_MAX_BYTES
+    from device_agent.executors.programs.stream import Refusal, remove
+    from device_agent.executors.programs.wire import INLINE_MAX_BYTES, MADE
 else:
     import container_images as images
     import container_npy as npy
-    from stream import Refusal
-    from wire import INLINE_MAX_BYTES
+    from stream import Refusal, remove
+    from wire import INLINE_MAX_BYTES, MADE
 
-COPY_BYTES: Final = 1 << 20
 SUFFIX: Final = ".npy"
 ITEM_BYTES: Final = {number: int(descr[2]) for number, descr in npy.DESCR.items()}
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -88,9 +86,9 @@ def read_outputs(
             if left < 0:
                 text = f"the outputs take more than the task's limit of {limit_bytes} bytes"
                 raise Refusal("limit", "user", text)
-            digest = ""
+            file = ""
             if size > INLINE_MAX_BYTES:
-                digest = _copy_out(fd, start, size, port[0], blobs)
+                file = _copy_out(fd, start, size, port[0], blobs)
             else:
                 data = os.pread(fd, size, start)
                 if len(data) != size:
@@ -98,7 +96,7 @@ def read_outputs(
                 inline.append(memoryview(data))
         finally:
             os.close(fd)
-        described.append([port[0], port[1], shape, size, digest])
+        described.append([port[0], port[1], shape, size, file])
     return described, inline
 
 
@@ -143,32 +141,25 @@ def _examine(fd: int, port: Port) -> tuple[tuple[int, ...], int, int]:
 
 
 def _copy_out(fd: int, start: int, size: int, name: str, blobs: str) -> str:
-    """Write a large output into the blob folder, read and hashed once; its hex digest."""
-    # Process ids of our namespace are not those of others that write there.
-    part = f"{blobs}/.part-{os.urandom(12).hex()}"
-    import hashlib  # noqa: PLC0415 - OpenSSL's, megabytes that only large outputs need
-
-    digest = hashlib.sha256()
-    buffer = bytearray(min(size, COPY_BYTES))
+    """Write a large output into the blob folder, read once; its file there."""
+    made = f"{MADE}/{os.urandom(32).hex()}"
+    whole = False
     try:
-        with open(part, "xb", buffering=0) as file:
+        with open(f"{blobs}/{made}", "xb", buffering=0) as file:
             at = start
             while at < start + size:
-                room = memoryview(buffer)[: min(len(buffer), start + size - at)]
-                count = os.preadv(fd, [room], at)
+                count = os.sendfile(file.fileno(), fd, at, start + size - at)
                 if not count:
                     raise _wrong(name, "was changed while it was read")
-                digest.update(room[:count])
-                _write_all(file, room[:count])
                 at += count
-        os.rename(part, f"{blobs}/{digest.hexdigest()}")
+        whole = True
     except OSError as error:
         text = f"an output of {size} bytes does not fit into {blobs}: {error.strerror}"
         raise Refusal("executor", "environment", text, retryable=True) from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-    return digest.hexdigest()
+        if not whole:
+            remove(f"{blobs}/{made}")
+    return made
 
 
 def clear(folder: str) -> None:

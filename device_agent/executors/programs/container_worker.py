@@ -245,9 +245,9 @@ class Worker:
     def _bring(self, described: list[list[Any]], body: memoryview, written: list[str]) -> None:
         at = 0
         folder = f"{self._folder}/in"
-        for name, number, shape, size, digest in described:
-            view: memoryview | str = f"{self._program.blobs}/{digest}"
-            if not digest:
+        for name, number, shape, size, file in described:
+            view: memoryview | str = f"{self._program.blobs}/{file}"
+            if not file:
                 view = body[at : at + size]
                 at += size
             written.append(f"{folder}/{name}{call.SUFFIX}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from device_agent.executors.programs import onnx_batch, onnx_forms, onnx_state, sandbox
     from device_agent.executors.programs.onnx_program import CPU, Model, blame, usable
     from device_agent.executors.programs.stream import Answer, Frame, Header, Refusal, Stream
+    from device_agent.executors.programs.wire import MADE
     from device_agent.executors.programs.zygote import Control, Zygote
 else:
     import onnx_batch
@@ -35,12 +36,14 @@ else:
     import sandbox
     from onnx_program import CPU, Model, blame, usable
     from stream import Frame, Header, Refusal, Stream
+    from wire import MADE
     from zygote import Control, Zygote
 
 WATCH_STACK_BYTES: Final = 256 * 1024
 FORM_ROOM: Final = 3
 """What writing a form takes beside the loaded model, in sizes of the model."""
-BLOBS_MODE: Final = 0o770
+BLOBS_MODE: Final = 0o710
+MADE_MODE: Final = 0o730
 FILES_TIMEOUT_S: Final = 10.0
 """Between the frame that asks for descriptors and that which brings them."""
 DEVICES: Final = (
@@ -58,7 +61,8 @@ def plan(request: Header) -> sandbox.Plan:
     """Return what the process of a model may do."""
     chosen, _ = usable(request["providers"])
     common = sandbox.Plan(
-        write=(request["blobs"],),
+        look=(request["blobs"],),
+        write=(f"{request['blobs']}/{MADE}",),
         memory_bytes=request["memory"],
         user=request["user"],
     )
@@ -251,7 +255,7 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
 def _make(request: Header, handle: int, form: int) -> bool:
     """Vet the model and write its optimised form, in the sandbox. Raises Refusal."""
     room = request["memory"] + FORM_ROOM * os.fstat(handle).st_size
-    sandbox.enter(plan(request)._replace(forks=False, write=(), memory_bytes=room))
+    sandbox.enter(plan(request)._replace(forks=False, look=(), write=(), memory_bytes=room))
     return Model(request, handle, "", form, make=True).made
 
 
@@ -260,7 +264,9 @@ def _for_another(request: Header) -> str:
 
     Nobody else of that group passes the folders above, which are the agent's alone.
     """
-    os.chown(request["blobs"], -1, sandbox.identity(request["user"])[1])
-    os.chmod(request["blobs"], BLOBS_MODE)
+    group = sandbox.identity(request["user"])[1]
+    for one, mode in ((request["blobs"], BLOBS_MODE), (f"{request['blobs']}/{MADE}", MADE_MODE)):
+        os.chown(one, -1, group)
+        os.chmod(one, mode)
     folder = os.open(request["blobs"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return f"/proc/self/fd/{folder}"

@@ -1,6 +1,6 @@
 """What a process that runs an author's program gives up before it touches anything of an author.
 
-    kept = enter(Plan(read=("/sys/devices/system/cpu",), write=(blobs,), memory_bytes=256 << 20))
+    kept = enter(Plan(read=("/sys/devices/system/cpu",), look=(blobs,), memory_bytes=256 << 20))
 
 In this order: limits, a user of its own where the machine has one for it, every capability,
 Landlock (files, TCP, signals), a filter of system calls. Each holds for the process and all that it
@@ -59,6 +59,8 @@ class Plan(NamedTuple):
 
     read: tuple[str, ...] | None = ()
     """Files and folders, with all below; None: whatever its user may."""
+    look: tuple[str, ...] = ()
+    """Folders whose files it may read by name, not list."""
     write: tuple[str, ...] = ()
     """Folders whose files it may make, read by name, replace and remove, not list."""
     build: tuple[str, ...] = ()
@@ -204,6 +206,7 @@ def _open_rules(plan: Plan) -> list[tuple[int, int]]:
     """Open what the plan names, while that is still allowed; a path that is absent is no rule."""
     rules = []
     asked = [(one, _READS) for one in plan.read or ()]
+    asked += [(one, _READ) for one in plan.look]
     asked += [(one, _REPLACES) for one in plan.write]
     asked += [(one, _BUILDS) for one in plan.build]
     asked += [(one, _DRIVES) for one in plan.devices]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import mmap
 import os
@@ -20,11 +19,12 @@ if TYPE_CHECKING:
     from device_agent.executors.programs.wire import (
         CHUNK_BYTES,
         INLINE_MAX_BYTES,
+        MADE,
         PREFIX,
         measure,
     )
 else:
-    from wire import CHUNK_BYTES, INLINE_MAX_BYTES, PREFIX, measure
+    from wire import CHUNK_BYTES, INLINE_MAX_BYTES, MADE, PREFIX, measure
 
 MAX_READ_BYTES: Final = 256 * 1024
 MAX_TEXT: Final = 2000
@@ -134,9 +134,9 @@ def read_values(described: list[list[Any]], body: memoryview, blobs: str) -> lis
     """Take the values of a frame apart; large ones are mapped. Raises Refusal."""
     values: list[Value] = []
     at = 0
-    for name, dtype, shape, size, digest in described:
-        if digest:
-            view = map_file(f"{blobs}/{digest}", size)
+    for name, dtype, shape, size, file in described:
+        if file:
+            view = map_file(f"{blobs}/{file}", size)
         else:
             view = body[at : at + size]
             at += size
@@ -145,35 +145,33 @@ def read_values(described: list[list[Any]], body: memoryview, blobs: str) -> lis
 
 
 def write_value(view: memoryview, blobs: str) -> str:
-    """Write a large value into the blob folder, hashed once; return its hex digest.
+    """Write a large value into the blob folder; return its file there.
 
-    Raises Refusal when the folder's disk is full or not writable.
+    Most values never leave the node: who brings one elsewhere finds its digest. Raises Refusal when
+    the folder's disk is full or not writable.
     """
-    digest = hashlib.sha256(view).hexdigest()
-    path = f"{blobs}/{digest}"
+    name = f"{MADE}/{os.urandom(32).hex()}"
+    path = f"{blobs}/{name}"
     try:
-        os.utime(path)
-    except OSError:
-        pass
-    else:
-        return digest
-    part = f"{blobs}/.part-{os.getpid()}-{digest[:16]}-{id(view):x}"
-    try:
-        with open(part, "xb", buffering=0) as file:
+        with open(path, "xb", buffering=0) as file:
             left = view
             while left.nbytes:
                 left = left[file.write(left) :]
-        os.rename(part, path)
     except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+        remove(path)
         raise Refusal(
             "executor",
             "environment",
-            f"an output of {view.nbytes} bytes does not fit into {blobs}: {error.strerror}",
+            f"a value of {view.nbytes} bytes does not fit into {blobs}: {error.strerror}",
             retryable=True,
         ) from None
-    return digest
+    return name
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be gone."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def write_values(
@@ -188,12 +186,12 @@ def write_values(
     described: list[list[Any]] = []
     inline: list[memoryview] = []
     for name, dtype, shape, view in values:
-        digest = ""
+        file = ""
         if view.nbytes > INLINE_MAX_BYTES:
-            digest = write_value(view, blobs)
+            file = write_value(view, blobs)
         else:
             inline.append(view)
-        described.append([name, dtype, shape, view.nbytes, digest])
+        described.append([name, dtype, shape, view.nbytes, file])
     return described, inline
 
 

@@ -20,7 +20,6 @@ A guest that ends with an error, or traps, after a run that failed is answered w
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
@@ -29,7 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from device_agent.executors.programs import abi
-    from device_agent.executors.programs.stream import Header, Refusal, map_file
+    from device_agent.executors.programs.stream import (
+        Header,
+        Refusal,
+        map_file,
+        remove,
+        write_value,
+    )
     from device_agent.executors.programs.wasm_engine import Guest
     from device_agent.executors.programs.wire import INLINE_MAX_BYTES, MAX_BODY_BYTES
 
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     """Has the daemon run a task with these values; None: the guest's own call is over."""
 else:
     import abi
-    from stream import Refusal, map_file
+    from stream import Refusal, map_file, remove, write_value
     from wire import INLINE_MAX_BYTES, MAX_BODY_BYTES
 
 UNKNOWN: Final = -1
@@ -128,8 +133,8 @@ class Models:
             for dtype, shape, view in values:
                 file = ""
                 if view.nbytes > min(room, INLINE_MAX_BYTES):
-                    file = self._write(view)
-                    after.callback(_remove, f"{self._blobs}/{file}")
+                    file = write_value(view, self._blobs)
+                    after.callback(remove, f"{self._blobs}/{file}")
                 else:
                     room -= view.nbytes
                     inline.append(view)
@@ -143,30 +148,13 @@ class Models:
             return AGAIN if self.failure[3] else FAILED
         return self._read(header["out"], body)
 
-    def _write(self, view: memoryview) -> str:
-        """Lay a large value out for the model's process, under a name that nobody can guess.
-
-        It never leaves the node, so no digest of it is wanted. Raises Refusal.
-        """
-        name = os.urandom(32).hex()
-        try:
-            with open(f"{self._blobs}/{name}", "xb", buffering=0) as file:
-                left = view
-                while left.nbytes:
-                    left = left[file.write(left) :]
-        except OSError as error:
-            _remove(f"{self._blobs}/{name}")
-            text = f"an input of {view.nbytes} bytes does not fit: {error.strerror}"
-            raise Refusal("executor", "environment", text, retryable=True) from None
-        return name
-
     def _read(self, described: list[list[Any]], body: memoryview) -> list[Tensor]:
         """Return the outputs that the daemon describes. Raises Refusal."""
         found: list[Tensor] = []
         start = 0
-        for dtype, shape, size, digest in described:
-            if digest:
-                view = map_file(f"{self._blobs}/{digest}", size)
+        for dtype, shape, size, file in described:
+            if file:
+                view = map_file(f"{self._blobs}/{file}", size)
             else:
                 view = body[start : start + size]
                 start += size
@@ -211,8 +199,3 @@ class Models:
         if start == 0 or start % abi.ALIGN_BYTES:
             raise Wrong
         return start
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

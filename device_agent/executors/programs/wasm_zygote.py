@@ -51,7 +51,8 @@ class Children:
 
     def become(self, header: Header, socks: list[socket.socket]) -> None:
         """Serve the daemon until it hangs up, or compile what it sends; in the sandbox."""
-        plan = sandbox.Plan(tuple(header["read"]), tuple(header["write"]), files=FILES)
+        read, look, write = (tuple(header.get(one, ())) for one in ("read", "look", "write"))
+        plan = sandbox.Plan(read, look, write, files=FILES)
         if header["what"] == "compiler":
             sandbox.enter(plan._replace(memory_bytes=COMPILER_BYTES))
             wasm_compile.serve(socks[0], self._engine)

@@ -2,9 +2,9 @@
 
     u32 header length | u32 body length | header (JSON object) | body (raw buffers in a row)
 
-A value stands in the header as `[name, dtype number, shape, size in bytes, hex digest]`; with an
-empty digest its bytes are next in the body, otherwise they are the file of that name in the node's
-blob folder.
+A value stands in the header as `[name, dtype number, shape, size in bytes, file]`; without a file
+its bytes are next in the body, otherwise they are that file of the node's blob folder: the hex of
+its digest, or `made/` and the name of a value that an executor has made, which nobody can guess.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 INLINE_MAX_BYTES: Final = 64 * 1024
 """A larger value is a file."""
 MAX_BODY_BYTES: Final = 16 * INLINE_MAX_BYTES
+MADE: Final = "made"
+"""Folder, in the blob folder, of what executors make."""
 CHUNK_BYTES: Final = 32 * 1024
 """What one read takes: small, for the allocator maps larger blocks anew at every call."""
 
