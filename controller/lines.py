@@ -271,7 +271,7 @@ class Lines:
         if onward is not None:
             self._pass_on(onward, inbound)
             return
-        if inbound.topic.channel in _DATA:
+        if inbound.topic.channel in _DATA or inbound.topic.cell != self.plan.home.cell:
             return
         role = role_of(inbound.topic, self._host.roles)
         if role is not None:

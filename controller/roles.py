@@ -47,6 +47,7 @@ def deciders(
             heartbeat_ms=config.heartbeat_ms,
             sample_ms=config.sample_ms,
             store_urls=store_urls,
+            cell=config.cell,
         )
         made.append(Scheduler(scheduler))
     return made

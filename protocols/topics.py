@@ -97,8 +97,9 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.CLIENT, Channel.REPLY): Rule(
         0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, ()
     ),
+    # A gateway says there what clients of its own cell ask of services of another one.
     (Party.SERVICE, Channel.REQUEST): Rule(
-        1, INVOCATION_MAX_BYTES, (_CLIENT,), False, False, (_CONTROLLER,)
+        1, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER), False, False, (_CONTROLLER,)
     ),
     (Party.SERVICE, Channel.ROUTE): Rule(
         1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, False, (_CLIENT,)

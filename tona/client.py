@@ -5,7 +5,6 @@ A warm request is one message to the node and one back: the route is known, the 
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -32,9 +31,10 @@ from protocols.messages import (
 from protocols.messages.invocation import Blob, Failure, FailureCode, Value
 from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.topics import Channel, Party, Topic
-from protocols.transport.session import DEFAULT_TENANT, Inbound, Session
+from protocols.transport.session import DEFAULT_TENANT, Inbound
 from tona import values
-from tona.errors import CannotConnect, ClientClosed, InvocationError, bad_input, error_of
+from tona.attachment import Attachment
+from tona.errors import ClientClosed, InvocationError, bad_input, error_of
 from tona.events import (
     AskRoute,
     Cancelled,
@@ -54,6 +54,7 @@ from tona.events import (
 from tona.job_client import ACCEPT_S, RUN_S, Job, JobDesk, check_name, check_times
 from tona.jobs import Ended
 from tona.requests import Requests
+from tona.routes import cell_of
 from tona.store import Store
 from tona.streams import stream
 from tona.target import Target, find
@@ -64,6 +65,8 @@ DEADLINE_MAX_S: Final = 3600.0
 PRIORITY_MAX: Final = 9
 CONNECT_TIMEOUT_S: Final = 15.0
 IN_FLIGHT: Final = 8
+INBOXES_MAX: Final = 4096
+"""Inboxes of nodes whose topics are kept."""
 ROUTE_AGAIN_S: Final = 1.0
 """Between two questions where a service's large values go."""
 
@@ -98,35 +101,24 @@ class AsyncClient:
     """Invokes the services of one cell; made by `connect`, for one event loop."""
 
     def __init__(self, target: Target, *, tenant: str = DEFAULT_TENANT) -> None:
-        settings = target.settings
-        self._cell = settings.cell
         self._tenant = tenant
-        reply = topics.build(self._cell, Party.CLIENT, settings.identity, Channel.REPLY)
-        self._filters = [str(reply)]
-        self._core = Requests(str(reply))
+        self._settings = target.settings
+        self._attachment = Attachment(target.settings, self, self._abandon)
+        self._core = Requests(self._attachment.reply_to)
+        self._homes: dict[str, str] = {}
+        """The cell that serves a service, of which its topics are."""
         self.agent = ""
         """The AI agent for which requests are made, for the log of calls."""
         self._store = Store(target.context)
-        self._jobs = JobDesk(str(reply), self._say_job, self._unpack_job)
+        self._jobs = JobDesk(self._attachment.reply_to, self._say_job, self._unpack_job)
         self._urls: dict[str, tuple[str, ...]] = {}
         """Stores for the large values of a service, as its last route said."""
         self._routed = asyncio.Event()
-        self._session = Session(
-            settings,
-            subscriptions=lambda: self._filters,
-            on_message=self._message,
-            on_connected=self._connected,
-            on_disconnected=self._disconnected,
-            next_incarnation=self._next_incarnation,
-        )
         self._loop = asyncio.get_running_loop()
-        self._running: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._prefix = os.urandom(6).hex()
         self._numbers = count(1)
-        self._asked: dict[str, Topic] = {}
-        self._inboxes: dict[str, Topic] = {}
+        self._inboxes: dict[tuple[str, str], Topic] = {}
         self._futures: dict[str, asyncio.Future[Finish]] = {}
         self._contents: dict[str, dict[str, values.Content]] = {}
         self._uploads: dict[str, asyncio.Task[None]] = {}
@@ -141,28 +133,31 @@ class AsyncClient:
 
     async def open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """Connect to the broker. Raises CannotConnect."""
-        self._running = self._loop.create_task(self._session.run())
-        self._running.add_done_callback(self._ended)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError:
-            reason = self._session.last_failure or "no connection to the broker"
-            raise CannotConnect(f"{reason} (tried for {timeout_s:g} s)") from None
+        await self._attachment.open(timeout_s)
 
     async def close(self) -> None:
         """End every open request with ClientClosed, and the connection; idempotent."""
-        running, self._running = self._running, None
         if self._timer is not None:
             self._timer.cancel()
         for upload in self._uploads.values():
             upload.cancel()
         self._abandon(ClientClosed("the client was closed while the request was under way"))
         self._jobs.close()
-        if running is not None:
-            await self._session.close()
-            await asyncio.wait([running])
+        await self._attachment.close()
         self._store.close()
+
+    @property
+    def cell(self) -> str:
+        """The cell whose broker it speaks to."""
+        return self._attachment.cell
+
+    def move(self, cell: str, host: str, port: int) -> None:
+        """Begin to attach to the broker of another cell; the present connection stays till then.
+
+        What is under way is answered all the same. Services stay where they are, and are reached
+        through the cell of the moment.
+        """
+        self._attachment.move(replace(self._settings, cell=cell, host=host, port=port))
 
     async def invoke(
         self,
@@ -243,7 +238,7 @@ class AsyncClient:
             name,
             service,
             packed,
-            str(self._filters[0]),
+            self._attachment.reply_to,
             round(deadline_s * 1000),
             max(1, round(run_s * 1000)),
             priority,
@@ -263,7 +258,7 @@ class AsyncClient:
     async def _pack(
         self, service: str, inputs: Mapping[str, Any], priority: int
     ) -> tuple[dict[str, Value], dict[str, values.Content]]:
-        if self._running is None or self._running.done():
+        if not self._attachment.running:
             raise ClientClosed("the client is closed: connect anew")
         if not topics.valid_name(service):
             raise bad_input(f"{service!r} cannot name a service")
@@ -287,7 +282,7 @@ class AsyncClient:
 
     def _say_job(self, body: JobSubmit | JobQuery) -> bool:
         # What cannot be sent is said again by the core.
-        return self._session.send(
+        return self._attachment.send(
             self._asking(body.service), body, cause=body.job, tenant=self._tenant
         )
 
@@ -379,42 +374,46 @@ class AsyncClient:
             self._on[type(command)](command)
 
     def _send_invoke(self, command: SendInvoke) -> None:
-        inbox = self._inbox(command.node)
+        inbox = self._inbox(command.body.service, command.node, command.cell)
         request = command.body.request
         body = replace(command.body, agent=self.agent) if self.agent else command.body
-        if not self._session.send(inbox, body, cause=request, tenant=self._tenant):
+        if not self._attachment.send(inbox, body, cause=request, tenant=self._tenant):
             self._do(Unsent(request))
 
     def _send_cancel(self, command: SendCancel) -> None:
-        body = Cancel(command.request)
-        self._session.send(
-            self._inbox(command.node), body, cause=command.request, tenant=self._tenant
+        self._attachment.send(
+            self._inbox(command.service, command.node, command.cell),
+            Cancel(command.request),
+            cause=command.request,
+            tenant=self._tenant,
         )
 
-    def _inbox(self, node: str) -> Topic:
-        inbox = self._inboxes.get(node)
+    def _inbox(self, service: str, node: str, cell: str) -> Topic:
+        key = cell or self._home(service), node
+        inbox = self._inboxes.get(key)
         if inbox is None:
-            inbox = topics.build(self._cell, Party.NODE, node, Channel.INVOKE)
-            self._inboxes[node] = inbox
+            if len(self._inboxes) >= INBOXES_MAX:
+                self._inboxes.clear()
+            inbox = topics.build(key[0], Party.NODE, node, Channel.INVOKE)
+            self._inboxes[key] = inbox
         return inbox
+
+    def _home(self, service: str) -> str:
+        """Return the cell that serves a service: where it was asked for first, or has gone to."""
+        return self._homes.setdefault(service, self._attachment.cell)
 
     def _asking(self, service: str) -> Topic:
         """Return the topic of a service's requests."""
-        ask = self._asked.get(service)
-        if ask is None:
-            ask = topics.build(self._cell, Party.SERVICE, service, Channel.REQUEST)
-            self._asked[service] = ask
-        return ask
+        return topics.build(self._home(service), Party.SERVICE, service, Channel.REQUEST)
 
     def _ask_route(self, command: AskRoute) -> None:
         service = command.service
-        follow = str(topics.build(self._cell, Party.SERVICE, service, Channel.ROUTE))
-        if follow not in self._filters:
-            self._filters.append(follow)
-            self._session.resubscribe()
-        question = RouteRequest(f"{self._prefix}-{service}", service, self._filters[0])
+        self._attachment.follow(
+            topics.build(self._home(service), Party.SERVICE, service, Channel.ROUTE)
+        )
+        question = RouteRequest(f"{self._prefix}-{service}", service, self._attachment.reply_to)
         # A question that cannot be sent is asked again by the core.
-        self._session.send(
+        self._attachment.send(
             self._asking(service), question, cause=question.request, tenant=self._tenant
         )
 
@@ -449,34 +448,38 @@ class AsyncClient:
         self._timer = None
         self._do(Woken())
 
-    # What the session reports.
+    # What the attachment reports.
 
-    def _message(self, inbound: Inbound) -> None:
+    def hear(self, inbound: Inbound) -> None:
+        """Take in a message."""
         body = inbound.frame.body
-        if isinstance(body, Route) and body.service in self._asked:
-            self._urls[body.service] = body.blob_urls
-            self._routed.set()
+        if isinstance(body, Route) and body.service in self._homes:
+            self._routed_to(body)
         if isinstance(body, Result | Accepted | Route):
-            self._do(Heard(body))
+            self._do(Heard(body, inbound.frame.sender))
         elif isinstance(body, JobEnded | JobAccepted | JobStatus):
             self._jobs.heard(body)
 
-    def _connected(self, _incarnation: int) -> None:
-        self._ready.set()
-        self._do(Online(connected=True))
-        self._jobs.online(connected=True)
+    def _routed_to(self, route: Route) -> None:
+        """Note where a service's large values go, and in which cell it is."""
+        self._urls[route.service] = route.blob_urls
+        self._routed.set()
+        there = cell_of(route.plan) if route.plan is not None else ""
+        home = self._homes[route.service]
+        if there and there != home:
+            self._attachment.leave(topics.build(home, Party.SERVICE, route.service, Channel.ROUTE))
+            self._homes[route.service] = there
+            self._ask_route(AskRoute(route.service))
 
-    def _disconnected(self, _reason: str) -> None:
-        self._do(Online(connected=False))
-        self._jobs.online(connected=False)
+    def online(self, *, connected: bool) -> None:
+        """Take in that the connection stands, or has ended."""
+        self._do(Online(connected=connected))
+        self._jobs.online(connected=connected)
 
-    def _next_incarnation(self) -> int:
-        # Above that of every earlier process under the same certificate.
-        return max(self._session.incarnation + 1, time.time_ns() // 1_000_000)
-
-    def _ended(self, running: asyncio.Task[None]) -> None:
-        if not running.cancelled() and (fault := running.exception()) is not None:
-            self._abandon(fault)
+    def moved(self, reply_to: str) -> None:
+        """Take in where answers go from now on."""
+        self._core.reply_to = reply_to
+        self._jobs.move(reply_to)
 
     def _abandon(self, error: BaseException) -> None:
         for future in self._futures.values():

@@ -21,6 +21,8 @@ class Heard(Struct, frozen=True):
     """A message of a node or of the scheduler."""
 
     body: Accepted | Result | Route
+    sender: str = ""
+    """Who has said it."""
 
 
 class Uploaded(Struct, frozen=True):
@@ -60,6 +62,8 @@ class SendInvoke(Struct, frozen=True):
 
     node: str
     body: Invoke
+    cell: str = ""
+    """Of the node; empty: that of its service."""
 
 
 class SendCancel(Struct, frozen=True):
@@ -67,6 +71,9 @@ class SendCancel(Struct, frozen=True):
 
     node: str
     request: str
+    service: str
+    cell: str = ""
+    """As in SendInvoke."""
 
 
 class AskRoute(Struct, frozen=True):

@@ -106,6 +106,10 @@ class JobDesk:
             JobsWake: self._wake,
         }
 
+    def move(self, reply_to: str) -> None:
+        """Have answers go to another topic from now on."""
+        self._reply_to = self._core.reply_to = reply_to
+
     def now_s(self) -> float:
         """Return the loop's clock."""
         return self._loop.time()

@@ -122,10 +122,10 @@ class _Job(Struct, eq=False):
 
 
 class Jobs:
-    """Every job that a client follows; `reply_to` is the topic of its answers."""
+    """Every job that a client follows; `reply_to` is the topic of its answers from now on."""
 
     def __init__(self, reply_to: str) -> None:
-        self._reply_to = reply_to
+        self.reply_to = reply_to
         self._jobs: dict[str, _Job] = {}
         self._online = False
         self._now_ms = 0.0
@@ -263,7 +263,7 @@ class Jobs:
             self._say(job, job.body, SUBMIT_FIRST_MS, SUBMIT_MAX_MS)
 
     def _ask(self, job: _Job) -> None:
-        query = JobQuery(job.id, job.service, self._reply_to)
+        query = JobQuery(job.id, job.service, self.reply_to)
         self._say(job, query, ASK_FIRST_MS, ASK_MAX_MS)
 
     def _say(self, job: _Job, body: JobSubmit | JobQuery, first_ms: float, most_ms: float) -> None:

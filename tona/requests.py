@@ -122,11 +122,11 @@ class _Request(Struct):
 
 
 class Requests:
-    """Every open request of a client; `reply_to` is the topic of its answers."""
+    """Every open request of a client; `reply_to` is the topic of its answers from now on."""
 
     def __init__(self, reply_to: str) -> None:
         self.counters = Counters()
-        self._reply_to = reply_to
+        self.reply_to = reply_to
         self._requests: dict[str, _Request] = {}
         self._services: dict[str, Service] = {}
         self._online = False
@@ -202,8 +202,8 @@ class Requests:
         if request is not None:
             self._forget(request)
             steps = request.plan.steps if request.plan is not None else ()
-            for node in {step.node for step in steps}:
-                self._out.append(SendCancel(node, request.id))
+            for node, cell in {(step.node, step.cell) for step in steps}:
+                self._out.append(SendCancel(node, request.id, request.service.name, cell))
 
     # From the shell.
 
@@ -267,7 +267,7 @@ class Requests:
     def _heard(self, event: Heard) -> None:
         body = event.body
         if isinstance(body, Route):
-            self._routed(body)
+            self._routed(body, event.sender)
             return
         request = self._requests.get(body.request)
         if request is None or body.attempt > request.attempt:
@@ -315,10 +315,10 @@ class Requests:
             timings.update({(step.task, step.node): step for step in one.timings})
         self._finish(request, outputs, None, tuple(timings.values()))
 
-    def _routed(self, route: Route) -> None:
+    def _routed(self, route: Route, source: str) -> None:
         service = self._services.get(route.service)
         before = service.plans if service is not None else ()
-        if service is None or not service.learn(route, self._now_ms):
+        if service is None or not service.learn(route, source, self._now_ms):
             self.counters.stale_routes += 1
             return
         if service.plan is not None and service.plans != before:
@@ -390,7 +390,7 @@ class Requests:
         if service.encoding == DEFLATE and not request.packed:
             request.packed = True
             request.inputs = pack_all(request.inputs)
-        for node, names in entries:
+        for node, names, cell in entries:
             inputs = request.inputs
             if len(names) < len(inputs):
                 inputs = {name: inputs[name] for name in names}
@@ -399,13 +399,13 @@ class Requests:
                 service.name,
                 budget_ms,
                 inputs,
-                self._reply_to,
+                self.reply_to,
                 request.attempt,
                 request.plan,
                 priority=request.priority,
                 answer_encoding=DEFLATE,
             )
-            self._out.append(SendInvoke(node, body))
+            self._out.append(SendInvoke(node, body, cell))
         patience_ms = min(ACCEPT_MS << min(request.attempt - 1, 8), ACCEPT_CAP_MS)
         self._wake(request, min(request.deadline_ms, self._now_ms + patience_ms))
 

@@ -17,23 +17,31 @@ class Entry(NamedTuple):
 
     node: str
     names: frozenset[str]
+    cell: str = ""
+    """Where the node is; empty: in the cell that serves the service."""
 
 
 def entries(plan: Plan) -> tuple[Entry, ...]:
     """Return the nodes with a step that the request feeds, in the order of the plan."""
-    wanted: dict[str, set[str]] = {}
+    wanted: dict[tuple[str, str], set[str]] = {}
     for step in plan.steps:
         names = {edge.source_port for edge in step.inputs if edge.source == REQUEST}
         if names or not step.inputs:
-            wanted.setdefault(step.node, set()).update(names)
-    return tuple(Entry(node, frozenset(names)) for node, names in wanted.items())
+            wanted.setdefault((step.node, step.cell), set()).update(names)
+    return tuple(Entry(node, frozenset(names), cell) for (node, cell), names in wanted.items())
+
+
+def cell_of(plan: Plan) -> str:
+    """Return the cell that all steps of a plan name; empty: they name none, or several."""
+    cells = {step.cell for step in plan.steps}
+    return cells.pop() if len(cells) == 1 else ""
 
 
 def moved(before: Plan | None, after: Plan) -> bool:
-    """Whether a step of the plan now runs elsewhere, or under another epoch."""
-    return before is None or {(one.task, one.node, one.epoch) for one in before.steps} != {
-        (one.task, one.node, one.epoch) for one in after.steps
-    }
+    """Whether a step of the plan now runs elsewhere, under another epoch, or in another cell."""
+    return before is None or {
+        (one.task, one.node, one.epoch, one.cell) for one in before.steps
+    } != {(one.task, one.node, one.epoch, one.cell) for one in after.steps}
 
 
 class Service(Struct):
@@ -42,6 +50,8 @@ class Service(Struct):
     name: str
     plan: Plan | None = None
     epoch: int = -1
+    source: str = ""
+    """Who said the newest route: epochs of another scheduler do not compare with his."""
     expires_ms: float = 0.0
     """Until when the plan may be used without hearing from the scheduler."""
     refresh_ms: float = 0.0
@@ -94,10 +104,12 @@ class Service(Struct):
         """Whether one more request may be under way."""
         return self.credit == 0 or self.under_way < self.credit
 
-    def learn(self, route: Route, now_ms: float) -> bool:
+    def learn(self, route: Route, source: str, now_ms: float) -> bool:
         """Take a route in; False when it is older than the one that still holds."""
-        if route.epoch < self.epoch and now_ms < self.expires_ms:
+        older = source == self.source and route.epoch < self.epoch
+        if older and now_ms < self.expires_ms:
             return False
+        self.source = source
         plans = (route.plan, *route.others) if route.plan is not None else ()
         if plans and plans != self.plans:
             self.ways = tuple((plan, entries(plan)) for plan in plans)

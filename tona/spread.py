@@ -188,7 +188,7 @@ class SpreadClient(AsyncClient):
 
     async def _client(self, cell: _Cell, due_s: float) -> AsyncClient:
         async with self._opening:
-            if self._running is None:
+            if not self._attachment.running:
                 raise ClientClosed("the client is closed: connect anew")
             client = self._clients.get(cell)
             if client is not None:

@@ -19,7 +19,11 @@ CARRIES_MAX: Final = 10_000
 """Nodes after which something is carried at once."""
 REMEMBERED_MAX: Final = 4096
 """Messages carried after nodes that are known again."""
-CARRIED: Final = ((Party.NODE, Channel.INVOKE), (Party.CLIENT, Channel.REPLY))
+CARRIED: Final = (
+    (Party.NODE, Channel.INVOKE),
+    (Party.CLIENT, Channel.REPLY),
+    (Party.SERVICE, Channel.REQUEST),
+)
 """Requests, what goes from step to step, and answers; what controls a cell stays in it."""
 
 

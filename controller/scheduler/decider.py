@@ -105,9 +105,7 @@ class Scheduler:
         self.fleet = Fleet(settings, self.desk, self.nodes, self.table, self._node_changed)
         self.feeds = Feeds(settings.epoch, self.desk, self.nodes, self.table)
         self.keeper = Keeper(self.desk, self.nodes, self.table, self.feeds)
-        self.serving = Serving(
-            self.desk, self.table, settings.epoch, settings.store_urls, self.keeper.credit
-        )
+        self.serving = Serving(self.desk, self.table, settings, self.keeper.credit)
         self.jobs = Jobs(
             self.desk,
             self.serving.route,

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from protocols.messages.invocation import PLANS_MAX, REQUEST, Edge, Plan, Route, Step
 
@@ -124,3 +126,15 @@ def route(
         encoding=encoding,
         others=tuple(others),
     )
+
+
+def from_afar(route: Route, cell: str) -> Route:
+    """Return a route of this cell as clients in other cells need it: each step names its cell."""
+
+    def named(plan: Plan) -> Plan:
+        steps = tuple(replace(one, cell=one.cell or cell) for one in plan.steps)
+        return replace(plan, steps=steps)
+
+    if route.plan is None or not cell:
+        return route
+    return replace(route, plan=named(route.plan), others=tuple(map(named, route.others)))

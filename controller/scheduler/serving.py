@@ -9,12 +9,12 @@ import msgspec
 from controller.decider import Received, ToInvoke, ToService, ToTopic
 from controller.desk import Desk
 from controller.scheduler import routes
-from controller.scheduler.settings import EPOCH_SHIFT
+from controller.scheduler.settings import EPOCH_SHIFT, Settings
 from controller.scheduler.table import TaskTable
-from protocols.errors import Blame
+from protocols.errors import Blame, UnknownTopic
 from protocols.messages import Invoke, Result, Route, RouteRequest
 from protocols.messages.invocation import Failure, FailureCode, Plan
-from protocols.topics import INVOCATION_MAX_BYTES
+from protocols.topics import INVOCATION_MAX_BYTES, parse
 
 FRAME_BYTES: Final = 1024
 """Room for what stands around a request in its frame."""
@@ -27,15 +27,15 @@ class Serving:
         self,
         desk: Desk,
         table: TaskTable,
-        epoch: int,
-        store_urls: tuple[str, ...],
+        settings: Settings,
         credit: Callable[[str], int],
     ) -> None:
         self.routes: dict[str, Route] = {}
         self._desk = desk
         self._table = table
-        self._epoch = epoch << EPOCH_SHIFT
-        self._store_urls = store_urls
+        self._epoch = settings.epoch << EPOCH_SHIFT
+        self._cell = settings.cell
+        self._store_urls = settings.store_urls
         self._credit = credit
 
     def route(self, service: str) -> Route | None:
@@ -100,6 +100,8 @@ class Serving:
         if route is None:
             reason = "none of that name was submitted here"
             route = routes.route(request.service, self._epoch, reason, (), 0, "")
+        if _cell_of(reply_to) != self._cell:
+            route = routes.from_afar(route, self._cell)
         self._desk.tell(ToTopic(reply_to, event.correlation), route, event.cause)
 
     def invoke(self, event: Received, invoke: Invoke) -> None:
@@ -134,6 +136,13 @@ class Serving:
             to = ToTopic(reply_to, invoke.correlation or event.correlation)
             answer = Result(invoke.request, invoke.attempt, failure=failure)
             self._desk.tell(to, answer, event.cause)
+
+
+def _cell_of(topic: str) -> str:
+    try:
+        return parse(topic).cell
+    except UnknownTopic:
+        return ""
 
 
 def _plans_of(route: Route) -> tuple[Plan, ...]:

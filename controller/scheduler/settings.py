@@ -18,3 +18,5 @@ class Settings(Struct, frozen=True):
     heartbeat_ms: int = 1000
     sample_ms: int = 1000
     store_urls: tuple[str, ...] = ()
+    cell: str = ""
+    """Its own."""

@@ -43,7 +43,9 @@ async def test_arrays_go_and_come_back_as_they_are(cell: Cell) -> None:
 async def test_a_warm_request_costs_one_message_out_and_one_back(cell: Cell) -> None:
     async with tona.connect(cell.url) as client:
         await client.invoke("s", {"x": b"first"}, deadline_s=PATIENCE_S)
-        counters = client._session.counters
+        way = client._attachment._now
+        assert way is not None
+        counters = way.session.counters
         sent, received = counters.sent, counters.received
         for _ in range(20):
             await client.invoke("s", {"x": b"warm"}, deadline_s=PATIENCE_S)

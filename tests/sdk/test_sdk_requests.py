@@ -392,7 +392,7 @@ def test_a_message_that_could_not_be_queued_is_tried_again(warm: Desk) -> None:
 
 def test_a_cancelled_request_is_cancelled_at_its_nodes(warm: Desk) -> None:
     warm.submit()
-    assert warm.do(Cancelled("r")) == [SendCancel("n1", "r")]
+    assert warm.do(Cancelled("r")) == [SendCancel("n1", "r", "s")]
     assert warm.do(Cancelled("r")) == []
     assert warm.sleep(10_000) == []
 

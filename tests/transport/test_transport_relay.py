@@ -12,14 +12,26 @@ from controller.decider import Carry, Event, Role, ToInvoke
 from controller.decider import Send as Say
 from controller.host.host import Host
 from controller.lines import Lines, Place, Plan
-from protocols.messages import Invoke, Result
+from protocols import topics
+from protocols.messages import Invoke, Result, Route, RouteRequest
+from protocols.messages.invocation import REQUEST, Edge, Step
+from protocols.messages.invocation import Plan as Steps
 from protocols.messages.mobility import CellPoint
 from protocols.topics import Channel, Party, Speaker, Topic, build
+from protocols.transport.session import Inbound
+from tona.client import AsyncClient
+from tona.target import at_cell
 
 Make = Callable[..., Peer]
 CLIENT = build("west", Party.CLIENT, "c1", Channel.REPLY)
 ASKED = Invoke("r1", "service", 5000, {}, str(CLIENT))
 ANSWER = Result("r1", 1)
+PLAN = Steps(
+    "s",
+    1,
+    (Step("s.a", "n1", 1, (Edge("x", REQUEST, "x"),), ("y",)),),
+    (Edge("y", "s.a", "y"),),
+)
 
 
 class _Roles:
@@ -136,6 +148,50 @@ async def test_a_role_speaks_to_a_node_of_another_cell(
     assert west.lines.send(Say(ToInvoke("n1", "east"), ASKED, "c"), "ts-west")
     assert (await node.hear()).frame.body == ASKED
     assert not west.lines.send(Say(ToInvoke("n1", "north"), ASKED, "c"), "ts-west")
+
+
+async def test_a_client_that_moves_is_answered_throughout(
+    cells: tuple[Gateway, Gateway], peer: Make
+) -> None:
+    west, east = cells
+    asking = build("west", Party.SERVICE, "s", Channel.REQUEST)
+    runs: list[str] = []
+
+    def answer(inbound: Inbound) -> None:
+        invoke = inbound.frame.body
+        assert isinstance(invoke, Invoke)
+        runs.append(invoke.request)
+        to = topics.parse(invoke.reply_to)
+        outputs = {"y": invoke.inputs["x"]}
+        node.session.send(to, Result(invoke.request, invoke.attempt, outputs), cause="a")
+
+    def route(inbound: Inbound) -> None:
+        asked = inbound.frame.body
+        assert isinstance(asked, RouteRequest)
+        said = Route("s", 1, PLAN, 30_000, inputs=("x",))
+        scheduler.session.send(topics.parse(asked.reply_to), said, cause="a")
+
+    node = peer(west.broker.port, "n1", Speaker.NODE, [str(inbox("west"))], on_message=answer)
+    scheduler = peer(west.broker.port, "ts", Speaker.CONTROLLER, [str(asking)], on_message=route)
+    assert (await node.up(), await scheduler.up()) == (1, 1)
+    await _joined(node, east, "west")
+    await _joined(node, west, "east")
+    client = AsyncClient(at_cell("west", "127.0.0.1", west.broker.port))
+    await client.open()
+    try:
+        answers = []
+        for number in range(60):
+            if number in (10, 40):
+                there = east if number == 10 else west
+                client.move(there.cell, "127.0.0.1", there.broker.port)
+            answers.append((await client.invoke("s", {"x": str(number)})).text("y"))
+            if number in (20, 50):
+                await node.reaches(lambda cell=there.cell: client.cell == cell)
+        assert answers == [str(number) for number in range(60)]
+        assert len(set(runs)) == 60
+        assert west.lines.relay.counters["relay_carried"] >= 19
+    finally:
+        await client.close()
 
 
 async def test_a_cell_out_of_reach_is_left(cells: tuple[Gateway, Gateway], peer: Make) -> None:
