@@ -24,13 +24,15 @@ _T = TypeVar("_T")
 
 
 def connect_blocking(
-    where: str | Path, *, tenant: str = DEFAULT_TENANT, timeout_s: float = CONNECT_TIMEOUT_S
+    where: str | Path,
+    *,
+    tenant: str = DEFAULT_TENANT,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    agent: str = "",
+    follow: str | Path = "",
 ) -> "Client":
-    """Connect to the cell whose controller is at `where` (`http://...`), or that a bundle names.
-
-    Raises CannotConnect when there is no connection within the time, and UserError.
-    """
-    return Client(connect(where, tenant=tenant, timeout_s=timeout_s))
+    """Connect as `connect` does, for threads."""
+    return Client(connect(where, tenant=tenant, timeout_s=timeout_s, agent=agent, follow=follow))
 
 
 class Client:

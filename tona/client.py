@@ -32,7 +32,7 @@ from protocols.messages.invocation import Blob, Failure, FailureCode, Value
 from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.topics import Channel, Party, Topic
 from protocols.transport.session import DEFAULT_TENANT, Inbound
-from tona import values
+from tona import following, values
 from tona.attachment import Attachment
 from tona.errors import ClientClosed, InvocationError, bad_input, error_of
 from tona.events import (
@@ -78,17 +78,23 @@ async def connect(
     tenant: str = DEFAULT_TENANT,
     timeout_s: float = CONNECT_TIMEOUT_S,
     agent: str = "",
+    follow: str | Path = "",
 ) -> AsyncIterator["AsyncClient"]:
     """Connect to the cell whose controller is at `where` (`http://...`), or that a bundle names.
 
-    `agent` names the AI agent for which it is asked, for the log of calls.
+    `agent` names the AI agent for which it is asked, for the log of calls. With `follow`, the
+    `attachment_file` of the device agent beside it, the client is attached to the cell that serves
+    that node, and goes with it from cell to cell; services of other cells are reached from there.
 
     Raises CannotConnect when there is no connection within the time, and UserError.
     """
     from tona.spread import SpreadClient  # noqa: PLC0415 - is a client itself
 
     target = await find(where)
-    client = (SpreadClient if target.api_url else AsyncClient)(target, tenant=tenant)
+    spread = target.api_url and not follow
+    client = (SpreadClient if spread else AsyncClient)(target, tenant=tenant)
+    if follow:
+        client.follow(Path(follow))
     client.agent = agent
     try:
         await client.open(timeout_s)
@@ -106,7 +112,9 @@ class AsyncClient:
         self._attachment = Attachment(target.settings, self, self._abandon)
         self._core = Requests(self._attachment.reply_to)
         self._homes: dict[str, str] = {}
-        """The cell that serves a service, of which its topics are."""
+        """The cells that serve services which are not in the first one."""
+        self._asked: set[str] = set()
+        self._following: asyncio.Task[None] | None = None
         self.agent = ""
         """The AI agent for which requests are made, for the log of calls."""
         self._store = Store(target.context)
@@ -143,8 +151,28 @@ class AsyncClient:
             upload.cancel()
         self._abandon(ClientClosed("the client was closed while the request was under way"))
         self._jobs.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
         await self._attachment.close()
         self._store.close()
+
+    def follow(self, path: Path) -> None:
+        """Be attached where the node is whose device agent writes this file; before `open`.
+
+        Raises UserError when the file is not there or says something else.
+        """
+        there = following.read(path).wanted
+        host, port = there.address
+        first = replace(self._settings, cell=there.cell, host=host, port=port)
+        self._attachment = Attachment(first, self, self._abandon)
+        self.moved(self._attachment.reply_to)
+        self._following = self._loop.create_task(following.watch(path, self._told))
+
+    def _told(self, there: following.Whereabouts) -> None:
+        self.move(there.wanted.cell, *there.wanted.address)
+        if there.next is None:
+            self._attachment.retry_now()
 
     @property
     def cell(self) -> str:
@@ -399,8 +427,8 @@ class AsyncClient:
         return inbox
 
     def _home(self, service: str) -> str:
-        """Return the cell that serves a service: where it was asked for first, or has gone to."""
-        return self._homes.setdefault(service, self._attachment.cell)
+        """Return the cell that serves a service, of which its topics are."""
+        return self._homes.get(service, self._settings.cell)
 
     def _asking(self, service: str) -> Topic:
         """Return the topic of a service's requests."""
@@ -408,6 +436,7 @@ class AsyncClient:
 
     def _ask_route(self, command: AskRoute) -> None:
         service = command.service
+        self._asked.add(service)
         self._attachment.follow(
             topics.build(self._home(service), Party.SERVICE, service, Channel.ROUTE)
         )
@@ -453,7 +482,7 @@ class AsyncClient:
     def hear(self, inbound: Inbound) -> None:
         """Take in a message."""
         body = inbound.frame.body
-        if isinstance(body, Route) and body.service in self._homes:
+        if isinstance(body, Route) and body.service in self._asked:
             self._routed_to(body)
         if isinstance(body, Result | Accepted | Route):
             self._do(Heard(body, inbound.frame.sender))
@@ -465,7 +494,7 @@ class AsyncClient:
         self._urls[route.service] = route.blob_urls
         self._routed.set()
         there = cell_of(route.plan) if route.plan is not None else ""
-        home = self._homes[route.service]
+        home = self._home(route.service)
         if there and there != home:
             self._attachment.leave(topics.build(home, Party.SERVICE, route.service, Channel.ROUTE))
             self._homes[route.service] = there

@@ -1,5 +1,6 @@
 """Two cells with a broker each: what is asked in one is answered in the other."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from controller.decider import Send as Say
 from controller.host.host import Host
 from controller.lines import Lines, Place, Plan
 from protocols import topics
+from protocols.errors import UserError
 from protocols.messages import Invoke, Result, Route, RouteRequest
 from protocols.messages.invocation import REQUEST, Edge, Step
 from protocols.messages.invocation import Plan as Steps
@@ -150,32 +152,47 @@ async def test_a_role_speaks_to_a_node_of_another_cell(
     assert not west.lines.send(Say(ToInvoke("n1", "north"), ASKED, "c"), "ts-west")
 
 
-async def test_a_client_that_moves_is_answered_throughout(
-    cells: tuple[Gateway, Gateway], peer: Make
-) -> None:
-    west, east = cells
-    asking = build("west", Party.SERVICE, "s", Channel.REQUEST)
-    runs: list[str] = []
+class Served:
+    """A service in the west: its scheduler, and its node, which counts its runs."""
 
-    def answer(inbound: Inbound) -> None:
+    def __init__(self, west: Gateway, peer: Make) -> None:
+        asking = build("west", Party.SERVICE, "s", Channel.REQUEST)
+        self.runs: list[str] = []
+        port = west.broker.port
+        inboxes = [str(inbox("west"))]
+        self.node = peer(port, "n1", Speaker.NODE, inboxes, on_message=self._answer)
+        asked = [str(asking)]
+        self.scheduler = peer(port, "ts", Speaker.CONTROLLER, asked, on_message=self._route)
+
+    def _answer(self, inbound: Inbound) -> None:
         invoke = inbound.frame.body
         assert isinstance(invoke, Invoke)
-        runs.append(invoke.request)
-        to = topics.parse(invoke.reply_to)
+        self.runs.append(invoke.request)
         outputs = {"y": invoke.inputs["x"]}
-        node.session.send(to, Result(invoke.request, invoke.attempt, outputs), cause="a")
+        answer = Result(invoke.request, invoke.attempt, outputs)
+        self.node.session.send(topics.parse(invoke.reply_to), answer, cause="a")
 
-    def route(inbound: Inbound) -> None:
+    def _route(self, inbound: Inbound) -> None:
         asked = inbound.frame.body
         assert isinstance(asked, RouteRequest)
         said = Route("s", 1, PLAN, 30_000, inputs=("x",))
-        scheduler.session.send(topics.parse(asked.reply_to), said, cause="a")
+        self.scheduler.session.send(topics.parse(asked.reply_to), said, cause="a")
 
-    node = peer(west.broker.port, "n1", Speaker.NODE, [str(inbox("west"))], on_message=answer)
-    scheduler = peer(west.broker.port, "ts", Speaker.CONTROLLER, [str(asking)], on_message=route)
-    assert (await node.up(), await scheduler.up()) == (1, 1)
-    await _joined(node, east, "west")
-    await _joined(node, west, "east")
+
+@pytest.fixture
+async def served(cells: tuple[Gateway, Gateway], peer: Make) -> Served:
+    west, east = cells
+    one = Served(west, peer)
+    assert (await one.node.up(), await one.scheduler.up()) == (1, 1)
+    await _joined(one.node, east, "west")
+    await _joined(one.node, west, "east")
+    return one
+
+
+async def test_a_client_that_moves_is_answered_throughout(
+    cells: tuple[Gateway, Gateway], served: Served
+) -> None:
+    west, east = cells
     client = AsyncClient(at_cell("west", "127.0.0.1", west.broker.port))
     await client.open()
     try:
@@ -186,10 +203,50 @@ async def test_a_client_that_moves_is_answered_throughout(
                 client.move(there.cell, "127.0.0.1", there.broker.port)
             answers.append((await client.invoke("s", {"x": str(number)})).text("y"))
             if number in (20, 50):
-                await node.reaches(lambda cell=there.cell: client.cell == cell)
+                await served.node.reaches(lambda cell=there.cell: client.cell == cell)
         assert answers == [str(number) for number in range(60)]
-        assert len(set(runs)) == 60
+        assert len(set(served.runs)) == 60
         assert west.lines.relay.counters["relay_carried"] >= 19
+    finally:
+        await client.close()
+
+
+def _written(path: Path, here: Gateway, there: Gateway | None = None) -> None:
+    def point(one: Gateway) -> dict[str, str]:
+        return {"cell": one.cell, "broker": f"mqtt://127.0.0.1:{one.broker.port}"}
+
+    said = {"node": "n1", **point(here), "next": point(there) if there else None}
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(said))
+    beside.rename(path)
+
+
+async def test_a_client_beside_a_node_goes_where_that_goes(
+    cells: tuple[Gateway, Gateway], served: Served, tmp_path: Path
+) -> None:
+    west, east = cells
+    path = tmp_path / "attachment.json"
+    client = AsyncClient(at_cell("west", "127.0.0.1", west.broker.port))
+    with pytest.raises(UserError, match="attachment_file"):
+        client.follow(path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="does not say"):
+        client.follow(path)
+    _written(path, east)
+    client.follow(path)
+    await client.open()
+    try:
+        assert client.cell == "east"
+        assert (await client.invoke("s", {"x": "1"})).text("y") == "1"
+        _written(path, east, west)
+        await served.node.reaches(lambda: client.cell == "west")
+        path.write_text("what a crash has left")
+        assert (await client.invoke("s", {"x": "2"})).text("y") == "2"
+        _written(path, west)
+        _written(path, east)
+        await served.node.reaches(lambda: client.cell == "east")
+        assert (await client.invoke("s", {"x": "3"})).text("y") == "3"
+        assert len(served.runs) == 3
     finally:
         await client.close()
 
