@@ -116,8 +116,9 @@ def _strategy(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - the
             return st.one_of([_strategy(one) for one in types])
         case inspect.NoneType():
             return st.none()
-        case inspect.EnumType(cls=cls):
-            return st.sampled_from(list(cls))
+        case inspect.EnumType() | inspect.LiteralType():
+            choices = info.values if isinstance(info, inspect.LiteralType) else info.cls
+            return st.sampled_from(list(choices))
         case inspect.StrType(pattern=pattern, min_length=least, max_length=longest):
             if pattern:
                 return st.from_regex(pattern.replace("$(?!\n)", r"\Z"), fullmatch=False)
