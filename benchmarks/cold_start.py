@@ -159,7 +159,7 @@ def _bare(shell: Shell) -> list[float]:
     sys.path.append(str(PROGRAMS))
     import wasm_engine  # type: ignore[import-not-found]  # noqa: PLC0415 - a program's own module
 
-    engine = wasm_engine.engine()
+    engine = wasm_engine.engine(1)
     kind = wasmtime.FuncType([], [wasmtime.ValType.i64()])
     linker = wasmtime.Linker(engine)
     linker.define_func("tona", "monotonic_us", kind, lambda: time.monotonic_ns() // 1000)

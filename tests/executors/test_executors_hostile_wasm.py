@@ -153,6 +153,49 @@ async def test_nothing_of_one_call_is_seen_by_the_next(wasm: WasmExecutor, shelf
         assert result.outputs["y"] == floats(0)
 
 
+LOOKS = """(local $at i32) (local $found i32)
+  (drop (memory.grow (i32.const 128)))
+  (local.set $at (i32.const 100000))
+  (loop $more
+    (local.set $found (i32.or (local.get $found) (i32.load (local.get $at))))
+    (local.set $at (i32.add (local.get $at) (i32.const 1024)))
+    (br_if $more (i32.lt_u (local.get $at) (i32.const 8000000))))
+  (memory.fill (i32.const 100000) (i32.const 255) (i32.const 8000000))
+  (table.fill $table (i32.const 0) (ref.func $run) (i32.const 3000))
+  (f32.store (i32.const 32) (f32.convert_i32_u (local.get $found)))
+  (i32.store (local.get $out) (i32.const 32))
+  (i32.store offset=4 (local.get $out) (i32.const 4)) {end}"""
+TABLE = "(table $table 3000 funcref) (elem declare func $run)"
+
+
+async def test_memory_that_is_kept_for_the_next_guest_is_clear(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    """Guests fill what they get, beyond what is kept, and end well or badly; some rest then."""
+    ports = (PORTS[0], (Port("y", Dtype.FLOAT32, (1,)),))
+    ends = {"well": "(i32.const 0)", "trap": "(unreachable)", "loop": BAD["loop"]}
+    for task, end in ends.items():
+        data = module(LOOKS.format(end=end), extra=TABLE)
+        artifact, manifest = shelf.task(ExecutorKind.WASM, data, *ports, limits=SMALL)
+        await ready(wasm, artifact, manifest, task)
+    finds_table = """(f32.store (i32.const 32) (f32.convert_i32_u
+        (i32.eqz (ref.is_null (table.get $table (i32.const 2999))))))
+      (i32.store (local.get $out) (i32.const 32))
+      (i32.store offset=4 (local.get $out) (i32.const 4)) (i32.const 0)"""
+    artifact, manifest = shelf.task(
+        ExecutorKind.WASM, module(finds_table, extra=TABLE), *ports, limits=SMALL
+    )
+    await ready(wasm, artifact, manifest, "table")
+    for number, before in enumerate(("well", "trap", "loop", "well")):
+        await wasm.invoke(before, f"b{number}", {"x": floats(1)}, BUDGET_MS)
+        if number == len(ends):
+            await wasm.rest(before)
+        for task in ("well", "table"):
+            result = await wasm.invoke(task, f"c{number}", {"x": floats(1)}, BUDGET_MS)
+            assert isinstance(result, Done), result
+            assert result.outputs["y"] == floats(0), (before, task)
+
+
 async def test_a_start_function_that_traps_is_told(wasm: WasmExecutor, shelf: Shelf) -> None:
     data = module("echo", extra="(func $s (unreachable)) (start $s)")
     artifact, manifest = shelf.task(ExecutorKind.WASM, data, *PORTS, limits=SMALL)

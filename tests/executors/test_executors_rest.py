@@ -19,6 +19,7 @@ from device_agent.executors.contract import Described
 from device_agent.executors.door import Done, Failed, File, Setup
 from device_agent.executors.link import Link
 from device_agent.executors.onnx import OnnxExecutor
+from device_agent.executors.process import pss_bytes
 from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Manifest, Port
 from protocols.messages.invocation import FailureCode
@@ -78,6 +79,26 @@ async def test_one_whose_module_is_broken_is_compiled_when_it_wakes(
     _break(wasm, manifest)
     await wasm.wake("t")
     assert isinstance(await now(wasm, "t", "c"), Done)
+
+
+async def test_what_rests_leaves_no_memory_behind(wasm: WasmExecutor, shelf: Shelf) -> None:
+    fill = """(drop (memory.grow (i32.const 50)))
+      (memory.fill (i32.const 100000) (i32.const 255) (i32.const 3000000))
+      (i32.store (local.get $out) (i32.const 32))
+      (i32.store offset=4 (local.get $out) (i32.const 4)) (i32.const 0)"""
+    artifact, manifest = shelf.guest(fill)
+    await wasm.start("t", artifact, manifest, {})
+    host = wasm._hosts.of("default").pid
+    held = []
+    for turn in range(2):
+        assert isinstance(await now(wasm, "t", f"c{turn}"), Done)
+        held.append(pss_bytes(host))
+        await wasm.rest("t")
+        await wasm.wake("t")
+        held.append(pss_bytes(host))
+    _, rested, kept, again = held
+    assert kept - rested > 2_500_000, "for the next guest"
+    assert again - rested < 500_000
 
 
 async def _crowd(wasm: WasmExecutor, shelf: Shelf) -> None:

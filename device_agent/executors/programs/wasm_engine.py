@@ -25,6 +25,17 @@ else:
     import abi
 
 STACK_BYTES: Final = 512 * 1024
+MAX_MODULES: Final = 5
+"""That one guest is made of: a program, and what it is linked with."""
+MAX_TABLES: Final = 4
+"""Of one module."""
+MAX_TABLE_ELEMENTS: Final = 1 << 20
+KEPT_BYTES: Final = 4 << 20
+"""Of a guest's memory that are cleared for the next one instead of given back: a page that is there
+costs a tenth of one that the kernel has to find."""
+KEPT_TABLE_BYTES: Final = 16 * 1024
+MAX_INSTANCE_BYTES: Final = 16 << 20
+"""What the engine may take for one module beside memory and tables."""
 WASI: Final = "wasi-1"
 LINKED_ROLE: Final = "library"
 START: Final = "_start"
@@ -38,6 +49,7 @@ _Values: Final = ctypes.c_uint64 * (2 * _VALUES)
 _ARGUMENTS: Final = tuple(struct.Struct("<" + "I12x" * count) for count in range(_VALUES + 1))
 _RESULT: Final = struct.Struct("<i")
 _WRITABLE: Final = 0x200
+_DONTNEED: Final = 4
 
 
 def _function(name: str, result: Any, *takes: Any, brief: bool = True) -> Any:
@@ -63,13 +75,16 @@ _instantiate: Final = _function(
 _memory_data: Final = _function("wasmtime_memory_data", _at, _at, _at)
 _memory_size: Final = _function("wasmtime_memory_data_size", _size, _at, _at)
 _limit: Final = _function("wasmtime_store_limiter", None, _at, *(_number,) * 5)
+_madvise: Final = ctypes.CFUNCTYPE(ctypes.c_int, _at, _size, ctypes.c_int)(
+    ("madvise", ctypes.CDLL(None))
+)
 _view: Final = ctypes.PYFUNCTYPE(ctypes.py_object, _at, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
 )
 
 
-def engine() -> wasmtime.Engine:
-    """Return an engine with the settings of this project."""
+def engine(guests: int) -> wasmtime.Engine:
+    """Return an engine with the settings of this project, for so many guests at once."""
     config = wasmtime.Config()
     config.epoch_interruption = True
     config.wasm_threads = False
@@ -79,7 +94,34 @@ def engine() -> wasmtime.Engine:
     config.parallel_compilation = False
     # Tables for native debuggers; to register them is a third of what mapping a module costs.
     bindings.wasmtime_config_native_unwind_info_set(config.ptr(), False)
+    # Data is copied into a fresh memory: to map its image costs more than most modules have.
+    bindings.wasmtime_config_memory_init_cow_set(config.ptr(), False)
+    _pool(config, guests)
     return wasmtime.Engine(config)
+
+
+def _pool(config: wasmtime.Config, guests: int) -> None:
+    """Have room for guests mapped once, for whichever comes next."""
+    modules = guests * MAX_MODULES
+    bounds = {
+        "total_memories": guests,
+        "total_core_instances": modules,
+        "total_tables": modules * MAX_TABLES,
+        "total_gc_heaps": guests,
+        "total_stacks": 0,
+        "max_tables_per_module": MAX_TABLES,
+        "table_elements": MAX_TABLE_ELEMENTS,
+        "max_core_instance_size": MAX_INSTANCE_BYTES,
+        # The room that was left last is taken first, whoever it was.
+        "max_unused_warm_slots": 0,
+        "linear_memory_keep_resident": KEPT_BYTES,
+        "table_keep_resident": KEPT_TABLE_BYTES,
+    }
+    pool = bindings.wasmtime_pooling_allocation_config_new()
+    for name, value in bounds.items():
+        getattr(bindings, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
+    bindings.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
+    bindings.wasmtime_pooling_allocation_config_delete(pool)
 
 
 def misfits(module: wasmtime.Module, role: str) -> str:
@@ -121,9 +163,9 @@ class Store(wasmtime.Store):
         self.address: int = ctypes.addressof(self.ptr().contents)
         self.context: int = ctypes.addressof(self._context().contents)
 
-    def limit(self, memory_bytes: int, elements: int, instances: int, tables: int) -> None:
-        """Bound what its guests take together; they have one memory."""
-        _limit(self.address, memory_bytes, elements, instances, tables, 1)
+    def limit(self, memory_bytes: int, modules: int) -> None:
+        """Bound what a guest of so many modules may take; they have one memory."""
+        _limit(self.address, memory_bytes, MAX_TABLE_ELEMENTS, modules, MAX_TABLES * modules, 1)
 
 
 def instantiate(pre: wasmtime.InstancePre, store: Store) -> bindings.wasmtime_instance_t:
@@ -154,6 +196,8 @@ class Guest:
         self._instance = ctypes.byref(instance)
         self._context = store.context
         self._memory = self._export(abi.MEMORY)
+        self.room: int = _memory_data(self._context, self._memory)
+        """Where its memory lies as long as it lives: in the pool nothing has to move to grow."""
 
     def _export(self, name: str) -> Any:
         """Return the address of an export's handle. Raises KeyError."""
@@ -182,12 +226,18 @@ class Guest:
         return result
 
     def memory(self) -> memoryview:
-        """Return the guest's memory as it is now; a call may grow and move it."""
+        """Return the guest's memory as it is now; a call may grow it."""
         size = _memory_size(self._context, self._memory)
-        if not size:
-            return memoryview(b"")
-        found: memoryview = _view(_memory_data(self._context, self._memory), size, _WRITABLE)
+        found: memoryview = _view(self.room, size, _WRITABLE)
         return found
+
+
+def give_back(room: int) -> None:
+    """Let the kernel have what is kept of a guest's memory for the next one, that of nobody now.
+
+    All of it is zero since its guest has gone, and is zero when it is looked for again.
+    """
+    _madvise(room, KEPT_BYTES, _DONTNEED)
 
 
 def define(

@@ -49,6 +49,8 @@ else:
     from wasm_program import Linkers, Program, Recipe
 
 THREAD_STACK_BYTES: Final = 2 << 20
+MORE_THREADS: Final = 2
+"""Than calls at once: one for a `load`, one that listens."""
 MAPPED_MAX: Final = 64
 """Compiled modules that stay mapped; an older one that no instance uses is let go."""
 GARBAGE: Final = 500
@@ -258,6 +260,8 @@ class Host:
         self._programs: dict[int, Program] = {}
         self._forms: OrderedDict[tuple[str, str], wasm_forms.Form] = OrderedDict()
         self._memories: dict[str, Memory] = {}
+        self._rooms: set[int] = set()
+        """Where guests have had their memory since the host last gave it back."""
         self._stopped: dict[int, bool] = {}
         """The calls under way, and whether each is to stop."""
         self._asking: dict[int, SimpleQueue[tuple[Header, memoryview] | None]] = {}
@@ -307,11 +311,18 @@ class Host:
                     self._tell_asking(header["id"], (header, body))
                 case "rest":
                     self._programs.pop(header["key"], None)
+                    self._give_back()
                 case "unload":
                     self._recipes.pop(header["key"], None)
                     self._programs.pop(header["key"], None)
                 case "forget":
                     self._forget(header["state"])
+
+    def _give_back(self) -> None:
+        """Hold no memory for guests, if none runs: nobody begins while this thread reads."""
+        if not self._stopped:
+            while self._rooms:
+                wasm_engine.give_back(self._rooms.pop())
 
     def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
         asking = self._asking.get(number)
@@ -477,6 +488,7 @@ class Host:
     ) -> tuple[list[Value], Header]:
         """Run a program of the guest ABI: its outputs, and what else is answered."""
         guest = program.guest(store)
+        self._rooms.add(guest.room)
         call = program.call(guest, partial(self._infer, number))
         self._functions.enter(call)
         inputs, outputs = place(guest, values, program.recipe)
@@ -507,6 +519,7 @@ class Host:
         del number
         out, err = program.command(store, values[0][3])
         guest = program.guest(store)
+        self._rooms.add(guest.room)
         try:
             guest.call(wasm_engine.START)
         except wasmtime.ExitTrap as end:
@@ -518,6 +531,6 @@ class Host:
         """Serve with so many calls at once; ends the process."""
         threading.stack_size(THREAD_STACK_BYTES)
         gc.set_threshold(GARBAGE_MAX)
-        for _ in range(threads + 1):
+        for _ in range(threads + MORE_THREADS - 1):
             threading.Thread(target=self.serve, daemon=True).start()
         self.serve()

@@ -44,8 +44,6 @@ STDERR_BYTES: Final = 4096
 """Kept of what a WASI command says on stderr where no output takes it."""
 INFER: Final = "infer"
 """The group of host functions that `Manifest.infers` grants."""
-MAX_TABLES: Final = 4
-MAX_TABLE_ELEMENTS: Final = 1 << 20
 
 
 class Linkers:
@@ -118,7 +116,7 @@ class Recipe:
     def limit(self, store: wasm_engine.Store) -> None:
         """Bound what the guest may take; modules linked together have one memory."""
         instances = 1 + len(self.modules)
-        store.limit(self.memory_bytes, MAX_TABLE_ELEMENTS, instances, MAX_TABLES * instances)
+        store.limit(self.memory_bytes, instances)
 
 
 class Program:

@@ -79,7 +79,8 @@ def main(arguments: list[str]) -> int:
         return probe()
     die_with_parent(int(arguments[2]))
     sock = socket.socket(fileno=int(arguments[1]))
-    children = Children(wasm_engine.engine(), int(arguments[3]))
+    threads = int(arguments[3])
+    children = Children(wasm_engine.engine(threads + wasm_host.MORE_THREADS), threads)
     if not single_threaded("wasm"):
         return os.EX_SOFTWARE
     gc.collect()
