@@ -319,7 +319,10 @@ class Host:
                     self._forget(header["state"])
 
     def _give_back(self) -> None:
-        """Hold no memory for guests, if none runs: nobody begins while this thread reads."""
+        """Hold no memory for guests, if none runs: nobody begins while this thread reads.
+
+        What is being cleared meanwhile is kept until the next time.
+        """
         if not self._stopped:
             while self._rooms:
                 wasm_engine.give_back(self._rooms.pop())
