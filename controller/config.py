@@ -24,7 +24,7 @@ PREFIX: Final = "TONA_"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
 Side = Literal["core", "radio"]
-LISTS: Final = ("roles", "anchors", "schedulers", "cells", "direct", "stores")
+LISTS: Final = ("roles", "anchors", "schedulers", "cells", "direct", "stores", "neighbours")
 """Options that are several words, with commas between where they are one text."""
 
 
@@ -75,6 +75,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the TA: those of its schedulers; empty: our own."""
     direct: tuple[str, ...] = ()
     """Of the TA: brokers (as `uplink`) of cells whose nodes it also hears and speaks to itself."""
+    neighbours: tuple[Name, ...] | None = None
+    """Of the TS: the cells that its nodes may be handed over to, of those whose TS has the same TA;
+    None: all of them.
+    """
     stores: tuple[str, ...] = ()
     """More addresses (of other processes' APIs) where nodes find artifacts and large values."""
 

@@ -173,6 +173,7 @@ class Gateway:
                 self._owner_epoch,
                 (api_url, *config.stores),
                 time.time_ns() // 1_000_000 - monotonic_ms(),
+                self._address.url,
             ),
             store,
             self._owner_epoch,

@@ -37,6 +37,8 @@ APPROVAL: Final = "approval"
 JOB: Final = "job"
 CELL: Final = "cell"
 FIGURE: Final = "figure"
+HANDOVER: Final = "handover"
+CROSSING: Final = "crossing"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -296,6 +298,13 @@ class TaskRecord(Struct, frozen=True):
     """As NAMO ordered it, where a quarantine has it run otherwise; None: that is `spec`."""
     before: Variant | None = None
     """The version that served before the newest one, to go back to."""
+    heir: str = ""
+    """The TS that gets it when the present one has let go; empty: it is on no such way."""
+    former: tuple[str, ...] = ()
+    """Schedulers that have not said that they have let go: their leases were over."""
+    attached: int = 0
+    """Incarnation of its node's attachment after which it went to its scheduler; 0: it was placed.
+    """
 
 
 class StoryRecord(Struct, frozen=True):
@@ -354,6 +363,10 @@ class NodeView(Struct, frozen=True):
     """What it trusts of those who sign artifacts; None: nobody has to sign there."""
     share_url: str = ""
     """Base URL at which its neighbours may fetch its artifacts; empty: nowhere."""
+    cell: str = ""
+    """Of its scheduler."""
+    handover: str = ""
+    """Where it is to go, or comes from, while a handover is under way; empty: none is."""
 
 
 class CellView(Struct, frozen=True):
@@ -376,6 +389,8 @@ class AnchoredRecord(Struct, frozen=True):
     """Whom the TA reports to."""
     sources: tuple[Source, ...] = ()
     """Those of the order, each with the nodes that the TA chose to provide it, best first."""
+    followers: tuple[str, ...] = ()
+    """Schedulers that have none of its tasks any more, and whose clients may go on with it."""
     expects: tuple[str, ...] = ()
     """Anchors of before whose jobs may not all be here; an empty name: one that is not known."""
 
@@ -476,3 +491,72 @@ class JobRecord(Struct, frozen=True):
     """Fingerprint of what was submitted, kept when the inputs are dropped at the end."""
     started_unix_ms: int = 0
     """When it was first sent to run."""
+
+
+class HandoverState(StrEnum):
+    """How far a handover is."""
+
+    PREPARING = "preparing"
+    """The target is asked whether it has room."""
+    COMMANDED = "commanded"
+    """The node was told, and has not come."""
+    SWITCHING = "switching"
+    """It has come; its tasks are on their way to the new scheduler."""
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    """No target has room, or the node cannot be told."""
+    FAILED = "failed"
+    """The node has not come."""
+
+
+class HandoverRecord(Struct, frozen=True):
+    """A node's change of cell (kind `handover`, key `NODE/slot`)."""
+
+    handover: str
+    node: str
+    number: int
+    """Of the node's handovers, growing."""
+    source: str
+    """The cell that it leaves."""
+    target: str
+    """The cell that it comes to, or is to come to."""
+    state: HandoverState
+    cause: str = ""
+    """Why, for people."""
+    reason: str = ""
+    """Why it was refused or has failed."""
+    conditional: bool = False
+    by_hand: bool = False
+    others: tuple[str, ...] = ()
+    """Cells that are tried when the target has no room, in order."""
+    incarnation: int = 0
+    """Of the attachment that ends."""
+    arrived: int = 0
+    """Of the new one; 0: it has not come."""
+    attached: bool = False
+    """Whether it was still attached to the source when it came."""
+    tasks: tuple[str, ...] = ()
+    """That have gone with it."""
+    phases: dict[str, int] = {}
+    """When each state began, in ms since the first; `ownerless` is how long the task that waited
+    longest had no scheduler, at most.
+    """
+    started_unix_ms: int = 0
+    gap_ms: float | None = None
+    """The longest time without an answer around the switch, where the node has said it."""
+
+
+class CrossingRecord(Struct, frozen=True):
+    """Handovers from one cell to another (kind `crossing`, key `SOURCE>TARGET`)."""
+
+    source: str
+    target: str
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    ping_pongs: int = 0
+    """Those that went back to where the node had just come from."""
+    total_ms: float = 0.0
+    """Of all that were completed, from the first step to the last."""
+    longest_ms: float = 0.0
+    ownerless_longest_ms: float = 0.0

@@ -14,13 +14,19 @@ from controller.registry import Registry
 from controller.registry.merge import LOCAL, Merger
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
+from protocols.messages.mobility import CellPoint
 
 
 def deciders(
-    config: Config, epoch: int, store_urls: tuple[str, ...], unix_offset_ms: int | None = None
+    config: Config,
+    epoch: int,
+    store_urls: tuple[str, ...],
+    unix_offset_ms: int | None = None,
+    broker_url: str = "",
 ) -> list[Decider]:
     """Return the roles that a process is to run; `epoch` is that of its life.
 
+    `broker_url` is where nodes of its cell connect; empty: they are handed over to it by nobody.
     `unix_offset_ms` makes the wall clock's time of that of a turn, for people; None: not known.
     """
     made: list[Decider] = []
@@ -48,6 +54,13 @@ def deciders(
             sample_ms=config.sample_ms,
             store_urls=store_urls,
             cell=config.cell,
+            elsewhere=tuple(
+                one for one in anchors if one != config.ta or Role.TA not in config.roles
+            ),
+            point=CellPoint(config.cell, config.ts, (broker_url,), store_urls[:4])
+            if broker_url
+            else None,
+            neighbours=config.neighbours,
         )
         made.append(Scheduler(scheduler))
     return made
@@ -80,6 +93,8 @@ def serving_role(config: Config, registry: Registry, operation: str, arguments: 
     own = {Role.NAMO: config.namo, Role.TA: config.ta, Role.TS: config.ts}[wanted]
     if wanted is Role.NAMO:
         return own
+    if operation == "node.handover":
+        return own if wanted in config.roles else (config.anchors or (config.ta,))[0]
     role = ""
     task = registry.get(TASK, name) if operation.startswith("task.") else None
     if task is not None:

@@ -11,13 +11,24 @@ from typing import Any
 
 from msgspec import Struct
 
-from controller.anchor import book, calibrations, direct, escalations, fleet, placing
+from controller.anchor import (
+    book,
+    calibrations,
+    direct,
+    escalations,
+    fleet,
+    handovers,
+    placing,
+    switching,
+)
 from controller.anchor.book import Book
 from controller.anchor.calibrations import Calibrations
 from controller.anchor.direct import Direct
+from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
 from controller.anchor.granting import Granting
+from controller.anchor.handovers import Handovers
 from controller.anchor.job_arrivals import Arrivals
 from controller.anchor.jobs import Jobs
 from controller.anchor.orders import Orders
@@ -25,6 +36,7 @@ from controller.anchor.placing import Placing
 from controller.anchor.quarantine import Quarantines
 from controller.anchor.reports import Reports
 from controller.anchor.settings import Settings
+from controller.anchor.switching import Switching
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import Upward
 from controller.decider import Called, Event, Fired, Linked, Output, Received, Record, Role
@@ -38,13 +50,19 @@ from protocols.messages import (
     Escalation,
     EscalationAnswer,
     Flagged,
+    HandoverAnswer,
+    HandoverFailed,
+    HandoverRequired,
     JobEnded,
     JobHandover,
     JobOwned,
     JobQuery,
     JobsMoved,
     JobSubmit,
+    LeaseRequest,
+    Neighbours,
     NodeSummary,
+    Relinquished,
     RunFigures,
     SchedulerHello,
     ServiceDelete,
@@ -53,6 +71,7 @@ from protocols.messages import (
     TaskEvent,
     TaskReport,
 )
+from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint
 
 __all__ = ["Anchor", "Settings"]
 
@@ -80,10 +99,16 @@ class Anchor:
         self.calibrations = Calibrations(self.book, self.placing)
         self.transfers = Transfers(self.book, self.granting, self.placing)
         self.direct = Direct(self.book)
-        self.fleet = Fleet(self.book, self.placing, self.transfers)
+        self.elsewheres = Elsewheres(self.book)
+        self.handovers = Handovers(self.book, self.elsewheres)
+        self.switching = Switching(self.book, self.granting, self.placing, self.elsewheres)
+        self.switching.begun = self.handovers.task_begun
+        self.switching.done = self.handovers.task_done
+        self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
+        self._neighbours = 0
         parts = self.book, self.granting, self.placing
-        self.orders = Orders(*parts, self.upward, self.direct, self.jobs)
-        self.reports = Reports(*parts, self.transfers, self.upward)
+        self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
+        self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
         self.quarantines = Quarantines(*parts, self.upward)
         self.escalations = Escalations(*parts, self.transfers, self.upward, self.quarantines)
         self.counters = self.book.counters
@@ -105,6 +130,11 @@ class Anchor:
             JobHandover: self.jobs.handed,
             JobOwned: self.jobs.owned,
             JobsMoved: self.jobs.moved,
+            LeaseRequest: self.switching.asked,
+            Relinquished: self.switching.relinquished,
+            HandoverRequired: self.handovers.required,
+            HandoverAnswer: self.handovers.answered,
+            HandoverFailed: self.handovers.failed,
         }
         if settings.direct:
             self._on |= {
@@ -119,6 +149,8 @@ class Anchor:
             escalations.TIMER: self.escalations.fired,
             calibrations.TIMER: self.calibrations.fired,
             direct.TIMER: self.direct.fired,
+            switching.TIMER: self.switching.fired,
+            handovers.TIMER: self.handovers.fired,
         }
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
@@ -131,6 +163,9 @@ class Anchor:
         self.transfers.restored()
         self.escalations.restored()
         self.direct.restored()
+        self.switching.restored()
+        self.handovers.restore(records)
+        self.handovers.restored()
         self.fleet.begin()
         return self.desk.output
 
@@ -149,8 +184,12 @@ class Anchor:
                     self.jobs.called(event)
                 case Called(operation="task.quarantine"):
                     self.quarantines.called(event)
+                case Called(operation="node.handover"):
+                    self.handovers.called(event)
                 case Called():
                     raise TonaBug(f"the anchor has no operation {event.operation!r}")
+        self.switching.settle()
+        self.handovers.settle()
         self.fleet.settle()
         self.placing.settle()
         self.calibrations.settle()
@@ -181,9 +220,25 @@ class Anchor:
         self.book.wait_for(event.sender, book.SPEAK_MS)
         grants = self.granting.again(event.sender, event.cause)
         grants += self.granting.leaving(event.sender, event.cause)
+        self.switching.again(event.sender, event.cause)
+        self._place(event.sender, hello.point, event.cause)
+        self.elsewheres.again(event.sender, event.cause)
         welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants)
         self.desk.tell_role(event.sender, welcome, event.cause)
         self.jobs.linked(event.sender)
+
+    def _place(self, scheduler: str, point: CellPoint | None, cause: str) -> None:
+        """Note where a cell is reached; every scheduler is told which others there are."""
+        known = self.elsewheres.points
+        if scheduler not in self.settings.schedulers or point is None:
+            return
+        fresh = known.get(scheduler) != point
+        known[scheduler] = point
+        self._neighbours += fresh
+        for to in list(known) if fresh else (scheduler,):
+            cells = tuple(one for one in known.values() if one.scheduler != to)
+            named = Neighbours(self._neighbours, cells[:MAX_NEIGHBOURS])
+            self.desk.tell_role(to, named, cause)
 
     def _on_linked(self, role: str) -> None:
         """Bring a role up to date; a scheduler says hello by itself when it is linked."""

@@ -3,10 +3,11 @@
 from typing import Final
 
 from controller.anchor.book import Book
+from controller.anchor.handovers import Handovers
 from controller.anchor.placement import NodeFacts
 from controller.anchor.placing import Placing
 from controller.anchor.search import unplaced
-from controller.anchor.transfers import Transfers
+from controller.anchor.switching import Switching
 from controller.decider import Received
 from protocols.messages import AnchorSummary, NodeSummary
 from protocols.messages.hierarchy import NodeState
@@ -21,18 +22,25 @@ TIMER: Final = "summary"
 class Fleet:
     """Takes in node summaries, and sends what NAMO is to know of them."""
 
-    def __init__(self, book: Book, placing: Placing, transfers: Transfers) -> None:
+    def __init__(
+        self, book: Book, placing: Placing, switching: Switching, handovers: Handovers
+    ) -> None:
         self._book = book
         self._placing = placing
-        self._transfers = transfers
+        self._switching = switching
+        self._handovers = handovers
         self._incarnations: dict[str, int] = {}
         self._seated: dict[str, tuple[str, ...]] = {}
-        self._changed: dict[str, tuple[str, bool]] = {}
-        """Nodes that came, went or changed in this turn: the cause, and whether to another cell."""
+        self._changed: dict[str, str] = {}
+        """Nodes that came, went or changed in this turn, and the cause."""
         self._due_ms: int | None = None
 
     def begin(self) -> None:
-        """Begin with the regular summaries."""
+        """Begin with the regular summaries; no word of an attachment that was over counts."""
+        for task in self._book.tasks.values():
+            if task.node and task.attached:
+                known = self._incarnations.get(task.node, 0)
+                self._incarnations[task.node] = max(known, task.attached)
         self._wake(SUMMARY_MS)
 
     def summary(self, event: Received, summary: NodeSummary) -> None:
@@ -42,11 +50,15 @@ class Fleet:
             book.counters["unknown_scheduler"] += 1
             return
         old = book.nodes.get(node)
-        if old is not None and old.scheduler not in ("", event.sender):
-            late = summary.incarnation < self._incarnations.get(node, 0)
-            if late or summary.state is not NodeState.ONLINE:
-                # The cell that it has left misses it.
-                return
+        if not summary.forgotten and summary.incarnation < self._incarnations.get(node, 0):
+            # The cell that it has left speaks of what was.
+            return
+        if (
+            old is not None
+            and old.scheduler not in ("", event.sender)
+            and summary.state is not NodeState.ONLINE
+        ):
+            return
         if summary.forgotten:
             self._forget(node)
             return
@@ -59,28 +71,36 @@ class Fleet:
             summary.cpu_percent,
             summary.round_trip_ms,
             event.sender,
+            attached=summary.incarnation,
         )
         before = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
         book.ledger.put_others(node, summary.others)
         after = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
         freed = any(now < then for now, then in zip(after, before, strict=True))
         book.put_node(facts)
+        moved = old is not None and old.scheduler not in ("", facts.scheduler)
+        if old is not None and moved:
+            self._handovers.came(summary, old.scheduler, event.sender, event.cause)
         same = old is not None and (old.state, old.inventory, old.scheduler) == (
             facts.state,
             facts.inventory,
             facts.scheduler,
         )
+        if not same:
+            self._switching.look(node, event.cause)
+        if summary.kept:
+            self._switching.kept(node, summary, event.sender, event.cause)
         if same and not freed:
             return
         self._wake(SOON_MS)
-        moved = old is not None and old.scheduler != facts.scheduler
-        self._changed[node] = event.cause, moved or self._changed.get(node, ("", False))[1]
+        self._changed.setdefault(node, event.cause)
 
     def _forget(self, node: str) -> None:
         self._seat(node, ())
         self._book.ledger.put_others(node, ())
         self._incarnations.pop(node, None)
         self._changed.pop(node, None)
+        self._handovers.forget(node)
         self._book.drop_node(node)
         self._wake(SOON_MS)
 
@@ -101,16 +121,13 @@ class Fleet:
             return
         book, placing = self._book, self._placing
         came = {node for node in changed if book.usable(node)}
-        cause = next(iter(changed.values()))[0]
+        cause = next(iter(changed.values()))
         for failed in placing.search.failed.values():
             for node in came & failed.keys():
                 del failed[node]
-        moved = {node for node in came if changed[node][1]}
         for service in list(book.services):
             if self._concerned(service, new=bool(came)):
                 placing.later(service, cause)
-            if moved:
-                self._transfers.follow(service, cause)
 
     def _concerned(self, service: str, *, new: bool) -> bool:
         """Whether a service may need a node, or gain from one that came."""

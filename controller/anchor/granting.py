@@ -26,6 +26,10 @@ class Granting:
 
     def renew(self, task: TaskRecord, cause: str) -> None:
         """Lease a fresh block of epochs with the envelope that a task has."""
+        if task.heir:
+            # Who is to have it is granted the newest, as soon as the present one has let go.
+            self._book.put(task, cause)
+            return
         held = self._book.services[task.service]
         first, last = task.epoch_high + 1, task.epoch_high + EPOCH_BLOCK
         task = structs.replace(
@@ -44,7 +48,8 @@ class Granting:
         """
         grants = 0
         for task in list(self._book.tasks.values()):
-            if task.scheduler == scheduler and task.nodes and task.service in self._book.services:
+            mine = task.scheduler == scheduler and not task.heir
+            if mine and task.nodes and task.service in self._book.services:
                 self.renew(task, cause)
                 grants += 1
         return grants

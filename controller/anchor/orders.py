@@ -7,6 +7,7 @@ from msgspec import structs
 from controller.anchor import job_failures
 from controller.anchor.book import Book
 from controller.anchor.direct import Direct
+from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.granting import Granting
 from controller.anchor.jobs import Jobs
 from controller.anchor.lifecycle import TaskEvent
@@ -34,7 +35,9 @@ class Orders:
         upward: Upward,
         direct: Direct,
         jobs: Jobs,
+        elsewheres: Elsewheres,
     ) -> None:
+        self._elsewheres = elsewheres
         self._book = book
         self._granting = granting
         self._placing = placing
@@ -120,6 +123,7 @@ class Orders:
         if held is not None:
             book.put_service(delete.service, None, event.cause)
         reason = "the service was deleted"
+        self._elsewheres.ended(book.of_service(delete.service), event.cause)
         if delete.transferred:
             reason = "the service has another anchor"
             self._jobs.leave(delete.service, event.cause, delete.anchor)

@@ -5,11 +5,13 @@ from typing import Final
 from msgspec import structs
 
 from controller.anchor.book import Book
+from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.envelopes import need_bytes
 from controller.anchor.faults import hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, STARTED, TaskEvent
 from controller.anchor.placing import Placing
+from controller.anchor.switching import Switching
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import Upward
 from controller.decider import Received
@@ -35,7 +37,12 @@ class Reports:
         placing: Placing,
         transfers: Transfers,
         upward: Upward,
+        switching: Switching,
+        elsewheres: Elsewheres,
     ) -> None:
+        self._switching = switching
+        self._elsewheres = elsewheres
+
         self._book = book
         self._granting = granting
         self._placing = placing
@@ -58,9 +65,12 @@ class Reports:
             return
         if task.state in (TaskState.ACCEPTED, TaskState.DELETING):
             return
+        if report.state is InstanceState.READY:
+            task = self._switching.stays(task, report.node, event.cause)
         self._take(task, report, event.cause)
         self._start(task.service, event.cause)
         self._transfers.complete(task.service, event.cause)
+        self._elsewheres.tell(task.service, event.cause)
         self._upward.report(task.service, event.cause)
 
     def _take(self, task: TaskRecord, report: TaskReport, cause: str) -> None:

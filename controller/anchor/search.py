@@ -58,7 +58,7 @@ class Search:
     def lacking(self, service: str) -> frozenset[str]:
         """Return the tasks of a service that need a node, or a word on their newest generation."""
         tasks = self._book.ordered(service)
-        if any(one.leaving is not None for one in tasks) or self._unknown(tasks):
+        if any(one.leaving is not None or one.heir for one in tasks) or self._unknown(tasks):
             # On the way to another cell, that ends well or the service returns first; or it may
             # run where its scheduler has not spoken of since our start.
             return frozenset()

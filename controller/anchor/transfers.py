@@ -89,32 +89,6 @@ class Transfers:
         book.tell(task.spec.task, "returned", f"to {left.scheduler}: {why}", cause)
         self._granting.renew(after, cause)
 
-    def follow(self, service: str, cause: str) -> None:
-        """Move the envelopes of a service after its nodes, when all that serve changed the cell."""
-        book = self._book
-        tasks = book.ordered(service)
-        here = book.scheduler_of(service)
-        serving = [one for one in tasks if one.state in SERVING and one.node]
-        cells = {book.nodes[one.node].scheduler for one in serving if book.usable(one.node)}
-        if len(cells) != 1 or here in cells or any(one.leaving for one in tasks):
-            return
-        [there] = cells
-        for task in tasks:
-            self._granting.revoke(
-                task, task.scheduler, f"its node is in the cell of {there}", cause
-            )
-            nodes = tuple(one for one in task.nodes if book.usable(one, there))
-            if task in serving and task.node not in nodes:
-                nodes = (task.node, *nodes)
-            if not nodes:
-                # Nothing of it has come along: it is placed anew.
-                book.put(structs.replace(book.homeless(task), scheduler=there), cause)
-                continue
-            after = self._placing.reserve(structs.replace(task, scheduler=there, nodes=nodes))
-            book.tell(task.spec.task, "followed", f"{task.node} to the cell of {there}", cause)
-            self._granting.renew(after, cause)
-        self._placing.placed(service)
-
     def _let_go(self, task: TaskRecord, reason: str, cause: str) -> None:
         left = task.leaving
         if left is None:

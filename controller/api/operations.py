@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from controller.api.accounting import ACCOUNTS
 from controller.api.choices import ListApprovals, ServiceExplanation
 from controller.api.jobs import ListJobs, SubmitJob
+from controller.api.mobility import MOBILITY
 from controller.api.operation import (
     Arguments,
     Effect,
@@ -33,6 +34,7 @@ from controller.records import (
     APPROVAL,
     ARTIFACT,
     FLEET,
+    HANDOVER,
     QUALITY,
     SERVICE,
     STORY,
@@ -41,6 +43,7 @@ from controller.records import (
     ApprovalRecord,
     ArtifactRecord,
     CellView,
+    HandoverRecord,
     NodeView,
     ServiceQuality,
     ServiceRecord,
@@ -65,6 +68,7 @@ WATCHED: Final[dict[str, type[Struct]]] = {
     ARTIFACT: ArtifactRecord,
     QUALITY: ServiceQuality,
     APPROVAL: ApprovalRecord,
+    HANDOVER: HandoverRecord,
 }
 """The kinds that `GET /v1/watch/KIND` follows."""
 
@@ -339,6 +343,7 @@ TABLE: Final = (
         kind=TASK,
     ),
     *ACCOUNTS,
+    *MOBILITY,
     Operation(
         "job.submit",
         "Submit a durable invocation; the same one again is the same job.",

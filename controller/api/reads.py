@@ -10,6 +10,7 @@ from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.holders import holders
 from controller.api.jobs import ListJobs
+from controller.api.mobility import handover, handovers
 from controller.api.operation import Named, Operation
 from controller.api.operations import (
     ListArtifacts,
@@ -26,7 +27,9 @@ from controller.records import (
     APPROVAL,
     ARTIFACT,
     CELL,
+    CROSSING,
     FLEET,
+    HANDOVER,
     JOB,
     NODE,
     SERVICE,
@@ -34,6 +37,7 @@ from controller.records import (
     STORY_LENGTH,
     TASK,
     USE_CASE,
+    HandoverRecord,
     NodeRecord,
     NodeView,
     TaskState,
@@ -185,6 +189,14 @@ def _job(arguments: Named, registry: Registry) -> JobView:
     return job_view(record)
 
 
+def _handover(arguments: Named, registry: Registry) -> HandoverRecord:
+    found = handover(arguments.name, registry)
+    if found is None:
+        known = [name for one in registry.list(HANDOVER) for name in (one.handover, one.node)]
+        raise not_found("handover", arguments.name, dict.fromkeys(known))
+    return found
+
+
 def _operations(arguments: AuditOperations, registry: Registry) -> Any:
     found = registry.list(
         OPERATION,
@@ -223,4 +235,7 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "artifact.holders": holders,
     "job.list": _jobs,
     "job.show": _job,
+    "handover.list": handovers,
+    "handover.show": _handover,
+    "handover.cells": lambda _, registry: registry.list(CROSSING),
 }

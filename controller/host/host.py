@@ -54,6 +54,7 @@ COMMIT_RETRY_S: Final = 0.5
 
 _SERVING: Final = {
     "node": Role.TS,
+    "node.handover": Role.TA,
     "job": Role.TA,
     "task.audit": Role.TS,
     "task.quarantine": Role.TA,

@@ -16,6 +16,7 @@ from controller.records import FLEET
 from controller.registry.model import Registry
 from protocols.messages.hierarchy import NodeState
 
+_LEFT: Final = (NodeState.LOST, NodeState.MOVED)
 LOCAL: Final = ""
 """The source that this process itself is."""
 
@@ -90,7 +91,8 @@ class Merger:
         values = list(rows.values())
         if key[0] == FLEET:
             values = [self._believed(source, view) for source, view in rows.items()]
-            values = [one for one in values if one.state is not NodeState.LOST] or values
+            there = [one for one in values if one.state not in _LEFT]
+            values = there or [one for one in values if one.state is not NodeState.LOST] or values
         return values[-1] if values else None
 
     def _believed(self, source: str, view: Any) -> Any:

@@ -14,13 +14,17 @@ from controller.accounts import PROFILE, ProfileRecord
 from controller.decider import Record, View
 from controller.records import (
     CELL,
+    CROSSING,
     FLEET,
+    HANDOVER,
     JOB,
     NODE,
     QUALITY,
     STORY,
     TASK,
     CellView,
+    CrossingRecord,
+    HandoverRecord,
     JobRecord,
     NodeRecord,
     NodeView,
@@ -47,6 +51,8 @@ KINDS: Final[dict[str, type[Struct]]] = {
     QUALITY: ServiceQuality,
     JOB: JobRecord,
     PROFILE: ProfileRecord,
+    HANDOVER: HandoverRecord,
+    CROSSING: CrossingRecord,
 }
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,9 @@
 """What nodes say of tasks: statuses and holdings, believed only where they can be true.
 
 A healthy copy that a node holds is adopted where it runs, never restarted. Until every anchor has
-granted what it holds, a copy without an envelope is an orphan that may still find one.
+granted what it holds, a copy without an envelope is an orphan that may still find one. Where nodes
+go from cell to cell it is one until an anchor has granted or refused it: only anchors know whether
+a task has come along.
 """
 
 from collections.abc import Iterable
@@ -24,6 +26,7 @@ from protocols.messages.task import InstanceState, Reconcile
 
 MAX_ORPHANS: Final = 10_000
 
+_THERE: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
 
 
@@ -32,10 +35,14 @@ class Adoption:
 
     def __init__(self, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
         self.welcomed = False
+        self.roaming = False
+        """Whether nodes may bring tasks along from other cells."""
         self._desk = desk
         self._nodes = nodes
         self._table = table
         self._orphans: dict[tuple[str, str], tuple[Stamp, Holding]] = {}
+        self._refused_by: dict[tuple[str, str], set[str]] = {}
+        """Anchors that have said of an orphan that it is none of theirs."""
 
     # What nodes say.
 
@@ -73,7 +80,7 @@ class Adoption:
         holding = Holding(status.task, status.epoch, status.state, status.generation, tuning)
         self._holding(node, stamp, known or holding, cause)
         if entry is None:
-            return known is None and not self.welcomed
+            return known is None and (self.roaming or not self.welcomed)
         return status.epoch < entry.first_epoch
 
     def _orphan_of(self, node: str, status: Status) -> Holding | None:
@@ -165,12 +172,45 @@ class Adoption:
         self._table.releases.forget(node)
         for key in [key for key in self._orphans if key[0] == node]:
             del self._orphans[key]
+        for key in [key for key in self._refused_by if key not in self._orphans]:
+            del self._refused_by[key]
 
     # Orphans.
+
+    def orphans_of(self, node: str) -> tuple[str, ...]:
+        """Return the tasks that a node holds and nobody has granted."""
+        return tuple(sorted(task for one, task in self._orphans if one == node))
+
+    def with_orphans(self) -> set[str]:
+        """Return the nodes that hold what nobody has granted."""
+        return {node for node, _ in self._orphans}
+
+    def refused(
+        self, node: str, task: str, anchor: str, anchors: tuple[str, ...], cause: str
+    ) -> None:
+        """Release what a node holds of a task, once no anchor wants it there."""
+        for key in [key for key in self._orphans if key[1] == task and node in ("", key[0])]:
+            said = self._refused_by.setdefault(key, set())
+            said.add(anchor)
+            if not said.issuperset(anchors):
+                continue
+            del self._refused_by[key]
+            _, holding = self._orphans.pop(key)
+            reason = "no envelope for this task"
+            self._table.release(key[0], task, holding.epoch, reason, cause)
+
+    def yielded(self, copy: Copy, task: str) -> None:
+        """Keep a copy that another scheduler gets, should its anchor give it back to us."""
+        if self._nodes.state(copy.node) in _THERE and len(self._orphans) < MAX_ORPHANS:
+            state = copy.reported or InstanceState.DEPLOYING
+            holding = Holding(task, copy.epoch, state, copy.generation, copy.tuning)
+            self._orphans[copy.node, task] = (copy.heard, holding)
 
     def anchors_welcomed(self, cause: str) -> None:
         """Release what nodes hold beyond the grants: all anchors have granted all they hold."""
         self.welcomed = True
+        if self.roaming:
+            return
         for (node, task), (_, holding) in self._orphans.items():
             reason = "no envelope for this task"
             self._table.release(node, task, holding.epoch, reason, cause)
@@ -186,7 +226,7 @@ class Adoption:
     def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
         entry = self._table.tasks.get(holding.task)
         if entry is None:
-            if self.welcomed:
+            if self.welcomed and not self.roaming:
                 reason = "no envelope for this task"
                 self._table.release(node, holding.task, holding.epoch, reason, cause)
             elif len(self._orphans) < MAX_ORPHANS:

@@ -67,6 +67,8 @@ class Copy(Struct):
     """Whose memory it waits for before it runs anything; None: it has its own."""
     remembers: str = ""
     """Digest of what it has of that; empty: nothing."""
+    cell: str = ""
+    """Of its node, where that is another one than ours."""
 
     def __post_init__(self) -> None:
         """Begin with its own epoch."""

@@ -33,9 +33,11 @@ from controller.scheduler.anomalies import Flag
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
+from controller.scheduler.handovers import Handovers
 from controller.scheduler.inquiries import Inquiries
 from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
+from controller.scheduler.leases import Leases
 from controller.scheduler.memories import Memories
 from controller.scheduler.mover import LISTENING, Mover
 from controller.scheduler.nodes import NodeTable
@@ -53,10 +55,14 @@ from protocols.messages import (
     Calibrated,
     Cancel,
     Death,
+    Elsewhere,
     EnvelopeGrant,
     EnvelopeRevoke,
     EscalationAnswer,
     Flagged,
+    HandoverCommand,
+    HandoverFailed,
+    HandoverRequest,
     Invoke,
     JobAccepted,
     JobEnded,
@@ -68,9 +74,11 @@ from protocols.messages import (
     JobsMoved,
     JobStatus,
     JobSubmit,
+    Lease,
     LinkReport,
     LoadReport,
     MemoryState,
+    Neighbours,
     ProfileReport,
     QualityReport,
     RouteRequest,
@@ -101,7 +109,10 @@ class Scheduler:
         self.table = TaskTable(self.desk, self.nodes)
         self.adoption = Adoption(self.desk, self.nodes, self.table)
         self.memories = Memories(self.desk, self.nodes, self.table)
-        self.mover = Mover(settings.epoch, self.desk, self.nodes, self.table, self.memories)
+        self.leases = Leases(self.desk, settings.elsewhere)
+        self.mover = Mover(
+            settings.epoch, self.desk, self.nodes, self.table, self.memories, self.leases
+        )
         self.fleet = Fleet(settings, self.desk, self.nodes, self.table, self._node_changed)
         self.feeds = Feeds(settings.epoch, self.desk, self.nodes, self.table)
         self.keeper = Keeper(self.desk, self.nodes, self.table, self.feeds)
@@ -118,6 +129,8 @@ class Scheduler:
             settings.anchors,
             self.fleet.heard,
         )
+        parts = self.desk, self.nodes, self.table, self.fleet, self.adoption
+        self.handovers = Handovers(settings, *parts)
         self.accounts = Accounts(self.desk)
         self.inquiries = Inquiries(
             self.desk,
@@ -163,6 +176,12 @@ class Scheduler:
             Cancel: self.jobs.cancel,
             Calibrate: self.figures.calibrate,
             Calibrated: self.figures.calibrated,
+            Lease: self._on_lease,
+            Neighbours: self.handovers.named,
+            HandoverRequest: self.handovers.request,
+            HandoverCommand: self.handovers.command,
+            HandoverFailed: self._on_failed,
+            Elsewhere: self.handovers.elsewhere,
         }
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
@@ -174,6 +193,7 @@ class Scheduler:
                 self.accounts.restore(record)
         self.desk.begin(now_ms)
         self._hello()
+        self.leases.begin()
         self.desk.wake(_SWEEP, now_ms + SWEEP_MS)
         return self._end()
 
@@ -206,6 +226,7 @@ class Scheduler:
                 self.feeds.renew(service)
         self.feeds.settle(self.serving.route)
         self.jobs.settle()
+        self.handovers.settle()
         self.fleet.show()
         return self.desk.output
 
@@ -214,6 +235,7 @@ class Scheduler:
     def _on_birth(self, event: Received, birth: Birth) -> None:
         if self.fleet.birth(event, birth):
             stamp = (event.incarnation, event.number)
+            self.handovers.born(event.sender, event.incarnation, birth, event.cause)
             self.adoption.node_born(event.sender, stamp, birth.holdings, event.cause)
             self.feeds.node_born(event.sender, birth.feeds)
             self.jobs.node_born(event.sender)
@@ -263,6 +285,10 @@ class Scheduler:
         if status.state is InstanceState.STOPPED:
             self.memories.ended(event.sender, status.task, event.cause)
 
+    def _on_failed(self, event: Received, failed: HandoverFailed) -> None:
+        if self.fleet.heard(event) is not None:
+            self.handovers.failed(event, failed)
+
     def _on_memory(self, event: Received, state: MemoryState) -> None:
         if self.fleet.heard(event) is not None:
             self.memories.told(event.sender, state, event.cause)
@@ -272,8 +298,11 @@ class Scheduler:
     ) -> None:
         self.mover.node_changed(node, after, reason, cause, orderly=orderly)
         self.feeds.node_changed(node)
+        if after is NodeState.MOVED:
+            self.handovers.gone(node)
         if after is NodeState.LOST:
             self.adoption.node_lost(node)
+            self.handovers.gone(node)
             self.jobs.node_lost(node)
             self.keeper.relief.node_lost(node)
 
@@ -344,8 +373,26 @@ class Scheduler:
             self.feeds.renew(grant.service)
 
     def _on_revoke(self, event: Received, revoke: EnvelopeRevoke) -> None:
+        if revoke.transferred:
+            self._yield(event, revoke)
+            return
+        anchors = self.settings.anchors
+        self.adoption.refused(revoke.node, revoke.task, event.sender, anchors, event.cause)
         self.mover.revoke(revoke, event.cause)
         self.keeper.revoked(revoke.task)
+
+    def _yield(self, event: Received, revoke: EnvelopeRevoke) -> None:
+        entry = self.table.tasks.get(revoke.task)
+        copy = self.mover.yields(revoke, event.sender, event.cause)
+        if copy is not None and entry is not None:
+            self.adoption.yielded(copy, revoke.task)
+            self.feeds.let_go(entry.grant.service, copy.node)
+        if revoke.task not in self.table.tasks:
+            self.keeper.revoked(revoke.task)
+
+    def _on_lease(self, event: Received, lease: Lease) -> None:
+        if self.leases.granted(event.sender, lease):
+            self.mover.resume()
 
     def _on_answer(self, event: Received, answer: EscalationAnswer) -> None:
         self.mover.answered(answer, event.cause)
@@ -378,6 +425,7 @@ class Scheduler:
         self._hello()
         self.mover.report_again(role, "linked")
         self.keeper.escalate_again(role)
+        self.leases.begin()
         self.jobs.linked(role)
 
     # Time, and people.
@@ -386,7 +434,9 @@ class Scheduler:
         if key == _HELLO:
             self._hello()
         elif key == _SWEEP:
+            self.leases.sweep()
             self.fleet.sweep()
+            self.handovers.sweep()
             self.mover.sweep()
             self.mover.spread()
             self.memories.sweep()
@@ -405,7 +455,7 @@ class Scheduler:
         if not self._unwelcome:
             return
         for anchor in sorted(self._unwelcome):
-            hello = SchedulerHello(self.name, self.settings.epoch)
+            hello = SchedulerHello(self.name, self.settings.epoch, self.settings.point)
             self.desk.tell(ToRole(anchor), hello, "start")
         self.desk.wake(_HELLO, self.desk.now_ms + HELLO_MS)
 

@@ -114,6 +114,12 @@ class Feeds:
         found = self._ends_of(entry) if entry is not None else frozenset()
         return found != self._ends.get(service, frozenset())
 
+    def let_go(self, service: str, node: str) -> None:
+        """Leave a node alone about a service: another scheduler tells it."""
+        self._told.pop((service, node), None)
+        self._leaving.pop((service, node), None)
+        self._heard.get(service, {}).pop(node, None)
+
     def node_born(self, node: str, feeds: Iterable[Feeding]) -> None:
         """Tell a node again what it may have forgotten, and look at what it feeds."""
         for (_, one), told in self._told.items():

@@ -3,6 +3,7 @@
 Whose word counts is decided here, once, for every message of a node.
 """
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -37,6 +38,10 @@ MAX_NODES: Final = 100_000
 SUMMARY_STEP_PERCENT: Final = 20.0
 """A change of load of this much is worth telling the TA, who sees coarsely."""
 DRAINED: Final = "drained by an operator"
+MOVED_MS: Final = 30_000
+"""A node that has moved and turned up nowhere is lost after this."""
+AWAY: Final = (NodeState.LOST, NodeState.MOVED)
+"""Nobody can be told anything here."""
 
 
 class Watcher(Protocol):
@@ -76,6 +81,13 @@ class Fleet:
         self._watcher = watcher
         self._asked_ms: dict[str, int] = {}
         self._dirty: set[int] = set()
+        self.moved_to: dict[str, str] = {}
+        """The cell that each node which has moved has named."""
+        self._moved_ms: dict[str, int] = {}
+        self.kept: Callable[[str], tuple[str, ...]] = lambda _: ()
+        """Tasks that a node holds and nobody has granted here."""
+        self.handover: Callable[[str], str] = lambda _: ""
+        """Say which handover of a node is under way."""
 
     # What nodes say.
 
@@ -103,6 +115,8 @@ class Fleet:
         elif self._nodes.states[slot] is NodeState.DRAINING:
             self._advance(slot, NodeEvent.RESUME, "", event.cause)
         self._asked_ms.pop(node, None)
+        self.moved_to.pop(node, None)
+        self._moved_ms.pop(node, None)
         welcome = Welcome(
             scheduler=self._settings.name,
             scheduler_epoch=self._settings.epoch,
@@ -135,7 +149,12 @@ class Fleet:
         if slot is None:
             return
         what = NodeEvent.FAREWELL if death.orderly else NodeEvent.WILL
-        self._advance(slot, what, death.reason, event.cause)
+        reason = death.reason
+        if death.orderly and death.moved_to:
+            what, reason = NodeEvent.MOVE, f"it has moved to {death.moved_to}"
+            self.moved_to[event.sender] = death.moved_to
+            self._moved_ms[event.sender] = self._desk.now_ms
+        self._advance(slot, what, reason, event.cause)
         if self._nodes.states[slot] is NodeState.SUSPECT:
             self.ask_birth(event.sender, "a will was published for you", event.cause)
 
@@ -177,6 +196,13 @@ class Fleet:
         if slot is not None and event.incarnation < self._nodes.incarnations[slot]:
             self.counters["late_incarnation"] += 1
             return None
+        if (
+            slot is not None
+            and self._nodes.states[slot] is NodeState.MOVED
+            and event.incarnation == self._nodes.incarnations[slot]
+        ):
+            # What comes late of a connection that is over; nobody is there to be asked.
+            return slot if isinstance(event.body, Death) else None
         unborn = (
             slot is None
             or event.incarnation > self._nodes.incarnations[slot]
@@ -216,6 +242,12 @@ class Fleet:
     def sweep(self) -> None:
         """Suspect who is silent, give up who stays so."""
         now_ms = self._desk.now_ms
+        for node, since_ms in list(self._moved_ms.items()):
+            if now_ms - since_ms >= MOVED_MS:
+                del self._moved_ms[node]
+                slot = self._nodes.slots.get(node)
+                if slot is not None and self._nodes.states[slot] is NodeState.MOVED:
+                    self._advance(slot, NodeEvent.TIMEOUT, self._nodes.reasons[slot], "sweep")
         for slot in self._nodes.unconfirmed(now_ms):
             silent_ms = self._nodes.silent_ms(slot, now_ms)
             self._advance(slot, NodeEvent.TIMEOUT, f"silent for {silent_ms} ms", "sweep")
@@ -235,7 +267,7 @@ class Fleet:
             return None
         self._keep(replace(known, draining=DRAINED), cause)
         slot = self._nodes.slots.get(node)
-        if slot is None or self._nodes.states[slot] is NodeState.LOST:
+        if slot is None or self._nodes.states[slot] in AWAY:
             return NodeState.LOST
         self._advance(slot, NodeEvent.DRAIN, DRAINED, cause)
         self._desk.tell(ToNode(node), Drain(DRAINED), cause, tenant)
@@ -248,7 +280,7 @@ class Fleet:
             return None
         self._keep(replace(known, draining=""), cause)
         slot = self._nodes.slots.get(node)
-        if slot is None or self._nodes.states[slot] is NodeState.LOST:
+        if slot is None or self._nodes.states[slot] in AWAY:
             return NodeState.LOST
         if self._nodes.states[slot] is NodeState.DRAINING:
             self._advance(slot, NodeEvent.RESUME, "", cause)
@@ -261,7 +293,7 @@ class Fleet:
         if known is None:
             return f"there is no node {node!r} here"
         state = self._nodes.state(node)
-        if state is not NodeState.LOST:
+        if state not in AWAY:
             return (
                 f"node {node!r} is {state}: end its agent first, "
                 f"it can be forgotten when it is {NodeState.LOST}"
@@ -278,6 +310,8 @@ class Fleet:
         if node in self._nodes:
             self._nodes.forget(node)
         del self.recorded[node]
+        self.moved_to.pop(node, None)
+        self._moved_ms.pop(node, None)
         self.pace.forget(node)
         self._asked_ms.pop(node, None)
         self._desk.keep(NODE, node, None, cause)
@@ -291,6 +325,12 @@ class Fleet:
         """Return what a node was when it last introduced itself; None: it never did."""
         known = self.recorded.get(node)
         return known.inventory if known is not None else None
+
+    def touch(self, node: str) -> None:
+        """Have people shown a node anew."""
+        slot = self._nodes.slots.get(node)
+        if slot is not None:
+            self._dirty.add(slot)
 
     def show(self) -> None:
         """Tell people, and nodes their pace, at the end of a turn."""
@@ -323,6 +363,8 @@ class Fleet:
             round_trip_ms=link.round_trip_ms if link else None,
             reason=self._nodes.reasons[slot],
             tasks=self._table.on(self._nodes.names[slot])[:256],
+            arrival=self._nodes.births[slot].arrival,
+            kept=self.kept(self._nodes.names[slot])[:256],
         )
         for anchor in anchors or self._settings.anchors:
             others = self._table.holds.others(summary.node, anchor)
@@ -346,5 +388,7 @@ class Fleet:
             silent_ms=self._nodes.silent_ms(slot, self._desk.now_ms),
             trust=birth.trust,
             share_url=birth.share_url,
+            cell=self._settings.point.cell if self._settings.point is not None else "",
+            handover=self.handover(node),
         )
         self._desk.show(FLEET, node, view)

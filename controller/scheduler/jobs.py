@@ -237,8 +237,9 @@ class Jobs:
         if run is None or event.sender != run.anchor:
             return
         self._forget(run)
-        for node in {step.node for step in run.plan.steps} if run.plan is not None else ():
-            self._desk.tell(ToInvoke(node), body, event.cause, event.tenant)
+        ends = {(step.node, step.cell) for step in run.plan.steps} if run.plan is not None else ()
+        for node, cell in sorted(ends):
+            self._desk.tell(ToInvoke(node, cell), body, event.cause, event.tenant)
 
     def _send(self, run: _Run) -> None:
         """Send a run by the route, or again as it was sent, or let it wait for a route."""
@@ -260,8 +261,9 @@ class Jobs:
             self._forget(run)
             self._lost(run, FailureCode.BAD_INPUT, text)
             return
+        cells = routes.cells(plan)
         for node, invoke in invokes.items():
-            self._desk.tell(ToInvoke(node), invoke, run.cause, run.tenant)
+            self._desk.tell(ToInvoke(node, cells.get(node, "")), invoke, run.cause, run.tenant)
         run.due_ms = min(run.until_ms, self._desk.now_ms + run.wait_ms)
         run.wait_ms = min(2 * run.wait_ms, REPEAT_MAX_MS)
         heappush(self._due, (run.due_ms, next(self._numbers), run))

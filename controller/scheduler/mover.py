@@ -14,16 +14,18 @@ from controller.desk import Desk
 from controller.scheduler import envelope, upward
 from controller.scheduler.copies import Copy, CopyState, TaskEntry, program, rebuilt
 from controller.scheduler.further import Further, serving
+from controller.scheduler.leases import Leases
 from controller.scheduler.memories import Memories
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import RESEND_MS
 from controller.scheduler.settings import EPOCH_SHIFT
-from controller.scheduler.table import TaskTable, serves
+from controller.scheduler.table import Away, TaskTable, serves
 from protocols.messages import (
     Assign,
     EnvelopeGrant,
     EnvelopeRevoke,
     EscalationAnswer,
+    Relinquished,
     TaskEvent,
     Tune,
 )
@@ -44,8 +46,15 @@ class Mover:
     """The rule that settles the entries of a task table."""
 
     def __init__(
-        self, epoch: int, desk: Desk, nodes: NodeTable, table: TaskTable, memories: Memories
+        self,
+        epoch: int,
+        desk: Desk,
+        nodes: NodeTable,
+        table: TaskTable,
+        memories: Memories,
+        leases: Leases,
     ) -> None:
+        self._leases = leases
         self._desk = desk
         self._nodes = nodes
         self._table = table
@@ -55,6 +64,8 @@ class Mover:
         self._tunes = epoch << EPOCH_SHIFT
         """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
         self._reported: dict[str, tuple[str, int, str, str]] = {}
+        self._resting: dict[str, str] = {}
+        """Tasks that would change if their anchor gave leave, and why."""
 
     # What the TA says.
 
@@ -72,6 +83,7 @@ class Mover:
             entry.awaiting_node = bool(grant.current_node)
             entry.tuning = envelope.initial(grant)
             self._table.tasks[task] = entry
+            self._table.put_away(task, None)
         elif grant.generation < entry.grant.generation:
             return False
         else:
@@ -104,6 +116,47 @@ class Mover:
             if revoke.stays:
                 self._table.withdrawn[revoke.task] = f"task {revoke.task}: {revoke.reason}"
             self.forget(entry, revoke.reason, cause)
+
+    def yields(self, revoke: EnvelopeRevoke, anchor: str, cause: str) -> Copy | None:
+        """Let another scheduler have a task, and say so; returns the copy that runs on.
+
+        Where it is served on another node than was thought it stays, and its anchor hears of that.
+        """
+        entry = self._table.tasks.get(revoke.task)
+        if entry is None:
+            self._relinquish(revoke, anchor, cause)
+            return None
+        if entry.grant.epoch_to > revoke.leased or entry.anchor != anchor:
+            return None
+        here = any(one.node != revoke.node for one in entry.served())
+        if here and not revoke.given:
+            self._reported.pop(entry.task, None)
+            self._table.mark(entry, cause)
+            return None
+        stays = entry.on_node(revoke.node)
+        current = entry.current if stays is not None and entry.current is not stays else stays
+        if current is not None and current.node == revoke.node:
+            # While the next one is prepared beside it there, the older one serves.
+            stays = current
+        self._reported.pop(entry.task, None)
+        self._table.part(entry, stays, cause)
+        self._relinquish(revoke, anchor, cause, stays, entry.next_epoch - 1)
+        if stays is not None and revoke.cell:
+            away = msgspec.structs.replace(stays, cell=revoke.cell)
+            self._table.put_away(entry.task, Away(anchor, away))
+        return stays
+
+    def _relinquish(
+        self,
+        revoke: EnvelopeRevoke,
+        anchor: str,
+        cause: str,
+        stays: Copy | None = None,
+        epoch_seen: int = 0,
+    ) -> None:
+        node, epoch = (stays.node, stays.epoch) if stays is not None else (None, 0)
+        body = Relinquished(revoke.task, revoke.generation, node, epoch, epoch_seen, revoke.leased)
+        self._desk.tell(ToRole(anchor), body, cause)
 
     def forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
         """Release a task that nobody grants any more."""
@@ -162,11 +215,20 @@ class Mover:
                 return True
         return False
 
+    def resume(self) -> None:
+        """Go on with what has waited for leave."""
+        resting, self._resting = self._resting, {}
+        for task, cause in resting.items():
+            if task in self._table.tasks:
+                self._table.mark(self._table.tasks[task], cause)
+
     # Further nodes.
 
     def spread(self) -> None:
         """Have tasks served on more nodes, or on fewer, as their calls ask."""
         for entry, step in self.further.sweep():
+            if not self._leases.hold(entry.anchor):
+                continue
             node = self.further.place(entry) if step > 0 else next(reversed(entry.further), "")
             if not node:
                 continue
@@ -213,7 +275,11 @@ class Mover:
         """Bring every marked entry closer to its envelope."""
         for task, cause in self._table.take_marked().items():
             entry = self._table.tasks.get(task)
-            if entry is not None:
+            if entry is not None and not self._leases.hold(entry.anchor):
+                # Its anchor may have given it to another scheduler: until we hear, nothing changes.
+                self._resting[task] = cause
+                self._table.service_changed(entry.grant.service)
+            elif entry is not None:
                 self._settle(entry, cause)
                 self._memories.step(entry, cause)
                 self._report(entry, cause)

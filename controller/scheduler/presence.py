@@ -4,7 +4,9 @@ Theory of operation. A birth opens it; its incarnation fences whatever an older 
 says. A will is a hint: some brokers publish it at a mere takeover, so it only makes the node
 SUSPECT, and a rebirth request asks whether it lives. Any message of the same incarnation answers
 that. Silence does the same as a will, later. A suspect that stays silent is LOST; so is one that
-said farewell. A lost node comes back by birth only. DRAINING is a wish of the operator, kept
+said farewell. A lost node comes back by birth only. One that has said which cell serves it now is
+MOVED: its tasks run on there, nobody replaces them, and their anchor says when they are no more
+ours; where it turns up in no cell for long it is LOST. DRAINING is a wish of the operator, kept
 in the node's record: a lost node that comes back is DRAINING again, until the operator ends it.
 """
 
@@ -26,13 +28,16 @@ class NodeEvent(StrEnum):
     FAREWELL = "farewell"
     DRAIN = "drain"
     RESUME = "resume"
+    MOVE = "move"
+    """It has said farewell and where it goes."""
 
 
-_ON, _SUS, _DRAIN, _LOST = (
+_ON, _SUS, _DRAIN, _LOST, _MOVED = (
     NodeState.ONLINE,
     NodeState.SUSPECT,
     NodeState.DRAINING,
     NodeState.LOST,
+    NodeState.MOVED,
 )
 
 TABLE: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
@@ -60,6 +65,15 @@ TABLE: Final[dict[tuple[NodeState, NodeEvent], NodeState]] = {
     (_LOST, NodeEvent.BIRTH): _ON,
     (_LOST, NodeEvent.WILL): _LOST,
     (_LOST, NodeEvent.FAREWELL): _LOST,
+    (_LOST, NodeEvent.MOVE): _LOST,
+    (_ON, NodeEvent.MOVE): _MOVED,
+    (_SUS, NodeEvent.MOVE): _MOVED,
+    (_DRAIN, NodeEvent.MOVE): _MOVED,
+    (_MOVED, NodeEvent.BIRTH): _ON,
+    (_MOVED, NodeEvent.WILL): _MOVED,
+    (_MOVED, NodeEvent.MOVE): _MOVED,
+    (_MOVED, NodeEvent.FAREWELL): _LOST,
+    (_MOVED, NodeEvent.TIMEOUT): _LOST,
 }
 
 

@@ -5,7 +5,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from controller.scheduler.copies import Copy, CopyState, TaskEntry
+from controller.scheduler.copies import Copy
+from controller.scheduler.table import TaskTable
 from protocols.messages.invocation import PLANS_MAX, REQUEST, Edge, Plan, Route, Step
 
 ROUTE_VALID_MS: Final = 30_000
@@ -14,9 +15,7 @@ ROUTE_CREDIT: Final = 64
 CREDIT_STEP: Final = 2
 
 
-def build_plans(
-    tasks: Mapping[str, TaskEntry], service_tasks: tuple[str, ...]
-) -> tuple[Plan, ...] | str:
+def build_plans(table: TaskTable, service_tasks: tuple[str, ...]) -> tuple[Plan, ...] | str:
     """Return the plans of a service, or one sentence why it is not served now.
 
     The first is over the current copies; where a task is served on further nodes too, the others
@@ -24,12 +23,12 @@ def build_plans(
     """
     served: list[list[Copy]] = []
     for name in service_tasks:
-        entry = tasks.get(name)
-        if entry is None:
+        if name not in table.tasks and name not in table.away:
             return f"task {name} has no envelope yet"
-        if entry.current is None or entry.current.state is not CopyState.READY:
+        copies = table.copies_of(name)
+        if not copies:
             return f"task {name} is not ready"
-        served.append(entry.served())
+        served.append(copies)
     count = min(PLANS_MAX, max(map(len, served)))
     plans = [_plan_over([copies[at % len(copies)] for copies in served]) for at in range(count)]
     first = plans[0]
@@ -52,16 +51,19 @@ def _plan_over(copies: list[Copy]) -> Plan | str:
     return Plan(last.service, min(copy.generation for copy in copies), steps, outputs)
 
 
-def still_serves(plan: Plan, tasks: Mapping[str, TaskEntry]) -> bool:
+def still_serves(plan: Plan, table: TaskTable) -> bool:
     """Whether a plan goes on as it is while a change of its service is prepared."""
     for step in plan.steps:
-        entry = tasks.get(step.task)
-        copy = entry.current if entry is not None else None
-        if copy is None or copy.state is not CopyState.READY:
-            return False
-        if (copy.node, copy.epoch) != (step.node, step.epoch):
+        copies = table.copies_of(step.task)
+        served = (copies[0].node, copies[0].epoch, copies[0].cell) if copies else None
+        if served != (step.node, step.epoch, step.cell):
             return False
     return True
+
+
+def cells(plan: Plan) -> dict[str, str]:
+    """Return the cells of the nodes of a plan that are in another one."""
+    return {step.node: step.cell for step in plan.steps if step.cell}
 
 
 def _step(copy: Copy, step_tasks: Mapping[str, str]) -> Step:
@@ -72,6 +74,7 @@ def _step(copy: Copy, step_tasks: Mapping[str, str]) -> Step:
         epoch=copy.epoch,
         inputs=tuple(_renamed(edge, step_tasks) for edge in spec.inputs),
         outputs=tuple(port.name for port in spec.manifest.outputs),
+        cell=copy.cell,
     )
 
 

@@ -75,18 +75,19 @@ class Serving:
         """Return the plans of a service, or why it is not served; empty: it never was."""
         if not tasks:
             return f"service {service!r} was deleted" if old is not None else ""
-        plans = routes.build_plans(self._table.tasks, tasks)
+        plans = routes.build_plans(self._table, tasks)
         before = _plans_of(old) if old is not None else ()
         if isinstance(plans, str) and before:
-            return before[:1] if routes.still_serves(before[0], self._table.tasks) else plans
+            return before[:1] if routes.still_serves(before[0], self._table) else plans
         return plans
 
     def _encoding(self, plans: tuple[Plan, ...] | str) -> str:
         """Return how clients shall pack: as the tasks do that they feed."""
         if isinstance(plans, str):
             return ""
-        fed = [step for step in plans[0].steps if routes.is_entry(step)]
-        found = {self._table.tasks[step.task].tuning.encoding for step in fed}
+        fed = [step.task for step in plans[0].steps if routes.is_entry(step)]
+        tasks = self._table.tasks
+        found = {tasks[one].tuning.encoding if one in tasks else "" for one in fed}
         return found.pop() if len(found) == 1 else ""
 
     # What clients say.
@@ -127,8 +128,9 @@ class Serving:
             failure = Failure(FailureCode.BAD_INPUT, Blame.USER, text, retryable=False)
             self._refuse(event, invoke, failure)
             return
+        cells = routes.cells(plan)
         for node, one in forwarded:
-            self._desk.tell(ToInvoke(node), one, event.cause, event.tenant)
+            self._desk.tell(ToInvoke(node, cells.get(node, "")), one, event.cause, event.tenant)
 
     def _refuse(self, event: Received, invoke: Invoke, failure: Failure) -> None:
         reply_to = invoke.reply_to or event.reply_to

@@ -4,6 +4,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from protocols.messages.mobility import CellPoint
+
 EPOCH_SHIFT: Final = 32
 """Routes, feeds and tunes are numbered above those of every life before: 2 ** 32 in each."""
 
@@ -20,3 +22,9 @@ class Settings(Struct, frozen=True):
     store_urls: tuple[str, ...] = ()
     cell: str = ""
     """Its own."""
+    elsewhere: tuple[str, ...] = ()
+    """Those of the anchors that run in other processes."""
+    point: CellPoint | None = None
+    """Where its cell is reached."""
+    neighbours: tuple[str, ...] | None = None
+    """Cells to which its nodes may be handed over, of those that anchors name; None: all."""

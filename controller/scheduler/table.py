@@ -1,5 +1,7 @@
 """The task table: entries and their copies, by task, service and node; what has changed."""
 
+from msgspec import Struct
+
 from controller.decider import Send
 from controller.desk import Desk
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
@@ -7,6 +9,13 @@ from controller.scheduler.holds import Holds
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import Releases
 from protocols.messages.hierarchy import NodeState
+
+
+class Away(Struct, frozen=True):
+    """A task of another scheduler, and where it is served."""
+
+    anchor: str
+    copy: Copy
 
 
 class TaskTable:
@@ -19,6 +28,8 @@ class TaskTable:
         self.services: dict[str, tuple[str, ...]] = {}
         self.releases = Releases()
         self.holds = Holds()
+        self.away: dict[str, Away] = {}
+        """Tasks of other schedulers, of services whose clients may be here."""
         self.withdrawn: dict[str, str] = {}
         """Tasks that their anchor has taken back while their service stays: why."""
         self._dirty: dict[str, str] = {}
@@ -33,9 +44,9 @@ class TaskTable:
     def anchor_of(self, service: str) -> str:
         """Return the anchor that owns the tasks of a service here; empty when there is none."""
         for task in self.of_service(service):
-            entry = self.tasks.get(task)
-            if entry is not None:
-                return entry.anchor
+            held = self.tasks.get(task) or self.away.get(task)
+            if held is not None:
+                return held.anchor
         return ""
 
     def on(self, node: str) -> tuple[str, ...]:
@@ -86,9 +97,41 @@ class TaskTable:
         for copy in entry.copies():
             self.release(copy.node, entry.task, copy.highest, reason, cause)
             self.leave(copy.node, entry.task)
-        service = entry.grant.service
+        self._left(entry.grant.service)
+
+    def part(self, entry: TaskEntry, stays: Copy | None, cause: str) -> None:
+        """Drop a task that another scheduler gets; all its copies are released but one."""
+        del self.tasks[entry.task]
+        self.holds.touch(entry.task)
+        for copy in entry.copies():
+            if stays is None or copy.node != stays.node:
+                self.release(copy.node, entry.task, copy.highest, "it has moved", cause)
+            self.leave(copy.node, entry.task)
+        self._left(entry.grant.service)
+
+    def put_away(self, task: str, away: Away | None) -> None:
+        """Note where a task of another scheduler is served; None: that is no more of interest."""
+        old = self.away.pop(task, None)
+        if away is not None and task not in self.tasks:
+            self.away[task] = away
+            self.services[away.copy.grant.service] = away.copy.grant.plan_tasks
+            self.service_changed(away.copy.grant.service)
+        if old is not None:
+            self._left(old.copy.grant.service)
+
+    def copies_of(self, task: str) -> list[Copy]:
+        """Return the copies that serve a task, wherever; the one that routes point to first."""
+        entry, away = self.tasks.get(task), self.away.get(task)
+        if entry is not None:
+            serves = entry.current is not None and entry.current.state is CopyState.READY
+            return entry.served() if serves else []
+        return [away.copy] if away is not None and away.copy.state is CopyState.READY else []
+
+    def _left(self, service: str) -> None:
         self.service_changed(service)
-        if not any(one.grant.service == service for one in self.tasks.values()):
+        grants = [one.grant for one in self.tasks.values()]
+        grants += [one.copy.grant for one in self.away.values()]
+        if not any(one.service == service for one in grants):
             self.services.pop(service, None)
 
     def abandon(self, entry: TaskEntry, copy: Copy, reason: str, cause: str) -> None:
@@ -123,7 +166,7 @@ class TaskTable:
 
     def release(self, node: str, task: str, epoch: int, reason: str, cause: str) -> None:
         """Have a node give a task up, unless the node is lost."""
-        if self.nodes.state(node) is NodeState.LOST:
+        if self.nodes.state(node) in (NodeState.LOST, NodeState.MOVED):
             return
         send = self.releases.begin(node, task, epoch, reason, cause, self.desk.now_ms)
         self.say(send)

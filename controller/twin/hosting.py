@@ -132,7 +132,8 @@ class SimHost:
         self._life += 1
         self.alive = True
         self.world.note(f"{self.name} starts")
-        made = deciders(self.config, self.store.epoch, ())
+        broker_url = f"mqtt://127.0.0.1/{self.config.cell}"
+        made = deciders(self.config, self.store.epoch, (), broker_url=broker_url)
         self.deciders = {one.name: one for one in made}
         self.roles = {one.name: one.role for one in made}
         self._events = {name: deque() for name in self.deciders}

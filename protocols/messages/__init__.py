@@ -9,10 +9,13 @@ from protocols.messages.calibration import Calibrate, Calibrated, RunFigures
 from protocols.messages.hierarchy import (
     AnchorSummary,
     AnchorWelcome,
+    Elsewhere,
     EnvelopeGrant,
     EnvelopeRevoke,
     Escalation,
     EscalationAnswer,
+    Lease,
+    LeaseRequest,
     NodeSummary,
     SchedulerHello,
     ServiceDelete,
@@ -145,6 +148,9 @@ HIERARCHY = (
     | HandoverRequest
     | HandoverAnswer
     | Relinquished
+    | LeaseRequest
+    | Lease
+    | Elsewhere
 )
 Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY
 
@@ -169,6 +175,7 @@ __all__ = [
     "Death",
     "Deliver",
     "Drain",
+    "Elsewhere",
     "EnvelopeGrant",
     "EnvelopeRevoke",
     "Escalation",
@@ -193,6 +200,8 @@ __all__ = [
     "JobStatus",
     "JobSubmit",
     "JobsMoved",
+    "Lease",
+    "LeaseRequest",
     "LinkReport",
     "Linking",
     "LoadReport",

@@ -13,7 +13,8 @@ from protocols.errors import Blame
 from protocols.manifest import MAX_PORTS, Manifest
 from protocols.messages.calibration import CalibrationInput
 from protocols.messages.invocation import MAX_STEPS, Edge
-from protocols.messages.presence import Inventory
+from protocols.messages.mobility import CellPoint
+from protocols.messages.presence import Arrival, Inventory
 from protocols.messages.quality import (
     MAX_SOURCES,
     MAX_VARIANTS,
@@ -187,6 +188,22 @@ class SchedulerHello(Message, tag="scheduler-hello", frozen=True):
 
     scheduler: Name
     scheduler_epoch: Count
+    point: CellPoint | None = None
+    """Where its cell is reached; null: that is not known, and no node is handed over to it."""
+
+
+class LeaseRequest(Message, tag="lease-request", frozen=True):
+    """TS to TA: may I act on? Asked again and again."""
+
+    number: Count
+    """Grows with every question."""
+
+
+class Lease(Message, tag="lease", frozen=True):
+    """TA to TS: it may, until a lease after it *asked*: so no clock needs to agree with another."""
+
+    number: Count
+    """Of the question."""
 
 
 class AnchorWelcome(Message, tag="anchor-welcome", frozen=True):
@@ -250,6 +267,36 @@ class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
     """Whether its service stays although it runs nowhere: who asks for that is told the reason."""
     transferred: bool = False
     """Whether another TS gets it: the copy runs on, and the answer is `Relinquished`."""
+    node: str = ""
+    """Of a transferred one: whose copy runs on; who serves it on another one keeps it, and says so.
+    """
+    cell: Annotated[str, Meta(max_length=64)] = ""
+    """Of a transferred one: that of the other TS, for the routes of the clients here."""
+    leased: Count = 0
+    """Of a transferred one: the last epoch of the lease that ends."""
+    given: bool = False
+    """Whether the other TS has it already, for the lease of this one was over: it keeps nothing."""
+
+
+class Elsewhere(Message, tag="elsewhere", frozen=True):
+    """TA to TS: where a task is served that another TS has, for the routes of the clients here."""
+
+    spec: TaskSpec
+    """The task."""
+    service: Name
+    generation: Count
+    plan_tasks: tuple[Name, ...]
+    """As in EnvelopeGrant, like `outputs`."""
+    outputs: tuple[Edge, ...]
+    """Of the service."""
+    node: str = ""
+    """Where it is served; empty: nowhere now."""
+    epoch: Count = 0
+    """Under which it is served there."""
+    cell: Annotated[str, Meta(max_length=64)] = ""
+    """Of the node."""
+    over: bool = False
+    """Whether it is to be forgotten."""
 
 
 class TaskReport(Message, tag="task-report", frozen=True):
@@ -288,6 +335,8 @@ class NodeState(StrEnum):
     SUSPECT = "suspect"
     DRAINING = "draining"
     LOST = "lost"
+    MOVED = "moved"
+    """It has said that another cell serves it, or is about to."""
 
 
 class NodeSummary(Message, tag="node-summary", frozen=True):
@@ -314,6 +363,10 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
     """
     forgotten: bool = False
     """Whether an operator has had it forgotten: it counts no more until it is born again."""
+    arrival: Arrival | None = None
+    """As in its birth."""
+    kept: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
+    """Tasks that it holds and nobody has granted here: each is granted, or revoked."""
 
 
 class AnchorSummary(Message, tag="anchor-summary", frozen=True):

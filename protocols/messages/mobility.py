@@ -90,7 +90,7 @@ class Measuring(Part, frozen=True):
 
 
 class Neighbours(Message, tag="neighbours", frozen=True):
-    """TS to node: the cells it may be handed over to. Without any it measures nothing."""
+    """TA to TS to node: the cells it may be handed over to. Without any it measures nothing."""
 
     number: Count
     """Grows with every change; an older one is ignored."""
@@ -275,3 +275,5 @@ class Relinquished(Message, tag="relinquished", frozen=True):
     """Under which it runs there."""
     epoch_seen: Count = 0
     """The highest that it has used."""
+    leased: Count = 0
+    """As in the EnvelopeRevoke that this answers: an older answer counts no more."""

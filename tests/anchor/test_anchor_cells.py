@@ -19,6 +19,7 @@ from protocols.messages import (
     Escalation,
     EscalationAnswer,
     NodeSummary,
+    Relinquished,
     SchedulerHello,
     ServiceDelete,
     ServiceReport,
@@ -205,9 +206,13 @@ def test_a_service_follows_its_node_without_a_second_copy(bench: Bench) -> None:
     runs(bench, "a")
     home, epoch = bench.task().node, bench.task().epoch
     output = bench.node(home, scheduler=B, incarnation=2)
+    [revoke] = said(output, EnvelopeRevoke, A)
+    assert revoke.transferred
+    assert not said(output, EnvelopeGrant), "one scheduler or none"
+    gone = Relinquished("svc.a", 1, home, epoch, epoch, revoke.leased)
+    output = bench.hear(gone, A)
     [grant] = said(output, EnvelopeGrant, B)
     assert (grant.nodes, grant.current_node, grant.current_epoch) == ((home,), home, epoch)
-    assert said(output, EnvelopeRevoke, A)
     assert bench.task().scheduler == B
 
 

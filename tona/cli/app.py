@@ -11,6 +11,7 @@ from tona.cli import (
     artifacts,
     configure,
     fleet,
+    handovers,
     jobs,
     model,
     profiles,
@@ -92,6 +93,8 @@ app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
 app.add_typer(testbed.app, name="testbed", rich_help_panel=_MACHINE)
 app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
 app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
+fleet.node_app.command("handover")(handovers.hand_over)
+app.add_typer(handovers.app, name="handover", rich_help_panel=_WORK)
 app.add_typer(usecases.app, name="usecase", rich_help_panel=_WORK)
 app.command("audit", rich_help_panel=_WORK)(accounts.operations)
 app.add_typer(usecases.service_app, name="service", rich_help_panel=_WORK)

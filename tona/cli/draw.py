@@ -26,6 +26,7 @@ _STATE_STYLE: Final = {
     NodeState.SUSPECT: "yellow",
     NodeState.DRAINING: "cyan",
     NodeState.LOST: "red",
+    NodeState.MOVED: "blue",
 }
 _UNIT_STEP: Final = 1024
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -60,14 +61,26 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
     """Return the fleet: every node with its load and its link; less of it where it is narrow."""
     wide = width >= WIDE
     cells = BAR_CELLS if wide else NARROW_CELLS
+    nodes = list(nodes)
+    # Of one cell alone there is nothing to tell.
+    several = len({one.cell for one in nodes}) > 1 or any(one.handover for one in nodes)
     made = table(
-        *("NODE", "STATE", *(["PROFILE"] if wide else []), "CPU", "MEMORY", "GPU/NPU", "LINK"),
+        *(
+            "NODE",
+            "STATE",
+            *(["CELL"] if several else []),
+            *(["PROFILE"] if wide else []),
+            "CPU",
+            "MEMORY",
+            "GPU/NPU",
+            "LINK",
+        ),
         *("QUALITY", ">RTT", *([">JITTER", ">LOSS"] if wide else []), ">TASKS"),
     )
     made.padding = (0, 2 if wide else 1, 0, 0)
     for node in nodes:
         # What a lost node said last is no longer so.
-        lost = node.state is NodeState.LOST
+        lost = node.state in (NodeState.LOST, NodeState.MOVED)
         load, link = (None, None) if lost else (node.load, node.link)
         profile = [node.inventory.profile] if wide else []
         path = [
@@ -77,6 +90,7 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
         made.add_row(
             node.node,
             Text(node.state.value, style=_STATE_STYLE[node.state]),
+            *([_cell(node)] if several else []),
             *profile,
             bar(load.cpu_percent if load else None, cells=cells),
             bar(None if lost else memory_percent(node), cells=cells),
@@ -90,6 +104,13 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
     return made
 
 
+def _cell(node: NodeView) -> Text:
+    """Return which cell serves a node, and where it is on its way."""
+    if not node.handover:
+        return Text(node.cell or "-")
+    return Text(f"{node.cell} {node.handover}", style="yellow")
+
+
 def node_details(node: NodeView) -> Table:
     """Return everything about one node, a line each."""
     inventory, load = node.inventory, node.load
@@ -101,6 +122,8 @@ def node_details(node: NodeView) -> Table:
         ("node", node.node),
         ("state", Text(node.state.value, style=_STATE_STYLE[node.state])),
         ("reason", node.reason or "-"),
+        ("cell", node.cell or "-"),
+        *([("handover", node.handover)] if node.handover else []),
         ("agent", or_dash(node.agent_version)),
         ("profile", inventory.profile),
         ("system", f"{inventory.os}, {inventory.arch}, {inventory.cpu_count} cores"),

@@ -23,6 +23,8 @@ class NodeFacts(Struct, frozen=True):
     """The TS of its cell; the tasks of one plan all lie under one."""
     bandwidth_mbit_per_s: float | None = None
     """Of its link; None: not known."""
+    attached: int = 0
+    """Incarnation of its attachment to its cell."""
 
 
 class Snapshot(Struct, frozen=True):

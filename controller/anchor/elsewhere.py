@@ -1,0 +1,112 @@
+"""Services in several cells: every scheduler that clients may ask knows where each task is served.
+
+A service whose node has gone over to another cell may have tasks of several schedulers. Each of
+these is told of the others' tasks, and so is who had one before: clients that were in its cell go
+on from there.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec import structs
+
+from controller.anchor.book import Book
+from controller.anchor.lifecycle import SERVING
+from controller.records import TaskRecord
+from protocols.messages import Elsewhere
+from protocols.messages.mobility import CellPoint
+
+FOLLOWERS_MAX: Final = 8
+"""Schedulers without a task of a service that still serve clients of it; the newest count."""
+
+
+class Elsewheres:
+    """Tells schedulers of the tasks that others have."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self.points: dict[str, CellPoint] = {}
+        """Where each scheduler's cell is reached, as it has said."""
+        self._told: dict[tuple[str, str], tuple[object, ...]] = {}
+        """By scheduler and task: what it was told last."""
+
+    def cell_of(self, scheduler: str) -> str:
+        """Return the cell of a scheduler; empty: it has not said so."""
+        point = self.points.get(scheduler)
+        return point.cell if point is not None else ""
+
+    def moved(self, service: str, before: str, cause: str) -> None:
+        """Take in that a scheduler has lost a task of a service."""
+        held = self._book.services.get(service)
+        if held is None:
+            return
+        owners = {one.scheduler for one in self._book.ordered(service)}
+        wanted = [one for one in (*held.followers, before) if one not in owners]
+        followers = tuple(dict.fromkeys(reversed(wanted)))[:FOLLOWERS_MAX][::-1]
+        for gone in set(held.followers) - {*followers, *owners}:
+            self._over(gone, self._book.ordered(service), cause)
+        if followers != held.followers:
+            self._book.put_service(service, structs.replace(held, followers=followers), cause)
+        self.tell(service, cause)
+
+    def tell(self, service: str, cause: str) -> None:
+        """Bring every scheduler of a service up to date."""
+        held = self._book.services.get(service)
+        if held is None:
+            return
+        tasks = self._book.ordered(service)
+        owners = dict.fromkeys(one.scheduler for one in tasks if one.scheduler)
+        if len(owners) < 2 and not held.followers:  # noqa: PLR2004 - one scheduler has all of them
+            return
+        for scheduler in (*owners, *held.followers):
+            for task in tasks:
+                self._tell(scheduler, task, cause)
+
+    def again(self, scheduler: str, cause: str) -> None:
+        """Tell a scheduler that has begun anew."""
+        for key in [key for key in self._told if key[0] == scheduler]:
+            del self._told[key]
+        for service, held in self._book.services.items():
+            mine = any(one.scheduler == scheduler for one in self._book.ordered(service))
+            if mine or scheduler in held.followers:
+                self.tell(service, cause)
+
+    def ended(self, tasks: list[TaskRecord], cause: str) -> None:
+        """Have tasks forgotten wherever they are served from afar: they are over."""
+        names = {one.spec.task for one in tasks}
+        for scheduler in sorted({one for one, task in self._told if task in names}):
+            self._over(scheduler, tasks, cause)
+
+    def _over(self, scheduler: str, tasks: list[TaskRecord], cause: str) -> None:
+        for task in tasks:
+            if self._told.pop((scheduler, task.spec.task), None) is not None:
+                body = Elsewhere(task.spec, task.service, task.generation, (), (), over=True)
+                self._book.desk.tell_role(scheduler, body, cause, task.tenant)
+
+    def _tell(self, scheduler: str, task: TaskRecord, cause: str) -> None:
+        key = scheduler, task.spec.task
+        if task.scheduler == scheduler:
+            self._told.pop(key, None)
+            return
+        serves = task.state in SERVING
+        node, epoch = (task.node, task.epoch) if serves else ("", 0)
+        served = task.served or task.generation
+        said = (node, epoch, served, task.scheduler)
+        if self._told.get(key) == said:
+            return
+        self._told[key] = said
+        order = self._book.services[task.service].order
+        body = Elsewhere(
+            task.held or task.spec,
+            task.service,
+            served,
+            tuple(one.task for one in order.tasks),
+            order.outputs,
+            node,
+            epoch,
+            self.cell_of(task.scheduler),
+        )
+        self._book.desk.tell_role(scheduler, body, cause, task.tenant)
+
+    def __iter__(self) -> Iterator[CellPoint]:
+        return iter(self.points.values())

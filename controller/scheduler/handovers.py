@@ -1,0 +1,242 @@
+"""Nodes that come from other cells and go to them: the scheduler's part of docs/decisions/0027.
+
+As *source* it tells its nodes which cells there are, hands its anchor's command on, and lets go of
+tasks when it is told. As *target* it says whether it has room, keeps what an arriving node has
+brought until an anchor has granted or refused it, and then tells the node that all is done.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+from controller.decider import Received, ToNode, ToRole
+from controller.desk import Desk
+from controller.scheduler.adoption import Adoption
+from controller.scheduler.copies import Copy, CopyState
+from controller.scheduler.fleet import MAX_NODES, Fleet
+from controller.scheduler.nodes import NodeTable
+from controller.scheduler.settings import EPOCH_SHIFT, Settings
+from controller.scheduler.table import Away, TaskTable
+from protocols.messages import (
+    Birth,
+    Elsewhere,
+    EnvelopeGrant,
+    HandoverAnswer,
+    HandoverCommand,
+    HandoverComplete,
+    HandoverFailed,
+    HandoverRequest,
+    Neighbours,
+)
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint
+
+COMPLETE_AGAIN_MS: Final = 1000
+COMPLETE_REPEATS: Final = 3
+"""A node is told that its handover is complete so often: it has no reason to acknowledge it."""
+KEPT_AGAIN_MS: Final = 1000
+"""What a node has brought along is said again to the anchors after this, until they answer."""
+MAX_ARRIVALS: Final = 100_000
+"""Nodes whose arrival is not complete; beyond it the oldest is not told."""
+
+
+class _Arrival(Struct):
+    source: str
+    handover: str
+    incarnation: int
+    told: int = 0
+    due_ms: int = 0
+
+
+class Handovers:
+    """What a scheduler says and hears of nodes that change their cell."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        desk: Desk,
+        nodes: NodeTable,
+        table: TaskTable,
+        fleet: Fleet,
+        adoption: Adoption,
+    ) -> None:
+        self._settings = settings
+        self._desk = desk
+        self._nodes = nodes
+        self._table = table
+        self._fleet = fleet
+        self._adoption = adoption
+        self._said: dict[str, Neighbours] = {}
+        """By anchor: the cells that it has named."""
+        self._number = settings.epoch << EPOCH_SHIFT
+        self.neighbours: tuple[CellPoint, ...] = ()
+        self._arrivals: dict[str, _Arrival] = {}
+        self._kept_ms: dict[str, int] = {}
+        """Nodes with tasks that nobody has granted: when that was said last."""
+        self._going: dict[str, tuple[str, int]] = {}
+        """Nodes that were told to go: where to, and until when that holds."""
+        fleet.kept = adoption.orphans_of
+        fleet.handover = self._shown
+
+    # Neighbours.
+
+    def named(self, event: Received, body: Neighbours) -> None:
+        """Take in an anchor's cells, and tell the nodes when they are others."""
+        known = self._said.get(event.sender)
+        if event.sender not in self._settings.anchors or (
+            known is not None and body.number < known.number
+        ):
+            return
+        self._said[event.sender] = body
+        wanted = self._settings.neighbours
+        cells = {
+            one.cell: one
+            for said in self._said.values()
+            for one in said.cells
+            if one.scheduler != self._settings.name and (wanted is None or one.cell in wanted)
+        }
+        found = tuple(cells[name] for name in sorted(cells))[:MAX_NEIGHBOURS]
+        self._adoption.roaming = any(said.cells for said in self._said.values())
+        if found == self.neighbours:
+            return
+        self.neighbours = found
+        self._number += 1
+        for node in self._nodes:
+            if self._nodes.state(node) not in (NodeState.LOST, NodeState.MOVED):
+                self._tell(node, event.cause)
+
+    def _tell(self, node: str, cause: str) -> None:
+        self._desk.tell(ToNode(node), Neighbours(self._number, self.neighbours), cause)
+
+    # Nodes.
+
+    def born(self, node: str, incarnation: int, birth: Birth, cause: str) -> None:
+        """Take in a birth that counts."""
+        if self.neighbours:
+            self._tell(node, cause)
+        self._going.pop(node, None)
+        arrival = birth.arrival
+        if arrival is None:
+            self._arrivals.pop(node, None)
+            return
+        if len(self._arrivals) >= MAX_ARRIVALS:
+            del self._arrivals[next(iter(self._arrivals))]
+        self._arrivals[node] = _Arrival(arrival.source, arrival.handover, incarnation)
+
+    def _shown(self, node: str) -> str:
+        if node in self._going:
+            return f"to {self._going[node][0]}"
+        arrival = self._arrivals.get(node)
+        return f"from {arrival.source}" if arrival is not None and not arrival.told else ""
+
+    def gone(self, node: str) -> None:
+        """Forget the handover of a node that is lost, or has gone on."""
+        self._going.pop(node, None)
+        self._arrivals.pop(node, None)
+        self._kept_ms.pop(node, None)
+
+    def failed(self, event: Received, body: HandoverFailed) -> None:
+        """Hand a node's word on that it could not be handed over."""
+        if event.sender == body.node:
+            self._going.pop(body.node, None)
+            for anchor in self._settings.anchors[:1]:
+                self._desk.tell(ToRole(anchor), body, event.cause)
+
+    # The anchor.
+
+    def request(self, event: Received, body: HandoverRequest) -> None:
+        """Say whether there is room for a node."""
+        if event.sender not in self._settings.anchors:
+            return
+        point, reason = self._settings.point, ""
+        known = body.node in self._fleet.recorded
+        if not known and len(self._fleet.recorded) >= MAX_NODES:
+            reason = f"{MAX_NODES} nodes are known here already"
+        elif body.memory_bytes > self._free_bytes():
+            reason = "there is no room for the tasks that follow it"
+        cell = point.cell if point is not None else ""
+        answer = HandoverAnswer(body.handover, body.node, not reason, cell or "cell", reason)
+        self._desk.tell(ToRole(event.sender), answer, event.cause)
+
+    def _free_bytes(self) -> int:
+        """Return the task memory that nobody has reserved in the cell."""
+        booked = self._table.holds
+        booked.settle(self._table.tasks)
+        return sum(
+            max(0, self._nodes.inventory(node).task_memory_bytes - booked.reserved_bytes(node))
+            for node in self._nodes
+            if self._nodes.state(node) is NodeState.ONLINE
+        )
+
+    def command(self, event: Received, body: HandoverCommand) -> None:
+        """Hand a command on to its node, or say that it is not here any more."""
+        if event.sender not in self._settings.anchors:
+            return
+        slot = self._nodes.slots.get(body.node)
+        here = slot is not None and self._nodes.states[slot] not in (
+            NodeState.LOST,
+            NodeState.MOVED,
+        )
+        if slot is not None and here and self._nodes.incarnations[slot] == body.incarnation:
+            self._desk.tell(ToNode(body.node), body, event.cause)
+            self._going.pop(body.node, None)
+            if not body.cancelled and not body.conditional:
+                until_ms = self._desk.now_ms + body.expires_ms
+                self._going[body.node] = body.target.cell, until_ms
+            self._fleet.touch(body.node)
+        elif not body.cancelled:
+            failed = HandoverFailed(body.handover, body.node, "it is not attached here any more")
+            self._desk.tell(ToRole(event.sender), failed, event.cause)
+
+    def elsewhere(self, event: Received, body: Elsewhere) -> None:
+        """Take in where a task of another scheduler is served."""
+        if event.sender not in self._settings.anchors:
+            return
+        task = body.spec.task
+        if body.over:
+            self._table.put_away(task, None)
+            return
+        grant = EnvelopeGrant(
+            body.service,
+            body.generation,
+            body.spec,
+            (body.node or "nowhere",),
+            0,
+            0,
+            body.plan_tasks,
+            body.outputs,
+        )
+        state = CopyState.READY if body.node else CopyState.GONE
+        copy = Copy(body.node, body.epoch, body.generation, grant, state, cell=body.cell)
+        self._table.put_away(task, Away(event.sender, copy))
+
+    # At the end of a turn, and with time.
+
+    def settle(self) -> None:
+        """Tell the nodes whose tasks have all found their owner."""
+        for node, arrival in self._arrivals.items():
+            if not arrival.told and not self._adoption.orphans_of(node):
+                self._complete(node, arrival)
+                self._fleet.touch(node)
+
+    def _complete(self, node: str, arrival: _Arrival) -> None:
+        arrival.told += 1
+        arrival.due_ms = self._desk.now_ms + COMPLETE_AGAIN_MS
+        done = HandoverComplete(arrival.handover, arrival.incarnation)
+        self._desk.tell(ToNode(node), done, arrival.handover or "arrival")
+
+    def sweep(self) -> None:
+        """Say again what may not have been heard."""
+        now_ms = self._desk.now_ms
+        for node in [one for one, (_, until_ms) in self._going.items() if now_ms >= until_ms]:
+            del self._going[node]
+            self._fleet.touch(node)
+        for node, arrival in list(self._arrivals.items()):
+            if arrival.told >= COMPLETE_REPEATS:
+                del self._arrivals[node]
+            elif arrival.told and now_ms >= arrival.due_ms:
+                self._complete(node, arrival)
+        for node in self._adoption.with_orphans():
+            if now_ms - self._kept_ms.get(node, 0) >= KEPT_AGAIN_MS and node in self._nodes:
+                self._kept_ms[node] = now_ms
+                self._fleet.summarise(self._nodes.slots[node], "kept")

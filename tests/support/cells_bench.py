@@ -1,0 +1,227 @@
+"""An anchor and the schedulers of its cells on a bench, and nodes that speak the protocol."""
+
+from typing import Any
+
+from anchor_bench import chain
+from msgspec import Struct
+from tests_support import INVENTORY
+
+from controller.anchor.decider import Anchor
+from controller.anchor.decider import Settings as AnchorSettings
+from controller.decider import (
+    Answer,
+    Called,
+    Decider,
+    Event,
+    Fired,
+    Output,
+    Received,
+    Record,
+    Send,
+    ToNode,
+    ToRole,
+)
+from controller.records import HandoverRecord, TaskRecord
+from controller.scheduler.decider import Scheduler
+from controller.scheduler.decider import Settings as SchedulerSettings
+from protocols.messages import Assign, Birth, Death, LoadReport, Release, Status
+from protocols.messages.mobility import CellPoint
+from protocols.messages.presence import Arrival, Holding
+from protocols.messages.task import InstanceState
+
+
+class HandOver(Struct, frozen=True):
+    """The arguments of `node.handover`."""
+
+    name: str
+    cell: str
+
+
+class CellsBench:
+    """`ta` and a scheduler `ts-X` for each cell `X`; words between roles arrive in order."""
+
+    def __init__(self, *cells: str) -> None:
+        self.cells = cells or ("a", "b")
+        self.now_ms = 10_000
+        self.store: dict[tuple[str, str], Record] = {}
+        self.answers: list[Answer] = []
+        self.seen: list[tuple[str, Send]] = []
+        self.cut: set[str] = set()
+        """Roles that are not heard and do not hear."""
+        self.roles: dict[str, Decider] = {}
+        self.timers: dict[tuple[str, str], int] = {}
+        self.lives = dict.fromkeys(["ta", *self.schedulers], 0)
+        self.nodes: dict[str, tuple[str, int]] = {}
+        """Where each node is, and its incarnation."""
+        self.held: dict[str, dict[str, Holding]] = {}
+        self.queue: list[tuple[str, Event]] = []
+        for role in self.lives:
+            self.start(role)
+        self.passes(1200)
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        return tuple(f"ts-{cell}" for cell in self.cells)
+
+    def start(self, role: str) -> None:
+        """Start a role, again if it has run before."""
+        self.lives[role] += 1
+        for key in [key for key in self.timers if key[0] == role]:
+            del self.timers[key]
+        if role == "ta":
+            made: Decider = Anchor(
+                AnchorSettings("ta", self.schedulers, "namo", cells=self.cells, unix_offset_ms=0)
+            )
+        else:
+            cell = role.removeprefix("ts-")
+            made = Scheduler(
+                SchedulerSettings(
+                    role,
+                    self.lives[role],
+                    ("ta",),
+                    elsewhere=("ta",),
+                    point=CellPoint(cell, role, (f"mqtt://{cell}:1883",)),
+                )
+            )
+        self.roles[role] = made
+        records = list(self.store.values()) if role == "ta" else []
+        self._took(role, made.restore(records, self.now_ms))
+        self.run()
+
+    def feed(self, role: str, *events: Event) -> None:
+        self.queue += [(role, one) for one in events]
+        self.run()
+
+    def run(self) -> None:
+        while self.queue:
+            role, event = self.queue.pop(0)
+            self._took(role, self.roles[role].handle([event], self.now_ms))
+
+    def _took(self, role: str, output: Output) -> None:
+        for record in output.records:
+            if role == "ta":
+                if record.value is None:
+                    self.store.pop((record.kind, record.key), None)
+                else:
+                    self.store[record.kind, record.key] = record
+        for timer in output.timers:
+            self.timers.pop((role, timer.key), None)
+            if timer.at_ms is not None:
+                self.timers[role, timer.key] = timer.at_ms
+        self.answers += output.answers
+        for send in output.sends:
+            self.seen.append((role, send))
+            if isinstance(send.to, ToRole):
+                self._say(role, send.to.role, send)
+            elif isinstance(send.to, ToNode):
+                self._node_hears(role.removeprefix("ts-"), send.to.node, send.body)
+
+    def _say(self, role: str, to: str, send: Send) -> None:
+        if to in self.roles and not {role, to} & self.cut:
+            self.queue.append((to, Received(role, 0, 0, send.tenant, send.cause, send.body)))
+
+    # Nodes.
+
+    def _node_hears(self, cell: str, node: str, body: Any) -> None:
+        held = self.held.get(node, {})
+        if isinstance(body, Assign):
+            known = held.get(body.task)
+            if known is not None and known.epoch >= body.epoch:
+                return
+            ready = InstanceState.READY
+            held[body.task] = Holding(body.task, body.epoch, ready, body.generation, body.tuning)
+            status = Status(1, body.task, body.epoch, ready, generation=body.generation)
+            self.say(node, status, cell)
+        elif isinstance(body, Release):
+            for task in [one for one in held if one == body.task]:
+                if held[task].epoch <= body.epoch:
+                    del held[task]
+
+    def say(self, node: str, body: Any, cell: str = "") -> None:
+        """Have a node say something where it is."""
+        at, incarnation = self.nodes[node]
+        event = Received(node, incarnation, 1, "default", "test", body)
+        self.queue.append((f"ts-{cell or at}", event))
+
+    def born(self, node: str, cell: str, arrival: Arrival | None = None) -> None:
+        """Have a node attach to a cell, with all that it holds."""
+        _, incarnation = self.nodes.get(node, ("", 0))
+        self.nodes[node] = (cell, incarnation + 1)
+        held = tuple(self.held.setdefault(node, {}).values())
+        self.say(node, Birth("1", "boot", INVENTORY, held, arrival=arrival))
+        self.run()
+
+    def leaves(self, node: str, to: str) -> None:
+        """Have a node say farewell to its cell, and where it goes."""
+        self.say(node, Death("it moves", orderly=True, moved_to=to))
+        self.run()
+
+    def moves(self, node: str, to: str, *, attached: bool = True, handover: str = "") -> None:
+        """Have a node attach to another cell."""
+        source, incarnation = self.nodes[node]
+        self.born(node, to, Arrival(source, incarnation, handover, attached))
+
+    def passes(self, ms: int, *alive: str) -> None:
+        """Let time pass; the nodes that live say so."""
+        until_ms = self.now_ms + ms
+        while self.now_ms < until_ms:
+            self.now_ms += 100
+            for node in alive:
+                self.say(node, LoadReport(self.now_ms, 5.0))
+            due = [key for key, at_ms in self.timers.items() if at_ms <= self.now_ms]
+            for role, key in due:
+                if self.timers.get((role, key), self.now_ms + 1) <= self.now_ms:
+                    del self.timers[role, key]
+                    self.feed(role, Fired(key))
+            self.run()
+
+    # What people do and see.
+
+    def order(self, *names: str, **changes: Any) -> None:
+        body = chain("svc", 1, *(names or ("a",)), **changes)
+        self.feed("ta", Received("namo", 0, 0, "default", "test", body))
+
+    def hand_over(self, node: str, cell: str) -> None:
+        called = Called("c", "node.handover", HandOver(node, cell), "default", "test", 0)
+        self.feed("ta", called)
+
+    def task(self, name: str = "svc.a") -> TaskRecord:
+        value = self.store["task", name].value
+        assert isinstance(value, TaskRecord)
+        return value
+
+    def handovers(self, node: str) -> list[HandoverRecord]:
+        found = [one.value for one in self.store.values() if isinstance(one.value, HandoverRecord)]
+        return sorted((one for one in found if one.node == node), key=lambda one: one.number)
+
+    def owners(self, task: str = "svc.a") -> list[str]:
+        """Return the schedulers that may act on a task now."""
+        found = []
+        for name in self.schedulers:
+            ts = self.roles[name]
+            assert isinstance(ts, Scheduler)
+            ts.desk.now_ms = self.now_ms
+            if task in ts.table.tasks and ts.leases.hold("ta"):
+                found.append(name)
+        return found
+
+    def told(self, node: str, kind: type[Any]) -> list[Any]:
+        return [
+            send.body
+            for _, send in self.seen
+            if isinstance(send.body, kind) and send.to == ToNode(node)
+        ]
+
+    def said(self, role: str, kind: type[Any], to: str = "") -> list[Any]:
+        return [
+            send.body
+            for by, send in self.seen
+            if by == role
+            and isinstance(send.body, kind)
+            and (not to or getattr(send.to, "role", "") == to)
+        ]
+
+    def route(self, cell: str, service: str = "svc") -> Any:
+        ts = self.roles[f"ts-{cell}"]
+        assert isinstance(ts, Scheduler)
+        return ts.serving.route(service)
