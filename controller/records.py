@@ -542,8 +542,8 @@ class HandoverRecord(Struct, frozen=True):
     longest had no scheduler, at most.
     """
     started_unix_ms: int = 0
-    gap_ms: float | None = None
-    """The longest time without an answer around the switch, where the node has said it."""
+    times: dict[str, float] = {}
+    """As the node has measured them, named as in HandoverTimes."""
 
 
 class CrossingRecord(Struct, frozen=True):

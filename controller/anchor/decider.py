@@ -53,6 +53,7 @@ from protocols.messages import (
     HandoverAnswer,
     HandoverFailed,
     HandoverRequired,
+    HandoverTimes,
     JobEnded,
     JobHandover,
     JobOwned,
@@ -135,6 +136,7 @@ class Anchor:
             HandoverRequired: self.handovers.required,
             HandoverAnswer: self.handovers.answered,
             HandoverFailed: self.handovers.failed,
+            HandoverTimes: self.handovers.took,
         }
         if settings.direct:
             self._on |= {

@@ -25,6 +25,7 @@ from protocols.messages import (
     HandoverFailed,
     HandoverRequest,
     HandoverRequired,
+    HandoverTimes,
     NodeSummary,
 )
 from protocols.messages.hierarchy import NodeState
@@ -44,6 +45,15 @@ RECORDS_MAX: Final = 20_000
 """Of all nodes; the oldest is forgotten."""
 TIMER: Final = "handover/"
 _S = HandoverState
+TIMES: Final = (
+    "leave_ms",
+    "link_ms",
+    "connect_ms",
+    "welcome_ms",
+    "complete_ms",
+    "linger_ms",
+    "apart_ms",
+)
 UNDER_WAY: Final = (_S.PREPARING, _S.COMMANDED, _S.SWITCHING)
 
 
@@ -321,6 +331,17 @@ class Handovers:
         record = self.under_way(node)
         if record is not None and record.state is _S.SWITCHING:
             self._end(record, _S.COMPLETED, record.reason, cause)
+
+    def took(self, event: Received, body: HandoverTimes) -> None:
+        """Take in what a node says of how it came."""
+        of_node = self.records.get(body.node, deque())
+        for at, record in enumerate(of_node):
+            if record.arrived == body.incarnation and not record.times:
+                named = ((one, getattr(body, one)) for one in TIMES)
+                times = {one: round(ms, 3) for one, ms in named if ms is not None}
+                of_node[at] = structs.replace(record, times=times)
+                key = f"{record.node}/{record.number % HISTORY}"
+                self._book.desk.keep(HANDOVER, key, of_node[at], event.cause)
 
     # Records.
 

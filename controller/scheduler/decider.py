@@ -63,6 +63,7 @@ from protocols.messages import (
     HandoverCommand,
     HandoverFailed,
     HandoverRequest,
+    HandoverTimes,
     Invoke,
     JobAccepted,
     JobEnded,
@@ -181,6 +182,7 @@ class Scheduler:
             HandoverRequest: self.handovers.request,
             HandoverCommand: self.handovers.command,
             HandoverFailed: self._on_failed,
+            HandoverTimes: self._on_times,
             Elsewhere: self.handovers.elsewhere,
         }
 
@@ -289,6 +291,10 @@ class Scheduler:
         if self.fleet.heard(event) is not None:
             self.handovers.failed(event, failed)
 
+    def _on_times(self, event: Received, times: HandoverTimes) -> None:
+        if self.fleet.heard(event) is not None:
+            self.handovers.took(event, times)
+
     def _on_memory(self, event: Received, state: MemoryState) -> None:
         if self.fleet.heard(event) is not None:
             self.memories.told(event.sender, state, event.cause)
@@ -300,6 +306,7 @@ class Scheduler:
         self.feeds.node_changed(node)
         if after is NodeState.MOVED:
             self.handovers.gone(node)
+            self.handovers.carry(node, self.fleet.moved_to[node])
         if after is NodeState.LOST:
             self.adoption.node_lost(node)
             self.handovers.gone(node)
@@ -387,6 +394,8 @@ class Scheduler:
         if copy is not None and entry is not None:
             self.adoption.yielded(copy, revoke.task)
             self.feeds.let_go(entry.grant.service, copy.node)
+            if revoke.cell and self.nodes.state(copy.node) not in LISTENING:
+                self.handovers.carry(copy.node, revoke.cell)
         if revoke.task not in self.table.tasks:
             self.keeper.revoked(revoke.task)
 

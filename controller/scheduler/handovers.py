@@ -7,9 +7,9 @@ brought until an anchor has granted or refused it, and then tells the node that 
 
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from controller.decider import Received, ToNode, ToRole
+from controller.decider import Carry, Received, ToNode, ToRole
 from controller.desk import Desk
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.copies import Copy, CopyState
@@ -26,11 +26,14 @@ from protocols.messages import (
     HandoverComplete,
     HandoverFailed,
     HandoverRequest,
+    HandoverTimes,
     Neighbours,
 )
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint
 
+FORWARD_MS: Final = 30_000
+"""What comes for a node that has left is carried after it for so long."""
 COMPLETE_AGAIN_MS: Final = 1000
 COMPLETE_REPEATS: Final = 3
 """A node is told that its handover is complete so often: it has no reason to acknowledge it."""
@@ -73,6 +76,8 @@ class Handovers:
         self._arrivals: dict[str, _Arrival] = {}
         self._kept_ms: dict[str, int] = {}
         """Nodes with tasks that nobody has granted: when that was said last."""
+        self._carried: dict[str, str] = {}
+        """Nodes after which something is carried, and to which cell."""
         self._going: dict[str, tuple[str, int]] = {}
         """Nodes that were told to go: where to, and until when that holds."""
         fleet.kept = adoption.orphans_of
@@ -97,6 +102,9 @@ class Handovers:
         }
         found = tuple(cells[name] for name in sorted(cells))[:MAX_NEIGHBOURS]
         self._adoption.roaming = any(said.cells for said in self._said.values())
+        reach = {one.cell: one for said in self._said.values() for one in said.cells}
+        # A service may be served in a cell that no node of ours is to go to.
+        self._desk.output.reach = tuple(reach[name] for name in sorted(reach))
         if found == self.neighbours:
             return
         self.neighbours = found
@@ -115,6 +123,8 @@ class Handovers:
         if self.neighbours:
             self._tell(node, cause)
         self._going.pop(node, None)
+        if self._carried.pop(node, None) is not None:
+            self._desk.output.carries.append(Carry(node, "", 0))
         arrival = birth.arrival
         if arrival is None:
             self._arrivals.pop(node, None)
@@ -135,12 +145,29 @@ class Handovers:
         self._arrivals.pop(node, None)
         self._kept_ms.pop(node, None)
 
+    def carry(self, node: str, cell: str) -> None:
+        """Have what still comes for a node that is in another cell carried after it."""
+        self._carried.pop(node, None)
+        if len(self._carried) >= MAX_ARRIVALS:
+            del self._carried[next(iter(self._carried))]
+        self._carried[node] = cell
+        self._desk.output.carries.append(Carry(node, cell, FORWARD_MS))
+
     def failed(self, event: Received, body: HandoverFailed) -> None:
         """Hand a node's word on that it could not be handed over."""
         if event.sender == body.node:
             self._going.pop(body.node, None)
-            for anchor in self._settings.anchors[:1]:
-                self._desk.tell(ToRole(anchor), body, event.cause)
+            self._fleet.touch(body.node)
+            self._upward(body, event.cause)
+
+    def took(self, event: Received, body: HandoverTimes) -> None:
+        """Hand on what a node says of how it came here."""
+        self._upward(structs.replace(body, node=event.sender), event.cause)
+
+    def _upward(self, body: HandoverFailed | HandoverTimes, cause: str) -> None:
+        # Of several anchors the first one keeps the handovers of the cell.
+        for anchor in self._settings.anchors[:1]:
+            self._desk.tell(ToRole(anchor), body, cause)
 
     # The anchor.
 

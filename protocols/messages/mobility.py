@@ -232,7 +232,7 @@ class HandoverComplete(Message, tag="handover-complete", frozen=True):
 class HandoverTimes(Message, tag="handover-times", frozen=True):
     """Node to its new TS, on its status topic: where it has come from, and how long that took.
 
-    Each time follows the one before it, from the command, or from the loss of the link, on.
+    Its TS hands it on to the TA. Each time follows the one before it, from the command, or from the loss of the link, on.
     """
 
     handover: Annotated[str, Meta(max_length=128)]
@@ -261,6 +261,8 @@ class HandoverTimes(Message, tag="handover-times", frozen=True):
     """How long the old attachment stood beside the new one."""
     apart_ms: Span = 0.0
     """How long it was attached nowhere."""
+    node: Annotated[str, Meta(max_length=64)] = ""
+    """Whose they are, where its TS hands them on to the TA."""
 
 
 class Relinquished(Message, tag="relinquished", frozen=True):

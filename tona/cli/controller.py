@@ -67,6 +67,9 @@ def controller(  # noqa: PLR0917 - each parameter is an option of its own name
         str | None, _several("Brokers of cells whose nodes the TA also speaks to itself.")
     ] = None,
     stores: Annotated[str | None, _several("More API addresses with artifacts.")] = None,
+    neighbours: Annotated[
+        str | None, _several("Cells that nodes may be handed over to; else all of the same TA.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the controller of a cell until it is told to end (Ctrl-C or SIGTERM)."""

@@ -107,7 +107,8 @@ def _details(one: HandoverRecord) -> Table:
         ("phases", "since the start"),
         *phases,
         ("ownerless", or_dash(ownerless_ms, "{} ms at most")),
-        ("gap", or_dash(one.gap_ms, "{:.1f} ms")),
+        ("times", "as the node has measured them" if one.times else "-"),
+        *((f"  {name.removesuffix('_ms')}", f"{ms:.1f} ms") for name, ms in one.times.items()),
     ]
     return details(rows)
 
