@@ -388,7 +388,7 @@ class Fleet:
             silent_ms=self._nodes.silent_ms(slot, self._desk.now_ms),
             trust=birth.trust,
             share_url=birth.share_url,
-            cell=self._settings.point.cell if self._settings.point is not None else "",
+            cell=self._settings.cell,
             handover=self.handover(node),
         )
         self._desk.show(FLEET, node, view)

@@ -175,14 +175,14 @@ class Handovers:
         """Say whether there is room for a node."""
         if event.sender not in self._settings.anchors:
             return
-        point, reason = self._settings.point, ""
+        reason = ""
         known = body.node in self._fleet.recorded
         if not known and len(self._fleet.recorded) >= MAX_NODES:
             reason = f"{MAX_NODES} nodes are known here already"
         elif body.memory_bytes > self._free_bytes():
             reason = "there is no room for the tasks that follow it"
-        cell = point.cell if point is not None else ""
-        answer = HandoverAnswer(body.handover, body.node, not reason, cell or "cell", reason)
+        cell = self._settings.cell
+        answer = HandoverAnswer(body.handover, body.node, not reason, cell, reason)
         self._desk.tell(ToRole(event.sender), answer, event.cause)
 
     def _free_bytes(self) -> int:

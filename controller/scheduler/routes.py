@@ -15,7 +15,9 @@ ROUTE_CREDIT: Final = 64
 CREDIT_STEP: Final = 2
 
 
-def build_plans(table: TaskTable, service_tasks: tuple[str, ...]) -> tuple[Plan, ...] | str:
+def build_plans(
+    table: TaskTable, service_tasks: tuple[str, ...], cell: str = ""
+) -> tuple[Plan, ...] | str:
     """Return the plans of a service, or one sentence why it is not served now.
 
     The first is over the current copies; where a task is served on further nodes too, the others
@@ -34,7 +36,9 @@ def build_plans(table: TaskTable, service_tasks: tuple[str, ...]) -> tuple[Plan,
     first = plans[0]
     if isinstance(first, str):
         return first
-    return tuple(one for one in plans if not isinstance(one, str))
+    found = (one for one in plans if not isinstance(one, str))
+    # Whoever has a step of it in another cell needs to know which ones are in ours.
+    return tuple(_named(one, cell) if cells(one) else one for one in found)
 
 
 def _plan_over(copies: list[Copy]) -> Plan | str:
@@ -51,12 +55,13 @@ def _plan_over(copies: list[Copy]) -> Plan | str:
     return Plan(last.service, min(copy.generation for copy in copies), steps, outputs)
 
 
-def still_serves(plan: Plan, table: TaskTable) -> bool:
+def still_serves(plan: Plan, table: TaskTable, cell: str = "") -> bool:
     """Whether a plan goes on as it is while a change of its service is prepared."""
     for step in plan.steps:
         copies = table.copies_of(step.task)
-        served = (copies[0].node, copies[0].epoch, copies[0].cell) if copies else None
-        if served != (step.node, step.epoch, step.cell):
+        if not copies or (copies[0].node, copies[0].epoch) != (step.node, step.epoch):
+            return False
+        if (copies[0].cell or cell) != (step.cell or cell):
             return False
     return True
 
@@ -133,11 +138,11 @@ def route(
 
 def from_afar(route: Route, cell: str) -> Route:
     """Return a route of this cell as clients in other cells need it: each step names its cell."""
-
-    def named(plan: Plan) -> Plan:
-        steps = tuple(replace(one, cell=one.cell or cell) for one in plan.steps)
-        return replace(plan, steps=steps)
-
     if route.plan is None or not cell:
         return route
-    return replace(route, plan=named(route.plan), others=tuple(map(named, route.others)))
+    others = tuple(_named(one, cell) for one in route.others)
+    return replace(route, plan=_named(route.plan, cell), others=others)
+
+
+def _named(plan: Plan, cell: str) -> Plan:
+    return replace(plan, steps=tuple(replace(one, cell=one.cell or cell) for one in plan.steps))

@@ -75,10 +75,11 @@ class Serving:
         """Return the plans of a service, or why it is not served; empty: it never was."""
         if not tasks:
             return f"service {service!r} was deleted" if old is not None else ""
-        plans = routes.build_plans(self._table, tasks)
+        plans = routes.build_plans(self._table, tasks, self._cell)
         before = _plans_of(old) if old is not None else ()
         if isinstance(plans, str) and before:
-            return before[:1] if routes.still_serves(before[0], self._table) else plans
+            same = routes.still_serves(before[0], self._table, self._cell)
+            return before[:1] if same else plans
         return plans
 
     def _encoding(self, plans: tuple[Plan, ...] | str) -> str:

@@ -80,6 +80,7 @@ class CellsBench:
                     self.lives[role],
                     ("ta",),
                     elsewhere=("ta",),
+                    cell=cell,
                     point=CellPoint(cell, role, (f"mqtt://{cell}:1883",)),
                 )
             )
