@@ -232,7 +232,8 @@ class HandoverComplete(Message, tag="handover-complete", frozen=True):
 class HandoverTimes(Message, tag="handover-times", frozen=True):
     """Node to its new TS, on its status topic: where it has come from, and how long that took.
 
-    Its TS hands it on to the TA. Each time follows the one before it, from the command, or from the loss of the link, on.
+    Its TS hands it on to the TA. Each time follows the one before it, from the command, or from the
+    loss of the link, on.
     """
 
     handover: Annotated[str, Meta(max_length=128)]
