@@ -113,7 +113,21 @@ class Anchor:
         self.quarantines = Quarantines(*parts, self.upward)
         self.escalations = Escalations(*parts, self.transfers, self.upward, self.quarantines)
         self.counters = self.book.counters
-        self._on: dict[type[Struct], Callable[[Received, Any], None]] = {
+        self._on = self._table()
+        self._fired: dict[str, Callable[[str], None]] = {
+            placing.RETRY: self.placing.fired,
+            placing.TRANSFER: self.transfers.fired,
+            f"{book.PATIENCE}/": self.fleet.patience_over,
+            escalations.TIMER: self.escalations.fired,
+            calibrations.TIMER: self.calibrations.fired,
+            direct.TIMER: self.direct.fired,
+            switching.TIMER: self.switching.fired,
+            handovers.TIMER: self.handovers.fired,
+        }
+
+    def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
+        """Return who takes which message."""
+        found: dict[type[Struct], Callable[[Received, Any], None]] = {
             ServiceOrder: self.orders.order,
             ServiceDelete: self.orders.delete,
             EscalationAnswer: self.escalations.answered,
@@ -138,22 +152,13 @@ class Anchor:
             HandoverFailed: self.handovers.failed,
             HandoverTimes: self.handovers.took,
         }
-        if settings.direct:
-            self._on |= {
+        if self.settings.direct:
+            found |= {
                 Birth: self.direct.born,
                 Death: self.direct.died,
                 Status: self.direct.status,
             }
-        self._fired: dict[str, Callable[[str], None]] = {
-            placing.RETRY: self.placing.fired,
-            placing.TRANSFER: self.transfers.fired,
-            f"{book.PATIENCE}/": self.fleet.patience_over,
-            escalations.TIMER: self.escalations.fired,
-            calibrations.TIMER: self.calibrations.fired,
-            direct.TIMER: self.direct.fired,
-            switching.TIMER: self.switching.fired,
-            handovers.TIMER: self.handovers.fired,
-        }
+        return found
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
         """Take in services, tasks and stories; nodes are lost until their scheduler speaks."""
