@@ -24,7 +24,13 @@ from typing import TYPE_CHECKING, Any, Final
 import onnxruntime
 
 if TYPE_CHECKING:
-    from device_agent.executors.programs import onnx_batch, onnx_forms, onnx_state, sandbox
+    from device_agent.executors.programs import (
+        onnx_batch,
+        onnx_forms,
+        onnx_state,
+        resting,
+        sandbox,
+    )
     from device_agent.executors.programs.onnx_program import CPU, Model, blame, usable
     from device_agent.executors.programs.stream import Answer, Frame, Header, Refusal, Stream
     from device_agent.executors.programs.wire import MADE
@@ -33,6 +39,7 @@ else:
     import onnx_batch
     import onnx_forms
     import onnx_state
+    import resting
     import sandbox
     from onnx_program import CPU, Model, blame, usable
     from stream import Frame, Header, Refusal, Stream
@@ -82,6 +89,7 @@ class Worker:
     """The loop of a process that runs calls, and the call that is under way."""
 
     def __init__(self, model: Model, sock: socket.socket, stops: socket.socket) -> None:
+        self._sock = sock
         self._stream = Stream(sock)
         self._control = Control(stops)
         self._stops = Stream(self._control)
@@ -97,10 +105,15 @@ class Worker:
         """Serve frames until the daemon hangs up."""
         threading.stack_size(WATCH_STACK_BYTES)
         threading.Thread(target=self._watch, daemon=True).start()
+        rested = False
         while True:
+            if not (rested or self._stream.has_rest()) and resting.quiet(self._sock):
+                self._model.rest()
+                rested = True
             frame = self._stream.receive()
             if frame is None:
                 return
+            rested = False
             if frame[0].get("more"):
                 self._serve_together(frame)
             else:
@@ -216,6 +229,7 @@ def serve(sock: socket.socket, stops: socket.socket) -> None:
         return
     stops.close()
     gc.collect()
+    resting.give_back(request["code"])
     gc.freeze()
 
     def become(_header: Header, socks: list[socket.socket]) -> None:
@@ -243,6 +257,7 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     if not usable(request["providers"])[0]:
         form = onnx_forms.form_of(request, handle, lambda form: _make(request, handle, form))
     planned = plan(request)
+    request["code"] = resting.code()
     kept = sandbox.enter(planned)
     model = Model(request, handle, blobs, form)
     on_cpu = model.session.get_providers() == [CPU]

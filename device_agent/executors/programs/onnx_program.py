@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING:
+    from device_agent.executors.programs import resting
     from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
     from device_agent.executors.programs.onnx_scan import NotProtobuf, misfit
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         write_values,
     )
 else:
+    import resting
     from checks import hold
     from onnx_carried import NUMPY, ORT_TYPE, Carried, mismatch
     from onnx_scan import NotProtobuf, misfit
@@ -34,6 +36,14 @@ CPU: Final = "CPUExecutionProvider"
 SILENT: Final = 4
 MAX_FOLDED_BYTES: Final = 8 << 20
 """A larger constant is not computed at load: folding can take over 15 s."""
+IDENTITY: Final = (
+    b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
+    b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x02\x10\x11"
+)
+"""A model of one operator: the runtime gives memory back only at the end of a run."""
+SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+ARENA: Final = {"max_mem": 0, "arena_extend_strategy": -1}
+"""As the runtime has it by itself."""
 
 _ABSENT_OPERATOR: Final = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 
@@ -110,6 +120,43 @@ def read_model(handle: int, limit_bytes: int) -> bytes:
     return model
 
 
+class Arena:
+    """The memory in which the runs of this process work; empty between them."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._emptier: Any = None
+
+    def shared(self) -> bool:
+        """Have it for all sessions from now on; False where the runtime gives none."""
+        if not self._asked:
+            self._asked = True
+            kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+            memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+            try:
+                onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(ARENA))
+                self._emptier = _session(IDENTITY, 1, [CPU], shared=True)
+                # What the arena takes first it keeps: so that is little.
+                self._emptier.run(None, {"x": np.zeros((), np.float32)})
+            except Exception:  # noqa: BLE001 - the runtime raises a dozen types
+                self._emptier = None
+        return self._emptier is not None
+
+    def empty(self) -> None:
+        """Give back what the runs have taken."""
+        if self._emptier is None:
+            return
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(*SHRINK)
+        try:
+            self._emptier.run(None, {"x": np.zeros((), np.float32)}, options)
+        except Exception:  # noqa: BLE001 - as above; then it stays as it is
+            self._emptier = None
+
+
+_arena: Final = Arena()
+
+
 def open_session(
     model: bytes, threads: int, providers: list[str], *, form: bool = False, save: str = ""
 ) -> Any:
@@ -117,10 +164,26 @@ def open_session(
 
     Raises what the runtime raises, which is a dozen types.
     """
+    return _session(model, threads, providers, shared=_arena.shared(), form=form, save=save)
+
+
+def _session(
+    model: bytes,
+    threads: int,
+    providers: list[str],
+    *,
+    shared: bool,
+    form: bool = False,
+    save: str = "",
+) -> Any:
     options = onnxruntime.SessionOptions()
     # The usual arena stays: after a fork it takes less of a worker's own memory than one that grows
-    # as requested, a quarter of what goes without any, at equal speed.
+    # as requested, a quarter of what goes without any, at equal speed. Weights lie beside it, so
+    # that between calls it is empty and can be given back.
     options.enable_mem_pattern = False
+    if shared:
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin between two operators take the processor from every other task of the node.
@@ -150,6 +213,7 @@ class Model:
         With `make` the form is written there. Raises Refusal.
         """
         self.blobs = blobs
+        self._code: list[tuple[int, int]] = request.get("code", [])
         self.limit: int = request["limit"]
         self.checks: list[Any] = request.get("checks", [])
         self.flags = ""
@@ -223,6 +287,11 @@ class Model:
             return open_session(model, threads, [CPU]), note
         except Exception as error:  # noqa: BLE001 - the runtime raises a dozen types
             raise blame(error, "the model does not load") from None
+
+    def rest(self) -> None:
+        """Give back what the next call takes again: activations, free heap, code of libraries."""
+        _arena.empty()
+        resting.give_back(self._code)
 
     def bind(self, constants: list[list[Any]], handles: list[int]) -> None:
         """Map the inputs that are the same for every call. Raises Refusal."""

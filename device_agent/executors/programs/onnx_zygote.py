@@ -30,10 +30,11 @@ try:
 
     if TYPE_CHECKING:
         from device_agent.executors.programs import container_cgroup as cgroup
-        from device_agent.executors.programs import onnx_child, sandbox
+        from device_agent.executors.programs import onnx_child, resting, sandbox
     else:
         import container_cgroup as cgroup
         import onnx_child
+        import resting
         import sandbox
 except ImportError as missing:
     print(f"onnx executor: {missing} in {sys.executable}", file=sys.stderr)
@@ -100,6 +101,7 @@ def main(arguments: list[str]) -> int:
         print(f"onnx executor: {why}", file=sys.stderr)
     zygote = Zygote(sock, become, leaders=True)
     Stream(sock).send({"id": 0, "pid": os.getpid()})
+    resting.give_back(resting.code())
     zygote.serve()
     cgroup.leave(folders)
     return 0
