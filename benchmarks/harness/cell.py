@@ -70,8 +70,16 @@ class Trust:
 class Cell:
     """A running controller; agents are added to it."""
 
-    def __init__(self, folder: Path, controller: Process, said: Any, trust: Trust | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        controller: Process,
+        said: Any,
+        trust: Trust | None,
+        name: str = NAME,
+    ) -> None:
         self.folder = folder
+        self.name = name
         self.controller = controller
         self.trust = trust
         self.api_url: str = said["api_url"]
@@ -159,7 +167,7 @@ class Cell:
             port=self.port,
             identity=identity,
             speaker=speaker,
-            cell=NAME,
+            cell=self.name,
             tls=context,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from benchmarks.harness.cell import BENCH, NAME, Cell
+from benchmarks.harness.cell import BENCH, Cell
 from protocols import topics
 from protocols.messages import Assign, Birth, Body, LinkReport, LoadReport, Release, Status
 from protocols.messages.presence import ExecutorInfo, Inventory
@@ -66,12 +66,14 @@ class Spare:
         self.assigned: asyncio.Queue[tuple[int, Assign]] = asyncio.Queue()
         """When an assignment was there, on the monotonic clock in nanoseconds, and which."""
         self._session: Session | None = None
+        self._cell = ""
         self._numbers = 0
 
     @asynccontextmanager
     async def running(self, cell: Cell) -> AsyncIterator[None]:
         """Be part of the cell."""
-        inbox = str(topics.build(NAME, Party.NODE, self.name, Channel.COMMAND))
+        self._cell = cell.name
+        inbox = str(topics.build(cell.name, Party.NODE, self.name, Channel.COMMAND))
         async with session(cell, self.name, Speaker.NODE, [inbox], self._heard) as self._session:
             self._say(Channel.PRESENCE, Birth("0", f"boot-{self.name}", INVENTORY))
             self._report()
@@ -112,7 +114,7 @@ class Spare:
 
     def _say(self, channel: Channel, body: Body) -> None:
         assert self._session is not None
-        topic = topics.build(NAME, Party.NODE, self.name, channel)
+        topic = topics.build(self._cell, Party.NODE, self.name, channel)
         assert self._session.send(topic, body, cause="bench")
         self.said += 1
 
@@ -132,9 +134,9 @@ class Observer:
     async def running(self, cell: Cell) -> AsyncIterator[None]:
         """Listen."""
         filters = [
-            str(topics.build(NAME, Party.NODE, self._node, Channel.LOAD)),
-            str(topics.build(NAME, Party.NODE, self._node, Channel.LINK)),
-            topics.wildcard(NAME, Party.SERVICE, Channel.ROUTE),
+            str(topics.build(cell.name, Party.NODE, self._node, Channel.LOAD)),
+            str(topics.build(cell.name, Party.NODE, self._node, Channel.LINK)),
+            topics.wildcard(cell.name, Party.SERVICE, Channel.ROUTE),
         ]
         # On a cell with trust, only the controller's own kind may hear a node's reports; routes
         # are for clients, and stay unheard there.

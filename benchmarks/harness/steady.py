@@ -113,7 +113,7 @@ async def _turn(stage: _Stage, nodes: int, each: int, seen: Steady) -> Steady:
         return int(counters["mqtt_received"]) - stage.home.said - stage.spare.said
 
     async def act() -> float:
-        return await _action(stage.home, stage.spare)
+        return await action(stage.home, stage.spare)
 
     async def ask() -> float:
         return await stage.asking.ask(bytes(ANSWER_BYTES)) / 1000
@@ -151,7 +151,7 @@ async def _meanwhile(
     return await sending, found
 
 
-async def _action(home: Spare, spare: Spare) -> float:
+async def action(home: Spare, spare: Spare) -> float:
     """Take the carrier from the node's link; return when a task of it was assigned anew, in ms."""
     while not spare.assigned.empty():
         spare.assigned.get_nowait()
