@@ -143,6 +143,8 @@ class Preparation:
                 reserved=reserved,
                 runtime=asked.runtime,
                 share=config.share_address(asked),
+                radios=config.radios(asked),
+                switch=config.switch_program(asked),
                 trust=trusted(data) if asked.bundle else None,
             ),
             bytecode.options(bytecode.folder(os.environ)),

@@ -20,6 +20,8 @@ from protocols.topics import valid_name
 
 DEFAULT_CELL: Final = "cell"
 DEFAULT_BROKER: Final = "127.0.0.1:1883"
+DEFAULT_RADIOS: Final = 2
+"""Over one IP interface two brokers can be reached."""
 SENSORS_MAX: Final = 63
 """Beside the node's own load; an inventory names no more."""
 _NAME_MAX: Final = 64
@@ -34,6 +36,8 @@ _OPTIONS: Final = {
     "files": "folder whose files may feed services; default: none",
     "profile": "board profile, by name or file; default: recognised",
     "share": "HOST:PORT at which neighbours of the cell may fetch artifacts; default: nowhere",
+    "radios": "to how many cells it can be attached at once, 1 or 2; default: 2",
+    "switch": "program that brings the link to another cell up, run with CELL HOST PORT",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
 
@@ -50,6 +54,8 @@ class Config(Struct, frozen=True):
     profile: str = ""
     runtime: str = ""
     share: str = ""
+    radios: str | int = ""
+    switch: str = ""
     sensors: dict[str, SensorFile] = {}
     """What may feed services, beside the node's own load; in the file alone."""
 
@@ -146,6 +152,26 @@ def share_address(config: Config) -> str:
     if not config.bundle and not Address(host.strip("[]"), 0).loopback:
         raise UserError(f"--share {config.share}: without a bundle only loopback can be shared at")
     return config.share
+
+
+def radios(config: Config) -> int:
+    """Return to how many cells the node can be attached at once. Raises UserError."""
+    asked = str(config.radios)
+    if asked not in {"", "1", "2"}:
+        raise UserError(f"--radios {asked}: write 1, or 2 where two cells can be reached at once")
+    return int(asked or DEFAULT_RADIOS)
+
+
+def switch_program(config: Config) -> str:
+    """Return the program that brings a link up; empty: none is needed. Raises UserError."""
+    if not config.switch:
+        return ""
+    from shutil import which  # noqa: PLC0415 - few nodes have one
+
+    found = which(config.switch)
+    if found is None:
+        raise UserError(f"--switch {config.switch}: there is no such program that can be run")
+    return str(Path(found).absolute())
 
 
 def host_name() -> str:

@@ -17,6 +17,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from device_agent.prepared import Prepared
@@ -33,6 +35,7 @@ from protocols.transport.settings import Settings
 
 if TYPE_CHECKING:
     from device_agent.journal import Journal
+    from device_agent.roaming import Roaming
 
 LOOK_AFTER_S: Final = 30.0
 TOPICS_MAX: Final = 256
@@ -48,9 +51,6 @@ SPOKEN: Final = (
 )
 HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE)
 
-Change = commands.Keep | commands.Forget | commands.KeepFeed | commands.ForgetFeed
-"""What is journalled."""
-
 log = logging.getLogger("tona.node")
 
 
@@ -65,6 +65,7 @@ class Daemon:
         notify: Notifier,
         open_journal: Callable[[], "Journal"],
     ) -> None:
+        """Make one; `settings` are those of the cell where the node is at home."""
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._restored = prepared.restored
@@ -72,21 +73,15 @@ class Daemon:
         self._open_journal = open_journal
         self._journal: Journal | None = None
         self._notify = notify
-        self._cell = settings.cell
-        node, cell = settings.identity, settings.cell
-        self._own = {one: topics.build(cell, Party.NODE, node, one) for one in (*SPOKEN, *HEARD)}
+        self._node = settings.identity
+        self._own: dict[Channel, Topic] = {}
         self._parse: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(topics.parse)
-        self._inbox: Callable[[str], Topic] = lru_cache(TOPICS_MAX)(self._invoke_topic)
-        self._followed: set[str] = set()
-        self.session = Session(
-            settings,
-            subscriptions=self._filters,
-            on_message=self._heard,
-            on_connected=self._connected,
-            on_disconnected=self._disconnected,
-            next_incarnation=self._next_incarnation,
-            will=lambda _: (self._own[Channel.PRESENCE], WILL),
-        )
+        self._inbox: Callable[[str], Topic] = self._invoke_topic
+        self._followed: set[tuple[str, Channel]] = set()
+        self._home = settings
+        self._links = prepared.radios, prepared.switch
+        self._roaming: Roaming | None = None
+        self.serve(self.open(self._first(settings)))
         self._senses: Senses | None = None
         self._workshop: Workshop | None = None
         self._queue: deque[events.Event] = deque()
@@ -97,8 +92,8 @@ class Daemon:
         self._timer: asyncio.TimerHandle | None = None
         self._due_ms: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.broker_line: socket.socket | None = None
-        """Of the last connection."""
+        self.lines: dict[str, socket.socket] = {}
+        """Of the last connection to each cell's broker."""
         self._doors: dict[type, Callable[[Any], Any]] = {
             commands.Say: self._say,
             commands.Forward: self._forward,
@@ -108,7 +103,54 @@ class Daemon:
             commands.Unfollow: self._unfollow,
             commands.SetPace: self._set_pace,
             commands.Exit: self._exit,
+            commands.Attach: lambda command: self._roam().attach(command),
+            commands.Serve: lambda command: self._roam().serve(command),
+            commands.Renew: lambda command: self._roam().renew(command),
+            commands.Detach: lambda command: self._roam().detach(command),
         }
+
+    def open(self, settings: Settings) -> Session:
+        """Return a session with the broker of a cell, not running yet."""
+        cell = settings.cell
+        return Session(
+            settings,
+            subscriptions=lambda: self._filters(cell),
+            on_message=self._heard,
+            on_connected=lambda incarnation: self._connected(cell, incarnation),
+            on_disconnected=lambda reason: self.tell(events.Disconnected(reason, cell)),
+            next_incarnation=self._next_incarnation,
+            will=lambda _: (self._topic(cell, Channel.PRESENCE), WILL),
+        )
+
+    def serve(self, session: Session) -> None:
+        """Be served in the cell of a session."""
+        self.session = session
+        self._cell = cell = session.settings.cell
+        self._inbox = lru_cache(TOPICS_MAX)(self._invoke_topic)
+        self._own = {one: self._topic(cell, one) for one in (*SPOKEN, *HEARD)}
+
+    def _first(self, home: Settings) -> Settings:
+        """Return how to reach the cell that served this node last."""
+        place = self._restored.place
+        if place is None or place.serving is None or place.home != home.cell:
+            return home
+        try:
+            return self._roam().settings(place.serving.cell, place.serving.broker_urls)
+        except EnvironmentFailure as error:
+            log.warning("cell %s: %s; back home", place.serving.cell, error)
+            self._restored = structs.replace(self._restored, place=None)
+            return home
+
+    def _topic(self, cell: str, channel: Channel) -> Topic:
+        return topics.build(cell, Party.NODE, self._node, channel)
+
+    def _roam(self) -> "Roaming":
+        """Return who holds other attachments; loaded with the first of them."""
+        if self._roaming is None:
+            from device_agent.roaming import Roaming  # noqa: PLC0415 - few nodes move
+
+            self._roaming = Roaming(self, self._home, *self._links)
+        return self._roaming
 
     def attach(self, senses: Senses, workshop: Workshop) -> None:
         """Give the daemon its senses and its hands."""
@@ -124,8 +166,8 @@ class Daemon:
             self._loop.add_signal_handler(number, self._signalled, number)
         self.tell(self._restored)
         self._senses.start()
-        self._spawn(self.session.run())
-        self._spawn(self._look_after(self._workshop))
+        self.spawn(self.session.run())
+        self.spawn(self._look_after(self._workshop))
         self._alive()
         self._notify.say(READY)
         # What stands now stays: later collections need not look at it again.
@@ -169,7 +211,7 @@ class Daemon:
     # Commands.
 
     def _do(self, command: commands.Command) -> None:
-        if self._unwritten or isinstance(command, Change):
+        if self._unwritten or isinstance(command, commands.Change):
             if not self._unwritten:
                 self._loop.call_soon(self._write)
             self._unwritten.append(command)
@@ -179,7 +221,7 @@ class Daemon:
     def _write(self) -> None:
         """Make the changes of this turn durable, then do what waited for that."""
         waited, self._unwritten = self._unwritten, []
-        changes = [one for one in waited if isinstance(one, Change)]
+        changes = [one for one in waited if isinstance(one, commands.Change)]
         failure = ""
         try:
             try:
@@ -188,7 +230,7 @@ class Daemon:
                 log.error("%s", error)  # noqa: TRY400 - the environment's failure has no traceback
                 failure = str(error)
             for command in waited:
-                if not isinstance(command, Change):
+                if not isinstance(command, commands.Change):
                     self._doors[type(command)](command)
             # Last: what the core says of a failure must not be overtaken by what it said before.
             # A feed that is not kept is only said again by its scheduler after a reboot.
@@ -200,11 +242,17 @@ class Daemon:
             self.crash(error)
 
     def _say(self, command: commands.Say) -> None:
-        self._send(self._own[command.channel], command.body, command.cause, command.tenant)
+        topic = self._own[command.channel]
+        if command.cell not in {"", self._cell}:
+            topic = self._topic(command.cell, command.channel)
+        self._send(topic, command.body, command.cause, command.tenant)
 
     def _forward(self, command: commands.Forward) -> None:
         self._writing()
-        self._send(self._inbox(command.node), command.body, command.cause, command.tenant)
+        topic = self._inbox(command.node)
+        if command.cell not in {"", self._cell}:
+            topic = topics.build(command.cell, Party.NODE, command.node, Channel.INVOKE)
+        self._send(topic, command.body, command.cause, command.tenant)
 
     def _reply(self, command: commands.Reply) -> None:
         topic = self._parse(command.topic)
@@ -216,31 +264,38 @@ class Daemon:
             self._senses.writing()
 
     def _publish(self, command: commands.Publish) -> None:
-        topic = self._service_topic(command.service, Channel.OUTPUT)
+        topic = topics.build(self._cell, Party.SERVICE, command.service, Channel.OUTPUT)
         self._send(topic, command.body, command.cause, command.tenant)
 
-    def _service_topic(self, service: str, channel: Channel) -> Topic:
-        return topics.build(self._cell, Party.SERVICE, service, channel)
-
     def _follow(self, command: commands.Follow) -> None:
-        self._followed.add(str(self._service_topic(command.service, command.channel)))
-        self.session.resubscribe()
+        self._followed.add((command.service, command.channel))
+        self._resubscribe()
 
     def _unfollow(self, command: commands.Unfollow) -> None:
-        self._followed.discard(str(self._service_topic(command.service, command.channel)))
-        self.session.resubscribe()
+        self._followed.discard((command.service, command.channel))
+        self._resubscribe()
 
-    def _filters(self) -> list[str]:
-        return sorted({str(self._own[one]) for one in HEARD} | self._followed)
+    def _resubscribe(self) -> None:
+        for session in self.sessions:
+            session.resubscribe()
 
-    def _disconnected(self, reason: str) -> None:
-        self.tell(events.Disconnected(reason))
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Every attachment; the one that serves comes first."""
+        others = () if self._roaming is None else self._roaming.others.values()
+        return (self.session, *others)
+
+    def _filters(self, cell: str) -> list[str]:
+        followed = {str(topics.build(cell, Party.SERVICE, *one)) for one in self._followed}
+        return sorted({str(self._topic(cell, one)) for one in HEARD} | followed)
 
     def _send(
         self, topic: Topic, body: Body, cause: str, tenant: str, correlation: bytes = b""
     ) -> None:
         """Send; what the session does not take is repeated by the core or asked for again."""
-        self.session.send(topic, body, cause=cause, tenant=tenant, correlation=correlation)
+        roaming = self._roaming
+        session = self.session if roaming is None else roaming.way(topic.cell)
+        session.send(topic, body, cause=cause, tenant=tenant, correlation=correlation)
 
     def _set_pace(self, command: commands.SetPace) -> None:
         if self._senses is not None:
@@ -263,8 +318,15 @@ class Daemon:
         self._incarnation += 1
         return self._incarnation
 
-    def _connected(self, incarnation: int) -> None:
-        line, session = self.broker_line, self.session
+    def _connected(self, cell: str, incarnation: int) -> None:
+        if cell == self._cell:
+            self.watch_line()
+        jitter = int.from_bytes(os.urandom(4)) / 2**32
+        self.tell(events.Connected(incarnation, jitter, cell))
+
+    def watch_line(self) -> None:
+        """Sense the link that leads to the broker of the serving cell."""
+        line, session = self.lines.get(self._cell), self.session
         if self._senses is not None and line is not None:
             # A line that has just broken has no other side: its end is about to be told.
             with suppress(OSError):
@@ -273,13 +335,11 @@ class Daemon:
                     lambda: account(line),
                     lambda: session.buffered_bytes,
                 )
-        jitter = int.from_bytes(os.urandom(4)) / 2**32
-        self.tell(events.Connected(incarnation, jitter))
 
     def _heard(self, inbound: Inbound) -> None:
         channel, frame = inbound.topic.channel, inbound.frame
         if inbound.topic.party is Party.SERVICE:
-            if str(inbound.topic) in self._followed:
+            if (inbound.topic.name, channel) in self._followed:
                 self.tell(events.Published(inbound.topic.name, channel, frame.body))
             return
         if channel is Channel.PROBE:
@@ -297,6 +357,7 @@ class Daemon:
                 frame.body,
                 inbound.response_topic,
                 inbound.correlation,
+                inbound.topic.cell,
             )
         )
 
@@ -306,8 +367,9 @@ class Daemon:
 
     def link_is_back(self) -> None:
         """Try the broker at once: the link has a carrier again."""
-        if not self.session.connected:
-            self.session.retry_now()
+        for session in self.sessions:
+            if not session.connected:
+                session.retry_now()
 
     def _invoke_topic(self, node: str) -> Topic:
         return topics.build(self._cell, Party.NODE, node, Channel.INVOKE)
@@ -349,7 +411,8 @@ class Daemon:
         self._stopping = True
         self.tell(events.ShutDown(reason))
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
+        """Run something beside; a fault in it ends the daemon."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -363,7 +426,7 @@ class Daemon:
         if self._timer is not None:
             self._timer.cancel()
         senses.close()
-        await self.session.close()
+        await asyncio.gather(*(one.close() for one in self.sessions))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

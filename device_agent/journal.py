@@ -1,10 +1,11 @@
-"""What outlives the daemon: assignments, tombstones and the incarnation, in one SQLite file.
+"""What outlives the daemon: assignments, tombstones, feeds, the cell that serves, the incarnation.
 
-Flash wears by pages written and by syncs, so: written on change only; all changes of one turn of
-the loop are one transaction; the write-ahead log makes a commit one sync of a few appended pages
-(the rollback journal syncs three times and writes pages twice); the lock is exclusive, so there is
-no shared-memory file. `synchronous = FULL` syncs each commit: what the daemon has acknowledged is
-there after a power cut. The incarnation is reserved in blocks, one write a start.
+All of it is one SQLite file. Flash wears by pages written and by syncs, so: written on change only;
+all changes of one turn of the loop are one transaction; the write-ahead log makes a commit one sync
+of a few appended pages (the rollback journal syncs three times and writes pages twice); the lock is
+exclusive, so there is no shared-memory file. `synchronous = FULL` syncs each commit: what the
+daemon has acknowledged is there after a power cut. The incarnation is reserved in blocks, one
+write a start.
 
 A damaged file is moved aside with a warning, and the daemon starts with none: the scheduler brings
 the tasks back.
@@ -18,7 +19,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from device_agent.core.commands import Forget, ForgetFeed, Keep, KeepFeed
+from device_agent.core.commands import Change, ForgetFeed, Keep, KeepFeed, KeepPlace, Place
 from device_agent.core.events import Restored
 from device_agent.core.tasks import TOMBSTONES_MAX
 from protocols.errors import EnvironmentFailure
@@ -34,15 +35,17 @@ CREATE TABLE IF NOT EXISTS tombstones (
 );
 CREATE TABLE IF NOT EXISTS feeds (service TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS incarnation (one INTEGER PRIMARY KEY CHECK (one = 1), next INTEGER);
+CREATE TABLE IF NOT EXISTS place (one TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 """
 
 _PRUNE: Final = "DELETE FROM tombstones WHERE number <= (SELECT max(number) FROM tombstones) - ?"
 
 T = TypeVar("T")
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 _assign = msgspec.msgpack.Decoder(Assign)
 _feed = msgspec.msgpack.Decoder(Feed)
+_place = msgspec.msgpack.Decoder(Place)
 
 
 class Journal:
@@ -75,7 +78,8 @@ class Journal:
         feeds = self._all("feeds", "service", _feed)
         rows = self._file.execute("SELECT task, epoch FROM tombstones ORDER BY number").fetchall()
         tombstones = tuple((task, epoch) for task, epoch in rows)
-        return Restored(tuple(assigns), tombstones, tuple(feeds))
+        place = next(iter(self._all("place", "one", _place)), None)
+        return Restored(tuple(assigns), tombstones, tuple(feeds), place=place)
 
     def _all(self, table: str, key: str, decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
         found = []
@@ -102,19 +106,21 @@ class Journal:
             raise self._failure(error) from None
         return first, last
 
-    def write(self, changes: Iterable[Keep | Forget | KeepFeed | ForgetFeed]) -> None:
+    def write(self, changes: Iterable[Change]) -> None:
         """Make changes durable, all or none, in their order. Raises EnvironmentFailure."""
         run = self._file.execute
         try:
             run("BEGIN IMMEDIATE")
             for change in changes:
                 if isinstance(change, Keep):
-                    task, body = change.assign.task, _encoder.encode(change.assign)
+                    task, body = change.assign.task, _encode(change.assign)
                     run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
                     run("DELETE FROM tombstones WHERE task = ?", (task,))
                 elif isinstance(change, KeepFeed):
-                    service, body = change.feed.service, _encoder.encode(change.feed)
+                    service, body = change.feed.service, _encode(change.feed)
                     run("INSERT OR REPLACE INTO feeds VALUES (?, ?)", (service, body))
+                elif isinstance(change, KeepPlace):
+                    run("INSERT OR REPLACE INTO place VALUES ('here', ?)", (_encode(change.place),))
                 elif isinstance(change, ForgetFeed):
                     run("DELETE FROM feeds WHERE service = ?", (change.service,))
                 else:

@@ -56,6 +56,10 @@ class Prepared(Struct, frozen=True):
     """Path of the container runtime; empty: the one that works here."""
     share: str = ""
     """HOST:PORT at which neighbours may fetch artifacts; empty: nowhere."""
+    radios: int = 2
+    """To how many cells it can be attached at once."""
+    switch: str = ""
+    """Path of the program that brings the link to another cell up; empty: none is needed."""
     trust: Trust | None = None
     """What it trusted last of those who sign artifacts; None on loopback."""
 

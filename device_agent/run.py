@@ -142,6 +142,7 @@ class Node:
             cell=prepared.cell,
             trust=prepared.trust,
             share_url=sharing.url if sharing is not None else "",
+            radios=prepared.radios,
         )
         self._daemon = daemon = Daemon(
             core, prepared, settings, Notifier(os.environ), self._open_journal
@@ -241,7 +242,7 @@ class Node:
         """Note the line to the broker: which interface leads there, and what it carries."""
         line = await open_socket(settings)
         if self._daemon is not None:
-            self._daemon.broker_line = line
+            self._daemon.lines[settings.cell] = line
         return line
 
     def _announce(self, inventory: Inventory, warnings: tuple[str, ...]) -> None:

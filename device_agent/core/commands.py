@@ -1,7 +1,7 @@
 """What the core wants done, in this order.
 
-`Keep`, `Forget` and their like for feeds are durable before anything after them in the same answer
-is done, so nothing is promised that a crash can take back.
+`Keep`, `Forget` and their like for feeds and the node's place are durable before anything after
+them in the same answer is done, so nothing is promised that a crash can take back.
 """
 
 from msgspec import Struct
@@ -9,6 +9,7 @@ from msgspec import Struct
 from protocols.manifest import Dtype, Manifest
 from protocols.messages import Body, Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
+from protocols.messages.mobility import CellPoint
 from protocols.messages.profile import AuditQuery
 from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign, MemoryRequest, MemoryState
@@ -22,6 +23,8 @@ class Say(Struct, frozen=True):
     body: Body
     cause: str = ""
     tenant: str = "default"
+    cell: str = ""
+    """At the attachment of this cell; empty: of the one that serves."""
 
 
 class Forward(Struct, frozen=True):
@@ -31,6 +34,8 @@ class Forward(Struct, frozen=True):
     body: Body
     cause: str
     tenant: str
+    cell: str = ""
+    """Of that node; empty: the one that serves this node."""
 
 
 class Reply(Struct, frozen=True):
@@ -70,6 +75,57 @@ class ForgetFeed(Struct, frozen=True):
 
     service: str
     cause: str
+
+
+class Place(Struct, frozen=True):
+    """Where a node is, and where it could go."""
+
+    home: str = ""
+    """The cell of its configuration."""
+    serving: CellPoint | None = None
+    """None: home."""
+    neighbours: tuple[CellPoint, ...] = ()
+
+
+class KeepPlace(Struct, frozen=True):
+    """Journal where the node is."""
+
+    place: Place
+    cause: str
+
+
+Change = Keep | Forget | KeepFeed | ForgetFeed | KeepPlace
+"""What is journalled."""
+
+
+class Attach(Struct, frozen=True):
+    """Connect to another cell, beside what there is; told as `LinkUp`, `Connected`."""
+
+    cell: str
+    urls: tuple[str, ...]
+    """Of its broker, best first; empty: as configured."""
+
+
+class Serve(Struct, frozen=True):
+    """Be served by this cell, where there is an attachment: whatever names no cell goes there."""
+
+    cell: str
+
+
+class Renew(Struct, frozen=True):
+    """Connect to this cell anew, under a higher incarnation."""
+
+    cell: str
+
+
+class Detach(Struct, frozen=True):
+    """End the attachment to this cell; nothing more is told of it."""
+
+    cell: str
+    after_ms: int = 0
+    """So long it still brings requests."""
+    at_once: bool = False
+    """Whether nothing has to be flushed."""
 
 
 class FetchArtifact(Struct, frozen=True):
@@ -330,6 +386,11 @@ Command = (
     | Forget
     | KeepFeed
     | ForgetFeed
+    | KeepPlace
+    | Attach
+    | Serve
+    | Renew
+    | Detach
     | FetchArtifact
     | CheckTrust
     | StartInstance

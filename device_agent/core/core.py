@@ -17,18 +17,19 @@ from msgspec import structs
 
 from device_agent.core import events
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import Command, Exit, ReadLog, Say, SetPace
+from device_agent.core.attached import Attached, Kept
+from device_agent.core.commands import Command, Exit, ReadLog, Say
 from device_agent.core.jobs import JobEnds
 from device_agent.core.lifecycle import Entry
 from device_agent.core.outbox import Outbox
 from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.quality import Meter
 from device_agent.core.replies import Replies
+from device_agent.core.reports import Reports
 from device_agent.core.requests import Requests
 from device_agent.core.tasks import Tasks
 from device_agent.core.turn import Turn
 from device_agent.core.upkeep import Upkeep
-from device_agent.sensing.reporting import due_link, due_load
 from protocols.errors import TonaBug
 from protocols.messages import (
     Accepted,
@@ -42,11 +43,13 @@ from protocols.messages import (
     Deliver,
     Drain,
     Feed,
+    HandoverCommand,
+    HandoverComplete,
     Invoke,
-    LinkReport,
     LoadReport,
     MemoryRequest,
     MemoryState,
+    Neighbours,
     RebirthRequest,
     Release,
     Result,
@@ -54,7 +57,7 @@ from protocols.messages import (
     Tune,
     Welcome,
 )
-from protocols.messages.presence import Inventory, Trust
+from protocols.messages.presence import Arrival, Inventory, Trust
 from protocols.topics import Channel
 
 if TYPE_CHECKING:
@@ -86,26 +89,28 @@ class Core:
         cell: str = "cell",
         trust: Trust | None = None,
         share_url: str = "",
+        radios: int = 2,
     ) -> None:
-        """Make one; `trust` is what it trusts of those who sign, None where nobody has to."""
+        """Make one; `trust` is what it trusts of those who sign, None where nobody has to.
+
+        `radios` is to how many cells it can be attached at once.
+        """
         self._turn = turn = Turn(node, cell)
         self._agent_version = agent_version
         self._boot_id = boot_id
         self._inventory = inventory
         self._warnings = warnings
         self._share_url = share_url
-        self._sensing = SetSensing()
+        self._radios = radios
         self._executors_bytes = 0
         self._load: LoadReport | None = None
         """Of the last sample, reported or not."""
-        self._last_load: LoadReport | None = None
-        self._last_link: LinkReport | None = None
         self._ending = ""
         self._ended = False
         self._before = 0
         self._scheduler_epoch: int | None = None
         """Of the last scheduler that spoke of itself."""
-        self.presence = Presence(turn, self._birth)
+        self.reports = Reports(turn)
         self._trusting = self._trust(trust)
         self.outbox = Outbox(turn)
         self.tasks = Tasks(turn, self.outbox)
@@ -115,9 +120,10 @@ class Core:
         self._ledger: Ledger | None = None
         turn.ledger = self._account
         self.meter = Meter(turn)
-        self._feeder: Feeder | None = None
         self.replies = Replies(turn, self.meter, self.jobs, self._heard, self._sink)
         self.requests = Requests(turn, self.assignments, self.meter, self.replies, self.upkeep.idle)
+        self._kept = Kept(self.outbox, self.jobs, self.replies, self.requests)
+        self.attached = Attached(turn, self._kept, self._birth, self._welcomed, radios)
         self.upkeep.abandon = self.requests.abandon
         self._deviceless: Deviceless | None = None
         self._calibrations: Calibrations | None = None
@@ -137,10 +143,10 @@ class Core:
             (Channel.INVOKE, Cancel): lambda _, body: self.requests.cancel(body),
             (Channel.INVOKE, Accepted): lambda _, body: self._heard(body),
             (Channel.INVOKE, Result): lambda _, body: self._heard(body),
-            (Channel.COMMAND, Welcome): self._welcome,
+            (Channel.COMMAND, Welcome): self.attached.welcome,
             (Channel.COMMAND, RebirthRequest): self._rebirth,
             (Channel.COMMAND, Drain): self._drain,
-            (Channel.COMMAND, SetSensing): self._set_sensing,
+            (Channel.COMMAND, SetSensing): lambda _, body: self.reports.pace(body),
             (Channel.COMMAND, Assign): self._assign,
             (Channel.COMMAND, Release): self._release,
             (Channel.COMMAND, Tune): self._tune,
@@ -158,6 +164,9 @@ class Core:
                 body, event.cause
             ),
             (Channel.COMMAND, AuditQuery): self._audit,
+            (Channel.COMMAND, Neighbours): self.attached.told,
+            (Channel.COMMAND, HandoverCommand): self.attached.told,
+            (Channel.COMMAND, HandoverComplete): self.attached.told,
         }
 
     def handle(self, event: events.Event, now_ms: float) -> list[Command]:
@@ -185,6 +194,11 @@ class Core:
         return self._turn.timers.next_ms()
 
     @property
+    def presence(self) -> Presence:
+        """Towards the scheduler that serves this node."""
+        return self.attached.presence
+
+    @property
     def counts(self) -> dict[str, int]:
         """What was dropped, refused or late since the start, by name."""
         return self._turn.counts
@@ -207,8 +221,10 @@ class Core:
             events.LinkSampled: self._link_sampled,
             events.Restored: self._restored,
             events.JournalFailed: assignments.journal_failed,
-            events.Connected: self._connected,
-            events.Disconnected: self._disconnected,
+            events.Connected: self.attached.connected,
+            events.Disconnected: self.attached.disconnected,
+            events.LinkUp: self.attached.link_told,
+            events.AttachFailed: self.attached.link_told,
             events.ArtifactReady: upkeep.artifact_ready,
             events.ArtifactFailed: upkeep.artifact_failed,
             events.TrustChecked: self._trust_checked,
@@ -246,7 +262,8 @@ class Core:
             "sweep": lambda _: self.requests.admission.sweep(),
             "status": lambda _: self.outbox.on_timer(),
             "job": lambda _: self.jobs.on_timer(),
-            "birth": lambda _: self.presence.on_timer(),
+            "birth": self.attached.birth_due,
+            "move": self.attached.move_due,
             "shutdown": lambda _: self._farewell(),
             "journal": self.assignments.write_again,
             "trust": self._trust_due,
@@ -264,29 +281,25 @@ class Core:
             self._turn.counts["foreign message"] += 1
         elif self._ending and event.channel is Channel.COMMAND:
             self._turn.counts["too late"] += 1
+        elif event.channel is Channel.COMMAND and event.cell not in {"", self._turn.cell}:
+            self.attached.aside(event)
         else:
             door(event, event.body)
 
-    def _welcome(self, event: events.Received, body: Welcome) -> None:
-        if not self.presence.welcome(body, event.cause):
-            return
+    def _welcomed(self, event: events.Received, body: Welcome, another: bool) -> None:
+        """Do as the scheduler that serves says."""
+        if another:
+            # Its words are counted anew, as those of a scheduler without memory.
+            self._scheduler_epoch = -1
         self._fence(body.scheduler_epoch, event.incarnation)
         self._turn.store_urls = body.store_urls
         if self._trusting is not None:
             self._trusting.welcomed()
-        self._pace(
-            structs.replace(self._sensing, heartbeat_ms=body.heartbeat_ms, sample_ms=body.sample_ms)
-        )
-        # Whoever welcomes may have no memory: the next samples are reported whatever they say.
-        self._last_load = self._last_link = None
-        self.outbox.online()
-        self.jobs.online()
+        self.reports.welcomed(body)
         self.upkeep.reachable(event.cause)
 
     def _rebirth(self, event: events.Received, body: RebirthRequest) -> None:
-        self.outbox.offline()
-        self.jobs.offline()
-        self.presence.rebirth(body, event.cause)
+        self.attached.rebirth(body, event.cause)
         self._fence(body.scheduler_epoch, event.incarnation)
 
     def _fence(self, scheduler_epoch: int, incarnation: int) -> None:
@@ -294,21 +307,14 @@ class Core:
         before, self._scheduler_epoch = self._scheduler_epoch, scheduler_epoch
         if before not in (None, scheduler_epoch):
             self.assignments.fence(incarnation)
-            if self._feeder is not None:
-                self._feeder.fence(incarnation)
+            if self._kept.feeder is not None:
+                self._kept.feeder.fence(incarnation)
 
     def _drain(self, _event: events.Received, body: Drain) -> None:
         if not self._ending:
             self._turn.draining = "" if body.over else body.reason or "it is being drained"
             if self._calibrations is not None and not body.over:
                 self._calibrations.drained()
-
-    def _set_sensing(self, _event: events.Received, body: SetSensing) -> None:
-        self._pace(body)
-
-    def _pace(self, settings: SetSensing) -> None:
-        self._sensing = settings
-        self._turn.out.append(SetPace(settings.sample_ms, settings.probe_ms))
 
     def _assign(self, event: events.Received, body: Assign) -> None:
         self.assignments.assign(body, event.cause)
@@ -340,6 +346,7 @@ class Core:
 
     def _restored(self, event: events.Restored) -> None:
         self._before = event.incarnation
+        self.attached.restore(event.place)
         self.assignments.restore(event)
         if event.feeds:
             self.feeder.restore(event.feeds)
@@ -347,15 +354,15 @@ class Core:
     @property
     def feeder(self) -> "Feeder":
         """Return what feeds services; it is loaded when it is first needed, as few nodes do."""
-        if self._feeder is None:
+        if self._kept.feeder is None:
             from device_agent.core.feeder import Feeder  # noqa: PLC0415 - see above
 
-            self._feeder = Feeder(self._turn, self._take, self._life)
+            self._kept.feeder = Feeder(self._turn, self._take, self._life)
             if self.presence.state is not PresenceState.OFFLINE:
-                self._feeder.connected()
+                self._kept.feeder.connected()
             if self._load is not None:
-                self._feeder.sampled(self._load)
-        return self._feeder
+                self._kept.feeder.sampled(self._load)
+        return self._kept.feeder
 
     def _followers(self) -> "Deviceless":
         """Return who lets instances follow the requests; loaded when there is one that does."""
@@ -420,15 +427,15 @@ class Core:
 
     def _heard(self, body: Accepted | Result) -> None:
         """Take the answer to a request of this node's own feeder."""
-        if self._feeder is not None:
-            self._feeder.heard(body)
+        if self._kept.feeder is not None:
+            self._kept.feeder.heard(body)
         else:
             self._turn.counts["foreign message"] += 1
 
     def _sink(self, service: str, result: Result, cause: str, tenant: str) -> None:
         """Pass on an answer that ended here, if its service has sinks."""
-        if self._feeder is not None:
-            self._feeder.sink(service, result, cause, tenant)
+        if self._kept.feeder is not None:
+            self._kept.feeder.sink(service, result, cause, tenant)
 
     def _take(self, event: events.Received, body: Invoke) -> None:
         """Take a request of this node's own feeder."""
@@ -441,28 +448,13 @@ class Core:
 
     def _blob_pushed(self, event: events.BlobPushed) -> None:
         self.requests.blob_pushed(event.digest, event.named)
-        if self._feeder is not None:
-            self._feeder.flights.blob_pushed(event.digest)
+        if self._kept.feeder is not None:
+            self._kept.feeder.flights.blob_pushed(event.digest)
 
     def _blob_failed(self, event: events.BlobFailed) -> None:
         self.requests.blob_failed(event)
-        if self._feeder is not None:
-            self._feeder.blob_failed(event)
-
-    def _connected(self, event: events.Connected) -> None:
-        self._turn.jitter = event.jitter
-        self.presence.connected(event.incarnation)
-        self.replies.connected()
-        if self._feeder is not None:
-            self._feeder.connected()
-
-    def _disconnected(self, _event: events.Disconnected) -> None:
-        self.presence.disconnected()
-        self.outbox.offline()
-        self.jobs.offline()
-        self.replies.disconnected()
-        if self._feeder is not None:
-            self._feeder.disconnected()
+        if self._kept.feeder is not None:
+            self._kept.feeder.blob_failed(event)
 
     def _sized(self, event: events.ExecutorsSized) -> None:
         self._executors_bytes = event.memory_bytes
@@ -475,8 +467,8 @@ class Core:
             executors_bytes=self._executors_bytes,
         )
         self._load = load
-        if self._feeder is not None:
-            self._feeder.sampled(load)
+        if self._kept.feeder is not None:
+            self._kept.feeder.sampled(load)
         if self._deviceless is not None:
             self._deviceless.sampled(load)
         if self._ledger is not None:
@@ -487,20 +479,14 @@ class Core:
                 self._turn.out.append(Say(Channel.LOAD, quality, "sample"))
             if self._ledger is not None:
                 self._ledger.report()
-            report = due_load(self._last_load, load, self._sensing)
-            if report is not None:
-                self._last_load = report
-                self._turn.out.append(Say(Channel.LOAD, report, report.cause))
+            self.reports.load(load)
 
     def _link_sampled(self, event: events.LinkSampled) -> None:
         link, turn = event.link, self._turn
         turn.round_trip_ms = link.round_trip_ms or 0.0
         turn.uplink.measured(link.delivery_mbit_per_s, link.send_wait_ms, turn.now_ms)
         if self.presence.welcomed:
-            report = due_link(self._last_link, event.link, self._sensing)
-            if report is not None:
-                self._last_link = report
-                self._turn.out.append(Say(Channel.LINK, report, report.cause))
+            self.reports.link(link)
 
     def _tick(self, _event: events.Tick) -> None:
         for subject, name in self._turn.timers.due(self._turn.now_ms):
@@ -520,6 +506,7 @@ class Core:
             if self._ledger is not None:
                 self._ledger.flush()
             self._turn.timers.cancel(_SHUTDOWN)
+            self.attached.farewell(self._ending)
             self._turn.out.append(Say(Channel.PRESENCE, Death(self._ending, orderly=True)))
             self._turn.out.append(Exit(self._ending))
 
@@ -529,7 +516,10 @@ class Core:
             return None
         from device_agent.core.trusting import Trusting  # noqa: PLC0415 - see above
 
-        return Trusting(self._turn, trust, self.presence.again)
+        return Trusting(self._turn, trust, self._again)
+
+    def _again(self, cause: str) -> None:
+        self.presence.again(cause)
 
     def _trust_checked(self, event: events.TrustChecked) -> None:
         if self._trusting is not None:
@@ -539,7 +529,7 @@ class Core:
         if self._trusting is not None:
             self._trusting.on_timer()
 
-    def _birth(self) -> Birth:
+    def _birth(self, arrival: Arrival | None) -> Birth:
         return Birth(
             self._agent_version,
             self._boot_id,
@@ -547,7 +537,9 @@ class Core:
             self.tasks.holdings(),
             tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
             self._turn.draining[:1000],
-            self._feeder.feedings() if self._feeder is not None else (),
+            self._kept.feeder.feedings() if self._kept.feeder is not None else (),
             self._trusting.trust if self._trusting is not None else None,
             self._share_url,
+            arrival,
+            self._radios,
         )

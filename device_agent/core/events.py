@@ -5,6 +5,7 @@ Times come with `Core.handle`; values of tensors are the wire's (`Tensor`, `Blob
 
 from msgspec import Struct
 
+from device_agent.core.commands import Place
 from protocols.errors import Blame
 from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
@@ -25,6 +26,8 @@ class Restored(Struct, frozen=True):
     feeds: tuple[Feed, ...] = ()
     incarnation: int = 0
     """Below every incarnation of this process, above those of the ones before."""
+    place: Place | None = None
+    """Where the node was; None: at home, alone."""
 
 
 class JournalFailed(Struct, frozen=True):
@@ -41,12 +44,29 @@ class Connected(Struct, frozen=True):
     incarnation: int
     jitter: float = 0.0
     """Uniform in [0, 1), drawn by the shell: the core has no randomness."""
+    cell: str = ""
+    """Whose broker it is; empty: that of the cell that serves."""
 
 
 class Disconnected(Struct, frozen=True):
     """The connection is gone."""
 
     reason: str = ""
+    cell: str = ""
+    """As in `Connected`."""
+
+
+class LinkUp(Struct, frozen=True):
+    """The link that leads to a cell is up; its broker comes next."""
+
+    cell: str
+
+
+class AttachFailed(Struct, frozen=True):
+    """A cell cannot be reached at all: there is no link to it."""
+
+    cell: str
+    text: str
 
 
 class Received(Struct, frozen=True):
@@ -62,6 +82,8 @@ class Received(Struct, frozen=True):
     reply_to: str = ""
     """MQTT 5 response topic, when the message named one."""
     correlation: bytes = b""
+    cell: str = ""
+    """Where it was said; empty: in the cell that serves."""
 
 
 class Tick(Struct, frozen=True):
@@ -298,6 +320,8 @@ Event = (
     | JournalFailed
     | Connected
     | Disconnected
+    | LinkUp
+    | AttachFailed
     | Received
     | Tick
     | ArtifactReady

@@ -29,9 +29,9 @@ from device_agent.core.feed_values import fitted, load_vector, topic_of
 from device_agent.core.flights import Flight, Flights, Local, covers
 from device_agent.core.sinks import Sinks
 from device_agent.core.turn import Turn
-from device_agent.core.values import LOAD
+from device_agent.core.values import LOAD, rooted
 from protocols.errors import MalformedFrame
-from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Result, Value
+from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Plan, Result, Value
 from protocols.messages.presence import Feeding
 from protocols.messages.quality import Feed, Source, SourceKind
 from protocols.messages.sense import LoadReport
@@ -64,10 +64,14 @@ class FeedState(Struct, eq=False):
     sent: dict[str, Value] | None = None
     waiting: dict[str, Value] | None = None
     """The newest item, for which there is no room yet."""
+    unkept: bool = False
+    """Whether the journal does not know yet that the node has left the feed's cell."""
     under_way: int = 0
     next_ms: float = 0.0
     heard_ms: dict[str, float] = field(default_factory=dict)
     """When a value of each topic was last taken."""
+    plan: Plan | None = None
+    """As this node, in its present cell, uses the feed's."""
 
     @property
     def period_ms(self) -> float:
@@ -153,11 +157,12 @@ class Feeder:
             state = self._feeds[feed.service] = FeedState(feed)
         elif state.feed.sources != feed.sources:
             state = self._feeds[feed.service] = _renewed(state, feed)
-        state.feed = feed
+        state.feed, state.unkept = feed, False
+        state.plan = self._plan(feed)
         self._turn.sinks.discard(feed.service)
         if feed.sinks:
             self._turn.sinks.add(feed.service)
-        self.flights.move(feed.service, feed.plan)
+        self.flights.move(feed.service, state.plan)
         self._follow()
         if not feed.sources:
             state.waiting = None
@@ -169,6 +174,32 @@ class Feeder:
             due_ms = max(self._turn.now_ms, min(state.next_ms, self._turn.now_ms + state.period_ms))
             state.next_ms = due_ms
             self._turn.timers.set(key, due_ms)
+
+    def _plan(self, feed: Feed) -> Plan | None:
+        turn = self._turn
+        if feed.plan is None or feed.cell in {"", turn.cell}:
+            return feed.plan
+        return rooted(feed.plan, feed.cell, turn.node, turn.cell)
+
+    def moved(self, source: str, *, apart: bool) -> None:
+        """Go on from another cell: plans are those of the cell before until there are new ones.
+
+        `apart`: answers on their way to the cell before may be lost.
+        """
+        for state in self._feeds.values():
+            if not state.feed.cell:
+                state.feed, state.unkept = structs.replace(state.feed, cell=source), True
+            state.plan = self._plan(state.feed)
+            self.flights.move(state.feed.service, state.plan)
+        if apart:
+            self.flights.connected()
+
+    def settled(self) -> None:
+        """Journal what a move has changed; there is no hurry, for it says where feeds were."""
+        for state in self._feeds.values():
+            if state.unkept:
+                state.unkept = False
+                self._turn.out.append(KeepFeed(state.feed, "moved"))
 
     def _end(self, service: str) -> None:
         del self._feeds[service]
@@ -335,7 +366,7 @@ class Feeder:
     def _launch(self, state: FeedState) -> None:
         """Send the item that waits, if there is a plan and room."""
         feed, item = state.feed, state.waiting
-        plan = feed.plan
+        plan = state.plan
         if item is None or plan is None or state.under_way >= UNDER_WAY_MAX:
             return
         state.waiting = None

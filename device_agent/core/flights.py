@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from device_agent.core.commands import Forward, PushBlob
 from device_agent.core.events import Received
 from device_agent.core.turn import Turn
-from device_agent.core.values import MESSAGE_MAX_BYTES, blobs, inline_bytes
+from device_agent.core.values import MESSAGE_MAX_BYTES, blobs, cell_in, inline_bytes
 from protocols.errors import Blame, MalformedFrame
 from protocols.manifest import MAX_PORTS
 from protocols.messages.invocation import (
@@ -190,7 +190,8 @@ class Flights:
                 answer_encoding=DEFLATE,
             )
             if node != turn.node:
-                turn.out.append(Forward(node, invoke, flight.cause, flight.tenant))
+                cell = cell_in(flight.plan, node)
+                turn.out.append(Forward(node, invoke, flight.cause, flight.tenant, cell))
                 continue
             event = Received(
                 Channel.INVOKE, node, 0, 0, flight.tenant, flight.cause, invoke, turn.inbox

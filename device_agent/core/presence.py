@@ -1,4 +1,4 @@
-"""Presence: birth, welcome and rebirth of this node at the scheduler of its cell.
+"""Presence: birth, welcome and rebirth of this node at the scheduler of a cell.
 
     offline --connected--> unwelcomed --welcome--> welcomed
        ^                       |  ^                    |
@@ -17,15 +17,13 @@ from typing import Final
 from device_agent.core.commands import Say
 from device_agent.core.timers import Key
 from device_agent.core.turn import Turn
-from protocols.messages.presence import Birth, RebirthRequest, Welcome
+from protocols.messages.presence import Arrival, Birth, RebirthRequest, Welcome
 from protocols.topics import Channel
 
 WELCOME_FIRST_MS: Final = 1_000
 WELCOME_MAX_MS: Final = 30_000
 REBIRTH_MIN_MS: Final = 1_000
 """Between two births that the scheduler asked for."""
-
-_BIRTH: Final[Key] = ("birth", "")
 
 
 class PresenceState(StrEnum):
@@ -37,11 +35,18 @@ class PresenceState(StrEnum):
 
 
 class Presence:
-    """Says births until a scheduler answers; `birth` builds the message of the moment."""
+    """Says births until a scheduler answers; `birth` builds the message of the moment.
 
-    def __init__(self, turn: Turn, birth: Callable[[], Birth]) -> None:
+    Each cell that a node is attached to has one.
+    """
+
+    def __init__(self, turn: Turn, birth: Callable[[Arrival | None], Birth], cell: str) -> None:
         self._turn = turn
         self._birth = birth
+        self._timer: Key = ("birth", cell)
+        self.cell = cell
+        self.arrival: Arrival | None = None
+        """Where the node comes from, until its new scheduler has everything."""
         self.state = PresenceState.OFFLINE
         self.incarnation = -1
         self.scheduler = ""
@@ -64,7 +69,7 @@ class Presence:
     def disconnected(self) -> None:
         """End a connection; the broker publishes the will."""
         self.state = PresenceState.OFFLINE
-        self._turn.timers.cancel(_BIRTH)
+        self._turn.timers.cancel(self._timer)
 
     def welcome(self, message: Welcome, cause: str) -> bool:
         """Take in a scheduler's answer; return whether it counts."""
@@ -76,7 +81,7 @@ class Presence:
         self.scheduler_epoch = message.scheduler_epoch
         self.state = PresenceState.WELCOMED
         self._wait_ms = WELCOME_FIRST_MS
-        self._turn.timers.cancel(_BIRTH)
+        self._turn.timers.cancel(self._timer)
         if forgot:
             self.again(cause)
         return True
@@ -97,7 +102,7 @@ class Presence:
         if last is None or self._turn.now_ms >= last + REBIRTH_MIN_MS:
             self._say(cause)
         else:
-            self._turn.timers.set(_BIRTH, last + REBIRTH_MIN_MS)
+            self._turn.timers.set(self._timer, last + REBIRTH_MIN_MS)
 
     def on_timer(self) -> None:
         """Repeat the birth: no welcome has come, or a limited rebirth is due."""
@@ -108,6 +113,6 @@ class Presence:
     def _say(self, cause: str) -> None:
         turn = self._turn
         self._last_birth_ms = turn.now_ms
-        turn.out.append(Say(Channel.PRESENCE, self._birth(), cause))
+        turn.out.append(Say(Channel.PRESENCE, self._birth(self.arrival), cause, cell=self.cell))
         if self.state is PresenceState.UNWELCOMED:
-            turn.timers.set(_BIRTH, turn.now_ms + turn.spread(self._wait_ms))
+            turn.timers.set(self._timer, turn.now_ms + turn.spread(self._wait_ms))

@@ -19,10 +19,11 @@ from device_agent.core.events import Received
 from device_agent.core.jobs import JobEnds
 from device_agent.core.quality import Meter
 from device_agent.core.request import Answer, Request
-from device_agent.core.turn import Turn
+from device_agent.core.turn import Turn, cell_of
 from device_agent.core.values import (
     MESSAGE_MAX_BYTES,
     answers,
+    cell_in,
     inline_bytes,
     needed_elsewhere,
     total_bytes,
@@ -118,7 +119,7 @@ class Replies:
         """Tell the client that its request is under way here."""
         if not request.job:
             accepted = Accepted(request.id, request.attempt, self._turn.node)
-            if request.reply_to == self._turn.inbox:
+            if self._turn.own(request.reply_to):
                 self._to_self(accepted)
             elif not self._offline:
                 self._turn.out.append(_reply(request, accepted))
@@ -143,7 +144,7 @@ class Replies:
         user = self.user(reply_to)
         self._meter.refused(service, user)
         self._note(event, body, service, user, failure)
-        if reply_to == self._turn.inbox:
+        if self._turn.own(reply_to):
             self._to_self(result)
             return
         correlation = correlation_of(event, body)
@@ -185,7 +186,8 @@ class Replies:
                 request.agent,
             )
             self._count_sent(answer, values)
-            said = Forward(node, deliver, request.cause, request.tenant)
+            cell = cell_in(plan, node) or cell_of(request.reply_to)
+            said = Forward(node, deliver, request.cause, request.tenant, cell)
             self._say(request, said, values)
         return None
 
@@ -198,7 +200,7 @@ class Replies:
         if isinstance(values, Failure):
             return values
         result = Result(request.id, request.attempt, values, None, answer.timings, part, parts)
-        service, local = request.plan.service, request.reply_to == self._turn.inbox
+        service, local = request.plan.service, self._turn.own(request.reply_to)
         if not local and request.answer_encoding == DEFLATE:
             sources = {one.port: one.source_port for one in edges}
             result = msgspec.structs.replace(result, outputs=self._packed(answer, values, sources))
@@ -275,7 +277,7 @@ class Replies:
         """Bring an answer to whoever asked."""
         if request.job:
             self._jobs.ended(request.plan.service, result, request.cause, request.tenant)
-        elif request.reply_to == self._turn.inbox:
+        elif self._turn.own(request.reply_to):
             self._to_self(result)
         else:
             self._say(request, _reply(request, result), result.outputs)

@@ -398,7 +398,7 @@ class Requests:
                     waiters[:] = [one for one in waiters if one[1] in one[0].pushing]
                 waiters.append((request, task))
                 if len(waiters) == 1:
-                    urls, cause = self._turn.store_urls, request.cause
+                    urls, cause = self._turn.urls(request.reply_to), request.cause
                     self._turn.out.append(PushBlob(digest, size_bytes, urls, cause))
         else:
             self._send(request, task, answer)

@@ -8,10 +8,15 @@ from device_agent.core.commands import Command
 from device_agent.core.timers import Timers
 from device_agent.core.uplink import Uplink
 from protocols.errors import TonaBug
-from protocols.topics import Channel, Party, build
+from protocols.topics import ROOT, Channel, Party, build
 
 if TYPE_CHECKING:
     from device_agent.core.ledger import Ledger
+
+
+def cell_of(topic: str) -> str:
+    """Return the cell of a topic that was parsed once; empty for none."""
+    return topic.split("/", 3)[2] if topic else ""
 
 
 def _nothing() -> "Ledger":
@@ -22,6 +27,8 @@ class Turn:
     """Clock, outgoing commands and the few facts that several parts need."""
 
     __slots__ = (
+        "_tail",
+        "cell",
         "counts",
         "draining",
         "inbox",
@@ -33,14 +40,15 @@ class Turn:
         "round_trip_ms",
         "sinks",
         "store_urls",
+        "stores",
         "timers",
         "uplink",
     )
 
     def __init__(self, node: str, cell: str) -> None:
         self.node = node
-        self.inbox = str(build(cell, Party.NODE, node, Channel.INVOKE))
-        """The topic where this node takes requests, and answers to those of its feeder."""
+        self.serve(cell)
+        self._tail = self.inbox.removeprefix(f"{ROOT}/{cell}")
         self.round_trip_ms: float = 0.0
         """Of the last link report, to the broker and back; 0: not measured."""
         self.uplink = Uplink()
@@ -56,8 +64,28 @@ class Turn:
         self.sinks: set[str] = set()
         """Services whose answers this node also brings elsewhere."""
         self.store_urls: tuple[str, ...] = ()
+        """Of the cell that serves this node."""
+        self.stores: dict[str, tuple[str, ...]] = {}
+        """Base URLs of the stores of the cells around, where there are any."""
         self.draining = ""
         """Why nothing new is taken; empty while everything is."""
+
+    def serve(self, cell: str) -> None:
+        """Be served by this cell."""
+        self.cell = cell
+        self.inbox = str(build(cell, Party.NODE, self.node, Channel.INVOKE))
+        """The topic where this node takes requests, and answers to those of its feeder."""
+
+    def own(self, topic: str) -> bool:
+        """Whether a topic is where this node takes requests, in whatever cell."""
+        return topic.endswith(self._tail)
+
+    def urls(self, reply_to: str) -> tuple[str, ...]:
+        """Return the stores of a request's large values: that of its client's cell first."""
+        cell = cell_of(reply_to)
+        if cell in {"", self.cell}:
+            return self.store_urls
+        return (*self.stores.get(cell, ()), *self.store_urls)
 
     def spread(self, wait_ms: float) -> float:
         """Return a wait that differs from node to node: up to half longer."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from device_agent.core.instances import Instance
 from protocols.manifest import accepts, tensor_bytes
 from protocols.messages.invocation import (
@@ -117,6 +119,19 @@ def needed_elsewhere(plan: Plan, node: str, source: str) -> dict[str, set[str]]:
                 if edge.source == source:
                     found.setdefault(step.node, set()).add(edge.source_port)
     return found
+
+
+def cell_in(plan: Plan, node: str) -> str:
+    """Return the cell that a plan names for a node; empty for none."""
+    return next((step.cell for step in plan.steps if step.node == node), "")
+
+
+def rooted(plan: Plan, cell: str, node: str, here: str) -> Plan:
+    """Return a plan of another cell as a node of this one uses it: every step names its cell."""
+    steps = tuple(
+        replace(step, cell=here if step.node == node else step.cell or cell) for step in plan.steps
+    )
+    return replace(plan, steps=steps)
 
 
 def answers(plan: Plan, source: str) -> tuple[list[Edge], int, int]:

@@ -156,7 +156,7 @@ class Workers:
                 waiters[:] = [one for one in waiters if one.phase is Phase.FETCHING]
             waiters.append(run)
             if len(waiters) == 1:
-                urls, cause = self._turn.store_urls, run.request.cause
+                urls, cause = self._turn.urls(run.request.reply_to), run.request.cause
                 self._turn.out.append(FetchBlob(digest, size_bytes, urls, cause))
 
     def rerank(self, request: Request) -> None:
