@@ -23,8 +23,8 @@ class Scale(Struct, frozen=True):
     """A cell that is weaker than another by so much carries nothing beside it."""
 
 
-RADIO = Scale(weak_db=-105.0, good_db=-101.0, dead_db=-124.0, dead_gap_db=8.0)
-"""dBm. Interference buries a cell that shares its frequency with one 8 dB stronger."""
+RADIO = Scale(weak_db=-108.0, good_db=-104.0, dead_db=-117.0, dead_gap_db=14.0)
+"""dBm. Noise and interference bury what is weaker; see docs/mobility.md for where that is."""
 PATH = Scale(weak_db=-20.0, good_db=-18.0, dead_db=-33.0, dead_gap_db=60.0)
 """100 ms, 63 ms, 2 s. Paths do not disturb each other."""
 
@@ -36,9 +36,9 @@ class MobilitySettings(Struct, frozen=True):
     """By so much a neighbour has to be better (A3)."""
     hysteresis_db: Positive = 1.0
     """Of every event."""
-    trigger_ms: Wait = 320
+    trigger_ms: Wait = 160
     """Time to trigger of every event that moves a node."""
-    filter_coefficient: Annotated[int, Meta(ge=0, le=19)] = 4
+    filter_coefficient: Annotated[int, Meta(ge=0, le=19)] = 2
     """`k` of the layer-3 filter."""
     offsets_db: dict[str, Decibel] = {}
     """Added to the level of a cell, to favour it or to avoid it."""
@@ -52,17 +52,17 @@ class MobilitySettings(Struct, frozen=True):
     """...and while it is."""
     quiet_above_db: Positive = 25.0
     """A serving cell that is above weak by so much is good: s-Measure."""
-    near_db: Positive = 3.0
+    near_db: Positive = 6.0
     """A neighbour that is so much below A3 is near: what it takes to prepare ahead begins."""
     command_ms: Annotated[float, Meta(ge=0, le=60_000)] = 200.0
     """From the report of a node to the command at it: decision, admission, preparation."""
-    safety: Annotated[float, Meta(ge=1, le=20)] = 2.0
+    safety: Annotated[float, Meta(ge=1, le=20)] = 8.0
     """A link that dies sooner than so many commands take is not commanded: the node decides."""
     conditional: bool = True
     """Whether handovers may be prepared ahead and executed by the node."""
     conditional_max: Annotated[int, Meta(ge=1, le=8)] = 3
     """So many cells are prepared for one node at most."""
-    horizon_ms: Annotated[float, Meta(ge=0, le=5000)] = 400.0
+    horizon_ms: Annotated[float, Meta(ge=0, le=5000)] = 0.0
     """Levels are weighed as their trends say they will be so much later; 0: as they are."""
     least_gain_db: Decibel = 2.0
     """What has to be left of a gain when load, tasks and moves before have been weighed."""
@@ -75,7 +75,7 @@ class MobilitySettings(Struct, frozen=True):
     """Of its bound: a task that is faster on both sides does not care."""
     back_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5000
     """A return to the cell that was left so short a time ago is a ping-pong."""
-    back_db: Positive = 2.0
+    back_db: Positive = 4.0
     """What a return within that time has to gain beyond others, more with each ping-pong."""
     window_ms: Annotated[int, Meta(ge=1000, le=3_600_000)] = 60_000
     """So long a ping-pong counts."""
@@ -118,7 +118,7 @@ class MobilitySettings(Struct, frozen=True):
             hysteresis_db=hysteresis,
             time_to_trigger_ms=self.trigger_ms,
         )
-        return near, better, weak, low
+        return better, weak, near, low
 
     @property
     def measuring(self) -> Measuring:
@@ -134,14 +134,14 @@ class MobilitySettings(Struct, frozen=True):
 
     @property
     def condition(self) -> EventRule:
-        """The condition on which a prepared node moves by itself."""
+        """The condition on which a prepared node moves by itself; it knows no hysteresis."""
         return EventRule(
             "a3",
-            offset_db=self.offset_db,
-            hysteresis_db=self.hysteresis_db,
+            offset_db=self.offset_db + self.hysteresis_db,
+            hysteresis_db=0.0,
             time_to_trigger_ms=self.trigger_ms // 4,
         )
 
 
-NEAR, BETTER, WEAK, LOW = range(4)
-"""Positions in `rules`."""
+BETTER, WEAK, NEAR, LOW = range(4)
+"""Positions in `rules`, the most urgent first."""

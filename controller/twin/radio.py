@@ -10,13 +10,14 @@ the line between.
 
 import csv
 import gzip
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from protocols.errors import UserError
 
@@ -32,6 +33,9 @@ MAX_ROWS: Final = 200_000
 _COLUMNS: Final = ("Timestamp", "NetworkMode", "RSRP", "RAWCELLID", "NRxRSRP")
 UNNAMED: Final = "unnamed"
 """The neighbour of a stretch that never leaves its cell."""
+
+
+Floats = NDArray[np.float64]
 
 
 class Sample(Struct, frozen=True):
@@ -145,55 +149,49 @@ class Field:
 
     def __init__(self, stretch: Stretch) -> None:
         self.stretch = stretch
-        self._known: dict[str, list[tuple[float, float]]] = {}
-        self._best: list[tuple[float, float]] = []
-        """When which neighbour's level was reported, or the serving cell's where none was."""
+        known: dict[str, list[tuple[float, float]]] = {}
+        weakest: list[float] = []
+        """Of the serving cell and the neighbour that are reported."""
         for sample, neighbour in _named(stretch):
-            self._known.setdefault(sample.cell, []).append((sample.at_s, sample.rsrp_dbm))
-            if neighbour and sample.neighbour_dbm is not None:
-                one = self._known.setdefault(neighbour, [])
-                one.append((sample.at_s, sample.neighbour_dbm))
-            weakest = sample.rsrp_dbm
+            known.setdefault(sample.cell, []).append((sample.at_s, sample.rsrp_dbm))
+            weakest.append(sample.rsrp_dbm)
             if sample.neighbour_dbm is not None:
-                weakest = min(weakest, sample.neighbour_dbm)
-            self._best.append((sample.at_s, weakest))
-        self._times = {cell: [at for at, _ in points] for cell, points in self._known.items()}
-        self._best_times = [at for at, _ in self._best]
+                known.setdefault(neighbour, []).append((sample.at_s, sample.neighbour_dbm))
+                weakest[-1] = min(weakest[-1], sample.neighbour_dbm)
+        self._known = {cell: np.array(points).T for cell, points in known.items()}
+        self._times_s = np.array([one.at_s for one in stretch.samples])
+        self._weakest = np.array(weakest)
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Every cell that is ever heard."""
         return tuple(self._known)
 
-    def levels(self, at_s: float) -> dict[str, float]:
-        """Return the cells that are heard now, in dBm."""
-        found = {cell: self._level(cell, at_s) for cell in self._known}
-        return {cell: level for cell, level in found.items() if level is not None}
+    def levels(self, at_s: Sequence[float]) -> list[dict[str, float]]:
+        """Return the cells that are heard at each of these times, in dBm."""
+        times_s = np.asarray(at_s, dtype=float)
+        reported = np.interp(times_s, self._times_s, self._weakest)
+        out: list[dict[str, float]] = [{} for _ in at_s]
+        for cell in self._known:
+            levels = self._levels(cell, times_s, reported)
+            for at in np.flatnonzero(np.isfinite(levels)):
+                out[at][cell] = float(levels[at])
+        return out
 
-    def _level(self, cell: str, at_s: float) -> float | None:
-        points, times = self._known[cell], self._times[cell]
-        after = bisect_right(times, at_s)
-        if not after:
-            return None
-        before = points[after - 1]
-        if after < len(points) and points[after][0] - before[0] <= PAUSE_S:
-            return _between(before, points[after], at_s)
-        silent_s = at_s - before[0]
-        if silent_s <= PAUSE_S / 2 and after == len(points):
-            return before[1]
-        reported = self._reported(at_s)
-        level = min(before[1], reported) - FADE_DB_PER_S * silent_s
-        return level if level > reported - FADED_DB else None
-
-    def _reported(self, at_s: float) -> float:
-        after = bisect_right(self._best_times, at_s)
-        before = self._best[max(after - 1, 0)]
-        return _between(before, self._best[after], at_s) if after < len(self._best) else before[1]
-
-
-def _between(before: tuple[float, float], after: tuple[float, float], at_s: float) -> float:
-    share = (at_s - before[0]) / max(after[0] - before[0], 1e-9)
-    return before[1] + min(max(share, 0.0), 1.0) * (after[1] - before[1])
+    def _levels(self, cell: str, times_s: Floats, reported: Floats) -> Floats:
+        """Return one cell's level at each time; minus infinity while it is not heard."""
+        known_s, known_dbm = self._known[cell]
+        after = np.searchsorted(known_s, times_s, side="right")
+        before = np.maximum(after - 1, 0)
+        following = np.minimum(after, len(known_s) - 1)
+        between = known_s[following] - known_s[before] <= PAUSE_S
+        silent_s = times_s - known_s[before]
+        faded = np.minimum(known_dbm[before], reported) - FADE_DB_PER_S * silent_s
+        faded[faded < reported - FADED_DB] = -np.inf
+        on_line = np.interp(times_s, known_s, known_dbm)
+        levels: Floats = np.where(between & (silent_s <= PAUSE_S), on_line, faded)
+        levels[after == 0] = -np.inf
+        return levels
 
 
 def _named(stretch: Stretch) -> Iterator[tuple[Sample, str]]:

@@ -66,6 +66,7 @@ class Events(Part, frozen=True):
     """What a node tells of cells whose levels are of one kind."""
 
     rules: Annotated[tuple[EventRule, ...], Meta(max_length=MAX_RULES)] = ()
+    """Most urgent first: of several events that hold, the first is told."""
     quiet_db: Level = CEILING_DB
     """While the serving cell is above this, its neighbours are measured seldom (s-Measure)."""
 

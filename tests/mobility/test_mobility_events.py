@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.cell_events import (
-    FLOOR_DB,
     LOST_LEVEL_PERCENT,
     TREND_STEEPEST_DB_PER_S,
     Evaluator,
@@ -15,7 +14,7 @@ from protocols.cell_events import (
     path_db,
     radio_db,
 )
-from protocols.messages.mobility import EventRule
+from protocols.messages.mobility import FLOOR_DB, EventRule
 
 LEVELS = st.floats(-140, -40)
 RULES = st.builds(
@@ -61,7 +60,7 @@ def test_flutter_inside_the_hysteresis_never_flaps(
     flutter = st.floats(-rule.hysteresis_db / 2.01, rule.hysteresis_db / 2.01)
     evaluator = Evaluator((rule,), {})
     happened = []
-    for number in range(40):
+    for number in range(12):
         levels = {"here": serving + data.draw(flutter), "there": neighbour + data.draw(flutter)}
         happened += evaluator.take("here", levels, number * 1000.0)
     assert len(happened) <= 1

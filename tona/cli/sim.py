@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from protocols.errors import UserError
-from tona.cli import errors
+from tona.cli import errors, sim_mobility
 from tona.cli.context import (
     AsJson,
     console,
@@ -30,6 +30,8 @@ app = typer.Typer(
     help="Simulate: the production deciders on simulated nodes, from one seed.",
     no_args_is_help=True,
 )
+
+app.command(name="mobility")(sim_mobility.mobility)
 
 BROKEN: Final = 1
 """Exit code when a rule was broken."""
