@@ -22,6 +22,8 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.FIGURE: records.FigureRecord,
     records.APPROVAL: records.ApprovalRecord,
     records.JOB: records.JobRecord,
+    records.HANDOVER: records.HandoverRecord,
+    records.CROSSING: records.CrossingRecord,
     accounts.PROFILE: accounts.ProfileRecord,
     accounts.HEADS: accounts.HeadsRecord,
     accounts.OPERATION: accounts.OperationRecord,
