@@ -19,6 +19,7 @@ from tona.cli import (
     sim,
     tasks,
     testbed,
+    testbed_run,
     trust,
     usecases,
 )
@@ -91,6 +92,7 @@ app.add_typer(configure.app, name="config", rich_help_panel=_MACHINE)
 app.add_typer(trust.app, name="ca", rich_help_panel=_MACHINE)
 app.add_typer(sim.app, name="sim", rich_help_panel=_MACHINE)
 app.add_typer(testbed.app, name="testbed", rich_help_panel=_MACHINE)
+testbed.app.command()(testbed_run.run)
 app.add_typer(fleet.app, name="fleet", rich_help_panel=_WORK)
 app.add_typer(fleet.node_app, name="node", rich_help_panel=_WORK)
 fleet.node_app.command("handover")(handovers.hand_over)

@@ -17,8 +17,7 @@ from tona.cli.context import AsJson, or_dash, show, show_json, table
 from tona.cli.signals import told_to_end, unless
 
 if TYPE_CHECKING:
-    from tona.testbed.bed import Bed, Ground, Standing
-    from tona.testbed.lane import Conditions
+    from tona.testbed.bed import Ground, Standing
     from tona.testbed.plan import Spec
 
 CELLS: Final = 3
@@ -126,7 +125,7 @@ def folder_of(given: Path | None) -> Path:
     return Path(state).expanduser() / "tona" / "testbed"
 
 
-def ground(spec: "Spec", mode: Mode, folder: Path) -> "Ground":
+def make_ground(spec: "Spec", mode: Mode, folder: Path) -> "Ground":
     """Make the ground of a testbed. Raises UserError, EnvironmentFailure."""
     from tona.testbed.ground import NetworkGround  # noqa: PLC0415 - slow to import
     from tona.testbed.loopback import LoopbackGround  # noqa: PLC0415 - the same
@@ -148,8 +147,9 @@ async def _keep(spec: "Spec", mode: Mode, folder: Path, as_json: bool) -> signal
     lock = hold(folder)
     bed: Bed | None = None
     try:
-        bed = Bed(ground(spec, mode, folder), folder, complain)
-        standing = await unless(told, bed.start(_good(bed)))
+        ground = make_ground(spec, mode, folder)
+        bed = Bed(ground, folder, complain)
+        standing = await unless(told, bed.start(lambda: _good(ground)))
         if standing is not None:
             if as_json:
                 sys.stdout.write(msgspec.json.encode(standing).decode() + "\n")
@@ -167,7 +167,8 @@ async def _keep(spec: "Spec", mode: Mode, folder: Path, as_json: bool) -> signal
         lock.close()
 
 
-def _good(bed: "Bed") -> "dict[tuple[str, str], Conditions]":
+def _good(ground: "Ground") -> None:
+    """Have every link up, as good as links are in the midst of a cell."""
     from tona.testbed.lane import Conditions  # noqa: PLC0415 - slow to import
 
     good = Conditions(
@@ -176,7 +177,9 @@ def _good(bed: "Bed") -> "dict[tuple[str, str], Conditions]":
         delay_ms=GOOD_DELAY_MS,
         jitter_ms=GOOD_JITTER_MS,
     )
-    return {(node, cell): good for node in bed.spec.node_names for cell in bed.spec.cell_names}
+    for node in ground.spec.node_names:
+        for cell in ground.spec.cell_names:
+            ground.become(node, cell, good)
 
 
 def draw(found: "Standing") -> None:

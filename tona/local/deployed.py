@@ -111,6 +111,11 @@ class Deployed:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    async def move(self, name: str, cell: str) -> None:
+        """Start a node's device agent anew in another cell. Raises EnvironmentFailure."""
+        self.nodes[name] = cell
+        await self._supervisor.renew(name)
+
     async def failed(self) -> EnvironmentFailure:
         """Wait until a process is beyond mending, and return why; may never return."""
         return await self._supervisor.failed()

@@ -78,11 +78,20 @@ class Supervisor:
         kept.child.send(signal.SIGKILL)
         return kept.child.pid
 
+    async def renew(self, name: str) -> None:
+        """End a process in order and start it anew, by its command as it is now.
+
+        Raises EnvironmentFailure.
+        """
+        kept = self._kept[name]
+        await self.stop(name)
+        await self.start(name, kept.command, space=kept.space)
+
     async def failed(self) -> EnvironmentFailure:
         """Wait until a process is beyond mending by restarts, and return why; may never return."""
         return await asyncio.shield(self._failed)
 
-    async def stop(self, *names: str) -> None:
+    async def stop(self, *names: str, within_s: float = STOP_TIMEOUT_S) -> None:
         """Stop these processes side by side; those that were never started are no error."""
         kept = [self._kept.pop(name) for name in names if name in self._kept]
         for one in kept:
@@ -90,7 +99,7 @@ class Supervisor:
                 one.keeper.cancel()
         keepers = [one.keeper for one in kept if one.keeper is not None]
         await asyncio.gather(*keepers, return_exceptions=True)
-        await asyncio.gather(*(one.child.stop(STOP_TIMEOUT_S) for one in kept))
+        await asyncio.gather(*(one.child.stop(within_s) for one in kept))
 
     async def _keep(self, name: str, kept: _Kept) -> None:
         loop = asyncio.get_running_loop()

@@ -7,9 +7,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,9 @@ from tona.local.place import Place
 from tona.local.supervisor import Told
 from tona.testbed.lane import Conditions
 from tona.testbed.plan import Spec
+
+if TYPE_CHECKING:
+    from tona.testbed.identities import Identities
 
 WHO: Final = "`tona testbed`"
 STATE: Final = "testbed.json"
@@ -49,7 +52,21 @@ class Ground(Protocol):
 
     @property
     def operator(self) -> str:
-        """File of the bundle of whoever looks at it; empty: needs none."""
+        """Return the file of the bundle of whoever looks at it; empty: needs none."""
+
+    @property
+    def identities(self) -> "Identities | None":
+        """Return who has certificates; None: nobody needs one."""
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Return the paths of network namespaces by name; none on loopback."""
+
+    def bundle(self, name: str) -> str:
+        """Return the file of somebody's bundle; empty: needs none."""
+
+    def broker_at(self, cell: str) -> tuple[str, int]:
+        """Return where nodes and clients find a cell's broker."""
 
     def places(self) -> Mapping[str, Place]:
         """Return where each process stands."""
@@ -104,26 +121,28 @@ class Bed:
             standing=spec.edge_nodes,
         )
         self.processes = Deployed(plan, told)
-        spaces = getattr(getattr(ground, "spaces", None), "paths", {})
         self._standing = Standing(
             pid=os.getpid(),
             mode=ground.mode,
             spec=spec,
             folder=str(folder),
-            spaces=dict(spaces),
+            spaces=dict(ground.paths),
             bundle=ground.operator,
             started_unix_ms=time.time_ns() // 1_000_000,
         )
 
-    async def start(self, at: Mapping[tuple[str, str], Conditions]) -> Standing:
-        """Start everything, with links as they are at the beginning.
+    def radio(self, node: str) -> Path:
+        """Return the socket at which a node hears its radio."""
+        return self.folder / f"{node}.{RADIO}"
+
+    async def start(self, begin: Callable[[], None]) -> Standing:
+        """Start everything; `begin` puts the links up once there are any.
 
         Raises UserError, EnvironmentFailure.
         """
         note(self.folder, self._standing)
         await self.ground.start()
-        for (node, cell), conditions in at.items():
-            self.ground.become(node, cell, conditions)
+        begin()
         seen = await self.processes.start()
         self._standing = msgspec.structs.replace(self._standing, seen=seen)
         note(self.folder, self._standing)

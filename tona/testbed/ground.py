@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,19 @@ class NetworkGround:
         """The bundle of whoever looks at the testbed."""
         return str(self.identities.bundle(OPERATOR))
 
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """The network namespaces by name."""
+        return self.spaces.paths
+
+    def bundle(self, name: str) -> str:
+        """Return the file of somebody's bundle."""
+        return str(self.identities.bundle(name))
+
+    def broker_at(self, cell: str) -> tuple[str, int]:
+        """Return where nodes and clients find a cell's broker."""
+        return self.spec.host(cell), BROKER_PORT
+
     def places(self) -> dict[str, Place]:
         """Return where each process stands."""
         spec, paths, bundle = self.spec, self.spaces.paths, self.identities.bundle
@@ -79,7 +93,7 @@ class NetworkGround:
         )
         self._now = {(one.node, one.cell): DOWN for one in links}
         file = self._folder / "air.json"
-        file.write_bytes(msgspec.json.encode(Air(links, str(self._at))))
+        file.write_bytes(msgspec.json.encode(Air(links, str(self._at), self.spec.seed)))
         command = module_command("tona.testbed.shim", str(file))
         await self._supervisor.start(SHIM, lambda: command, announces=True)
         self._again = asyncio.create_task(self._repeat(), name="say conditions again")

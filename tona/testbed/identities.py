@@ -15,6 +15,7 @@ from tona.bundle import File
 from tona.cli.api import Api
 from tona.publishing import TIMEOUT_S, Signing, Wanted, new_key, read_request
 from tona.testbed.plan import API_PORT, BROKER_PORT, CU, Spec
+from tona.testbed.proxy import BESIDE
 
 AUTHOR: Final = "testbed"
 OPERATOR: Final = "operator"
@@ -22,7 +23,7 @@ OPERATOR: Final = "operator"
 
 def client_of(node: str) -> str:
     """Return the name of the client that speaks for a node's user."""
-    return f"client-{node}"
+    return f"{BESIDE}{node}"
 
 
 class Identities:

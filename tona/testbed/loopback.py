@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +21,13 @@ class LoopbackGround:
     mode: Final = "loopback"
     broker: Final = EMBEDDED
     operator: Final = ""
+    identities: Final = None
+    paths: Final[Mapping[str, str]] = {}
 
-    def __init__(self, spec: Spec, folder: Path, seed: int = 0) -> None:
+    def __init__(self, spec: Spec, folder: Path) -> None:
         """Take a port for each cell. Raises EnvironmentFailure."""
         self.spec = spec
-        chance = random.Random(seed).random  # noqa: S311 - losses are no secret
+        chance = random.Random(spec.seed).random  # noqa: S311 - losses are no secret
         try:
             proxies = [CellProxy(one, spec.node_names, chance) for one in spec.cell_names]
         except OSError as error:
@@ -33,6 +36,14 @@ class LoopbackGround:
         self._brokers: dict[str, Broker] = {
             cell: make_broker(EMBEDDED, folder=folder / f"broker-{cell}") for cell in self._proxies
         }
+
+    def bundle(self, _name: str) -> str:
+        """Return nothing: nobody needs a bundle on loopback."""
+        return ""
+
+    def broker_at(self, cell: str) -> tuple[str, int]:
+        """Return where nodes and clients find a cell's broker: behind its proxy."""
+        return LOOPBACK, self._proxies[cell].port
 
     def places(self) -> dict[str, Place]:
         """Return where each process stands."""

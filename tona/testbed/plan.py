@@ -36,6 +36,10 @@ class Spec(Struct, frozen=True, kw_only=True):
     nodes: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 6
     one_radio: int = 0
     """So many of the nodes, the last ones, have a single radio."""
+    make_before_break: bool = True
+    """False: nodes with two radios are told to leave before they attach, too."""
+    seed: int = 0
+    """Of losses and delays."""
 
     @property
     def deployment(self) -> Deployment:

@@ -19,6 +19,8 @@ WAITING_MAX: Final = 64
 """Chunks of one direction of a connection that are on their way; then the sender waits."""
 FIRST_PACKET_S: Final = 10.0
 LOOPBACK: Final = "127.0.0.1"
+BESIDE: Final = "client-"
+"""How the name of a client beside a node begins."""
 
 
 class LoopbackLink:
@@ -123,8 +125,11 @@ class CellProxy:
 
 
 def node_of(client: str) -> str:
-    """Return whose a client id is: the name before its last hyphen, which a session appends."""
-    return client.rpartition("-")[0]
+    """Return over whose link a client comes: the node's own, or that of the client beside it.
+
+    A session appends a hyphen and some letters to its name.
+    """
+    return client.rpartition("-")[0].removeprefix(BESIDE)
 
 
 async def _carry(

@@ -1,0 +1,223 @@
+"""`tona testbed run`: nodes driven through radio traces, and what their clients notice."""
+
+import asyncio
+import signal
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer import Option
+
+from tona.cli import errors
+from tona.cli.context import AsJson, console, or_dash, show, show_json, table
+from tona.cli.signals import Told, told_to_end, unless
+from tona.cli.testbed import CELLS, NODES, Folder, InMode, Mode, Nodes, complain, folder_of
+from tona.cli.testbed import make_ground as ground
+
+if TYPE_CHECKING:
+    from tona.testbed.plan import Spec
+    from tona.testbed.run import Given, Phase
+
+HANDOVERS: Final = 1000
+HANDOVERS_MAX: Final = 1_000_000
+PER_S: Final = 50.0
+NAMES: Final = {"two_radios": "two radios", "one_radio": "one radio"}
+
+
+class Radios(StrEnum):
+    """How many links a node has at once."""
+
+    ONE = "1"
+    TWO = "2"
+    BOTH = "both"
+
+
+class Ask(StrEnum):
+    """Where the task is that is asked."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+
+
+class By(StrEnum):
+    """Who asks for a handover."""
+
+    TRACE = "trace"
+    SIGNALS = "signals"
+    RESTART = "restart"
+
+
+def run(  # noqa: PLR0917 - options
+    traces: Annotated[Path, Option(help="Folder of radio traces: CSV, packed or not.")],
+    handovers: Annotated[
+        int, Option(min=1, max=HANDOVERS_MAX, help="Windows around a change of the cell.")
+    ] = HANDOVERS,
+    cells: Annotated[int, Option(min=2, max=16, help="Cells.")] = CELLS,
+    nodes: Nodes = NODES,
+    radios: Annotated[
+        Radios, Option(help="Links that a node has at once; both: half of the nodes have one.")
+    ] = Radios.BOTH,
+    make_before_break: Annotated[
+        bool | None, Option(help="With it, or without; else a run with and a run without.")
+    ] = None,
+    ask: Annotated[
+        Ask, Option(help="device: the task is on the node; edge: it is at the edge, for the node.")
+    ] = Ask.DEVICE,
+    per_s: Annotated[float, Option(min=0.1, max=1000, help="Requests of each client.")] = PER_S,
+    by: Annotated[
+        By,
+        Option(
+            help="Who asks for handovers: the trace, when its cell changes; signals: whoever "
+            "controls mobility, by what nodes measure; restart: nobody, agents start anew."
+        ),
+    ] = By.TRACE,
+    seed: Annotated[int, Option(help="Of the order of windows, and of losses.")] = 0,
+    mode: InMode = Mode.NETNS,
+    data: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Drive nodes through radio traces and measure what their clients notice."""
+    from tona.testbed.plan import Spec  # noqa: PLC0415 - slow to import
+    from tona.testbed.run import Given  # noqa: PLC0415 - the same
+    from tona.testbed.timetable import timetable  # noqa: PLC0415 - the same
+    from tona.testbed.tracefiles import read  # noqa: PLC0415 - the same
+
+    one_radio = {Radios.ONE: nodes, Radios.TWO: 0, Radios.BOTH: nodes // 2}[radios]
+    spec = Spec(cells=cells, nodes=nodes, one_radio=one_radio, seed=seed)
+    found = read(traces.expanduser())
+    given = Given(timetable(found, spec.node_names, handovers, seed), ask.value, per_s, by.value)
+    ways = [True, False] if make_before_break is None else [make_before_break]
+    specs = [msgspec.structs.replace(spec, make_before_break=way) for way in ways]
+    phases, ended = asyncio.run(_phases(specs, given, mode, folder_of(data)))
+    if as_json:
+        said = {"mode": mode.value, "spec": spec, "seed": seed, "per_s": per_s, "phases": phases}
+        show_json(msgspec.json.encode(said))
+    else:
+        draw(phases)
+    if ended is not None:
+        raise typer.Exit(errors.INTERRUPTED)
+
+
+async def _phases(
+    specs: "list[Spec]", given: "Given", mode: Mode, folder: Path
+) -> "tuple[list[Phase], signal.Signals | None]":
+    """Run one after the other, until the last or a signal."""
+    told = told_to_end()
+    phases: list[Phase] = []
+    for spec in specs:
+        with Stage(sum(map(len, given.timetable.values()))) as stage:
+            phase = await _phase(spec, given, mode, folder, told, stage)
+        phases += [phase] if phase is not None else []
+        if told.done():
+            return phases, told.result()
+    return phases, None
+
+
+async def _phase(
+    spec: "Spec", given: "Given", mode: Mode, folder: Path, told: Told, stage: "Stage"
+) -> "Phase | None":
+    """Run on a testbed of its own, and take that down; None: nothing was driven yet."""
+    from tona.testbed.bed import Bed, clear, hold  # noqa: PLC0415 - slow to import
+    from tona.testbed.run import Run  # noqa: PLC0415 - the same
+
+    lock = hold(folder)
+    try:
+        one = Run(Bed(ground(spec, mode, folder), folder, complain), given, complain, stage)
+        try:
+            await unless(told, one.run())
+        finally:
+            stage.step("it is taken down")
+            await one.stop()
+        return one.phase() if one.began else None
+    finally:
+        clear(folder)
+        lock.close()
+
+
+class Stage:
+    """Shows a run on the standard error output: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self, windows: int) -> None:
+        self._out = console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=self._out, transient=True)
+        self._all = self._bar.add_task("windows", total=windows)
+
+    def __enter__(self) -> Self:
+        if self._out.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """Say what happens now."""
+        self._out.print(f"→ {text}", soft_wrap=True)
+
+    def advanced(self) -> None:
+        """Move the bar."""
+        self._bar.advance(self._all)
+
+
+def draw(phases: "list[Phase]") -> None:
+    """Print what came of the runs, side by side."""
+    columns = [
+        (phase, name, one) for phase in phases for name, one in sorted(phase.verdicts.items())
+    ]
+    if not columns:
+        show("nothing was measured")
+        return
+    heads = [f">{NAMES[name].upper()}" for _, name, _ in columns]
+    made = table("", *heads)
+    ways = [
+        "make before break" if one.make_before_break else "break first" for one, _, _ in columns
+    ]
+    made.add_row("", *ways)
+    for label, value in _ROWS:
+        made.add_row(label, *(value(one) for _, _, one in columns))
+    show(made)
+    for phase in phases:
+        rest = "" if phase.whole else ", interrupted"
+        show(f"{_way(phase)}: {phase.elapsed_s:.0f} s, load {phase.load:.1f}{rest}")
+        for reason in phase.reasons:
+            show(f"  {reason}")
+
+
+def _way(phase: "Phase") -> str:
+    return "make before break" if phase.make_before_break else "break first"
+
+
+def _ms(value: float | None) -> str:
+    return or_dash(value, "{:.1f} ms")
+
+
+_ROWS: Final[tuple[tuple[str, Any], ...]] = (
+    ("nodes", lambda one: str(one.nodes)),
+    ("requests", lambda one: str(one.sent)),
+    ("lost", lambda one: str(one.lost)),
+    ("doubled", lambda one: str(one.doubled)),
+    ("repeated, dropped by the client", lambda one: str(one.repeated)),
+    ("asked again", lambda one: str(one.retries)),
+    ("handovers", lambda one: str(one.handovers)),
+    ("failed", lambda one: str(one.failed)),
+    ("latency p50", lambda one: _ms(one.latency_p50_ms)),
+    ("latency p99", lambda one: _ms(one.latency_p99_ms)),
+    ("windows of each kind", lambda one: f"{one.handover.windows}, {one.steady.windows}"),
+    ("gap p50, handover", lambda one: _ms(one.handover.p50_ms)),
+    ("gap p50, steady", lambda one: _ms(one.steady.p50_ms)),
+    ("gap p99.9, handover", lambda one: _ms(one.handover.p999_ms)),
+    ("gap p99.9, steady", lambda one: _ms(one.steady.p999_ms)),
+    ("longest gap, handover", lambda one: _ms(one.handover.max_ms)),
+    ("longest gap, steady", lambda one: _ms(one.steady.max_ms)),
+    ("gap_ratio", lambda one: or_dash(one.gap_ratio, "{:.2f}")),
+)

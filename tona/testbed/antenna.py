@@ -1,0 +1,86 @@
+"""A node's radio as the testbed plays it: links follow a trace, and one radio is at one cell."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tona.testbed.bed import Ground
+from tona.testbed.radio import Heard, Radio
+from tona.testbed.replay import Step
+
+SWITCH_MS: Final = 50.0
+"""What a single radio takes from one cell to the next: longer than an LTE handover interrupts
+(about 30 to 50 ms), far shorter than a Wi-Fi roam."""
+ONE: Final = 1
+
+
+class Antenna:
+    """The links of one node, from `begin` on; `tuned` is told when a single radio is elsewhere."""
+
+    def __init__(
+        self, ground: Ground, node: str, path: Path, tuned: Callable[[str, str], None]
+    ) -> None:
+        """`path` is the socket at which the node hears its radio."""
+        self.node = node
+        self.at = ""
+        """Where its radio is, if it has one only; empty while it switches."""
+        self._ground = ground
+        self.cells = ground.spec.cell_names
+        self.single = ground.spec.radios(node) == ONE
+        self._tuned = tuned
+        self._step: Step | None = None
+        self._preferred = ""
+        self._wanted = ""
+        self._switching: asyncio.Task[None] | None = None
+        self.radio = Radio(path, self.tune)
+
+    def begin(self, cell: str, step: Step) -> None:
+        """Be at a cell, under the conditions of a step."""
+        self.at = self._wanted = cell
+        self.show(step)
+
+    def show(self, step: Step) -> None:
+        """Have the conditions of a step from now on."""
+        self._step = step
+        links = step.carried(self.at) if self.single else step.links
+        up = tuple(cell for cell, one in links.items() if one.up)
+        for cell, one in links.items():
+            self._ground.become(self.node, cell, one)
+        self.radio.say(Heard(step.signals, up))
+        best = step.serving if step.serving in up else next(iter(up), "")
+        if best and best != self._preferred:
+            self._preferred = best
+            self._ground.prefer(self.node, best)
+
+    def tune(self, cell: str) -> None:
+        """Bring a single radio to a cell; with two there is nothing to do."""
+        step = self._step
+        if not self.single or step is None or cell == self._wanted or cell not in step.signals:
+            return
+        self._wanted = cell
+        if self._switching is None:
+            self._switching = asyncio.create_task(self._switch(), name=f"tune {self.node}")
+
+    async def stop(self) -> None:
+        """End; safe before `begin`."""
+        if self._switching is not None:
+            self._switching.cancel()
+            await asyncio.wait({self._switching})
+        await self.radio.stop()
+
+    async def _switch(self) -> None:
+        try:
+            while self.at != self._wanted:
+                goal, self.at = self._wanted, ""
+                self._again()
+                await asyncio.sleep(SWITCH_MS / 1000)
+                self.at = goal
+                self._again()
+            self._tuned(self.node, self.at)
+        finally:
+            self._switching = None
+
+    def _again(self) -> None:
+        if self._step is not None:
+            self.show(self._step)

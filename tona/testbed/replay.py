@@ -1,0 +1,160 @@
+"""From a window of a trace to links of the testbed: which cell is which, and how good it is. Pure.
+
+- **Cells.** A window begins in the cell in which the node is. Each cell that the trace comes to has
+  the next one of the testbed, in order after the one before; one that it returns to keeps its own.
+- **Neighbour.** The trace says how strong the best neighbour is, and not which cell that is. It is
+  taken for the cell that the trace moves to next; after the last move, for the one it came from.
+  Where it is missing, the nearest row of the window that has it says it, or else the first row that
+  is served by that cell.
+- **Others** are not heard: their links are down.
+- **Link.** CQI is what the trace says, else 1 to 15 evenly over -120 to -80 dBm. The rate is the
+  spectral efficiency of that CQI (TS 36.213, table 7.2.3-1) in 10 MHz, a quarter of it upwards, and
+  never less than the trace carried. One way takes 8 ms and 1 ms more for each step of CQI below 15,
+  and jitter adds up to 2 ms and half of one for each step. Below -110 dBm packets are lost, up to
+  5 % at -125 dBm.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+from msgspec import Struct
+
+from tona.testbed.lane import DOWN, Conditions
+from tona.testbed.traces import Sample, Window
+
+EFFICIENCY: Final = (
+    0.1523, 0.2344, 0.3770, 0.6016, 0.8770, 1.1758, 1.4766, 1.9141,
+    2.4063, 2.7305, 3.3223, 3.9023, 4.5234, 5.1152, 5.5547,
+)  # fmt: skip
+"""Bits per second and hertz by CQI, from 1."""
+BANDWIDTH_MHZ: Final = 10.0
+UPWARDS: Final = 0.25
+CQI_BEST: Final = 15
+RSRP_WORST_DBM: Final = -120.0
+RSRP_BEST_DBM: Final = -80.0
+DELAY_MS: Final = 8.0
+DELAY_STEP_MS: Final = 1.0
+JITTER_MS: Final = 2.0
+JITTER_STEP_MS: Final = 0.5
+LOSS_BELOW_DBM: Final = -110.0
+LOSS_AT_DBM: Final = -125.0
+LOSS_PERCENT: Final = 5.0
+
+
+class Signal(Struct, frozen=True):
+    """What a node's radio says of a cell."""
+
+    rsrp_dbm: float
+    rsrq_db: float | None = None
+    snr_db: float | None = None
+
+
+class Step(Struct, frozen=True):
+    """From `at_s` of its window on."""
+
+    at_s: float
+    serving: str
+    """The cell by which the trace was served."""
+    signals: dict[str, Signal]
+    """Of every cell that is heard."""
+    links: dict[str, Conditions]
+    """Of every cell of the testbed."""
+
+    def carried(self, serving: str) -> dict[str, Conditions]:
+        """Return the links of a node with one radio, which is at this cell: the others are down."""
+        return {cell: one if cell == serving else DOWN for cell, one in self.links.items()}
+
+
+def steps(window: Window, here: str, cells: Sequence[str]) -> list[Step]:
+    """Return what happens in a window to a node that is in the cell `here`."""
+    names = _names(window, here, cells)
+    others = _others(window.samples, names, here, cells)
+    made = []
+    for number, (sample, other) in enumerate(zip(window.samples, others, strict=True)):
+        serving = names[sample.cell]
+        signals = {serving: Signal(sample.rsrp_dbm, sample.rsrq_db, sample.snr_db)}
+        links = dict.fromkeys(cells, DOWN)
+        links[serving] = conditions(
+            sample.rsrp_dbm, sample.cqi, sample.down_mbit_per_s, sample.up_mbit_per_s
+        )
+        if other:
+            heard = _neighbour(window.samples, names, number, other)
+            if heard is not None:
+                signals[other] = heard
+                links[other] = conditions(heard.rsrp_dbm)
+        made.append(Step(sample.at_s if number else 0.0, serving, signals, links))
+    return made
+
+
+def conditions(
+    rsrp_dbm: float, cqi: int | None = None, down_mbit: float = 0.0, up_mbit: float = 0.0
+) -> Conditions:
+    """Return the link that a signal makes."""
+    if cqi is None or not 1 <= cqi <= CQI_BEST:
+        share = (rsrp_dbm - RSRP_WORST_DBM) / (RSRP_BEST_DBM - RSRP_WORST_DBM)
+        cqi = round(1 + (CQI_BEST - 1) * min(1.0, max(0.0, share)))
+    rate = EFFICIENCY[cqi - 1] * BANDWIDTH_MHZ
+    below = CQI_BEST - cqi
+    faded = (LOSS_BELOW_DBM - rsrp_dbm) / (LOSS_BELOW_DBM - LOSS_AT_DBM)
+    return Conditions(
+        down_mbit_per_s=max(rate, down_mbit),
+        up_mbit_per_s=max(rate * UPWARDS, up_mbit),
+        delay_ms=DELAY_MS + DELAY_STEP_MS * below,
+        jitter_ms=JITTER_MS + JITTER_STEP_MS * below,
+        loss_percent=LOSS_PERCENT * min(1.0, max(0.0, faded)),
+    )
+
+
+def _names(window: Window, here: str, cells: Sequence[str]) -> dict[str, str]:
+    """Return which cell of the testbed each cell of a trace is."""
+    names = {window.samples[0].cell: here}
+    for before, after in pairwise(one.cell for one in window.samples):
+        if after not in names:
+            names[after] = following(names[before], cells)
+        elif after != before and names[after] == names[before]:
+            # More cells in the trace than here: it cannot move to where it is.
+            names[after] = following(names[before], cells)
+    return names
+
+
+def following(cell: str, cells: Sequence[str]) -> str:
+    """Return the next cell in order."""
+    return cells[(cells.index(cell) + 1) % len(cells)]
+
+
+def _others(
+    samples: Sequence[Sample], names: dict[str, str], here: str, cells: Sequence[str]
+) -> list[str]:
+    """Return, for each sample, the cell that its neighbour is; empty: there is no other one."""
+    found = [""] * len(samples)
+    coming = ""
+    for number in range(len(samples) - 1, -1, -1):
+        serving = names[samples[number].cell]
+        if number + 1 < len(samples) and names[samples[number + 1].cell] != serving:
+            coming = names[samples[number + 1].cell]
+        found[number] = coming if coming != serving else ""
+    left = ""
+    for number, sample in enumerate(samples):
+        serving = names[sample.cell]
+        if number and names[samples[number - 1].cell] != serving:
+            left = names[samples[number - 1].cell]
+        if not found[number]:
+            found[number] = left or following(here, cells)
+        if found[number] == serving:
+            found[number] = ""
+    return found
+
+
+def _neighbour(
+    samples: Sequence[Sample], names: dict[str, str], number: int, other: str
+) -> Signal | None:
+    near = sorted(range(len(samples)), key=lambda one: abs(one - number))
+    for one in near:
+        sample = samples[one]
+        if sample.neighbour_rsrp_dbm is not None:
+            return Signal(sample.neighbour_rsrp_dbm, sample.neighbour_rsrq_db)
+    for one in near:
+        if names[samples[one].cell] == other:
+            return Signal(samples[one].rsrp_dbm, samples[one].rsrq_db)
+    return None

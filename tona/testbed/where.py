@@ -1,0 +1,41 @@
+"""In which cell each node is, followed by the fleet that the controller shows."""
+
+from collections.abc import Callable
+from contextlib import aclosing
+
+from controller.records import NodeView
+from protocols.messages.hierarchy import NodeState
+from tona.cli.api import Api
+from tona.cli.follow import NODES, Things, follow
+
+
+class Where:
+    """Follows nodes; `run` never ends by itself."""
+
+    def __init__(self, nodes: tuple[str, ...], moved: Callable[[str, str], None]) -> None:
+        """Know of none yet; `moved` is told of a node and the cell that it has come to."""
+        self._nodes = nodes
+        self._moved = moved
+        self.cells: dict[str, str] = {}
+        """Of every node that was ever online, the one in which it was online last."""
+        self.moves = dict.fromkeys(nodes, 0)
+        """How often a node came to another cell."""
+
+    async def run(self, api: Api) -> None:
+        """Follow the fleet. Raises EnvironmentFailure."""
+        async with aclosing(follow(api, NODES)) as states:
+            async for things in states:
+                self.seen(things)
+
+    def seen(self, things: Things) -> None:
+        """Take in the fleet as it is now."""
+        for node in self._nodes:
+            view: NodeView | None = things.get(node)
+            if view is None or view.state is not NodeState.ONLINE:
+                continue
+            cell = view.scheduler.removeprefix("ts-")
+            before = self.cells.get(node)
+            self.cells[node] = cell
+            if before is not None and before != cell:
+                self.moves[node] += 1
+                self._moved(node, cell)
