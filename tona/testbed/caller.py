@@ -3,14 +3,13 @@
     python -m tona.testbed.caller ASK.json
 
 A process of its own, in the network of its node or of a gateway. It says `ready` when it is
-connected, hears at a datagram socket to which cell it is to go, and writes what became of each
-request (`RECORD`) and at the end, told by SIGTERM, its `Sums`.
+connected, goes with its node where it stands beside one, and writes what became of each request
+(`RECORD`) and at the end, told by SIGTERM, its `Sums`.
 """
 
 import asyncio
 import contextlib
 import signal
-import socket
 import struct
 import sys
 import time
@@ -42,7 +41,6 @@ CONNECT_S: Final = 60.0
 UNDER_WAY_MAX: Final = 4096
 """Requests; beyond, none is sent, which is counted."""
 FLUSH_EVERY: Final = 64
-MESSAGE_MAX_BYTES: Final = 4096
 
 
 class Ask(Struct, frozen=True):
@@ -51,25 +49,18 @@ class Ask(Struct, frozen=True):
     service: str
     identity: str
     cell: str
+    """In which the service is at the beginning."""
     host: str
     port: int
     records: str
     """File of the records."""
     sums: str
     """File of the sums."""
-    socket: str
-    """Path of the datagram socket at which it hears of moves."""
     per_s: float
     deadline_s: float
     bundle: str = ""
-
-
-class Go(Struct, frozen=True):
-    """Attach to this cell."""
-
-    cell: str
-    host: str
-    port: int
+    follow: str = ""
+    """File that says where its node is attached; empty: it stands in that cell and stays."""
 
 
 FAILURES_MAX: Final = 5
@@ -105,10 +96,11 @@ class Caller:
         self.client._on[Finish] = lambda one: self._finished(one, finish)  # noqa: SLF001 - the same
 
     async def run(self) -> Sums:
-        """Connect, ask, wait for what is under way, and sum up. Raises CannotConnect, OSError."""
+        """Connect, ask, wait for what is under way, and sum up. Raises CannotConnect, UserError."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.told.set)
-        hearing = self._listen()
+        if self._ask.follow:
+            self.client.follow(Path(self._ask.follow))
         try:
             await self.client.open(CONNECT_S)
             sys.stdout.write(f"{READY_PREFIX}{self._ask.service}\n")
@@ -117,8 +109,6 @@ class Caller:
                 await self._steadily(group)
         finally:
             await self.client.close()
-            self._loop.remove_reader(hearing)
-            hearing.close()
         core = self.client._core  # noqa: SLF001 - what it has dropped is told nowhere else
         return Sums(
             sent=self._sent,
@@ -171,22 +161,6 @@ class Caller:
         self._doubled += one.request in self._finishes
         self._finishes.add(one.request)
         hand_over(one)
-
-    def _listen(self) -> socket.socket:
-        path = Path(self._ask.socket)
-        path.unlink(missing_ok=True)
-        hearing = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        hearing.setblocking(False)
-        hearing.bind(str(path))
-        self._loop.add_reader(hearing, self._heard, hearing)
-        return hearing
-
-    def _heard(self, hearing: socket.socket) -> None:
-        try:
-            go = msgspec.json.decode(hearing.recv(MESSAGE_MAX_BYTES), type=Go)
-        except (BlockingIOError, msgspec.DecodeError):
-            return
-        self.client.move(go.cell, go.host, go.port)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
 """The callers of a run: a process for each node that moves, what it is told and what it says."""
 
 import asyncio
-import socket
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +9,10 @@ import msgspec
 
 from controller.child import module_command
 from protocols.errors import EnvironmentFailure
+from tona.following import Whereabouts
 from tona.local.supervisor import Supervisor, Told
 from tona.testbed.bed import Bed
-from tona.testbed.caller import RECORD, Ask, Go
+from tona.testbed.caller import RECORD, Ask
 from tona.testbed.figures import Called, Sums
 from tona.testbed.identities import client_of
 from tona.testbed.services import DEVICE, service_of
@@ -33,30 +33,33 @@ class Callers:
         self._per_s = per_s
         self._folder = bed.folder / "callers"
         self._supervisor = Supervisor(bed.processes.logs, told)
-        self._says = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._says.setblocking(False)
         self._begun: list[str] = []
 
-    async def start(self) -> None:
-        """Start them all, and wait until each is connected. Raises EnvironmentFailure."""
-        self._folder.mkdir()
-        await asyncio.gather(*(self._start(node) for node in self._bed.spec.node_names))
+    async def start(self, homes: Mapping[str, str]) -> None:
+        """Start them all, and wait until each is connected; `homes` are the cells of services.
 
-    async def _start(self, node: str) -> None:
-        cell, ground = self._bed.processes.nodes[node], self._ground
-        host, port = ground.broker_at(cell)
+        Raises EnvironmentFailure.
+        """
+        self._folder.mkdir()
+        await asyncio.gather(*(self._start(node, homes) for node in self._bed.spec.node_names))
+
+    async def _start(self, node: str, homes: Mapping[str, str]) -> None:
+        ground, cell = self._ground, homes[service_of(node)]
+        self.go(node, self._bed.processes.nodes[node])
+        (host, port), bundle = ground.broker_at(cell), ground.bundle(client_of(node))
         ask = Ask(
             service=service_of(node),
-            identity=client_of(node) if self._beside else f"edge-{client_of(node)}",
+            # Without certificates it is the name that tells over whose link a client comes.
+            identity=client_of(node) if self._beside or bundle else f"edge-{client_of(node)}",
             cell=cell,
             host=host,
             port=port,
             records=str(self._file(node, "records")),
             sums=str(self._file(node, "sums")),
-            socket=str(self._file(node, "go")),
             per_s=self._per_s,
             deadline_s=DEADLINE_S,
-            bundle=ground.bundle(client_of(node)),
+            bundle=bundle,
+            follow=str(self._file(node, "at")) if self._beside else "",
         )
         file = self._file(node, "json")
         file.write_bytes(msgspec.json.encode(ask))
@@ -68,11 +71,11 @@ class Callers:
 
     def go(self, node: str, cell: str) -> None:
         """Tell the client beside a node that the node is in another cell."""
-        if self._beside:
-            said = msgspec.json.encode(Go(cell, *self._ground.broker_at(cell)))
-            # One that is not there, or full, hears the next one.
-            with suppress(OSError):
-                self._says.sendto(said, str(self._file(node, "go")))
+        (host, port), tls = self._ground.broker_at(cell), self._ground.operator
+        broker = f"mqtt{'s' if tls else ''}://{host}:{port}"
+        draft = self._file(node, "at.new")
+        draft.write_bytes(msgspec.json.encode(Whereabouts(node, cell, broker)))
+        draft.replace(self._file(node, "at"))
 
     async def failed(self) -> EnvironmentFailure:
         """Wait until one is beyond mending, and return why; may never return."""
@@ -82,7 +85,6 @@ class Callers:
         """End them: each waits for what it has under way."""
         names = [client_of(node) for node in self._begun]
         await self._supervisor.stop(*names, within_s=DEADLINE_S + CLOSE_S)
-        self._says.close()
 
     def called(self, node: str) -> Called:
         """Return what a caller that has ended has to say. Raises EnvironmentFailure."""

@@ -95,11 +95,12 @@ class Run:
         context = tls.client_context(operator) if operator else None
         async with Api(Target(standing.seen.api_url, context)) as api:
             stage.step("services are placed")
-            await deploy(api, spec, given.shape, self._bed.folder, self._bed.ground.identities)
+            folder, identities = self._bed.folder, self._bed.ground.identities
+            homes = await deploy(api, spec, given.shape, folder, identities)
             following = asyncio.create_task(self._where.run(api))
             try:
                 stage.step(f"{spec.nodes} clients ask {given.per_s:g} times a second each")
-                await self._callers.start()
+                await self._callers.start(homes)
                 await asyncio.sleep(SETTLE_S)
                 stage.step("nodes go through the traces")
                 await self._unless_failed(self._drive(api), following)

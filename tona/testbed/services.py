@@ -66,8 +66,11 @@ def document(spec: Spec, shape: str) -> str:
 
 async def deploy(
     api: Api, spec: Spec, shape: str, folder: Path, identities: Identities | None
-) -> None:
-    """Submit the services and wait until all of them run. Raises UserError, EnvironmentFailure."""
+) -> dict[str, str]:
+    """Submit the services and wait until all of them run; return the cell of each.
+
+    Raises UserError, EnvironmentFailure.
+    """
     from wasmtime import wat2wasm  # noqa: PLC0415 - slow to import
 
     names = {*spec.node_names, *spec.edge_nodes}
@@ -83,7 +86,10 @@ async def deploy(
         await identities.sign(api, made.files)
     await api.call("usecase.submit", document=made.document, format=made.notation)
     wanted = spec.nodes
-    await until(api, TASKS, lambda tasks: _run(tasks, wanted), RUNNING_S, "not every service runs")
+    done = await until(
+        api, TASKS, lambda tasks: _run(tasks, wanted), RUNNING_S, "not every service runs"
+    )
+    return {one.service: one.scheduler.removeprefix("ts-") for one in done.values()}
 
 
 def _online(nodes: Things, names: set[str]) -> bool:
