@@ -92,10 +92,11 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     # Whoever asks repeats by the same id until the answer: a broker's acknowledgement would add
     # half as much work again and prove nothing.
     (Party.NODE, Channel.INVOKE): Rule(
-        0, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER, _NODE), False, True, ()
+        0, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER, _NODE), False, True, (_CONTROLLER,)
     ),
+    # Gateways hear requests and answers to carry them to the cell that they are for.
     (Party.CLIENT, Channel.REPLY): Rule(
-        0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, ()
+        0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, (_CONTROLLER,)
     ),
     # A gateway says there what clients of its own cell ask of services of another one.
     (Party.SERVICE, Channel.REQUEST): Rule(

@@ -42,7 +42,7 @@ LOSS_AT_DBM: Final = -125.0
 LOSS_PERCENT: Final = 5.0
 
 
-class Signal(Struct, frozen=True):
+class Signal(Struct, frozen=True, omit_defaults=True):
     """What a node's radio says of a cell."""
 
     rsrp_dbm: float
@@ -68,21 +68,21 @@ class Step(Struct, frozen=True):
 
 def steps(window: Window, here: str, cells: Sequence[str]) -> list[Step]:
     """Return what happens in a window to a node that is in the cell `here`."""
-    names = _names(window, here, cells)
-    others = _others(window.samples, names, here, cells)
+    samples = window.samples
+    served = _served(samples, here, cells)
     made = []
-    for number, (sample, other) in enumerate(zip(window.samples, others, strict=True)):
-        serving = names[sample.cell]
+    for number, (sample, serving, other) in enumerate(
+        zip(samples, served, _others(served, cells), strict=True)
+    ):
         signals = {serving: Signal(sample.rsrp_dbm, sample.rsrq_db, sample.snr_db)}
         links = dict.fromkeys(cells, DOWN)
         links[serving] = conditions(
             sample.rsrp_dbm, sample.cqi, sample.down_mbit_per_s, sample.up_mbit_per_s
         )
-        if other:
-            heard = _neighbour(window.samples, names, number, other)
-            if heard is not None:
-                signals[other] = heard
-                links[other] = conditions(heard.rsrp_dbm)
+        heard = _neighbour(samples, served, number, other) if other else None
+        if heard is not None:
+            signals[other] = heard
+            links[other] = conditions(heard.rsrp_dbm)
         made.append(Step(sample.at_s if number else 0.0, serving, signals, links))
     return made
 
@@ -106,16 +106,16 @@ def conditions(
     )
 
 
-def _names(window: Window, here: str, cells: Sequence[str]) -> dict[str, str]:
-    """Return which cell of the testbed each cell of a trace is."""
-    names = {window.samples[0].cell: here}
-    for before, after in pairwise(one.cell for one in window.samples):
-        if after not in names:
-            names[after] = following(names[before], cells)
-        elif after != before and names[after] == names[before]:
-            # More cells in the trace than here: it cannot move to where it is.
-            names[after] = following(names[before], cells)
-    return names
+def _served(samples: Sequence[Sample], here: str, cells: Sequence[str]) -> list[str]:
+    """Return, for each sample, which cell of the testbed serves."""
+    names = {samples[0].cell: here}
+    served = [here]
+    for before, after in pairwise(one.cell for one in samples):
+        # Where the trace has more cells than there are here, it still cannot move to where it is.
+        if after not in names or (after != before and names[after] == served[-1]):
+            names[after] = following(served[-1], cells)
+        served.append(names[after])
+    return served
 
 
 def following(cell: str, cells: Sequence[str]) -> str:
@@ -123,31 +123,20 @@ def following(cell: str, cells: Sequence[str]) -> str:
     return cells[(cells.index(cell) + 1) % len(cells)]
 
 
-def _others(
-    samples: Sequence[Sample], names: dict[str, str], here: str, cells: Sequence[str]
-) -> list[str]:
+def _others(served: Sequence[str], cells: Sequence[str]) -> list[str]:
     """Return, for each sample, the cell that its neighbour is; empty: there is no other one."""
-    found = [""] * len(samples)
-    coming = ""
-    for number in range(len(samples) - 1, -1, -1):
-        serving = names[samples[number].cell]
-        if number + 1 < len(samples) and names[samples[number + 1].cell] != serving:
-            coming = names[samples[number + 1].cell]
-        found[number] = coming if coming != serving else ""
-    left = ""
-    for number, sample in enumerate(samples):
-        serving = names[sample.cell]
-        if number and names[samples[number - 1].cell] != serving:
-            left = names[samples[number - 1].cell]
-        if not found[number]:
-            found[number] = left or following(here, cells)
-        if found[number] == serving:
-            found[number] = ""
+    found = []
+    left = following(served[0], cells)
+    for number, cell in enumerate(served):
+        if number and served[number - 1] != cell:
+            left = served[number - 1]
+        coming = next((one for one in served[number:] if one != cell), left)
+        found.append(coming if coming != cell else "")
     return found
 
 
 def _neighbour(
-    samples: Sequence[Sample], names: dict[str, str], number: int, other: str
+    samples: Sequence[Sample], served: Sequence[str], number: int, other: str
 ) -> Signal | None:
     near = sorted(range(len(samples)), key=lambda one: abs(one - number))
     for one in near:
@@ -155,6 +144,6 @@ def _neighbour(
         if sample.neighbour_rsrp_dbm is not None:
             return Signal(sample.neighbour_rsrp_dbm, sample.neighbour_rsrq_db)
     for one in near:
-        if names[samples[one].cell] == other:
+        if served[one] == other:
             return Signal(samples[one].rsrp_dbm, samples[one].rsrq_db)
     return None

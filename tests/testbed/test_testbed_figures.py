@@ -1,0 +1,95 @@
+"""What a run says of requests, gaps and handovers."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tona.testbed.figures import Called, Driven, Passed, Sums, chosen, gaps, quantile, verdict
+from tona.testbed.radio import Heard, Radio
+from tona.testbed.replay import Signal
+
+MS = 1_000_000
+SUMS = Sums(sent=10, answered=10, lost=0, wrong=0, doubled=0, repeated=1, retries=2, skipped=0)
+
+
+def passed(begin_ms: int, end_ms: int, *, handover: bool, node: str = "ue-1") -> Passed:
+    return Passed(node, begin_ms * MS, end_ms * MS, handover)
+
+
+def test_a_gap_belongs_to_the_window_in_which_it_ends() -> None:
+    answers = [at * MS for at in (0, 20, 40, 300, 320, 340)]
+    assert gaps(answers, [passed(30, 310, handover=True)]) == [20.0, 260.0]
+    assert gaps(answers, [passed(310, 340, handover=True)]) == [20.0, 20.0]
+
+
+def test_a_window_without_an_answer_has_one_gap() -> None:
+    assert gaps([0, 900 * MS], [passed(100, 500, handover=True)]) == [500.0]
+    assert gaps([], [passed(100, 500, handover=True)]) == []
+
+
+def test_as_many_steady_windows_count_as_others() -> None:
+    windows = [passed(at, at + 1, handover=at % 5 == 0) for at in range(20)]
+    moved, still = chosen(windows)
+    assert len(moved) == len(still) == 4
+    assert not any(one.handover for one in still)
+
+
+def test_the_ratio_holds_windows_against_each_other() -> None:
+    answers = [at * 20 * MS for at in range(1000)]
+    del answers[100:110]
+    driven = Driven(
+        [passed(0, 4000, handover=True), passed(5000, 9000, handover=False)], handovers=1
+    )
+    called = Called(SUMS, answers, [1.0, 2.0, 3.0])
+    found = verdict({"ue-1": called}, {"ue-1": driven})
+    assert found.handover.max_ms == 220.0
+    assert found.steady.max_ms == 20.0
+    assert found.gap_ratio == 11.0
+    assert (found.lost, found.doubled, found.repeated, found.handovers) == (0, 0, 1, 1)
+    assert found.latency_p50_ms == 2.0
+
+
+def test_nothing_measured_is_nothing_said() -> None:
+    found = verdict({"ue-1": Called(SUMS, [], [])}, {"ue-1": Driven()})
+    assert found.gap_ratio is None
+    assert found.handover.p999_ms is None
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0, 1))
+def test_a_quantile_is_not_exceeded_by_its_share(values: list[float], share: float) -> None:
+    ordered = sorted(values)
+    found = quantile(ordered, share)
+    assert found in ordered
+    assert sum(one <= found for one in ordered) >= share * len(ordered) - 1e-6
+
+
+async def test_a_radio_tells_what_it_hears_and_is_tuned(tmp_path: Path) -> None:
+    asked: list[str] = []
+    tuned = asyncio.Event()
+
+    def tune(cell: str) -> None:
+        asked.append(cell)
+        tuned.set()
+
+    radio = Radio(tmp_path / "radio", tune)
+    radio.say(Heard({"du-1": Signal(-90.0)}, ("du-1",)))
+    await radio.start()
+    try:
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_unix_connection(str(radio.path))
+            first = json.loads(await reader.readline())
+            assert first == {"cells": {"du-1": {"rsrp_dbm": -90.0}}, "up": ["du-1"]}
+            radio.say(Heard({"du-1": Signal(-99.0, -12.0)}))
+            later = json.loads(await reader.readline())
+            assert later == {"cells": {"du-1": {"rsrp_dbm": -99.0, "rsrq_db": -12.0}}}
+            writer.write(b'nonsense\n{"tune": 1}\n{"tune": "du-2"}\n')
+            await tuned.wait()
+            assert asked == ["du-2"]
+            await radio.stop()
+            assert await reader.read() == b""
+            writer.close()
+    finally:
+        await radio.stop()

@@ -1,0 +1,164 @@
+"""Traces, the windows cut out of them, and the links that they make."""
+
+import gzip
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.errors import UserError
+from tona.testbed.replay import DELAY_MS, LOSS_PERCENT, Signal, conditions, steps
+from tona.testbed.timetable import timetable
+from tona.testbed.tracefiles import read
+from tona.testbed.traces import WINDOW_S, NoTrace, Sample, Window, parse, windows
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "radio" / "5g_driving"
+HEAD = "Timestamp,RAWCELLID,RSRP,RSRQ,SNR,CQI,DL_bitrate,UL_bitrate,NRxRSRP,NRxRSRQ"
+CELLS = ("du-1", "du-2", "du-3")
+
+
+def row(second: int, cell: str, rsrp: str = "-90", neighbour: str = "-95", cqi: str = "10") -> str:
+    moment = f"2020.01.01_10.{second // 60:02d}.{second % 60:02d}"
+    return f"{moment},{cell},{rsrp},-9,8.0,{cqi},1000,200,{neighbour},-14"
+
+
+def drive(*served: str) -> tuple[Sample, ...]:
+    return parse([HEAD, *(row(second, cell) for second, cell in enumerate(served))])
+
+
+def test_rows_of_one_second_are_spread_and_gaps_passed_over() -> None:
+    lines = [HEAD, row(0, "7"), row(1, "7"), row(1, "7", neighbour="-"), row(1, "8"), row(3, "8")]
+    lines += [row(4, "-"), row(5, "8", rsrp="-"), "nonsense", row(6, "8", cqi="-")]
+    samples = parse(lines)
+    assert [one.at_s for one in samples] == pytest.approx([0, 1, 4 / 3, 5 / 3, 3, 6])
+    assert [one.cell for one in samples] == ["7", "7", "7", "8", "8", "8"]
+    assert samples[2].neighbour_rsrp_dbm is None
+    assert samples[-1].cqi is None
+    assert samples[0].down_mbit_per_s == 1.0
+
+
+@pytest.mark.parametrize("lines", [["a,b"], [], ["Timestamp,RSRP"]])
+def test_what_is_no_trace_is_said_to_be_none(lines: list[str]) -> None:
+    with pytest.raises(NoTrace, match="no column"):
+        parse(lines)
+
+
+def test_windows_lie_around_changes_and_steady_ones_between() -> None:
+    samples = drive(*["1"] * 30, *["2"] * 30)
+    found = windows("drive", samples)
+    moving = [one for one in found if one.moves]
+    steady = [one for one in found if not one.moves]
+    assert len(moving) == 1
+    assert moving[0].changes == 1
+    assert [one.cell for one in moving[0].samples] == ["1"] * 5 + ["2"] * 5
+    assert len(steady) == 4
+    assert all(one.changes == 0 for one in steady)
+    assert all(0 <= sample.at_s < WINDOW_S for one in found for sample in one.samples)
+
+
+def test_a_hole_in_a_trace_is_in_no_window() -> None:
+    lines = [HEAD, *(row(at, "1") for at in range(20)), *(row(at, "2") for at in range(24, 40))]
+    assert not [one for one in windows("drive", parse(lines)) if one.moves]
+
+
+def test_cells_are_met_in_order_and_met_again() -> None:
+    served = ["a", "a", "b", "b", "a", "c", "c", "a", "a", "a"]
+    window = Window("drive", drive(*served), moves=True)
+    made = steps(window, "du-2", CELLS)
+    assert [one.serving for one in made] == [
+        {"a": "du-2", "b": "du-3", "c": "du-3"}[one] for one in served
+    ]
+    assert made[0].signals.keys() == {"du-2", "du-3"}
+    assert made[0].signals["du-3"] == Signal(-95.0, -14.0)
+    assert not made[0].links["du-1"].up
+
+
+def test_a_single_radio_is_at_one_cell() -> None:
+    window = Window("drive", drive(*"aaaaabbbbb"), moves=True)
+    step = steps(window, "du-1", CELLS)[0]
+    carried = step.carried("du-1")
+    assert [cell for cell, one in carried.items() if one.up] == ["du-1"]
+    assert not any(one.up for one in step.carried("").values())
+
+
+def test_a_missing_neighbour_is_taken_from_the_nearest_row_or_from_where_it_goes() -> None:
+    rows = [row(at, "a", neighbour="-" if at != 3 else "-101") for at in range(5)]
+    rows += [row(at, "b", rsrp="-88", neighbour="-") for at in range(5, 10)]
+    one = steps(Window("drive", parse([HEAD, *rows]), moves=True), "du-1", CELLS)
+    assert one[0].signals["du-2"].rsrp_dbm == -101
+    rows = [row(at, "a", neighbour="-") for at in range(5)]
+    rows += [row(at, "b", rsrp="-88", neighbour="-") for at in range(5, 10)]
+    one = steps(Window("drive", parse([HEAD, *rows]), moves=True), "du-1", CELLS)
+    assert one[0].signals["du-2"].rsrp_dbm == -88
+
+
+@given(st.floats(-140, -44), st.one_of(st.none(), st.integers(-3, 30)), st.floats(0, 500))
+def test_every_signal_makes_a_link(rsrp: float, cqi: int | None, carried: float) -> None:
+    link = conditions(rsrp, cqi, carried)
+    assert link.up
+    assert link.down_mbit_per_s >= carried
+    assert DELAY_MS <= link.delay_ms <= DELAY_MS + 14
+    assert 0 <= link.loss_percent <= LOSS_PERCENT
+
+
+def test_a_better_signal_makes_a_better_link() -> None:
+    links = [conditions(float(rsrp)) for rsrp in range(-130, -60)]
+    for worse, better in pairwise(links):
+        assert better.down_mbit_per_s >= worse.down_mbit_per_s
+        assert better.delay_ms <= worse.delay_ms
+        assert better.loss_percent <= worse.loss_percent
+
+
+@given(
+    st.lists(st.sampled_from("abcdef"), min_size=2, max_size=30),
+    st.sampled_from(CELLS),
+    st.integers(2, 3),
+)
+def test_any_window_leads_somewhere(served: list[str], here: str, count: int) -> None:
+    cells = CELLS[:count]
+    here = here if here in cells else cells[0]
+    made = steps(Window("drive", drive(*served), moves=True), here, cells)
+    assert made[0].serving == here
+    for one, cell in zip(made, served, strict=True):
+        assert one.links[one.serving].up
+        assert one.serving in one.signals
+        assert one.links.keys() == set(cells)
+        assert cell
+    for (one, cell), (other, after) in zip(
+        zip(made, served, strict=True), zip(made[1:], served[1:], strict=True), strict=False
+    ):
+        assert (one.serving != other.serving) == (cell != after)
+
+
+def test_a_folder_of_traces(tmp_path: Path) -> None:
+    lines = "\n".join([HEAD, *(row(at, "1" if at < 30 else "2") for at in range(60))])
+    (tmp_path / "one.csv.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "README.md").write_text("no trace")
+    found = read(tmp_path)
+    assert sum(one.moves for one in found) == 1
+    table = timetable(found, ["ue-1", "ue-2"], 3)
+    assert [len(one) for one in table.values()] == [4, 2]
+    assert [one.moves for one in table["ue-1"]] == [True, False, True, False]
+    (tmp_path / "two.csv.gz").write_bytes(b"\x1f\x8b broken")
+    with pytest.raises(UserError, match=r"two\.csv\.gz"):
+        read(tmp_path)
+
+
+def test_a_folder_without_traces_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no trace in it"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="No such file"):
+        read(tmp_path / "absent")
+    (tmp_path / "still.csv").write_text("\n".join([HEAD, *(row(at, "1") for at in range(30))]))
+    with pytest.raises(UserError, match="the cell changes"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real traces are not beside the project")
+def test_the_real_traces() -> None:
+    found = read(REAL)
+    assert sum(one.moves for one in found) > 1000
+    for one in found[::20]:
+        assert steps(one, "du-1", CELLS)
