@@ -163,8 +163,13 @@ class Workshop:
             self._tell(_gone(command))
             return
         inputs, files = to_executor(command.inputs)
-        on_result = partial(self._answered, command.call)
-        if files or not executor.invoke_now(
+        if files:
+            on_result = partial(self._answered_pinned, command.call, files)
+        else:
+            on_result = partial(self._answered, command.call)
+        for digest in files:
+            self._blobs.pin(digest)
+        if not executor.invoke_now(
             command.instance,
             command.call,
             inputs,
@@ -205,8 +210,7 @@ class Workshop:
         inputs: dict[str, Value],
         files: list[str],
     ) -> None:
-        for digest in files:
-            self._blobs.pin(digest)
+        """Run a call that cannot begin at once; its files are pinned."""
         try:
             result = await executor.invoke(
                 command.instance, command.call, inputs, command.budget_ms, command.priority

@@ -68,9 +68,10 @@ class BlobFolder(Shelf):
         self._pins[self.name(made)] = 1
 
     def drop(self, digest: str) -> None:
-        """Delete content at once, held or not."""
+        """Delete content at once, held or not; what cannot be deleted now goes by age."""
         self._pins.pop(self.name(digest), None)
-        super().drop(digest)
+        with contextlib.suppress(EnvironmentFailure):
+            super().drop(digest)
 
     def _make(self) -> None:
         """Make the folder and hold it, so that no sweep takes it while this process lives."""

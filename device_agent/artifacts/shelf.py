@@ -95,7 +95,7 @@ class Shelf:
         name = self.name(digest)
         self._pins[name] = self._pins.get(name, 0) + 1
         with contextlib.suppress(OSError):
-            os.utime(self.folder / name)
+            os.utime(f"{self.folder}/{name}")
 
     def unpin(self, digest: str) -> None:
         """Take one pin back; without one nothing happens.
@@ -108,7 +108,7 @@ class Shelf:
             self._pins[name] = left
         elif self._pins.pop(name, None) is not None:
             with contextlib.suppress(OSError):
-                os.utime(self.folder / name)
+                os.utime(f"{self.folder}/{name}")
 
     def pinned(self) -> frozenset[str]:
         """Return the names in use."""

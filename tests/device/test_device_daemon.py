@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Broker, Peer, Store, run_agent
+from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Broker, Peer, Store, run_agent, until
 
 from device_agent import VERSION, run
 from protocols import codec, topics
@@ -107,7 +107,7 @@ async def test_a_task_is_assigned_invoked_and_survives_kill_9(
 def values_of(agent: Agent) -> list[Path]:
     """Return the large values of this daemon, in shared memory or in its data folder."""
     places = (run.blobs_folder(NODE, agent.folder), agent.folder / "blobs")
-    return [one for place in places for one in place.glob("*")]
+    return [one for place in places for one in place.rglob("*") if one.is_file()]
 
 
 async def test_large_values_go_through_the_store(
@@ -123,7 +123,10 @@ async def test_large_values_go_through_the_store(
     result = await client.expect(Result)
     assert result.failure is None, result.failure
     assert result.outputs == {"y": blob}
-    assert values_of(agent)
+    # The answer leaves first.
+    await until(lambda: len(values_of(agent)) == 1)
+    (value,) = values_of(agent)
+    assert value.name == blob.digest.removeprefix("sha256:"), "what was made has the same digest"
     missing = Blob(Dtype.UINT8, (100_000,), f"sha256:{'0' * 64}", 100_000)
     client.command(call("r2", missing), Channel.INVOKE)
     result = await client.expect(Result, lambda one: one.request == "r2")
@@ -132,6 +135,43 @@ async def test_large_values_go_through_the_store(
     code, _ = await agent.stop()
     assert code == 0
     assert not values_of(agent), "memory is given back"
+
+
+async def test_large_values_between_steps_have_no_digest_and_go_with_their_request(
+    agent: Agent, scheduler: Peer, client: Peer, store: Store
+) -> None:
+    await agent.start()
+    await scheduler.expect(Birth)
+    tasks = ("echo", "again", "last")
+    for task in tasks:
+        scheduler.command(msgspec.structs.replace(echo_task(store), task=task))
+        await scheduler.expect(
+            Status, lambda one, task=task: (one.task, one.state) == (task, InstanceState.READY)
+        )
+    steps, source, port = [], REQUEST, "x"
+    for task in tasks:
+        steps.append(Step(task, NODE, 1, (Edge("x", source, port),), ("y",)))
+        source, port = task, "y"
+    plan = Plan("s", 1, tuple(steps), (Edge("y", "last", "y"),))
+    data = bytes(range(256)) * 512
+    blob = Blob(Dtype.UINT8, (len(data),), store.put(data), len(data))
+    body = msgspec.structs.replace(call("r1", blob), plan=plan)
+    client.command(body, Channel.INVOKE)
+    result = await client.expect(Result)
+    assert result.failure is None, result.failure
+    assert result.outputs == {"y": blob}
+    assert [one.task for one in result.timings] == list(tasks)
+    # The answer leaves first.
+    await until(lambda: len(values_of(agent)) == 1)
+    (value,) = values_of(agent)
+    assert value.name == blob.digest.removeprefix("sha256:")
+    # What was made by a daemon that was killed is gone when the next one begins.
+    (value.parent / "made" / ("0" * 64)).write_bytes(data)
+    await agent.stop(signal.SIGKILL)
+    assert len(values_of(agent)) == 2
+    await agent.start()
+    await scheduler.expect(Birth, after=len(scheduler.heard))
+    assert not values_of(agent)
 
 
 async def test_a_release_and_a_broken_artifact_are_told(
