@@ -145,6 +145,7 @@ class Preparation:
                 share=config.share_address(asked),
                 radios=config.radios(asked),
                 switch=config.switch_program(asked),
+                radio=config.radio(asked),
                 trust=trusted(data) if asked.bundle else None,
             ),
             bytecode.options(bytecode.folder(os.environ)),

@@ -38,6 +38,7 @@ _OPTIONS: Final = {
     "share": "HOST:PORT at which neighbours of the cell may fetch artifacts; default: nowhere",
     "radios": "to how many cells it can be attached at once, 1 or 2; default: 2",
     "switch": "program that brings the link to another cell up, run with CELL HOST PORT",
+    "radio": "who tells the signals of cells: file:PATH or modem; default: paths are compared",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
 
@@ -56,6 +57,7 @@ class Config(Struct, frozen=True):
     share: str = ""
     radios: str | int = ""
     switch: str = ""
+    radio: str = ""
     sensors: dict[str, SensorFile] = {}
     """What may feed services, beside the node's own load; in the file alone."""
 
@@ -172,6 +174,16 @@ def switch_program(config: Config) -> str:
     if found is None:
         raise UserError(f"--switch {config.switch}: there is no such program that can be run")
     return str(Path(found).absolute())
+
+
+def radio(config: Config) -> str:
+    """Return who tells the signals of cells; empty: nobody. Raises UserError."""
+    kind, _, path = config.radio.partition(":")
+    if config.radio in {"", "modem"}:
+        return config.radio
+    if kind != "file" or not path:
+        raise UserError(f"--radio {config.radio}: write file:PATH, or modem for ModemManager")
+    return f"file:{Path(path).expanduser().absolute()}"
 
 
 def host_name() -> str:

@@ -79,7 +79,7 @@ class Daemon:
         self._inbox: Callable[[str], Topic] = self._invoke_topic
         self._followed: set[tuple[str, Channel]] = set()
         self._home = settings
-        self._links = prepared.radios, prepared.switch
+        self._links = prepared.radios, prepared.switch, prepared.radio
         self._roaming: Roaming | None = None
         self.serve(self.open(self._first(settings)))
         self._senses: Senses | None = None
@@ -107,6 +107,7 @@ class Daemon:
             commands.Serve: lambda command: self._roam().serve(command),
             commands.Renew: lambda command: self._roam().renew(command),
             commands.Detach: lambda command: self._roam().detach(command),
+            commands.WatchCells: lambda command: self._roam().watch(command),
         }
 
     def open(self, settings: Settings) -> Session:
@@ -140,6 +141,11 @@ class Daemon:
             log.warning("cell %s: %s; back home", place.serving.cell, error)
             self._restored = structs.replace(self._restored, place=None)
             return home
+
+    @property
+    def signal_dbm(self) -> float | None:
+        """Of the interface that leads to the serving cell."""
+        return None if self._senses is None else self._senses.signal_dbm
 
     def _topic(self, cell: str, channel: Channel) -> Topic:
         return topics.build(cell, Party.NODE, self._node, channel)
@@ -426,6 +432,8 @@ class Daemon:
         if self._timer is not None:
             self._timer.cancel()
         senses.close()
+        if self._roaming is not None:
+            self._roaming.close()
         await asyncio.gather(*(one.close() for one in self.sessions))
         for task in list(self._tasks):
             task.cancel()

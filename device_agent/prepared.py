@@ -60,6 +60,8 @@ class Prepared(Struct, frozen=True):
     """To how many cells it can be attached at once."""
     switch: str = ""
     """Path of the program that brings the link to another cell up; empty: none is needed."""
+    radio: str = ""
+    """Who tells the signals of cells: `file:PATH`, `modem` or empty."""
     trust: Trust | None = None
     """What it trusted last of those who sign artifacts; None on loopback."""
 

@@ -13,7 +13,9 @@ from typing import Any, Final, Protocol
 from msgspec import structs
 
 from device_agent.core import commands, events
+from device_agent.sensing.cells import CellSensor
 from protocols.errors import EnvironmentFailure
+from protocols.messages.mobility import CellMeasure
 from protocols.transport.backoff import Policy
 from protocols.transport.session import Session
 from protocols.transport.settings import Settings
@@ -35,6 +37,10 @@ class Node(Protocol):
     session: Session
     """The one that serves."""
 
+    @property
+    def signal_dbm(self) -> float | None:
+        """Of the interface that leads to the serving cell."""
+
     def open(self, settings: Settings) -> Session:
         """Return a session with the broker of a cell, not running yet."""
 
@@ -54,12 +60,17 @@ class Node(Protocol):
 class Roaming:
     """Every attachment but the serving one."""
 
-    def __init__(self, node: Node, home: Settings, radios: int, switch: str) -> None:
-        """`switch` is the program that brings a link up; empty: the link is there."""
+    def __init__(self, node: Node, home: Settings, radios: int, switch: str, radio: str) -> None:
+        """`switch` is the program that brings a link up; empty: the link is there.
+
+        `radio` is who tells the signals of cells, as in `CellSensor`.
+        """
         self._node = node
         self._home = home
         self._alone = radios == 1
         self._program = switch
+        self._radio = radio
+        self._sensor: CellSensor | None = None
         self.others: dict[str, Session] = {}
         """Running ones, by cell."""
         self._seeking: dict[str, asyncio.Event] = {}
@@ -173,6 +184,35 @@ class Roaming:
 
     def _settle(self, session: Session) -> None:
         session.settings = structs.replace(session.settings, backoff=self._home.backoff)
+
+    def watch(self, command: commands.WatchCells) -> None:
+        """Measure the cells around; one whose broker has no address we can use has no path."""
+        if self._sensor is None:
+            self._sensor = CellSensor(
+                self._measured,
+                self._radio,
+                lambda: self._node.signal_dbm,
+                reach=not (self._alone and self._radio),
+            )
+        brokers = {}
+        for cell, urls in command.cells.items():
+            try:
+                settings = self.settings(cell, urls)
+            except EnvironmentFailure as error:
+                log.warning("cell %s is not measured: %s", cell, error)
+            else:
+                brokers[cell] = settings.host, settings.port
+        self._sensor.watch(command.serving, brokers, command.pace_ms)
+
+    def _measured(
+        self, measures: tuple[CellMeasure, ...], bytes_per_s: float, cpu_percent: float
+    ) -> None:
+        self._node.tell(events.CellsMeasured(measures, bytes_per_s, cpu_percent))
+
+    def close(self) -> None:
+        """Measure no more."""
+        if self._sensor is not None:
+            self._sensor.close()
 
     def renew(self, command: commands.Renew) -> None:
         """Connect anew."""

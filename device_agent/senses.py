@@ -37,6 +37,8 @@ class Senses:
         self._loop = asyncio.get_running_loop()
         self._sample_ms = self._probe_ms = FIRST_PACE_MS
         self._number = 0
+        self.signal_dbm: float | None = None
+        """At the last sample."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         if link is not None:
             self._loop.add_reader(link.fileno(), self._link_changed)
@@ -93,7 +95,9 @@ class Senses:
         now_ms = round(self._loop.time() * 1000)
         self._tell(events.Sampled(self._sampler.sample(now_ms)))
         if self._link is not None:
-            self._tell(events.LinkSampled(self._link.sample(now_ms)))
+            report = self._link.sample(now_ms)
+            self.signal_dbm = report.signal_dbm
+            self._tell(events.LinkSampled(report))
 
     def _look(self) -> None:
         del self._timers["look"]

@@ -19,6 +19,8 @@ from protocols.messages.mobility import HandoverCommand, HandoverComplete, Neigh
 from protocols.messages.presence import Arrival, Birth, RebirthRequest, Welcome
 
 if TYPE_CHECKING:
+    from device_agent.core.cells import Surroundings
+    from device_agent.core.events import CellsMeasured
     from device_agent.core.feeder import Feeder
     from device_agent.core.mobility import Mobility
 
@@ -55,6 +57,7 @@ class Attached:
         self._radios = radios
         self._home = turn.cell
         self._mobility: Mobility | None = None
+        self._surroundings: Surroundings | None = None
         self.presence = Presence(turn, birth, turn.cell)
 
     @property
@@ -123,10 +126,24 @@ class Attached:
         mobility = self.mobility
         if isinstance(body, Neighbours):
             mobility.neighbours(body)
+            self._around().told(body, mobility.here)
         elif isinstance(body, HandoverCommand):
             mobility.command(body)
         else:
             mobility.complete(body)
+
+    def _around(self) -> "Surroundings":
+        if self._surroundings is None:
+            from device_agent.core.cells import Surroundings  # noqa: PLC0415 - as above
+
+            self._surroundings = Surroundings(self._turn)
+        return self._surroundings
+
+    def measured(self, event: "CellsMeasured") -> None:
+        """Take in what was measured of the cells around."""
+        mobility = self.mobility
+        levels = self._around().measured(event, mobility.here, heard=self.presence.welcomed)
+        mobility.measured(levels)
 
     def aside(self, event: Received) -> None:
         """Take a command from a cell that does not serve this node."""

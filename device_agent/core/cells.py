@@ -10,14 +10,19 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
+from device_agent.core.commands import Say, WatchCells
+from device_agent.core.events import CellsMeasured
+from device_agent.core.turn import Turn
 from protocols.cell_events import Evaluator, Levels, path_db, radio_db
 from protocols.messages.mobility import (
     FLOOR_DB,
     CellMeasure,
+    CellPoint,
     Events,
     Measurement,
     Neighbours,
 )
+from protocols.topics import Channel
 
 
 class CellWatch:
@@ -26,6 +31,7 @@ class CellWatch:
     def __init__(self, serving: str, told: Neighbours) -> None:
         self.serving = serving
         self._told = told
+        self._number = told.number
         self._radio = False
         self._repeat_ms = 0.0
         self._holds = False
@@ -53,17 +59,17 @@ class CellWatch:
         return self._told.measuring.rest_ms if quiet else self._told.measuring.pace_ms
 
     def told(self, neighbours: Neighbours) -> bool:
-        """Take in another list of neighbours; an older one is ignored."""
-        if neighbours.number < self._told.number:
+        """Take in another list of neighbours; an older one of the same scheduler is ignored."""
+        if neighbours.number <= self._number:
             return False
-        self._told = neighbours
+        self._told, self._number = neighbours, neighbours.number
         self._began()
         return True
 
     def served(self, cell: str) -> None:
         """Take note that another cell serves."""
         if cell != self.serving:
-            self.serving = cell
+            self.serving, self._number = cell, -1
             self._began()
 
     @property
@@ -134,3 +140,50 @@ class CellWatch:
         if one is None:
             return structs.replace(measured, level_db=FLOOR_DB)
         return structs.replace(measured, level_db=one.level_db, trend_db_per_s=one.trend.db_per_s)
+
+
+class Surroundings:
+    """What the core does about the cells around: has them measured, and reports their events."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._watch: CellWatch | None = None
+        self._points: tuple[CellPoint, ...] = ()
+        self._wanted: WatchCells | None = None
+
+    def told(self, body: Neighbours, here: CellPoint) -> None:
+        """Take in which cells there are."""
+        if self._watch is None:
+            if not body.cells:
+                return
+            self._watch = CellWatch(self._turn.cell, body)
+        else:
+            self._watch.served(self._turn.cell)
+            if not self._watch.told(body):
+                return
+        self._points = body.cells
+        self._want(self._watch, here)
+
+    def measured(self, event: CellsMeasured, here: CellPoint, *, heard: bool) -> dict[str, float]:
+        """Take in what was measured; return the levels. Reports leave while somebody listens."""
+        watch, turn = self._watch, self._turn
+        if watch is None:
+            return {}
+        watch.served(turn.cell)
+        report = watch.take(event.measures, turn.now_ms)
+        if report is not None and heard:
+            report = structs.replace(
+                report, spent_bytes_per_s=event.bytes_per_s, spent_cpu_percent=event.cpu_percent
+            )
+            turn.out.append(Say(Channel.LINK, report, report.event))
+        self._want(watch, here)
+        return watch.levels
+
+    def _want(self, watch: CellWatch, here: CellPoint) -> None:
+        """Have the cells measured at the pace of the moment."""
+        cells = {one.cell: one.broker_urls for one in self._points}
+        cells[self._turn.cell] = here.broker_urls
+        wanted = WatchCells(self._turn.cell, cells, watch.pace_ms)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._turn.out.append(wanted)

@@ -128,6 +128,15 @@ class Detach(Struct, frozen=True):
     """Whether nothing has to be flushed."""
 
 
+class WatchCells(Struct, frozen=True):
+    """Measure these cells, so often; told as `CellsMeasured`."""
+
+    serving: str
+    cells: dict[str, tuple[str, ...]]
+    """URLs of the broker of each, the serving one too; empty: as configured."""
+    pace_ms: int
+
+
 class FetchArtifact(Struct, frozen=True):
     """Have an artifact in the cache; answered by `ArtifactReady` or `ArtifactFailed`."""
 
@@ -391,6 +400,7 @@ Command = (
     | Serve
     | Renew
     | Detach
+    | WatchCells
     | FetchArtifact
     | CheckTrust
     | StartInstance

@@ -225,6 +225,7 @@ class Core:
             events.Disconnected: self.attached.disconnected,
             events.LinkUp: self.attached.link_told,
             events.AttachFailed: self.attached.link_told,
+            events.CellsMeasured: self.attached.measured,
             events.ArtifactReady: upkeep.artifact_ready,
             events.ArtifactFailed: upkeep.artifact_failed,
             events.TrustChecked: self._trust_checked,

@@ -9,6 +9,7 @@ from device_agent.core.commands import Place
 from protocols.errors import Blame
 from protocols.messages import Body, Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
+from protocols.messages.mobility import CellMeasure
 from protocols.messages.presence import Trust
 from protocols.messages.profile import AuditPage
 from protocols.messages.quality import Feed
@@ -67,6 +68,16 @@ class AttachFailed(Struct, frozen=True):
 
     cell: str
     text: str
+
+
+class CellsMeasured(Struct, frozen=True):
+    """What was measured of the serving cell, and of neighbours when it is their turn."""
+
+    measures: tuple[CellMeasure, ...]
+    bytes_per_s: float = 0.0
+    """What measuring has taken from the network lately."""
+    cpu_percent: float = 0.0
+    """Of one core."""
 
 
 class Received(Struct, frozen=True):
@@ -322,6 +333,7 @@ Event = (
     | Disconnected
     | LinkUp
     | AttachFailed
+    | CellsMeasured
     | Received
     | Tick
     | ArtifactReady

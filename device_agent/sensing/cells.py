@@ -106,17 +106,22 @@ class CellSensor:
         told: Callable[[tuple[CellMeasure, ...], float, float], None],
         radio: str = "",
         serving_dbm: Callable[[], float | None] = lambda: None,
+        *,
+        reach: bool = True,
     ) -> None:
         """`told` is given the measures, and the bytes per second and percent of a core they took.
 
-        `radio` is `file:PATH`, `modem` or empty; `serving_dbm` the signal of the present interface.
+        `radio` is `file:PATH`, `modem` or empty; `serving_dbm` the signal of the present interface;
+        `reach` whether brokers of neighbours can be reached from where the node is attached.
         """
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._file = radio.removeprefix("file:") if radio.startswith("file:") else ""
         self._modem = _Modem(self._loop) if radio == "modem" else None
         self._serving_dbm = serving_dbm
+        self._reach = reach
         self._serving = ""
+        self._cells: dict[str, None] = {}
         self._paths: dict[str, _Path] = {}
         self._pace_ms = SERVING_MS
         self._due_ms = 0.0
@@ -129,6 +134,9 @@ class CellSensor:
         """Measure these cells from now on: where the broker of each is, and how often."""
         faster = pace_ms < self._pace_ms
         self._serving, self._pace_ms = serving, pace_ms
+        self._cells = dict.fromkeys((serving, *brokers))
+        if not self._reach:
+            brokers = {cell: place for cell, place in brokers.items() if cell == serving}
         for cell, path in list(self._paths.items()):
             if brokers.get(cell) != (path.host, path.port):
                 path.end(self._loop)
@@ -161,7 +169,7 @@ class CellSensor:
         began_s = time.thread_time()
         now_ms = self._loop.time() * 1000
         all_of_them = now_ms >= self._due_ms
-        cells = list({self._serving: None, **self._paths}) if all_of_them else [self._serving]
+        cells = list(self._cells) if all_of_them else [self._serving]
         measures = self._figures(cells, now_ms)
         exchanges = sum(
             self._paths[cell].measure(self._loop) for cell in cells if cell in self._paths
