@@ -15,7 +15,8 @@ import tona
 from benchmarks.harness.cell import Cell, cell
 from benchmarks.harness.kernel import children
 from benchmarks.harness.packages import in_package
-from benchmarks.harness.report import Report, options, percentile, progress
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.report import Report, between, options, percentile, progress
 from controller.twin.svg import Chart, Line, Panel
 from device_agent.executors.process import pss_bytes
 
@@ -34,6 +35,12 @@ SHORT_MS: Final = 1000
 DEADLINE_S: Final = 30.0
 WORKER_LEVEL: Final = 3
 MB: Final = float(1 << 20)
+PAGE: Final = ROOT / "docs" / "casestudy.md"
+HEAD: Final = (
+    "| instances stay | requests | failed | p50 ms | p99 ms | first requests | p50 ms | p99 ms "
+    "| memory mean MB | most MB | instances in the mean |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|\n"
+)
 TASK: Final = """
 [[services]]
 name = "f{number}"
@@ -119,6 +126,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, required=True, help="CSV of arrivals, as Azure's")
     parser.add_argument("--plot", type=Path, help="write memory and arrivals as an SVG file")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each of the three runs")
+    parser.add_argument("--docs", action="store_true", help=f"renew docs/{PAGE.name}")
     asked = parser.parse_args()
     seconds = QUICK_SECONDS if asked.quick else asked.seconds
     due = arrivals(asked.trace, seconds)
@@ -139,8 +147,13 @@ def main() -> None:
         f"requests whose function had been idle for {SHORT_MS} ms, the only ones that may find "
         "nothing there. memory: PSS of the device agent and all below it."
     )
+    told = _table(found)
+    print(told)
     if asked.plot:
         asked.plot.write_text(_chart(due, seconds, found), encoding="utf-8")
+    if asked.docs:
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(between(text, "scale to zero", told), encoding="utf-8")
     report.close()
 
 
@@ -241,6 +254,23 @@ def _tell(report: Report, suffix: str, found: Run) -> None:
     report.figure(f"memory_mean_mb{suffix}", _mean(found.memory_mb))
     report.figure(f"memory_most_mb{suffix}", max(value for _, value in found.memory_mb))
     report.figure(f"instances_mean_count{suffix}", _mean(found.instances))
+
+
+def _table(found: dict[str, Run]) -> str:
+    parts = [HEAD]
+    for way in WAYS:
+        run = found[way.name]
+        every = [one.latency_ms for one in run.answers] or [0.0]
+        first = [one.latency_ms for one in run.answers if one.first] or [0.0]
+        failed = sum(bool(one.failure) for one in run.answers)
+        parts.append(
+            f"| {way.label} | {len(run.answers)} | {failed} | {percentile(every, 50):.1f} "
+            f"| {percentile(every, 99):.1f} | {sum(one.first for one in run.answers)} "
+            f"| {percentile(first, 50):.1f} | {percentile(first, 99):.1f} "
+            f"| {_mean(run.memory_mb):.0f} | {max(value for _, value in run.memory_mb):.0f} "
+            f"| {_mean(run.instances):.1f} |\n"
+        )
+    return "".join(parts)
 
 
 def _per_second(due: list[Arrival], seconds: float) -> Iterator[tuple[float, float]]:

@@ -17,12 +17,18 @@ from benchmarks.harness.report import RESULTS, Report, options, progress
 INPUTS: Final = {"plates": 24, "traffic": 24, "surround": 1}
 LOAD_SHARE: Final = 0.6
 """Of the processor, which the best of the ways without a platform takes at the told rate."""
+TRACES: Final = ("traffic", "azure")
 SPEEDS: Final = (1, 10, 60)
 HEADLINE_SPEED: Final = 60
+HEADLINE: Final = ("traffic", HEADLINE_SPEED)
 SECONDS: Final = 25.0
 QUICK_SECONDS: Final = 8.0
 CALIBRATION: Final = {"plates": 8, "traffic": 12, "surround": 8}
 WARM_UP: Final = 3
+ENOUGH: Final = 6
+"""Requests that a run should have: at slow speeds it lasts longer for them..."""
+LONGER: Final = 4
+"""... this many times at most."""
 SEED: Final = 1
 INPUTS_TIMEOUT_S: Final = 300
 DATA: Final = ROOT.parent / "shared" / "data"
@@ -79,30 +85,43 @@ class Study:
         best_ms = min(self.cpu_ms[case, way.name] for way in bases)
         self.rates[case] = LOAD_SHARE * CORES * 1000 / best_ms
         for way in self.ways:
-            if case not in way.cases:
-                continue
-            async with stand(way, case, inputs, self._native) as one:
-                await one.ask(WARM_UP, 0)
-                await asyncio.sleep(way.settle_s)
-                for trace, speed in self._loads():
-                    due = self._due(trace, speed, self.rates[case])
-                    progress(f"{case}: {way.name}, {trace} at {speed}x, {len(due)} requests")
-                    run = await one.run(due, self.seconds)
-                    self.runs[case, way.name, trace, speed] = run
-                    for failure in {one.failure for one in run.answers if one.failure}:
-                        progress(f"failed: {failure}")
+            if case in way.cases:
+                for loads in self._loads():
+                    await self._way(way, case, inputs, loads)
 
-    def _loads(self) -> list[tuple[str, int]]:
-        if self._asked.all:
-            return [(trace, speed) for trace in ("traffic", "azure") for speed in SPEEDS]
-        return [("traffic", HEADLINE_SPEED)]
+    async def _way(self, way: Way, case: str, inputs: Path, loads: list[tuple[str, int]]) -> None:
+        """Bring a way up and run it under some loads, one after another."""
+        async with stand(way, case, inputs, self._native) as one:
+            await one.ask(WARM_UP, 0)
+            await asyncio.sleep(way.settle_s)
+            for trace, speed in loads:
+                due, seconds = self._due(trace, speed, self.rates[case])
+                told = f"{len(due)} requests in {seconds:.0f} s"
+                progress(f"{case}: {way.name}, {trace} at {speed}x, {told}")
+                run = await one.run(due, seconds)
+                self.runs[case, way.name, trace, speed] = run
+                for failure in {one.failure for one in run.answers if one.failure}:
+                    progress(f"failed: {failure}")
 
-    def _due(self, trace: str, speed: int, rate_per_s: float) -> list[float]:
-        """Return when requests are due: the told rate at the fastest speed, less at the others."""
+    def _loads(self) -> list[list[tuple[str, int]]]:
+        """Return the loads that one start of a way may have: what is too much leaves a backlog."""
+        if not self._asked.all:
+            return [[HEADLINE]]
+        slow = [(trace, speed) for speed in SPEEDS[:-1] for trace in TRACES]
+        return [slow, *([(trace, HEADLINE_SPEED)] for trace in TRACES)]
+
+    def _due(self, trace: str, speed: int, rate_per_s: float) -> tuple[list[float], float]:
+        """Return when requests are due, and how long the run lasts, s.
+
+        The told rate is that of the fastest speed; at the others it is less, and the run longer.
+        """
         rate_per_s *= speed / HEADLINE_SPEED
+        seconds = min(max(self.seconds, ENOUGH / rate_per_s), LONGER * self.seconds)
         if trace == "traffic":
-            return arrivals.traffic(self._densities, rate_per_s, speed, self.seconds, SEED)
-        return arrivals.thinned(self._azure, rate_per_s, speed, self.seconds, SEED)
+            due = arrivals.traffic(self._densities, rate_per_s, speed, seconds, SEED)
+        else:
+            due = arrivals.thinned(self._azure, rate_per_s, speed, seconds, SEED)
+        return due, seconds
 
     def _prepare(self, case: str, inputs: Path) -> None:
         progress(f"{case}: requests and the answers of the reference")
@@ -136,8 +155,8 @@ def headline(runs: dict[Key, Run]) -> dict[str, tuple[float, float, bool]]:
     for case in CASES:
         found = {
             way: run
-            for (one, way, trace, speed), run in runs.items()
-            if one == case and trace == "traffic" and speed == HEADLINE_SPEED
+            for (one, way, *load), run in runs.items()
+            if one == case and load == [*HEADLINE]
         }
         bases = [run for way, run in found.items() if way in BASES]
         ours = found.get("ours")
@@ -165,8 +184,8 @@ def beside(runs: dict[Key, Run]) -> dict[str, tuple[float, float]]:
     """Return how ours stands to what keeps its models too: latency and memory, as shares."""
     told = {}
     for (case, way, *load), run in runs.items():
-        ours = runs.get((case, "ours", "traffic", HEADLINE_SPEED))
-        if way in KEEPING and load == ["traffic", HEADLINE_SPEED] and ours is not None:
+        ours = runs.get((case, "ours", *HEADLINE))
+        if way in KEEPING and load == [*HEADLINE] and ours is not None:
             told[f"{case} / {way}"] = (
                 ours.mean_ms() / run.mean_ms(),
                 ours.memory_mean_mb() / run.memory_mean_mb(),
@@ -199,10 +218,10 @@ async def main() -> None:
                 progress(f"{case} broke off: {broken}")
                 report.note(f"{case} broke off: {str(broken)[-200:]}")
     tell(report, study)
-    told = tables.write(
-        study.runs, study.rates, study.cpu_ms, headline(study.runs), beside(study.runs)
-    )
-    print(told)
+    first = {key: run for key, run in study.runs.items() if key[2:] == HEADLINE}
+    told = tables.write(first, study.rates, study.cpu_ms, headline(first), beside(first))
+    every = tables.rows(study.runs)
+    print(told, every if asked.all else "", sep="\n")
     report.close()
     raw = {
         "/".join(map(str, key)): {"answers": run.answers, "memory": run.memory}
@@ -210,11 +229,11 @@ async def main() -> None:
     }
     path = RESULTS / "case_study_runs.json"
     path.write_text(json.dumps(raw) + "\n", encoding="utf-8")
-    (RESULTS / "case_study.md").write_text(told, encoding="utf-8")
+    (RESULTS / "case_study.md").write_text(f"{told}\n{every}", encoding="utf-8")
     draw.pictures(study.runs, RESULTS)
     if asked.docs:
-        tables.renew(told)
-        draw.pictures(study.runs, tables.PICTURES)
+        tables.renew(told, every if asked.all else "")
+        draw.pictures(first, tables.PICTURES)
 
 
 if __name__ == "__main__":

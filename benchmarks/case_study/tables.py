@@ -6,10 +6,10 @@ from typing import Final
 
 from benchmarks.case_study.measure import Run
 from benchmarks.harness.processes import ROOT
+from benchmarks.harness.report import between
 
 PAGE: Final = ROOT / "docs" / "casestudy.md"
 PICTURES: Final = ROOT / "docs" / "pictures"
-BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
 HEAD: Final = (
     "| case | trace | way | requests | mean ms | p50 | p99 | memory MB s | mean MB | peak MB "
     "| CPU ms a request | CPU % | failed |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
@@ -37,7 +37,12 @@ def write(
     for case, rate in rates.items():
         taken = ", ".join(f"{way} {ms:.0f}" for (one, way), ms in cpu_ms.items() if one == case)
         parts.append(f"| {case} | {rate:.2f} | {taken} |\n")
-    parts.append("\n" + HEAD)
+    return "".join(parts) + "\n" + rows(runs)
+
+
+def rows(runs: Mapping[tuple[str, str, str, int], Run]) -> str:
+    """Return the table of all runs."""
+    parts = [HEAD]
     for (case, way, trace, speed), run in sorted(runs.items(), key=lambda one: _place(one[0])):
         told = run.figures()
         parts.append(
@@ -59,9 +64,9 @@ def _place(key: tuple[str, str, str, int]) -> tuple[str, str, int]:
     return case, trace, -speed
 
 
-def renew(told: str, page: Path = PAGE) -> None:
-    """Replace the figures of the page."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}", encoding="utf-8")
+def renew(told: str, every: str, page: Path = PAGE) -> None:
+    """Replace the figures of the page, those of every rate only where there are some."""
+    text = between(page.read_text(encoding="utf-8"), "figures", told)
+    if every:
+        text = between(text, "every rate", every)
+    page.write_text(text, encoding="utf-8")

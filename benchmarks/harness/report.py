@@ -109,3 +109,13 @@ class Report:
 def progress(text: str) -> None:
     """Say on stderr what happens now."""
     print(f"  ... {text}", file=sys.stderr, flush=True)
+
+
+def between(page: str, name: str, text: str) -> str:
+    """Return a page of Markdown with this text between its marks of a name. Raises ValueError."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the page has no marks of {name!r}")
+    return f"{before}{begin}\n{text}\n{end}{after}"

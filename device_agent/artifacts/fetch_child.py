@@ -11,6 +11,7 @@ signed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import http.client
@@ -51,6 +52,8 @@ HOLDERS_MAX_BYTES: Final = 16 * 1024
 NEIGHBOURS_MAX: Final = 4
 """That are tried before the store."""
 FIXED_MODE: Final = 0o444
+M_ARENA_MAX: Final = -8
+"""Of glibc's mallopt."""
 OK: Final = 200
 PARTIAL: Final = 206
 MULTIPLE: Final = 300
@@ -440,6 +443,8 @@ class Worker:
 def main(arguments: list[str]) -> int:
     """Serve with as many transfers at once as the daemon asked for."""
     die_with_parent(int(arguments[2]))
+    # Blocks come and go: a heap for each thread would keep what each of them had at most.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     worker = Worker(socket.socket(fileno=int(arguments[1])))
     for _ in range(int(arguments[3]) - 1):
         threading.Thread(target=worker.serve, daemon=True).start()

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -36,9 +36,11 @@ class Process:
         arguments: tuple[str, ...],
         on_end: OnEnd,
         on_event: Callable[[Reply], None] = no_event,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start the program; `on_end` hears once that its socket or itself has ended.
 
+        It has our environment with these additions.
         Raises EnvironmentFailure when it cannot be started.
         """
         self._loop = asyncio.get_running_loop()
@@ -51,6 +53,7 @@ class Process:
                 ],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                env=None if environment is None else {**os.environ, **environment},
             )
         except OSError as error:
             ours.close()
