@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tona.testbed.figures import Called, Driven, Passed, Sums, chosen, gaps, quantile, verdict
-from tona.testbed.radio import Heard, Radio
+from tona.testbed.radio import SIGNALS, SWITCH, Radio
 from tona.testbed.replay import Signal
 
 MS = 1_000_000
@@ -66,30 +66,25 @@ def test_a_quantile_is_not_exceeded_by_its_share(values: list[float], share: flo
     assert sum(one <= found for one in ordered) >= share * len(ordered) - 1e-6
 
 
-async def test_a_radio_tells_what_it_hears_and_is_tuned(tmp_path: Path) -> None:
-    asked: list[str] = []
-    tuned = asyncio.Event()
+async def test_a_radio_tells_what_it_hears_and_is_switched(tmp_path: Path) -> None:
+    at = ""
 
     def tune(cell: str) -> None:
-        asked.append(cell)
-        tuned.set()
+        radio.came_to(cell if cell != "du-9" else at)
 
-    radio = Radio(tmp_path / "radio", tune)
-    radio.say(Heard({"du-1": Signal(-90.0)}, ("du-1",)))
-    await radio.start()
+    radio = Radio(tmp_path / "ue-1", tune)
+    radio.start()
     try:
-        async with asyncio.timeout(10):
-            reader, writer = await asyncio.open_unix_connection(str(radio.path))
-            first = json.loads(await reader.readline())
-            assert first == {"cells": {"du-1": {"rsrp_dbm": -90.0}}, "up": ["du-1"]}
-            radio.say(Heard({"du-1": Signal(-99.0, -12.0)}))
-            later = json.loads(await reader.readline())
-            assert later == {"cells": {"du-1": {"rsrp_dbm": -99.0, "rsrq_db": -12.0}}}
-            writer.write(b'nonsense\n{"tune": 1}\n{"tune": "du-2"}\n')
-            await tuned.wait()
-            assert asked == ["du-2"]
-            await radio.stop()
-            assert await reader.read() == b""
-            writer.close()
+        radio.say({"du-1": Signal(-90.0, -11.0), "du-2": Signal(-95.0)})
+        assert json.loads((tmp_path / "ue-1" / SIGNALS).read_bytes()) == {
+            "du-1": {"rsrp_dbm": -90.0, "rsrq_db": -11.0},
+            "du-2": {"rsrp_dbm": -95.0},
+        }
+        radio.came_to("du-2")
+        for cell, code in (("du-2", 0), ("du-9", 1), ("du-3", 0)):
+            program = str(tmp_path / "ue-1" / SWITCH)
+            process = await asyncio.create_subprocess_exec(program, cell, "127.0.0.1", "1883")
+            assert await asyncio.wait_for(process.wait(), 20) == code
     finally:
-        await radio.stop()
+        radio.stop()
+        radio.stop()

@@ -36,8 +36,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Of processes and nodes, by name; on loopback as it comes, where nothing is said."""
     standing: Mapping[str, str] = {}
     """More nodes, each with its cell."""
-    node_options: tuple[str, ...] = ()
-    """More options of each of the `nodes`; `{node}` is its name."""
+    node_options: Mapping[str, tuple[str, ...]] = {}
+    """More options of device agents, by node."""
 
 
 class ProcessSeen(Struct, frozen=True):
@@ -168,8 +168,7 @@ class Deployed:
     def _node(self, name: str) -> Sequence[str]:
         cell, bundle = self.nodes[name], self._place(name).bundle
         more = [f"--bundle={bundle}"] if bundle else []
-        if name not in self.plan.standing:
-            more += [one.format(node=name) for one in self.plan.node_options]
+        more += self.plan.node_options.get(name, ())
         return node_command(name, cell, self._brokers[cell], self.plan.folder / name, *more)
 
     def _url(self, place: Place, name: str) -> str:

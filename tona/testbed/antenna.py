@@ -6,34 +6,33 @@ from pathlib import Path
 from typing import Final
 
 from tona.testbed.bed import Ground
-from tona.testbed.radio import Heard, Radio
+from tona.testbed.radio import Radio
 from tona.testbed.replay import Step
 
 SWITCH_MS: Final = 50.0
-"""What a single radio takes from one cell to the next: longer than an LTE handover interrupts
-(about 30 to 50 ms), far shorter than a Wi-Fi roam."""
-ONE: Final = 1
+"""What a single radio takes from one cell to the next: an LTE handover interrupts for about 30 to
+50 ms, a Wi-Fi roam for as much or far longer."""
 
 
 class Antenna:
     """The links of one node, from `begin` on; `tuned` is told when a single radio is elsewhere."""
 
     def __init__(
-        self, ground: Ground, node: str, path: Path, tuned: Callable[[str, str], None]
+        self, ground: Ground, node: str, folder: Path, tuned: Callable[[str, str], None]
     ) -> None:
-        """`path` is the socket at which the node hears its radio."""
+        """Keep what the device agent meets in a folder."""
         self.node = node
         self.at = ""
         """Where its radio is, if it has one only; empty while it switches."""
         self._ground = ground
         self.cells = ground.spec.cell_names
-        self.single = ground.spec.radios(node) == ONE
+        self.single = ground.spec.radios(node) == 1
         self._tuned = tuned
         self._step: Step | None = None
         self._preferred = ""
         self._wanted = ""
         self._switching: asyncio.Task[None] | None = None
-        self.radio = Radio(path, self.tune)
+        self.radio = Radio(folder, self.tune)
 
     def begin(self, cell: str, step: Step) -> None:
         """Be at a cell, under the conditions of a step."""
@@ -44,30 +43,33 @@ class Antenna:
         """Have the conditions of a step from now on."""
         self._step = step
         links = step.carried(self.at) if self.single else step.links
-        up = tuple(cell for cell, one in links.items() if one.up)
+        up = [cell for cell, one in links.items() if one.up]
         for cell, one in links.items():
             self._ground.become(self.node, cell, one)
-        self.radio.say(Heard(step.signals, up))
+        self.radio.say(step.signals)
         best = step.serving if step.serving in up else next(iter(up), "")
         if best and best != self._preferred:
             self._preferred = best
             self._ground.prefer(self.node, best)
 
     def tune(self, cell: str) -> None:
-        """Bring a single radio to a cell; with two there is nothing to do."""
+        """Bring a single radio to a cell that it hears; with two there is nothing to do."""
         step = self._step
-        if not self.single or step is None or cell == self._wanted or cell not in step.signals:
-            return
-        self._wanted = cell
-        if self._switching is None:
-            self._switching = asyncio.create_task(self._switch(), name=f"tune {self.node}")
+        if self.single and (step is None or cell not in step.signals):
+            self.radio.came_to("")
+        elif not self.single or cell == self.at:
+            self.radio.came_to(cell)
+        else:
+            self._wanted = cell
+            if self._switching is None:
+                self._switching = asyncio.create_task(self._switch(), name=f"tune {self.node}")
 
     async def stop(self) -> None:
         """End; safe before `begin`."""
         if self._switching is not None:
             self._switching.cancel()
             await asyncio.wait({self._switching})
-        await self.radio.stop()
+        self.radio.stop()
 
     async def _switch(self) -> None:
         try:
@@ -77,6 +79,7 @@ class Antenna:
                 await asyncio.sleep(SWITCH_MS / 1000)
                 self.at = goal
                 self._again()
+            self.radio.came_to(self.at)
             self._tuned(self.node, self.at)
         finally:
             self._switching = None

@@ -23,6 +23,7 @@ from tona.local.place import Place
 from tona.local.supervisor import Told
 from tona.testbed.lane import Conditions
 from tona.testbed.plan import Spec
+from tona.testbed.radio import SWITCH
 
 if TYPE_CHECKING:
     from tona.testbed.identities import Identities
@@ -119,6 +120,7 @@ class Bed:
             broker=ground.broker,
             places=ground.places(),
             standing=spec.edge_nodes,
+            node_options={node: self._options(node) for node in spec.node_names},
         )
         self.processes = Deployed(plan, told)
         self._standing = Standing(
@@ -132,8 +134,14 @@ class Bed:
         )
 
     def radio(self, node: str) -> Path:
-        """Return the socket at which a node hears its radio."""
-        return self.folder / f"{node}.{RADIO}"
+        """Return the folder of what a node's device agent meets of its radio."""
+        return self.folder / RADIO / node
+
+    def _options(self, node: str) -> tuple[str, ...]:
+        spec, radio = self.spec, self.radio(node)
+        if spec.radios(node) == 1:
+            return ("--radios=1", f"--switch={radio / SWITCH}")
+        return () if spec.make_before_break else ("--radios=1",)
 
     async def start(self, begin: Callable[[], None]) -> Standing:
         """Start everything; `begin` puts the links up once there are any.

@@ -1,93 +1,90 @@
-"""What a node's radio says of the cells around it, and what the node may ask of it.
+"""A node's radio, as its device agent meets it: a file of signals, and a program that switches.
 
-A Unix stream socket per node, JSON with an object a line. The radio tells every cell that is heard
-and which links carry, at once and at every change; a node with one radio may have it tuned:
-
-    radio: {"cells": {"du-1": {"rsrp_dbm": -93.0, "rsrq_db": -9.0}}, "up": ["du-1"]}
-    node:  {"tune": "du-2"}
+The file (`--radio file:PATH`) says how strong each cell is that is heard. The program (`--switch`)
+is a shell script, for it has to be quick: it writes the cell into one pipe, and reads from another
+one to which cell the radio has come.
 """
 
 import asyncio
-import sys
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
-from protocols.base import Name
+from protocols.topics import valid_name
 from tona.testbed.replay import Signal
 
-LINE_MAX_BYTES: Final = 4096
-
-
-class Heard(Struct, frozen=True, omit_defaults=True):
-    """What the radio says now."""
-
-    cells: dict[str, Signal] = {}
-    up: tuple[str, ...] = ()
-
-
-class Tune(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the node asks for."""
-
-    tune: Name
+SCRIPT: Final = """#!/bin/sh
+# Brings the radio to the cell named first; ends with 0 when it is there.
+printf '%s %s\\n' "$1" "$$" > '{asked}' || exit 1
+while read -r who at; do
+  # What another one has left unread is passed over.
+  [ "$who" != "$$" ] || {{ [ "$at" = "$1" ]; exit; }}
+done < '{told}'
+"""
+READ_BYTES: Final = 4096
+SIGNALS: Final = "signals.json"
+SWITCH: Final = "switch"
+"""Files in the folder of a radio."""
 
 
 class Radio:
-    """One node's radio; `tune` is told where it is to go."""
+    """One node's radio, in a folder of its own; `tune` is told where it is to go."""
 
-    def __init__(self, path: Path, tune: Callable[[str], None]) -> None:
-        self.path = path
-        self.heard = Heard()
+    def __init__(self, folder: Path, tune: Callable[[str], None]) -> None:
+        self._signals = folder / SIGNALS
+        self._switch = folder / SWITCH
+        self._folder = folder
         self._tune = tune
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._asked = self._told = -1
+        self._waits = ""
+        """The process id of the program that waits."""
 
-    async def start(self) -> None:
-        """Listen. Raises OSError."""
-        self.path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(
-            self._serve, str(self.path), limit=LINE_MAX_BYTES
+    def start(self) -> None:
+        """Make file, program and pipes; from now on the program is heard. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True)
+        asked, told = self._folder / "asked", self._folder / "told"
+        for pipe in (asked, told):
+            os.mkfifo(pipe, 0o600)
+        # Both ends are ours as well, so that neither side waits for the other to open.
+        self._asked, self._told = (
+            os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for pipe in (asked, told)
         )
+        self._switch.write_text(SCRIPT.format(asked=asked, told=told), encoding="utf-8")
+        self._switch.chmod(0o700)
+        self.say({})
+        asyncio.get_running_loop().add_reader(self._asked, self._heard)
 
-    def say(self, heard: Heard) -> None:
-        """Tell what is heard now, if that is another thing than before."""
-        if heard == self.heard:
-            return
-        self.heard = heard
-        for writer in self._writers:
-            self._write(writer)
+    def say(self, signals: Mapping[str, Signal]) -> None:
+        """Write what is heard now."""
+        draft = self._signals.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(signals))
+        draft.replace(self._signals)
 
-    async def stop(self) -> None:
-        """Listen no more; safe before `start`."""
-        if self._server is not None:
-            self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        self.path.unlink(missing_ok=True)
+    def came_to(self, cell: str) -> None:
+        """Tell the program that waits where the radio is; empty: it could not go."""
+        who, self._waits = self._waits, ""
+        if who:
+            # A pipe that is full has nobody who reads.
+            with suppress(BlockingIOError):
+                os.write(self._told, f"{who} {cell}\n".encode())
 
-    def _write(self, writer: asyncio.StreamWriter) -> None:
-        if writer.transport.get_write_buffer_size() <= LINE_MAX_BYTES:
-            writer.write(msgspec.json.encode(self.heard) + b"\n")
+    def stop(self) -> None:
+        """Hear nothing more; safe before `start`."""
+        if self._asked >= 0:
+            asyncio.get_running_loop().remove_reader(self._asked)
+            os.close(self._asked)
+            os.close(self._told)
+            self._asked = self._told = -1
+            self._waits = ""
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        self._write(writer)
-        try:
-            with suppress(OSError, ValueError):
-                while line := await reader.readline():
-                    self._asked(line)
-        finally:
-            self._writers.discard(writer)
-            writer.transport.abort()
-
-    def _asked(self, line: bytes) -> None:
-        try:
-            wanted = msgspec.json.decode(line, type=Tune)
-        except msgspec.DecodeError as error:
-            print(f"{self.path.name}: not understood: {error}", file=sys.stderr)  # noqa: T201 - log
-            return
-        self._tune(wanted.tune)
+    def _heard(self) -> None:
+        with suppress(BlockingIOError):
+            for line in os.read(self._asked, READ_BYTES).decode(errors="replace").split("\n"):
+                cell, _, who = line.partition(" ")
+                if valid_name(cell) and who.isdecimal():
+                    self._waits = who
+                    self._tune(cell)

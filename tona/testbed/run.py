@@ -88,7 +88,7 @@ class Run:
         stage, given, spec = self._stage, self._given, self._bed.spec
         stage.step(f"{spec.cells} cells and {spec.nodes} nodes begin ({self._bed.ground.mode})")
         for antenna in self._antennas.values():
-            await antenna.radio.start()
+            antenna.radio.start()
         standing = await self._bed.start(self._begin)
         assert standing.seen is not None  # noqa: S101 - it has started
         operator = tls.load(standing.bundle) if standing.bundle else None
