@@ -300,8 +300,8 @@ def tensor_bytes(dtype: Dtype, shape: tuple[int, ...]) -> int:
 
 def accepts(port: Port, dtype: Dtype, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this type and shape fits the port."""
-    return (
-        port.dtype == dtype
-        and len(port.shape) == len(shape)
-        and all(want in (ANY, have) for want, have in zip(port.shape, shape, strict=True))
+    if port.dtype != dtype or len(port.shape) != len(shape):
+        return False
+    return port.shape == shape or all(
+        want in (ANY, have) for want, have in zip(port.shape, shape, strict=True)
     )

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from pathlib import Path
+from typing import Any, Final
 
 from device_agent.executors.contract import ConstantFile, Contract
 from device_agent.executors.door import PLAIN, Done, Failed, Setup
 from device_agent.executors.link import Link
 from protocols.manifest import Manifest
+
+SETTLED_MAX: Final = 64
+"""Deadlines of calls that are over which may be kept beside those of as many as are not."""
 
 
 class Slots:
@@ -149,6 +153,7 @@ class Run:
     __slots__ = (
         "_on_result",
         "_waiter",
+        "due",
         "granted",
         "instance",
         "number",
@@ -174,6 +179,8 @@ class Run:
         self.together: set[Run] = {self}
         """Those that the executor answers in the same run, as long as it has not."""
         self.result: Done | Failed | None = None
+        self.due: list[Any] = []
+        """Its place among the deadlines; empty: it has none."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def wait(self) -> None:
@@ -194,8 +201,65 @@ class Run:
         if self.result is not None:
             return False
         self.result = result
+        self.forget_due()
         if self._on_result is None:
             self.go_on()
         else:
             self._on_result(result)
         return True
+
+    def forget_due(self) -> None:
+        """Have no deadline any more."""
+        if self.due:
+            self.due[-1] = None
+            self.due = []
+
+
+class Deadlines:
+    """When runs have to be over: one timer for all, which moves only for an earlier one.
+
+    A timer of the loop for each call would cost as much as the rest of its way out.
+    """
+
+    def __init__(self, late: Callable[[Run, int], None]) -> None:
+        """`late` hears of a run that is not over, with the budget that it had in ms."""
+        self._late = late
+        self._numbers = count()
+        self._due: list[list[Any]] = []
+        """A heap: when, a number that orders equal ones, the budget, the run or None."""
+        self._kept = SETTLED_MAX
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, run: Run, limit_s: float, budget_ms: int) -> None:
+        """Hear of a run when it is not over by then."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + limit_s
+        run.due = [due_s, next(self._numbers), budget_ms, run]
+        heappush(self._due, run.due)
+        if len(self._due) > self._kept:
+            self._due = [one for one in self._due if one[-1] is not None]
+            heapify(self._due)
+            self._kept = 2 * len(self._due) + SETTLED_MAX
+        if self._timer is None or due_s < self._timer.when():
+            self._arm(loop, due_s)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due_s, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now_s = loop.time()
+        while self._due and (self._due[0][-1] is None or self._due[0][0] <= now_s):
+            _, _, budget_ms, run = heappop(self._due)
+            if run is not None:
+                self._late(run, budget_ms)
+        if self._due and self._timer is None:
+            self._arm(loop, self._due[0][0])
+
+    def close(self) -> None:
+        """Hear of no run any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

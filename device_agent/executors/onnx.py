@@ -245,6 +245,8 @@ class OnnxExecutor(RemoteExecutor):
         for left, run, what in zip(range(len(runs) - 1, -1, -1), runs, fit, strict=True):
             run.together = together
             self._send(run, link, *what, more=left)
+        for run, one in zip(runs, calls, strict=True):
+            self._bound(run, one.budget_ms)
         return True
 
     async def _run(self, run: Run, described: list[Described], inline: list[bytes]) -> None:

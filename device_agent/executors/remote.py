@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 from msgspec import structs
 
-from device_agent.executors.calls import Instance, Run, Slots
+from device_agent.executors.calls import Deadlines, Instance, Run, Slots
 from device_agent.executors.contract import (
     ConstantFile,
     Described,
@@ -115,6 +115,7 @@ class RemoteExecutor:
         self.on_infer: OnInfer = no_infer
         self._instances: dict[str, Instance] = {}
         self._kills: dict[Run, asyncio.TimerHandle] = {}
+        self._deadlines = Deadlines(self._expire)
         self._background: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -166,6 +167,7 @@ class RemoteExecutor:
     async def _close_shared(self) -> None:
         """End the shared process now and wait for everything under way."""
         self._folders.close()
+        self._deadlines.close()
         self._stay()
         self._retire()
         while self._background:
@@ -224,15 +226,14 @@ class RemoteExecutor:
         if instance.runs.setdefault(call, run) is not run:
             text = f"call {call[:80]!r} of task {task!r} is under way already"
             return Failed(FailureCode.BUSY, Blame.PEER, text, retryable=False)
-        limit_ms = min(budget_ms, instance.manifest.limits.deadline_ms)
-        timer = asyncio.get_running_loop().call_later(limit_ms / 1000, self._expire, run, budget_ms)
+        self._bound(run, budget_ms)
         try:
             await self._run(run, *described)
         except asyncio.CancelledError:
             self._stop_run(run)
             raise
         finally:
-            timer.cancel()
+            run.forget_due()
             del instance.runs[call]
         result = run.result or _not_here(task)
         instance.count(result)
@@ -265,22 +266,24 @@ class RemoteExecutor:
             return False
         run = self._begin(instance, Call(call, inputs, budget_ms, on_result, priority))
         self._send(run, link, *described)
+        self._bound(run, budget_ms)
         return True
 
     def _begin(self, instance: Instance, call: Call) -> Run:
-        """Take a call in; its budget runs."""
+        """Take a call in; `_bound` lets its budget run."""
 
         def settled(result: Done | Failed) -> None:
-            timer.cancel()
             del instance.runs[call.name]
             instance.count(result)
             call.on_result(result)
 
         run = instance.runs[call.name] = Run(instance, call.priority, settled)
-        limit_s = min(call.budget_ms, instance.manifest.limits.deadline_ms) / 1000
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(limit_s, self._expire, run, call.budget_ms)
         return run
+
+    def _bound(self, run: Run, budget_ms: int) -> None:
+        """Let the budget of a call run: after it was sent, for nothing waits for that."""
+        limit_ms = min(budget_ms, run.instance.manifest.limits.deadline_ms)
+        self._deadlines.set(run, limit_ms / 1000, budget_ms)
 
     def invoke_together(self, task: str, calls: Sequence[Call]) -> bool:
         """Begin calls in one run; False, and nothing done, where each has to go by itself."""
