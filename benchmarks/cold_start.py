@@ -174,6 +174,7 @@ def _bare(shell: Shell) -> list[float]:
         guest.call("tona_run", 0, 0, 128, 0)
         first_us = int.from_bytes(guest.memory()[64:72], "little")
         found.append(first_us / 1000 - began_ns / 1e6)
+        store.close()
     return found
 
 

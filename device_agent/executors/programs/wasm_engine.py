@@ -74,6 +74,7 @@ _call: Final = _function(
 _instantiate: Final = _function(
     "wasmtime_instance_pre_instantiate", _at, _at, _at, _at, _at, brief=False
 )
+_begin: Final = _function("wasmtime_linker_instantiate", _at, _at, _at, _at, _at, _at, brief=False)
 _memory_data: Final = _function("wasmtime_memory_data", _at, _at, _at)
 _memory_size: Final = _function("wasmtime_memory_data_size", _size, _at, _at)
 _limit: Final = _function("wasmtime_store_limiter", None, _at, *(_number,) * 5)
@@ -174,6 +175,19 @@ def instantiate(pre: wasmtime.InstancePre, store: Store) -> bindings.wasmtime_in
     """Make an instance in a store. Raises wasmtime.Trap and wasmtime.WasmtimeError."""
     instance, trap = bindings.wasmtime_instance_t(), _TrapPointer()
     error = _instantiate(pre.ptr(), store.context, ctypes.byref(instance), ctypes.byref(trap))
+    if error or trap:
+        _raise(error, trap)
+    return instance
+
+
+def begin(
+    linker: wasmtime.Linker, module: wasmtime.Module, store: Store
+) -> bindings.wasmtime_instance_t:
+    """Make the first instance of a module, where nothing is prepared for more; raises as above."""
+    instance, trap = bindings.wasmtime_instance_t(), _TrapPointer()
+    error = _begin(
+        *(linker.ptr(), store.context, module.ptr()), ctypes.byref(instance), ctypes.byref(trap)
+    )
     if error or trap:
         _raise(error, trap)
     return instance

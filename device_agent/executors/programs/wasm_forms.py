@@ -84,9 +84,9 @@ def read(on: wasmtime.Engine, folder: str, name: str, fingerprint: str) -> Form 
     except OSError:
         return None
     try:
-        size = os.fstat(handle).st_size
+        size = os.lseek(handle, 0, os.SEEK_END)
         if size <= SMALL_BYTES:
-            data = os.read(handle, size)
+            data = os.pread(handle, size, 0)
             if hashlib.sha256(data).hexdigest() != fingerprint:
                 return None
             return _form(_deserialize(on, data), data)

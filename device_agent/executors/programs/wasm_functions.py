@@ -196,6 +196,8 @@ def _monotonic_us(values: Any) -> None:
     values[0].i64 = time.monotonic_ns() // 1000
 
 
+PURE: Final = frozenset({"clock"})
+"""Groups whose functions know nothing of a call."""
 _CLOCKS: Final = {"clock_ms": _clock_ms, "monotonic_us": _monotonic_us}
 GROUPS: Final = {name: group for name, (group, _, _) in _FUNCTIONS.items()} | dict.fromkeys(
     _CLOCKS, "clock"

@@ -396,6 +396,7 @@ class Host:
     def _load(self, request: Header, turn: Turn) -> None:
         recipe = Recipe(request, self._linkers, self._folders.blobs)
         program = self._make(recipe, new=True)
+        program.link()
         # One instance on trial, so that a module too large for its limit fails here.
         store = self._store(recipe, turn)
         if recipe.wasi:

@@ -96,6 +96,8 @@ class Recipe:
         self.arguments: list[str] = request.get("arguments", [])
         self.infers = frozenset(request.get("infers", ()))
         self.granted = frozenset(request.get("functions", ())) | ({INFER} if self.infers else set())
+        self.calls = bool(self.granted - wasm_functions.PURE)
+        """Whether host functions work on something of a call."""
         self.linker = linkers.of(self.granted, wasi=self.wasi or bool(self.modules))
 
     def check(self, form: Form, libraries: list[tuple[str, Form]]) -> None:
@@ -120,7 +122,7 @@ class Recipe:
 
 
 class Program:
-    """What the calls of an instance share. Raises Refusal when it does not link."""
+    """What the calls of an instance share."""
 
     def __init__(
         self,
@@ -133,29 +135,43 @@ class Program:
         self.memory = memory
         self._form = form
         self._libraries = libraries
-        self._pre = None if libraries else self._link()
+        self._pre: wasmtime.InstancePre | None = None
+        self._begun = False
         self.constants: dict[str, Value] = {
             name: (name, dtype, tuple(shape), map_file(path, size))
             for name, dtype, shape, size, path in recipe.constants
         }
 
-    def _link(self) -> wasmtime.InstancePre:
+    def link(self) -> None:
+        """Prepare for many guests. Raises Refusal when its imports are of other types."""
         try:
-            return self.recipe.linker.instantiate_pre(self._form.module)
+            if not self._libraries:
+                self._pre = self.recipe.linker.instantiate_pre(self._form.module)
         except wasmtime.WasmtimeError as error:
             raise Refusal("executor", "user", f"the module does not link: {_say(error)}") from None
 
     def guest(self, store: wasm_engine.Store) -> wasm_engine.Guest:
         """Instantiate the program. Raises wasmtime.Trap, wasmtime.WasmtimeError and Refusal."""
+        if self._libraries:
+            return wasm_engine.Guest(store, self._linked(store))
+        if self._pre is None and self._begun:
+            # The first guest after a rest may well be the only one before the next.
+            self.link()
+        self._begun = True
         if self._pre is not None:
             return wasm_engine.Guest(store, wasm_engine.instantiate(self._pre, store))
+        found = wasm_engine.begin(self.recipe.linker, self._form.module, store)
+        return wasm_engine.Guest(store, found)
+
+    def _linked(self, store: wasm_engine.Store) -> Any:
+        """Instantiate what it is linked with, then the program."""
         if not self.recipe.wasi:
             store.set_wasi(wasmtime.WasiConfig())
         made: dict[str, wasmtime.Instance] = {}
         for name, library in self._libraries:
             instance = made[name] = self._instantiate(store, library, made)
             _begin(store, instance.exports(store))
-        return wasm_engine.Guest(store, self._instantiate(store, self._form, made)._instance)  # noqa: SLF001 - as there
+        return self._instantiate(store, self._form, made)._instance  # noqa: SLF001 - as there
 
     def _instantiate(
         self, store: wasmtime.Store, form: Form, made: dict[str, wasmtime.Instance]
@@ -177,7 +193,7 @@ class Program:
     def call(self, guest: wasm_engine.Guest, ask: wasm_infer.Ask) -> wasm_functions.Call | None:
         """Return what host functions work on during one call; None when there are none."""
         recipe = self.recipe
-        if not recipe.granted:
+        if not recipe.calls:
             return None
         models = None
         if recipe.infers:
