@@ -75,6 +75,7 @@ def test_a_process_with_a_device_reads_and_says_so(tmp_path: Path) -> None:
         "read a neighbour",
         "read by /proc",
         "list blobs",
+        "list outside",
         "open a local socket",
     )
     tried = told["tried"]
@@ -84,6 +85,11 @@ def test_a_process_with_a_device_reads_and_says_so(tmp_path: Path) -> None:
 def test_a_path_that_is_named_can_be_read(tmp_path: Path) -> None:
     (told,) = attempt(tmp_path, read=["/etc", str(tmp_path / "absent")])
     check(told, but=("read /etc/passwd",))
+
+
+def test_what_it_may_look_at_is_read_by_name_and_neither_listed_nor_changed(tmp_path: Path) -> None:
+    (told,) = attempt(tmp_path, look=[str(tmp_path)])
+    check(told, but=("read a neighbour",))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
