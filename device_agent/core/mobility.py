@@ -517,9 +517,9 @@ class Mobility:
         self._leave(move)
         self._move = None
         self._turn.timers.cancel(_PART)
-        self._turn.out.append(Say(Channel.STATUS, self._told(move), "handover"))
         self._node.settled()
         self._keep()
+        self._turn.out.append(Say(Channel.STATUS, self._told(move), "handover"))
 
     def _leave(self, move: Move) -> None:
         """End the old attachment; what was told of it is over."""
