@@ -261,7 +261,7 @@ class Host:
         self._forms: OrderedDict[tuple[str, str], wasm_forms.Form] = OrderedDict()
         self._memories: dict[str, Memory] = {}
         self._rooms: set[int] = set()
-        """Where guests have had their memory since the host last gave it back."""
+        """Where guests have had their memory."""
         self._stopped: dict[int, bool] = {}
         """The calls under way, and whether each is to stop."""
         self._asking: dict[int, SimpleQueue[tuple[Header, memoryview] | None]] = {}
@@ -324,8 +324,8 @@ class Host:
         What is being cleared meanwhile is kept until the next time.
         """
         if not self._stopped:
-            while self._rooms:
-                wasm_engine.give_back(self._rooms.pop())
+            for room in tuple(self._rooms):
+                wasm_engine.give_back(room)
 
     def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
         asking = self._asking.get(number)
