@@ -146,6 +146,7 @@ class Preparation:
                 radios=config.radios(asked),
                 switch=config.switch_program(asked),
                 radio=config.radio(asked),
+                attachment=str(Path(asked.attachment).absolute()) if asked.attachment else "",
                 trust=trusted(data) if asked.bundle else None,
             ),
             bytecode.options(bytecode.folder(os.environ)),

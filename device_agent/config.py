@@ -39,6 +39,7 @@ _OPTIONS: Final = {
     "radios": "to how many cells it can be attached at once, 1 or 2; default: 2",
     "switch": "program that brings the link to another cell up, run with CELL HOST PORT",
     "radio": "who tells the signals of cells: file:PATH or modem; default: paths are compared",
+    "attachment": "file in which to say where the node is attached, for clients beside it",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
 
@@ -58,6 +59,7 @@ class Config(Struct, frozen=True):
     radios: str | int = ""
     switch: str = ""
     radio: str = ""
+    attachment: str = ""
     sensors: dict[str, SensorFile] = {}
     """What may feed services, beside the node's own load; in the file alone."""
 

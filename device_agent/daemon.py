@@ -80,6 +80,7 @@ class Daemon:
         self._followed: set[tuple[str, Channel]] = set()
         self._home = settings
         self._links = prepared.radios, prepared.switch, prepared.radio
+        self._attachment = prepared.attachment
         self._roaming: Roaming | None = None
         self.serve(self.open(self._first(settings)))
         self._senses: Senses | None = None
@@ -129,6 +130,14 @@ class Daemon:
         self._cell = cell = session.settings.cell
         self._inbox = lru_cache(TOPICS_MAX)(self._invoke_topic)
         self._own = {one: self._topic(cell, one) for one in (*SPOKEN, *HEARD)}
+        self.note(None)
+
+    def note(self, coming: Settings | None) -> None:
+        """Say beside the node where it is attached, and to which cell it is about to be."""
+        if self._attachment:
+            from device_agent.whereabouts import note  # noqa: PLC0415 - few nodes have clients
+
+            note(self._attachment, self.session.settings, coming, alone=self._links[0] == 1)
 
     def _first(self, home: Settings) -> Settings:
         """Return how to reach the cell that served this node last."""

@@ -62,6 +62,8 @@ class Prepared(Struct, frozen=True):
     """Path of the program that brings the link to another cell up; empty: none is needed."""
     radio: str = ""
     """Who tells the signals of cells: `file:PATH`, `modem` or empty."""
+    attachment: str = ""
+    """File in which to say where the node is attached; empty: none."""
     trust: Trust | None = None
     """What it trusted last of those who sign artifacts; None on loopback."""
 

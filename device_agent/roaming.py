@@ -50,6 +50,9 @@ class Node(Protocol):
     def watch_line(self) -> None:
         """Sense the link that leads to the broker of the serving cell."""
 
+    def note(self, coming: Settings | None) -> None:
+        """Say beside the node where it is attached, and to which cell it is about to be."""
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something beside; a fault in it ends the daemon."""
 
@@ -136,6 +139,7 @@ class Roaming:
             self._node.serve(session)
         else:
             self.others[cell] = session
+            self._node.note(settings)
         self._node.tell(events.LinkUp(cell))
         self._node.spawn(session.run())
 
@@ -231,6 +235,8 @@ class Roaming:
             session = self._node.session
         if session is None or cell in self._ending:
             return
+        # Of the old one too: what is coming serves by now, or has failed.
+        self._node.note(None)
         hurry, over = self._ending[cell] = asyncio.Event(), asyncio.Event()
         self._node.spawn(self._end(session, command, hurry, over))
 

@@ -76,6 +76,7 @@ class Attachment:
         self._closing: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
         self._incarnation = 0
+        self._alone = False
         self.moves = 0
         """Since it was opened."""
         name = topics.build(settings.cell, Party.CLIENT, settings.identity, Channel.REPLY)
@@ -111,13 +112,15 @@ class Attachment:
         self._now = self._next = self._before = None
         await asyncio.gather(*(one.close() for one in ways), *self._closing)
 
-    def move(self, settings: Settings) -> None:
+    def move(self, settings: Settings, *, alone: bool = False) -> None:
         """Begin to move to a cell, or to another broker of it; what was begun before is given up.
 
-        The present session stays until the new one is up.
+        The present session stays until the new one is up; `alone` says that it is dead then,
+        whether that has been noticed or not.
         """
         if self._now is None:
             return
+        self._alone = alone
         if self._next is not None:
             if _same(self._next.settings, settings):
                 return
@@ -176,7 +179,7 @@ class Attachment:
         self._settings, self.reply_to = way.settings, way.reply_to
         self.moves += 1
         self.client.moved(self.reply_to)
-        if before is not None and before.session.connected:
+        if before is not None and before.session.connected and not self._alone:
             self._before = before
             self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._leave)
         elif before is not None:

@@ -82,9 +82,9 @@ async def connect(
 ) -> AsyncIterator["AsyncClient"]:
     """Connect to the cell whose controller is at `where` (`http://...`), or that a bundle names.
 
-    `agent` names the AI agent for which it is asked, for the log of calls. With `follow`, the
-    `attachment_file` of the device agent beside it, the client is attached to the cell that serves
-    that node, and goes with it from cell to cell; services of other cells are reached from there.
+    `agent` names the AI agent for which it is asked, for the log of calls. With `follow`, the file
+    that the device agent beside it writes (`--attachment`), the client is attached to the cell that
+    serves that node, and goes with it; services of other cells are reached from there.
 
     Raises CannotConnect when there is no connection within the time, and UserError.
     """
@@ -170,22 +170,23 @@ class AsyncClient:
         self._following = self._loop.create_task(following.watch(path, self._told))
 
     def _told(self, there: following.Whereabouts) -> None:
-        self.move(there.wanted.cell, *there.wanted.address)
-        if there.next is None:
-            self._attachment.retry_now()
+        self.move(there.wanted.cell, *there.wanted.address, alone=there.alone)
+        self._attachment.retry_now()
 
     @property
     def cell(self) -> str:
         """The cell whose broker it speaks to."""
         return self._attachment.cell
 
-    def move(self, cell: str, host: str, port: int) -> None:
+    def move(self, cell: str, host: str, port: int, *, alone: bool = False) -> None:
         """Begin to attach to the broker of another cell; the present connection stays till then.
 
-        What is under way is answered all the same. Services stay where they are, and are reached
-        through the cell of the moment.
+        What is under way is answered all the same; `alone` says that the present connection is
+        dead when the new one stands. Services stay where they are, and are reached through the
+        cell of the moment.
         """
-        self._attachment.move(replace(self._settings, cell=cell, host=host, port=port))
+        there = replace(self._settings, cell=cell, host=host, port=port)
+        self._attachment.move(there, alone=alone)
 
     async def invoke(
         self,

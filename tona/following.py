@@ -1,7 +1,7 @@
 """Following a node: a client beside it is attached to the cell that serves the node.
 
 The device agent writes where it is attached, and where it is about to be, to a file
-(`attachment_file` of its configuration), anew as a whole each time.
+(option `--attachment`), anew as a whole each time.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ class Whereabouts(Struct, frozen=True):
     node: str
     cell: str
     broker: str
-    incarnation: int = 0
-    """Of the node's attachment."""
     next: Point | None = None
-    """Where it is about to be attached."""
+    """Where it is about to be attached; the link there is up."""
+    alone: bool = False
+    """Whether what leads to the one is gone when the other is up."""
 
     @property
     def wanted(self) -> Point:
@@ -60,7 +60,7 @@ def read(path: Path) -> Whereabouts:
     except OSError as error:
         raise UserError(
             f"{path}: cannot tell where the node is attached: {error.strerror}; is"
-            " `attachment_file` set in the configuration of its device agent, and does it run?"
+            " the device agent told to write it (--attachment), and does it run?"
         ) from None
     try:
         found = msgspec.json.decode(text, type=Whereabouts)

@@ -227,7 +227,7 @@ async def test_a_client_beside_a_node_goes_where_that_goes(
     west, east = cells
     path = tmp_path / "attachment.json"
     client = AsyncClient(at_cell("west", "127.0.0.1", west.broker.port))
-    with pytest.raises(UserError, match="attachment_file"):
+    with pytest.raises(UserError, match="--attachment"):
         client.follow(path)
     path.write_text("{}")
     with pytest.raises(UserError, match="does not say"):
