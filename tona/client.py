@@ -32,7 +32,7 @@ from protocols.messages.invocation import Blob, Failure, FailureCode, Value
 from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.topics import Channel, Party, Topic
 from protocols.transport.session import DEFAULT_TENANT, Inbound
-from tona import following, values
+from tona import values
 from tona.attachment import Attachment
 from tona.errors import ClientClosed, InvocationError, bad_input, error_of
 from tona.events import (
@@ -88,13 +88,15 @@ async def connect(
 
     Raises CannotConnect when there is no connection within the time, and UserError.
     """
-    from tona.spread import SpreadClient  # noqa: PLC0415 - is a client itself
+    from tona.beside import BesideClient  # noqa: PLC0415 - is a client itself
+    from tona.spread import SpreadClient  # noqa: PLC0415 - the same
 
     target = await find(where)
-    spread = target.api_url and not follow
-    client = (SpreadClient if spread else AsyncClient)(target, tenant=tenant)
+    client: AsyncClient
     if follow:
-        client.follow(Path(follow))
+        client = BesideClient(target, Path(follow), tenant=tenant)
+    else:
+        client = (SpreadClient if target.api_url else AsyncClient)(target, tenant=tenant)
     client.agent = agent
     try:
         await client.open(timeout_s)
@@ -114,7 +116,6 @@ class AsyncClient:
         self._homes: dict[str, str] = {}
         """The cells that serve services which are not in the first one."""
         self._asked: set[str] = set()
-        self._following: asyncio.Task[None] | None = None
         self.agent = ""
         """The AI agent for which requests are made, for the log of calls."""
         self._store = Store(target.context)
@@ -151,27 +152,8 @@ class AsyncClient:
             upload.cancel()
         self._abandon(ClientClosed("the client was closed while the request was under way"))
         self._jobs.close()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
         await self._attachment.close()
         self._store.close()
-
-    def follow(self, path: Path) -> None:
-        """Be attached where the node is whose device agent writes this file; before `open`.
-
-        Raises UserError when the file is not there or says something else.
-        """
-        there = following.read(path).wanted
-        host, port = there.address
-        first = replace(self._settings, cell=there.cell, host=host, port=port)
-        self._attachment = Attachment(first, self, self._abandon)
-        self.moved(self._attachment.reply_to)
-        self._following = self._loop.create_task(following.watch(path, self._told))
-
-    def _told(self, there: following.Whereabouts) -> None:
-        self.move(there.wanted.cell, *there.wanted.address, alone=there.alone)
-        self._attachment.retry_now()
 
     @property
     def cell(self) -> str:

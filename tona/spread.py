@@ -10,9 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
-from msgspec import Struct
-
 from protocols import topics
 from protocols.errors import Blame, EnvironmentFailure
 from protocols.messages.invocation import Failure, FailureCode
@@ -22,8 +19,8 @@ from tona import values
 from tona.client import DEADLINE_MAX_S, DEADLINE_S, AsyncClient
 from tona.errors import CannotConnect, ClientClosed, ServiceUnavailable, bad_input, error_of
 from tona.job_client import ACCEPT_S, RUN_S, Job
-from tona.store import Store
 from tona.target import Target, at_cell
+from tona.where import CellFound, Where
 
 LOOK_AGAIN_S: Final = 2.0
 """A request that waits has its service looked for again this often."""
@@ -37,28 +34,14 @@ CELLS_MAX: Final = 1024
 _R = TypeVar("_R")
 
 
-class _Cell(Struct, frozen=True):
-    cell: str
-    broker: str
-
-
-class _Place(Struct, frozen=True):
-    """What `service.where` says; only what a client needs."""
-
-    known: bool
-    cell: _Cell | None = None
-
-
 class SpreadClient(AsyncClient):
     """Invokes services wherever they are; made by `connect`, for one event loop."""
 
     def __init__(self, target: Target, *, tenant: str = DEFAULT_TENANT) -> None:
         super().__init__(target, tenant=tenant)
-        self._url = target.api_url
-        self._api = Store(target.context)
-        self._places: dict[str, _Cell] = {}
-        self._clients: dict[_Cell, AsyncClient] = {}
-        self._looks: dict[str, asyncio.Task[_Place]] = {}
+        self._where = Where(target.api_url, target.context)
+        self._places: dict[str, CellFound] = {}
+        self._clients: dict[CellFound, AsyncClient] = {}
         self._opening = asyncio.Lock()
 
     async def close(self) -> None:
@@ -66,9 +49,7 @@ class SpreadClient(AsyncClient):
         clients = list(self._clients.values())
         self._clients.clear()
         await asyncio.gather(*(one.close() for one in clients))
-        for look in self._looks.values():
-            look.cancel()
-        self._api.close()
+        self._where.close()
         await super().close()
 
     async def invoke(
@@ -152,10 +133,10 @@ class SpreadClient(AsyncClient):
                     task.cancel()
                     await asyncio.wait({task})
 
-    async def _gone(self, service: str, cell: _Cell) -> bool:
+    async def _gone(self, service: str, cell: CellFound) -> bool:
         """Whether a service is in another cell than that now."""
         try:
-            place = await self._look(service)
+            place = await self._where.look(service)
         except EnvironmentFailure:
             return False
         if place.cell is None or place.cell == cell:
@@ -163,7 +144,7 @@ class SpreadClient(AsyncClient):
         self._places[service] = place.cell
         return True
 
-    async def _at(self, service: str, due_s: float) -> tuple[_Cell, AsyncClient]:
+    async def _at(self, service: str, due_s: float) -> tuple[CellFound, AsyncClient]:
         """Return the client of a service's cell. Raises ServiceUnavailable when there is none."""
         told, code = "its cell is not known", FailureCode.NOT_READY
         believed_s = self._loop.time() + UNKNOWN_S
@@ -171,7 +152,7 @@ class SpreadClient(AsyncClient):
             cell = self._places.get(service)
             try:
                 if cell is None:
-                    place = await self._look(service)
+                    place = await self._where.look(service)
                     cell = place.cell
                     told, code = "its tasks have no place yet", FailureCode.NOT_READY
                     if not place.known:
@@ -186,7 +167,7 @@ class SpreadClient(AsyncClient):
                 raise error_of(Failure(code, Blame.ENVIRONMENT, told, retryable=True))
             await asyncio.sleep(LOOK_PAUSE_S)
 
-    async def _client(self, cell: _Cell, due_s: float) -> AsyncClient:
+    async def _client(self, cell: CellFound, due_s: float) -> AsyncClient:
         async with self._opening:
             if not self._attachment.running:
                 raise ClientClosed("the client is closed: connect anew")
@@ -207,19 +188,3 @@ class SpreadClient(AsyncClient):
                 raise
             self._clients[cell] = client
             return client
-
-    async def _look(self, service: str) -> _Place:
-        """Ask where a service is, once for all who want to know. Raises EnvironmentFailure."""
-        look = self._looks.get(service)
-        if look is None:
-            look = self._loop.create_task(self._ask_where(service))
-            self._looks[service] = look
-            look.add_done_callback(lambda _: self._looks.pop(service, None))
-        return await asyncio.shield(look)
-
-    async def _ask_where(self, service: str) -> _Place:
-        answer = await self._api.text(self._url, f"/v1/services/{service}/where")
-        try:
-            return msgspec.json.decode(answer, type=_Place)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CannotConnect(f"{self._url} is no controller of ours: {error}") from None

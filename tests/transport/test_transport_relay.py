@@ -21,6 +21,7 @@ from protocols.messages.invocation import Plan as Steps
 from protocols.messages.mobility import CellPoint
 from protocols.topics import Channel, Party, Speaker, Topic, build
 from protocols.transport.session import Inbound
+from tona.beside import BesideClient
 from tona.client import AsyncClient
 from tona.target import at_cell
 
@@ -226,14 +227,14 @@ async def test_a_client_beside_a_node_goes_where_that_goes(
 ) -> None:
     west, east = cells
     path = tmp_path / "attachment.json"
-    client = AsyncClient(at_cell("west", "127.0.0.1", west.broker.port))
+    target = at_cell("west", "127.0.0.1", west.broker.port)
     with pytest.raises(UserError, match="--attachment"):
-        client.follow(path)
+        BesideClient(target, path)
     path.write_text("{}")
     with pytest.raises(UserError, match="does not say"):
-        client.follow(path)
+        BesideClient(target, path)
     _written(path, east)
-    client.follow(path)
+    client = BesideClient(target, path)
     await client.open()
     try:
         assert client.cell == "east"
