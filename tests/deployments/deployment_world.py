@@ -41,10 +41,20 @@ class World(Loop):
 
 @asynccontextmanager
 async def running(
-    folder: Path, name: str, nodes: int, broker: str = "embedded"
+    folder: Path,
+    name: str,
+    nodes: int,
+    broker: str = "embedded",
+    options: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
     said: list[str] = []
-    plan = Plan(folder=folder, deployment=deployment(name), nodes=nodes, broker=broker)
+    plan = Plan(
+        folder=folder,
+        deployment=deployment(name),
+        nodes=nodes,
+        broker=broker,
+        node_options=options,
+    )
     deployed = Deployed(plan, lambda one, text: said.append(f"{one} {text}"))
     try:
         seen = await deployed.start()

@@ -1,0 +1,74 @@
+"""A node is handed over to and fro while it is asked, and while a program beside it asks."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment_world import World, running
+from loop_cell import Stream, chain, echo_module, expecting
+
+import tona
+
+pytestmark = pytest.mark.timeout(120)
+DEADLINE_S = 30.0
+ROAMS, STAYS = "ue-1", "ue-3"
+"""Both begin in du-1."""
+
+
+async def _submit(world: World, name: str, node: str) -> None:
+    document = json.loads(chain(name, 1, echo_module()))
+    [service] = document["services"]
+    service["tasks"][0]["nodes"], service["spares"] = [node], 0
+    body = {"document": json.dumps(document), "format": "json"}
+    (await world.http.post("/v1/usecases", json=body)).raise_for_status()
+
+
+async def _tasks(world: World) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = await world.until(
+        "/v1/tasks",
+        lambda tasks: len(tasks) == 3 and all(one["state"] == "running" for one in tasks),
+    )
+    return tasks
+
+
+@pytest.mark.parametrize("radios", ["2", "1"])
+async def test_a_node_that_is_handed_over_serves_and_is_served(tmp_path: Path, radios: str) -> None:
+    options = (f"--attachment={tmp_path}/{{node}}.json", f"--radios={radios}")
+    async with running(tmp_path, "cu-dus-ues", 3, options=options) as world:
+        # The first one brings the module; it stays where it is.
+        await world.submit("echo", 1)
+        await _submit(world, "device", ROAMS)
+        await _submit(world, "edge", STAYS)
+        before = {one["spec"]["task"]: one["epoch"] for one in await _tasks(world)}
+        url = world.seen.api_url
+        async with tona.connect(url) as far, tona.connect(url, follow=_file(tmp_path)) as near:
+            streams = [Stream(far, "device", DEADLINE_S), Stream(near, "edge", DEADLINE_S)]
+            workers = [asyncio.create_task(one.work()) for one in streams for _ in range(2)]
+            for number, cell in enumerate(["du-2", "du-1", "du-2"]):
+                await asyncio.gather(*(one.more(20) for one in streams))
+                path = f"/v1/nodes/{ROAMS}/handover"
+                (await world.http.post(path, json={"cell": cell})).raise_for_status()
+                done = await world.until(
+                    "/v1/handovers",
+                    lambda seen, want=number + 1: (
+                        sum(one["state"] == "completed" for one in seen) == want
+                    ),
+                )
+                assert done[0]["attached"] == (radios == "2")
+                with expecting(f"the handover to {cell}"):
+                    await asyncio.gather(*(one.more(20) for one in streams))
+            for one in streams:
+                one.stop()
+            await asyncio.gather(*workers)
+            assert near.cell == "du-2"
+        for one in streams:
+            assert (one.failures, one.wrong, one.answered) == ([], 0, one.sent)
+        # Neither task has begun anew.
+        assert {one["spec"]["task"]: one["epoch"] for one in await _tasks(world)} == before
+        await world.until(f"/v1/nodes/{ROAMS}", lambda one: one["scheduler"] == "ts-du-2")
+
+
+def _file(folder: Path) -> Path:
+    return folder / f"{ROAMS}.json"
