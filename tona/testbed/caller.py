@@ -24,6 +24,7 @@ from controller.child import READY_PREFIX
 from protocols.topics import Speaker
 from protocols.transport import tls
 from protocols.transport.settings import Settings
+from tona.beside import BesideClient
 from tona.client import AsyncClient
 from tona.errors import InvocationError
 from tona.events import Finish
@@ -89,7 +90,8 @@ class Caller:
             cell=ask.cell,
             tls=context,
         )
-        self.client = AsyncClient(Target(settings, context))
+        target = Target(settings, context)
+        self.client = BesideClient(target, Path(ask.follow)) if ask.follow else AsyncClient(target)
         # Whatever is handed to an application passes here, and once for each request, or it is told
         # twice; the future that waits would hide that.
         finish = self.client._on[Finish]  # noqa: SLF001 - as above
@@ -99,8 +101,6 @@ class Caller:
         """Connect, ask, wait for what is under way, and sum up. Raises CannotConnect, UserError."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.told.set)
-        if self._ask.follow:
-            self.client.follow(Path(self._ask.follow))
         try:
             await self.client.open(CONNECT_S)
             sys.stdout.write(f"{READY_PREFIX}{self._ask.service}\n")
