@@ -10,10 +10,11 @@ from protocols.errors import Blame
 from protocols.messages.invocation import Failure, FailureCode
 from tona import spread
 from tona.errors import BadInput, CannotConnect, ServiceUnavailable, error_of
-from tona.spread import SpreadClient, _Cell, _Place
+from tona.spread import SpreadClient
 from tona.target import at_cell
+from tona.where import CellFound, Found
 
-HERE, THERE = _Cell("c1", "mqtt://127.0.0.1:1"), _Cell("c2", "mqtt://127.0.0.1:2")
+HERE, THERE = CellFound("c1", "mqtt://127.0.0.1:1"), CellFound("c2", "mqtt://127.0.0.1:2")
 GONE = error_of(Failure(FailureCode.NO_SERVICE, Blame.USER, "there is no service", retryable=True))
 
 
@@ -48,12 +49,13 @@ class Spread(SpreadClient):
 
     def __init__(self) -> None:
         super().__init__(at_cell("c0", "127.0.0.1", 9, "http://127.0.0.1:9"))
-        self.says: list[_Place | Exception] = []
+        self.says: list[Found | Exception] = []
         self.looked = 0
         self.thrice = asyncio.Event()
         self.cells = {HERE: OneCell("c1"), THERE: OneCell("c2")}
+        self._where._ask = self._ask_where  # type: ignore[method-assign] - of the controller
 
-    async def _ask_where(self, service: str) -> _Place:
+    async def _ask_where(self, service: str) -> Found:
         del service
         self.looked += 1
         said = self.says.pop(0) if len(self.says) > 1 else self.says[0]
@@ -63,7 +65,7 @@ class Spread(SpreadClient):
             raise said
         return said
 
-    async def _client(self, cell: _Cell, due_s: float) -> Any:
+    async def _client(self, cell: CellFound, due_s: float) -> Any:
         del due_s
         return self.cells[cell]
 
@@ -79,7 +81,7 @@ async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Spread]:
 
 
 async def test_a_service_is_looked_for_once_and_asked_in_its_cell(client: Spread) -> None:
-    client.says = [_Place(known=True, cell=THERE)]
+    client.says = [Found(known=True, cell=THERE)]
     for _ in range(3):
         assert await client.invoke("s", {}) == "answer of c2"  # type: ignore[comparison-overlap]
     assert client.looked == 1
@@ -87,7 +89,7 @@ async def test_a_service_is_looked_for_once_and_asked_in_its_cell(client: Spread
 
 
 async def test_a_request_that_waits_follows_its_service(client: Spread) -> None:
-    client.says = [_Place(known=True, cell=HERE), _Place(known=True, cell=THERE)]
+    client.says = [Found(known=True, cell=HERE), Found(known=True, cell=THERE)]
     client.cells[HERE].does = "wait"
     result = await asyncio.wait_for(client.invoke("s", {}, deadline_s=20), 30)
     assert result == "answer of c2"  # type: ignore[comparison-overlap]
@@ -96,13 +98,13 @@ async def test_a_request_that_waits_follows_its_service(client: Spread) -> None:
 
 
 async def test_a_cell_that_knows_the_service_no_more_is_left(client: Spread) -> None:
-    client.says = [_Place(known=True, cell=HERE), _Place(known=True, cell=THERE)]
+    client.says = [Found(known=True, cell=HERE), Found(known=True, cell=THERE)]
     client.cells[HERE].does = GONE
     assert await client.invoke("s", {}) == "answer of c2"  # type: ignore[comparison-overlap]
 
 
 async def test_where_it_has_not_gone_its_failure_is_told(client: Spread) -> None:
-    client.says = [_Place(known=True, cell=HERE)]
+    client.says = [Found(known=True, cell=HERE)]
     client.cells[HERE].does = GONE
     with pytest.raises(ServiceUnavailable, match="there is no service"):
         await client.invoke("s", {})
@@ -112,12 +114,12 @@ async def test_a_controller_that_is_away_and_a_place_to_come_are_waited_for(
     client: Spread,
 ) -> None:
     away = CannotConnect("nobody answers")
-    client.says = [away, _Place(known=True), _Place(known=True, cell=HERE)]
+    client.says = [away, Found(known=True), Found(known=True, cell=HERE)]
     assert await client.invoke("s", {}) == "answer of c1"  # type: ignore[comparison-overlap]
 
 
 async def test_a_controller_that_goes_away_leaves_requests_where_they_are(client: Spread) -> None:
-    client.says = [_Place(known=True, cell=HERE), CannotConnect("nobody answers")]
+    client.says = [Found(known=True, cell=HERE), CannotConnect("nobody answers")]
     client.cells[HERE].does = "wait"
     task = asyncio.create_task(client.invoke("s", {}))
     await asyncio.wait_for(client.thrice.wait(), 30)
@@ -129,10 +131,10 @@ async def test_a_controller_that_goes_away_leaves_requests_where_they_are(client
 
 
 async def test_what_is_nowhere_is_told_at_the_deadline_or_at_once(client: Spread) -> None:
-    client.says = [_Place(known=True)]
+    client.says = [Found(known=True)]
     with pytest.raises(ServiceUnavailable, match="no place yet"):
         await client.invoke("s", {}, deadline_s=0.1)
-    client.says = [_Place(known=False)]
+    client.says = [Found(known=False)]
     with pytest.raises(ServiceUnavailable, match="there is no service 's'"):
         await client.invoke("s", {}, deadline_s=60)
     with pytest.raises(BadInput, match="cannot name a service"):
