@@ -13,7 +13,7 @@ from tona.testbed.antenna import Antenna
 from tona.testbed.bed import Bed
 from tona.testbed.figures import Driven, Passed
 from tona.testbed.replay import steps
-from tona.testbed.traces import WINDOW_S, Window
+from tona.testbed.traces import Window
 from tona.testbed.where import Where
 
 HANDOVER: Final = "node.handover"
@@ -92,7 +92,7 @@ class Driver:
             if step.serving != serving:
                 serving = step.serving
                 self._want(serving)
-        await _at(begin_s + WINDOW_S)
+        await _at(begin_s + window.length_s)
         moved = where.moves[node] - moves
         driven.handovers += moved
         if window.moves and not moved and driven.failed == failed:

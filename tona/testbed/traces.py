@@ -44,12 +44,13 @@ class Sample(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True):
-    """Ten seconds of a trace; times of samples count from its beginning."""
+    """A piece of a trace; times of samples count from its beginning."""
 
     trace: str
     samples: tuple[Sample, ...]
     moves: bool
     """Whether the serving cell changes in its middle; else it never does."""
+    length_s: float = WINDOW_S
 
     @property
     def changes(self) -> int:
