@@ -160,7 +160,7 @@ def test_a_folder_without_traces_is_told(tmp_path: Path) -> None:
 def test_the_real_traces() -> None:
     for file in sorted(REAL.glob("*.csv.gz"))[:3]:
         found = windows(file.name, parse_file(file))
-        assert sum(one.moves for one in found) > 10
+        assert {one.moves for one in found} == {True, False}
         for one in found:
             made = steps(one, "du-1", CELLS)
             assert len({step.serving for step in made}) > one.moves
