@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from controller.broker.address import Address
 from controller.broker.spec import EMBEDDED, parse_url
 from controller.decider import Role
+from controller.mobility.settings import MobilitySettings
 from protocols.base import Name
 from protocols.errors import UserError
 from protocols.topics import valid_name
@@ -75,6 +76,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the TA: those of its schedulers; empty: our own."""
     direct: tuple[str, ...] = ()
     """Of the TA: brokers (as `uplink`) of cells whose nodes it also hears and speaks to itself."""
+    mobility: MobilitySettings = MobilitySettings()
+    """How it is decided which cell serves a node; a table of the file, nowhere else."""
     neighbours: tuple[Name, ...] | None = None
     """Of the TS: the cells that its nodes may be handed over to, of those whose TS has the same TA;
     None: all of them.
@@ -113,7 +116,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
     """Return the configuration; flags that are None were not given. Raises UserError."""
     merged: dict[str, Any] = dict(_from_file(path)) if path else {}
-    for name in Config.__struct_fields__:
+    for name in set(Config.__struct_fields__) - {"mobility"}:
         said = environment.get(PREFIX + name.upper(), "")
         if said:
             merged[name] = said

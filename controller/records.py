@@ -527,6 +527,9 @@ class HandoverRecord(Struct, frozen=True):
     """Why it was refused or has failed."""
     conditional: bool = False
     by_hand: bool = False
+    offset_db: float = 0.0
+    """Of the condition."""
+    time_to_trigger_ms: int = 0
     others: tuple[str, ...] = ()
     """Cells that are tried when the target has no room, in order."""
     incarnation: int = 0

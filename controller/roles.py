@@ -42,6 +42,7 @@ def deciders(
             side=config.side,
             cells=config.cells or (config.cell,),
             direct=bool(config.direct),
+            mobility=config.mobility,
             unix_offset_ms=unix_offset_ms,
         )
         made.append(Anchor(anchor))
@@ -61,6 +62,7 @@ def deciders(
             if broker_url
             else None,
             neighbours=config.neighbours,
+            mobility=config.mobility,
         )
         made.append(Scheduler(scheduler))
     return made

@@ -23,6 +23,7 @@ from controller.anchor import (
 )
 from controller.anchor.book import Book
 from controller.anchor.calibrations import Calibrations
+from controller.anchor.cells import Cells
 from controller.anchor.direct import Direct
 from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.escalations import Escalations
@@ -61,7 +62,7 @@ from protocols.messages import (
     JobsMoved,
     JobSubmit,
     LeaseRequest,
-    Neighbours,
+    Measurement,
     NodeSummary,
     Relinquished,
     RunFigures,
@@ -72,7 +73,6 @@ from protocols.messages import (
     TaskEvent,
     TaskReport,
 )
-from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint
 
 __all__ = ["Anchor", "Settings"]
 
@@ -106,7 +106,7 @@ class Anchor:
         self.switching.begun = self.handovers.task_begun
         self.switching.done = self.handovers.task_done
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
-        self._neighbours = 0
+        self.cells = Cells(self.book, self.elsewheres, self.handovers)
         parts = self.book, self.granting, self.placing
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
         self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
@@ -150,6 +150,7 @@ class Anchor:
             HandoverRequired: self.handovers.required,
             HandoverAnswer: self.handovers.answered,
             HandoverFailed: self.handovers.failed,
+            Measurement: self.cells.measured,
             HandoverTimes: self.handovers.took,
         }
         if self.settings.direct:
@@ -198,6 +199,7 @@ class Anchor:
         self.switching.settle()
         self.handovers.settle()
         self.fleet.settle()
+        self.cells.settle()
         self.placing.settle()
         self.calibrations.settle()
         self.jobs.settle()
@@ -228,24 +230,11 @@ class Anchor:
         grants = self.granting.again(event.sender, event.cause)
         grants += self.granting.leaving(event.sender, event.cause)
         self.switching.again(event.sender, event.cause)
-        self._place(event.sender, hello.point, event.cause)
+        self.cells.placed(event.sender, hello.point, event.cause)
         self.elsewheres.again(event.sender, event.cause)
         welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants)
         self.desk.tell_role(event.sender, welcome, event.cause)
         self.jobs.linked(event.sender)
-
-    def _place(self, scheduler: str, point: CellPoint | None, cause: str) -> None:
-        """Note where a cell is reached; every scheduler is told which others there are."""
-        known = self.elsewheres.points
-        if scheduler not in self.settings.schedulers or point is None:
-            return
-        fresh = known.get(scheduler) != point
-        known[scheduler] = point
-        self._neighbours += fresh
-        for to in list(known) if fresh else (scheduler,):
-            cells = tuple(one for one in known.values() if one.scheduler != to)
-            named = Neighbours(self._neighbours, cells[:MAX_NEIGHBOURS])
-            self.desk.tell_role(to, named, cause)
 
     def _on_linked(self, role: str) -> None:
         """Bring a role up to date; a scheduler says hello by itself when it is linked."""

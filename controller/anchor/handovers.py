@@ -8,7 +8,7 @@ interrupts goes on from its record, or from the next summary of where the node i
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec import structs
@@ -73,6 +73,8 @@ class Handovers:
         """By node and task: when the task was taken back."""
         self._calls: dict[str, str] = {}
         """Who waits for the answer of a target, by node."""
+        self.watch: Callable[[HandoverRecord], None] = lambda _: None
+        """Is told of every handover that fails, and of every node that has come."""
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take in the history."""
@@ -141,8 +143,13 @@ class Handovers:
             body.cause,
             event.cause,
             by_hand=body.by_hand,
-            conditional=body.conditional,
+            condition=body if body.conditional else None,
         )
+
+    def busy(self, node: str) -> bool:
+        """Whether a handover of a node is under way that another one may not replace."""
+        before = self.under_way(node)
+        return before is not None and not (before.conditional and before.state is _S.COMMANDED)
 
     def _impossible(self, node: str, cells: tuple[str, ...]) -> str:
         """Return why a node cannot be handed over to any of these cells; empty: it can."""
@@ -159,7 +166,7 @@ class Handovers:
             named = ", ".join(known) if known else "none"
             return f"there is no cell {cells[0]!r} that {node!r} could go to; there are: {named}"
         before = self.under_way(node)
-        if before is not None and not (before.conditional and before.state is _S.COMMANDED):
+        if before is not None and self.busy(node):
             return f"handover {before.handover} of node {node!r} is {before.state}"
         return ""
 
@@ -172,7 +179,7 @@ class Handovers:
         cause: str,
         *,
         by_hand: bool = False,
-        conditional: bool = False,
+        condition: HandoverRequired | None = None,
     ) -> None:
         before = self.under_way(node)
         if before is not None:
@@ -187,7 +194,9 @@ class Handovers:
             others=tuple(others),
             incarnation=facts.attached,
             by_hand=by_hand,
-            conditional=conditional,
+            conditional=condition is not None,
+            offset_db=condition.offset_db if condition is not None else 0.0,
+            time_to_trigger_ms=condition.time_to_trigger_ms if condition is not None else 0,
         )
         self._put(record, cause)
         self._ask(record, cause)
@@ -242,6 +251,8 @@ class Handovers:
             point,
             record.incarnation,
             record.conditional,
+            record.offset_db,
+            record.time_to_trigger_ms,
             expires_ms=expires_ms,
         )
         record = self._put(self._at(record, _S.COMMANDED), event.cause)
@@ -259,13 +270,13 @@ class Handovers:
             return
         answer = HandoverAnswer(record.handover, record.node, False, record.target, why[:2000])
         self._book.desk.tell_role(self._scheduler_at(record.source), answer, cause)
-        self._end(record, _S.REFUSED, why, cause)
+        self.watch(self._end(record, _S.REFUSED, why, cause))
 
     def failed(self, event: Received, body: HandoverFailed) -> None:
         """Take in that a node could not be handed over; it stays where it is."""
         record = self._of(body.node, body.handover, _S.COMMANDED)
         if record is not None and event.sender in self._book.settings.schedulers:
-            self._end(record, _S.FAILED, body.reason, event.cause)
+            self.watch(self._end(record, _S.FAILED, body.reason, event.cause))
 
     def fired(self, node: str) -> None:
         """Give up what has not come in time."""
@@ -275,7 +286,8 @@ class Handovers:
         if record.state is _S.PREPARING:
             self._next(record, f"{record.target} does not answer", "handover")
         elif record.state is _S.COMMANDED:
-            self._end(record, _S.FAILED, f"it has not come to {record.target} in time", "handover")
+            why = f"it has not come to {record.target} in time"
+            self.watch(self._end(record, _S.FAILED, why, "handover"))
 
     # When the node has come.
 
@@ -301,6 +313,7 @@ class Handovers:
         self._book.desk.wake(TIMER + node, None)
         self._switched_ms.setdefault(node, {})
         self._put(record, cause)
+        self.watch(record)
         self._answer(record)
 
     def task_begun(self, node: str, task: str) -> None:
@@ -361,12 +374,15 @@ class Handovers:
             record, state=state, phases={**record.phases, state.value: passed_ms}
         )
 
-    def _end(self, record: HandoverRecord, state: HandoverState, why: str, cause: str) -> None:
+    def _end(
+        self, record: HandoverRecord, state: HandoverState, why: str, cause: str
+    ) -> HandoverRecord:
         record = self._put(structs.replace(self._at(record, state), reason=why[:500]), cause)
         self.crossings.ended(record, cause)
         self._began_ms.pop(record.node, None)
         self._book.desk.wake(TIMER + record.node, None)
         self._answer(record)
+        return record
 
     def _answer(self, record: HandoverRecord) -> None:
         call = self._calls.pop(record.node, None)

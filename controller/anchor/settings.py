@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from controller.mobility.settings import MobilitySettings
+
 
 class Settings(Struct, frozen=True):
     """Who this anchor is and to whom it speaks."""
@@ -16,5 +18,7 @@ class Settings(Struct, frozen=True):
     """Of its schedulers, for people and NAMO."""
     unix_offset_ms: int | None = None
     """Added to the time of a turn it is the wall clock's, for people; None: that is not known."""
+    mobility: MobilitySettings = MobilitySettings()
+    """How it decides which cell serves a node, where it does."""
     direct: bool = False
     """Whether it hears nodes and speaks to them itself, beside their schedulers."""

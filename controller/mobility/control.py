@@ -55,6 +55,10 @@ class _Node(Struct):
     """Until when the decided handover may take."""
     prepared: tuple[str, ...] = ()
     """Of a conditional handover."""
+    prepared_ms: float = 0.0
+    """Until when."""
+    due_ms: float | None = None
+    """Since when a prepared node should have moved."""
     bars: dict[str, _Bar] = {}
     seen_ms: float = 0.0
 
@@ -75,6 +79,8 @@ class MobilityControl:
         if one.busy_ms is not None and now_ms < one.busy_ms:
             return Decision(Kind.STAY, reason="a handover is under way")
         one.busy_ms = None
+        if one.prepared and now_ms >= one.prepared_ms:
+            one.prepared = ()
         wanted = set(measured.holding) or {other.cell for other in measured.neighbours}
         here = measured.serving.cell
         targets = tuple(
@@ -93,16 +99,20 @@ class MobilityControl:
 
     def _note(self, one: _Node, decision: Decision, now_ms: float) -> Decision:
         if decision.kind is Kind.HANDOVER:
-            if set(decision.targets) <= set(one.prepared):
+            one.due_ms = now_ms if one.due_ms is None else one.due_ms
+            late = now_ms - one.due_ms >= self.settings.patience_ms
+            if set(decision.targets) <= set(one.prepared) and not late:
                 return Decision(
                     Kind.STAY, reason="the node moves by itself", weighed=decision.weighed
                 )
+            one.prepared, one.due_ms = (), None
             one.busy_ms = now_ms + self.settings.patience_ms
             self.tally.handovers += 1
         elif decision.kind is Kind.CONDITIONAL:
             if set(decision.targets) <= set(one.prepared):
                 return STAY
-            one.prepared = decision.targets
+            one.prepared, one.due_ms = decision.targets, None
+            one.prepared_ms = now_ms + self.settings.prepared_ms
             self.tally.conditional += 1
         return decision
 

@@ -1,6 +1,6 @@
 """What a cell is told of mobility; every figure has a default that suits most."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -29,8 +29,11 @@ PATH = Scale(weak_db=-20.0, good_db=-18.0, dead_db=-33.0, dead_gap_db=60.0)
 """100 ms, 63 ms, 2 s. Paths do not disturb each other."""
 
 
-class MobilitySettings(Struct, frozen=True):
-    """How one cell decides on its nodes."""
+class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one cell decides on its nodes; the table `[mobility]` of its controller's file."""
+
+    decides: Literal["ts", "ta"] = "ts"
+    """Who does; the TS hands on what its nodes report where that is the TA."""
 
     offset_db: Decibel = 3.0
     """By so much a neighbour has to be better (A3)."""
@@ -83,6 +86,8 @@ class MobilitySettings(Struct, frozen=True):
     """In one window; then no return is wanted before its time is over, unless the link dies."""
     patience_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5000
     """A handover that was decided may take so long before the next one is."""
+    prepared_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 60_000
+    """A conditional handover that was not executed is void after so long."""
     bar_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000
     """A target where a handover failed is not tried for so long, twice as long after the next."""
 

@@ -39,6 +39,7 @@ from controller.scheduler.jobs import Jobs
 from controller.scheduler.keeper import Keeper
 from controller.scheduler.leases import Leases
 from controller.scheduler.memories import Memories
+from controller.scheduler.mobility import Mobility
 from controller.scheduler.mover import LISTENING, Mover
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.quality import sane_report
@@ -60,6 +61,7 @@ from protocols.messages import (
     EnvelopeRevoke,
     EscalationAnswer,
     Flagged,
+    HandoverAnswer,
     HandoverCommand,
     HandoverFailed,
     HandoverRequest,
@@ -78,6 +80,7 @@ from protocols.messages import (
     Lease,
     LinkReport,
     LoadReport,
+    Measurement,
     MemoryState,
     Neighbours,
     ProfileReport,
@@ -132,6 +135,12 @@ class Scheduler:
         )
         parts = self.desk, self.nodes, self.table, self.fleet, self.adoption
         self.handovers = Handovers(settings, *parts)
+        self.mobility = Mobility(
+            settings,
+            *(self.desk, self.nodes, self.table, self.fleet),
+            self.keeper.gauges,
+            self.handovers,
+        )
         self.accounts = Accounts(self.desk)
         self.inquiries = Inquiries(
             self.desk,
@@ -182,6 +191,8 @@ class Scheduler:
             HandoverRequest: self.handovers.request,
             HandoverCommand: self.handovers.command,
             HandoverFailed: self._on_failed,
+            HandoverAnswer: self.mobility.answered,
+            Measurement: self.mobility.measured,
             HandoverTimes: self._on_times,
             Elsewhere: self.handovers.elsewhere,
         }
@@ -238,6 +249,7 @@ class Scheduler:
         if self.fleet.birth(event, birth):
             stamp = (event.incarnation, event.number)
             self.handovers.born(event.sender, event.incarnation, birth, event.cause)
+            self.mobility.born(event.sender, birth)
             self.adoption.node_born(event.sender, stamp, birth.holdings, event.cause)
             self.feeds.node_born(event.sender, birth.feeds)
             self.jobs.node_born(event.sender)
@@ -290,6 +302,7 @@ class Scheduler:
     def _on_failed(self, event: Received, failed: HandoverFailed) -> None:
         if self.fleet.heard(event) is not None:
             self.handovers.failed(event, failed)
+            self.mobility.failed(failed)
 
     def _on_times(self, event: Received, times: HandoverTimes) -> None:
         if self.fleet.heard(event) is not None:
@@ -307,6 +320,7 @@ class Scheduler:
         if after is NodeState.MOVED:
             self.handovers.gone(node)
             self.handovers.carry(node, self.fleet.moved_to[node])
+            self.mobility.left(node, self.fleet.moved_to[node])
         if after is NodeState.LOST:
             self.adoption.node_lost(node)
             self.handovers.gone(node)
@@ -446,6 +460,7 @@ class Scheduler:
             self.leases.sweep()
             self.fleet.sweep()
             self.handovers.sweep()
+            self.mobility.sweep()
             self.mover.sweep()
             self.mover.spread()
             self.memories.sweep()

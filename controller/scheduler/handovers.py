@@ -73,6 +73,8 @@ class Handovers:
         """By anchor: the cells that it has named."""
         self._number = settings.epoch << EPOCH_SHIFT
         self.neighbours: tuple[CellPoint, ...] = ()
+        self.loads: dict[str, float] = {}
+        """By cell, as anchors say."""
         self._arrivals: dict[str, _Arrival] = {}
         self._kept_ms: dict[str, int] = {}
         """Nodes with tasks that nobody has granted: when that was said last."""
@@ -93,6 +95,7 @@ class Handovers:
         ):
             return
         self._said[event.sender] = body
+        self.loads |= {one.cell: load for one, load in zip(body.cells, body.loads, strict=False)}
         wanted = self._settings.neighbours
         cells = {
             one.cell: one
@@ -100,7 +103,10 @@ class Handovers:
             for one in said.cells
             if one.scheduler != self._settings.name and (wanted is None or one.cell in wanted)
         }
-        found = tuple(cells[name] for name in sorted(cells))[:MAX_NEIGHBOURS]
+        offsets = self._settings.mobility.offsets_db
+        found = tuple(
+            structs.replace(cells[name], offset_db=offsets.get(name, 0.0)) for name in sorted(cells)
+        )[:MAX_NEIGHBOURS]
         self._adoption.roaming = any(said.cells for said in self._said.values())
         reach = {one.cell: one for said in self._said.values() for one in said.cells}
         # A service may be served in a cell that no node of ours is to go to.
@@ -114,7 +120,8 @@ class Handovers:
                 self._tell(node, event.cause)
 
     def _tell(self, node: str, cause: str) -> None:
-        self._desk.tell(ToNode(node), Neighbours(self._number, self.neighbours), cause)
+        told = Neighbours(self._number, self.neighbours, self._settings.mobility.measuring)
+        self._desk.tell(ToNode(node), told, cause)
 
     # Nodes.
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from controller.mobility.settings import MobilitySettings
 from protocols.messages.mobility import CellPoint
 
 EPOCH_SHIFT: Final = 32
@@ -26,5 +27,6 @@ class Settings(Struct, frozen=True):
     """Those of the anchors that run in other processes."""
     point: CellPoint | None = None
     """Where its cell is reached."""
+    mobility: MobilitySettings = MobilitySettings()
     neighbours: tuple[str, ...] | None = None
     """Cells to which its nodes may be handed over, of those that anchors name; None: all."""

@@ -22,6 +22,7 @@ CEILING_DB: Final = 100.0
 Level = Annotated[float, Meta(ge=FLOOR_DB, le=CEILING_DB)]
 Decibel = Annotated[float, Meta(ge=-60, le=60)]
 Wait = Annotated[int, Meta(ge=0, le=60_000)]
+Load = Annotated[float, Meta(ge=0, le=1)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
 Span = Annotated[float, Meta(ge=0)]
 
@@ -99,6 +100,8 @@ class Neighbours(Message, tag="neighbours", frozen=True):
     """Without its own."""
     measuring: Measuring = Measuring()
     """What to tell of them, and how often to look."""
+    loads: Annotated[tuple[Load, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """Of the cells in order, 1 is the limit; said by the TA to its TS alone."""
 
 
 class CellMeasure(Part, frozen=True):
@@ -143,6 +146,8 @@ class Measurement(Message, tag="measurement", frozen=True):
     """What measuring neighbours has taken from the network lately."""
     spent_cpu_percent: Annotated[float, Meta(ge=0)] = 0.0
     """Of one core."""
+    node: Annotated[str, Meta(max_length=64)] = ""
+    """Whose it is, where a TS hands it on to the TA that decides."""
 
 
 class HandoverRequired(Message, tag="handover-required", frozen=True):
@@ -161,6 +166,10 @@ class HandoverRequired(Message, tag="handover-required", frozen=True):
     """Whether the node is to execute it by itself when its condition holds."""
     by_hand: bool = False
     """Whether an operator asks for it."""
+    offset_db: Decibel = 0.0
+    """Of the condition, as in HandoverCommand."""
+    time_to_trigger_ms: Wait = 0
+    """As in HandoverCommand."""
 
 
 class HandoverRequest(Message, tag="handover-request", frozen=True):

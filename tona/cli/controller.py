@@ -74,7 +74,7 @@ def controller(  # noqa: PLR0917 - each parameter is an option of its own name
 ) -> None:
     """Run the controller of a cell until it is told to end (Ctrl-C or SIGTERM)."""
     given = dict(locals())
-    told = {field: given[field] for field in Config.__struct_fields__}
+    told = {field: given[field] for field in Config.__struct_fields__ if field in given}
     asked = read(config, os.environ, told)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     ended = asyncio.run(_run(asked, as_json))
