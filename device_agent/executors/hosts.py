@@ -114,6 +114,12 @@ class Hosts:
         if host is not None:
             host.kill()
 
+    def lull(self) -> None:
+        """Have hosts that run nothing give back the room that guests had."""
+        for host in self._by_tenant.values():
+            if not host.link.pending:
+                host.link.tell({"op": "lull", "id": 0})
+
     def at(self, link: Link | None) -> Host | None:
         """Return the host in use behind a link."""
         return next((one for one in self._by_tenant.values() if one.link is link), None)

@@ -40,6 +40,10 @@ from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
 
 COMPILE_TIMEOUT_S: Final = 120.0
+LULL_S: Final = 0.1
+"""Without a call: what comes in a burst finds the room of the guest before it."""
+LULL_SPARE_S: Final = 0.01
+"""So much earlier is no other timer worth."""
 MAX_THREADS: Final = 4
 """Calls that one host runs at once, at most."""
 FORMS: Final = "forms"
@@ -95,6 +99,8 @@ class WasmExecutor(RemoteExecutor):
         }
         self._hosts = Hosts(self._start_zygote, folders, self._hung_up, self._report, self._asked)
         self._compiling: dict[str, asyncio.Task[None]] = {}
+        self._lull: asyncio.TimerHandle | None = None
+        self._answered_s = 0.0
         self._make_cache()
         private_folder(memories)
         _prune(memories)
@@ -348,6 +354,23 @@ class WasmExecutor(RemoteExecutor):
             frame["fail"] = (result.code, result.blame, result.text, result.retryable)
         run.sent.tell(frame, buffers=buffers)
 
+    def _freed(self, instance: Instance, link: Link) -> None:
+        """Have hosts give back the room of their guests when no call comes for a while."""
+        del instance, link
+        loop = asyncio.get_running_loop()
+        self._answered_s = loop.time()
+        if self._lull is None:
+            self._lull = loop.call_later(LULL_S, self._rest_hosts)
+
+    def _rest_hosts(self) -> None:
+        loop = asyncio.get_running_loop()
+        left_s = self._answered_s + LULL_S - loop.time()
+        if left_s > LULL_SPARE_S:
+            self._lull = loop.call_later(left_s, self._rest_hosts)
+            return
+        self._lull = None
+        self._hosts.lull()
+
     def _interrupt(self, run: Run) -> None:
         if run.sent is not None:
             run.sent.tell({"op": "stop", "id": run.number})
@@ -430,6 +453,8 @@ class WasmExecutor(RemoteExecutor):
         """End every process of this executor."""
         for task in list(self._instances):
             await self.stop(task)
+        if self._lull is not None:
+            self._lull.cancel()
         for compiling in list(self._compiling.values()):
             compiling.cancel()
             with contextlib.suppress(asyncio.CancelledError, ExecutorFailure):

@@ -1,6 +1,6 @@
-"""What a process that runs a model gives back while nobody asks, and takes again when it is asked.
+"""What processes that run tasks give back while nobody asks, and take again when they are asked.
 
-Real processes; memory is that of the worker alone, without what it shares with its model.
+Real processes; memory is what no file backs.
 """
 
 import asyncio
@@ -8,11 +8,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from executor_guests import Shelf
+from executor_guests import ECHO, Shelf, floats
 from executor_models import Model
 
 from device_agent.executors.door import Bytes, Done, Setup
 from device_agent.executors.onnx import OnnxExecutor
+from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Manifest, Port
 
 ITEMS = 6_000_000
@@ -73,3 +74,26 @@ async def test_a_model_that_nobody_asks_gives_back_what_its_run_took(
                 await asyncio.sleep(POLL_S)
     assert status(child.pid, "VmHWM") > before + TAKEN_BYTES, "each run has taken it"
     assert onnx._by_task["t"] == [child], "it is the same process all the time"
+
+
+FILLED_BYTES = 3 << 20
+FILL = f"(memory.fill (i32.const 65536) (i32.const 7) (i32.const {FILLED_BYTES})) {ECHO}"
+
+
+async def test_a_host_that_nobody_asks_gives_back_the_room_of_its_guests(
+    wasm: WasmExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = shelf.guest(FILL, pages="64")
+    await wasm.start("t", artifact, manifest, {})
+    host = wasm._hosts.bound("default")
+    assert host is not None
+    before = status(host.pid, "RssAnon")
+    for at in range(3):
+        result = await wasm.invoke("t", f"c{at}", {"x": floats(at)}, BUDGET_MS)
+        assert isinstance(result, Done), result
+        assert result.outputs["y"] == floats(at)
+        async with asyncio.timeout(WAIT_S):
+            # As above.
+            while status(host.pid, "RssAnon") > before + FILLED_BYTES // 2:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+    assert status(host.pid, "VmHWM") > before + FILLED_BYTES

@@ -24,7 +24,7 @@ import wasmtime
 if TYPE_CHECKING:
     import socket
 
-    from device_agent.executors.programs import abi, wasm_engine, wasm_forms
+    from device_agent.executors.programs import abi, resting, wasm_engine, wasm_forms
     from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.memory import Changes, Memory, MemoryFull
     from device_agent.executors.programs.stream import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from device_agent.executors.programs.wasm_program import Linkers, Program, Recipe
 else:
     import abi
+    import resting
     import wasm_engine
     import wasm_forms
     from checks import hold
@@ -309,23 +310,26 @@ class Host:
                         self._tell_asking(number, None)
                 case "inferred":
                     self._tell_asking(header["id"], (header, body))
-                case "rest":
-                    self._programs.pop(header["key"], None)
-                    self._give_back()
+                case "rest" | "lull":
+                    self._programs.pop(header.get("key", 0), None)
+                    self._give_back(heap=header["op"] == "lull")
                 case "unload":
                     self._recipes.pop(header["key"], None)
                     self._programs.pop(header["key"], None)
                 case "forget":
                     self._forget(header["state"])
 
-    def _give_back(self) -> None:
-        """Hold no memory for guests, if none runs: nobody begins while this thread reads.
+    def _give_back(self, *, heap: bool) -> None:
+        """Hold no memory for guests, nor free `heap`, if none runs.
 
-        What is being cleared meanwhile is kept until the next time.
+        Nobody begins while this thread reads. What is being cleared meanwhile is kept until the
+        next time.
         """
         if not self._stopped:
             for room in tuple(self._rooms):
                 wasm_engine.give_back(room)
+            if heap:
+                resting.give_back([])
 
     def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
         asking = self._asking.get(number)
