@@ -35,6 +35,8 @@ class Way(NamedTuple):
     """Mode of the thin server; empty: tona itself."""
     document: str = ""
     """Of the use case, in examples/driving; `{}` is the case."""
+    whole: bool = False
+    """Whether it is one module, which serves as many requests side by side as there are cores."""
     fresh_models: bool = False
     """Whether the models that a module has run are started for each of their runs."""
     settle_s: float = 6.0
@@ -52,6 +54,7 @@ WAYS: Final = {
             "wasm",
             "one Wasm instance for each request, and one of each model that it infers with",
             document="{}_whole.toml",
+            whole=True,
             fresh_models=True,
             # What measured the models when they were deployed is kept for 20 s.
             settle_s=22.0,
@@ -60,6 +63,7 @@ WAYS: Final = {
             "wasm-resident",
             "one Wasm instance for each request, models that stay",
             document="{}_whole.toml",
+            whole=True,
             cases=("plates", "traffic"),
         ),
         Way("pool", "processes that stay", server="pool"),
@@ -79,7 +83,9 @@ class Stand(NamedTuple):
     """A way that is up."""
 
     roots: list[int]
-    """Its processes: with all below them they are what it takes."""
+    """Its processes: with all below them they are what it takes of the memory..."""
+    gateway: int
+    """... and with that of the controller, its broker and its store, of the processor."""
     load: Process
 
     async def ask(self, question: Any, seconds: float) -> list[Answer]:
@@ -89,21 +95,24 @@ class Stand(NamedTuple):
 
     async def cost_ms(self, count: int) -> float:
         """Return what processor time a request takes, one after another."""
-        before_s = measure.cpu_s(self.roots)
+        before_s = self._cpu_s()
         answers = await self.ask(count, 0)
         failed = next((one.failure for one in answers if one.failure), "")
         if failed:
             raise RuntimeError(f"a request has failed: {failed}")
-        return 1000 * (measure.cpu_s(self.roots) - before_s) / count
+        return 1000 * (self._cpu_s() - before_s) / count
+
+    def _cpu_s(self) -> float:
+        return measure.cpu_s([*self.roots, self.gateway])
 
     async def run(self, due: list[float], seconds: float) -> Run:
         """Send requests when they are due, and measure meanwhile."""
         async with measure.sampled(lambda: self.roots) as memory:
-            before_s = measure.cpu_s(self.roots)
+            before_s = self._cpu_s()
             answering = asyncio.create_task(self.ask(due, seconds))
             await asyncio.sleep(seconds)
             answers = await answering
-            taken_s = measure.cpu_s(self.roots) - before_s
+            taken_s = self._cpu_s() - before_s
         return Run(answers, [one for one in memory if one.at_s <= seconds], seconds, taken_s)
 
 
@@ -137,7 +146,7 @@ async def stand(way: Way, case: str, inputs: Path, native: Path) -> AsyncIterato
             command = module("benchmarks.programs.case_load", kind, *where)
             load = await stack.enter_async_context(running(command, Path(name, "load.log")))
             await load.line()
-            yield Stand(roots, load)
+            yield Stand(roots, one.controller.pid, load)
 
 
 @asynccontextmanager
@@ -168,8 +177,10 @@ async def _server(
 async def _submit(one: Cell, path: Path, way: Way) -> None:
     found = bundle(path)
     document = found.document
+    if way.whole:
+        document = document.replace(TASK, REPLICAS)
     if way.fresh_models:
-        document = document.replace(TASK, REPLICAS).replace(MODEL, FRESH)
+        document = document.replace(MODEL, FRESH)
     for file in found.files:
         await one.put(file.path.read_bytes(), file.name)
     await one.call("usecase.submit", document=document, format=found.notation)

@@ -81,7 +81,10 @@ async def test_one_whose_module_is_broken_is_compiled_when_it_wakes(
     assert isinstance(await now(wasm, "t", "c"), Done)
 
 
-async def test_what_rests_leaves_no_memory_behind(wasm: WasmExecutor, shelf: Shelf) -> None:
+async def test_what_rests_leaves_no_memory_behind(
+    wasm: WasmExecutor, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.executors.wasm.LULL_S", 60.0)
     fill = """(drop (memory.grow (i32.const 50)))
       (memory.fill (i32.const 100000) (i32.const 255) (i32.const 3000000))
       (i32.store (local.get $out) (i32.const 32))
