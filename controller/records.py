@@ -367,6 +367,12 @@ class NodeView(Struct, frozen=True):
     """Of its scheduler."""
     handover: str = ""
     """Where it is to go, or comes from, while a handover is under way; empty: none is."""
+    reserved_bytes: int = 0
+    """Task memory that is set aside there."""
+    promised_bytes: int = 0
+    """What its tasks may take if all are asked at once: above its task memory, those that follow
+    the requests take turns.
+    """
 
 
 class CellView(Struct, frozen=True):

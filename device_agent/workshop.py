@@ -428,6 +428,8 @@ class Workshop:
         if executor is not None:
             await (executor.wake(instance) if awake else executor.rest(instance, keep=keep))
             await self._tell_stats(instance, executor)
+        if not awake:
+            self._tell(events.InstanceRested(instance))
 
     def _stop(self, command: commands.StopInstance) -> None:
         self._spawn(self._end(command.instance))

@@ -103,8 +103,8 @@ class Pci(Struct, frozen=True, forbid_unknown_fields=True):
 class Match(Struct, frozen=True, forbid_unknown_fields=True):
     """How the board is recognised, the most specific first: device tree, DMI, PCI, architecture."""
 
-    arch: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=8)]
-    """Machine names of uname. Needed: nothing else counts on another architecture."""
+    arch: Annotated[tuple[Text, ...], Meta(max_length=8)]
+    """Machine names of uname. Needed: nothing else counts on another one; none: never detected."""
     compatible: Texts = ()
     """Device tree `compatible` strings, any of them."""
     model: Texts = ()

@@ -234,13 +234,16 @@ class Book:
                 left_out = Counter(_left_out(one, avoid_scheduler) for one in self._sorted_nodes)
         ledger = self.ledger
         shared = ledger.shared()
-        memory: dict[str, float] = {node: ledger.taken_bytes(node) for node in shared}
+        memory: dict[str, float] = {node: ledger.booked_bytes(node) for node in shared}
         instances: dict[str, float] = {node: ledger.taken_instances(node) for node in shared}
         cpu_percent = {node: ledger.taken_cpu_percent(node) for node in shared}
-        for reserved in (without or {}).values():
+        left: dict[str, set[str]] = {node: set() for node in shared}
+        for task, reserved in (without or {}).items():
             for node, held in reserved.items():
+                left.setdefault(node, set()).add(task)
                 memory[node] = memory.get(node, ledger.memory_bytes.get(node, 0)) - held
-                instances[node] = instances.get(node, ledger.instances.get(node, 0)) - 1
+                counted = instances.get(node, ledger.instances.get(node, 0))
+                instances[node] = counted - ledger.instances_of(task)
         return Snapshot(
             self.revision,
             nodes,
@@ -249,6 +252,10 @@ class Book:
             Amended(ledger.instances, instances),
             left_out,
             self.figures.known,
+            Amended(
+                ledger.headroom_bytes,
+                {node: ledger.headroom(node, tasks) for node, tasks in left.items()},
+            ),
         )
 
 

@@ -190,6 +190,7 @@ class Calibrations:
         digest = program_of(task.spec, told.variant).artifact.digest
         known = self._figures.of(digest, told.provider, told.node)
         run_ms = self._figures.ran(digest, inventory.profile, told, event.cause)
+        self._placing.rebook(task, event.cause)
         weighing = self._services.setdefault(task.service, _Weighing())
         before_ms = weighing.weighed_ms.get(told.task)
         if weighing.until_ms:

@@ -16,7 +16,7 @@ from controller.anchor.privacy import has, lacks, stays, taken_in
 from controller.records import TaskRecord
 from protocols.manifest import Manifest
 from protocols.messages.hierarchy import Autonomy, NodeState, TaskSpec
-from protocols.messages.quality import Leeway, Source, SourceKind, Tuning, Variant
+from protocols.messages.quality import Leeway, Source, SourceKind, Variant
 
 FIRST_SHARE: Final = 0.5
 """Of what the document allows beyond the task's own demand."""
@@ -34,12 +34,6 @@ class Wider(Struct, frozen=True):
 def program(spec: TaskSpec, variant: str) -> Manifest:
     """Return what a variant runs; the specification's own manifest for the empty name."""
     return next((one.manifest for one in spec.variants if one.name == variant), spec.manifest)
-
-
-def need_bytes(spec: TaskSpec, tuning: Tuning, leeway: Leeway) -> int:
-    """Return the task memory that one node sets aside, whichever granted variant it runs."""
-    names = {tuning.variant, *leeway.variants}
-    return max(program(spec, name).limits.memory_bytes for name in names)
 
 
 def leeway(

@@ -18,6 +18,8 @@ RECORDS_MAX: Final = 4096
 """The one that was written longest ago goes first."""
 WORTH: Final = 0.1
 """A prediction that has changed by this share is made durable, and so told to people."""
+TOLD_MS: Final = 5000
+"""So much time a word about a task's requests covers."""
 DEMAND_SHARE: Final = 0.3
 """Weight of the newest word in what is known of a task's requests."""
 REASON_LENGTH: Final = 300
@@ -28,6 +30,8 @@ class Demand(NamedTuple):
 
     per_s: float
     input_bytes: float
+    told_ms: int = 0
+    """When its scheduler last spoke of them: it does where there were any."""
 
 
 class Figures:
@@ -57,8 +61,14 @@ class Figures:
         return self._known.get((digest, provider), {}).get(node)
 
     def demand(self, task: str) -> Demand:
-        """Return the requests of a task, as far as they are known."""
-        return self._demands.get(task, Demand(0.0, 0.0))
+        """Return the requests of a task, as far as they are known; silence says there are few."""
+        demand = self._demands.get(task)
+        if demand is None:
+            return Demand(0.0, 0.0)
+        silent_ms = self._desk.now_ms - demand.told_ms
+        if silent_ms <= TOLD_MS:
+            return demand
+        return demand._replace(per_s=min(demand.per_s, 1000 / silent_ms))
 
     def tried(self, digest: str, provider: str, board: str, found: Calibrated, cause: str) -> None:
         """Take in a calibration; what was refused in passing is asked again another time."""
@@ -83,12 +93,16 @@ class Figures:
         """Take in runs in service; return what a run is predicted to take now, ms; 0: none is."""
         demand = self._demands.get(told.task)
         share = DEMAND_SHARE if demand is not None else 1.0
-        before = demand or Demand(0.0, 0.0)
+        now_ms = self._desk.now_ms
+        before = demand or Demand(0.0, 0.0, now_ms)
+        # Of the time in which none came nothing is told.
+        per_s = told.per_s * TOLD_MS / max(TOLD_MS, now_ms - before.told_ms)
         self._demands[told.task] = Demand(
-            before.per_s + share * (told.per_s - before.per_s),
+            before.per_s + share * (per_s - before.per_s),
             before.input_bytes + share * (told.input_bytes - before.input_bytes)
             if told.runs
             else before.input_bytes,
+            now_ms,
         )
         if not told.runs:
             return 0.0

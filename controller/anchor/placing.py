@@ -11,17 +11,18 @@ from typing import Final
 from msgspec import structs
 
 from controller.anchor.book import Book
-from controller.anchor.envelopes import Wider, choose_sources, leeway, need_bytes
+from controller.anchor.envelopes import Wider, choose_sources, leeway
 from controller.anchor.faults import hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import HOMELESS, SERVING, TaskEvent
 from controller.anchor.privacy import taken_in
 from controller.anchor.search import Found, Search, sought, unplaced
 from controller.anchor.upward import Upward
+from controller.booking import booked_bytes, may_grow_to
 from controller.records import AnchoredRecord, Leaving, Placement, TaskRecord, TaskState
 from protocols.errors import TonaBug
 from protocols.messages.hierarchy import Attempt, NodeState
-from protocols.messages.quality import Source, Tuning
+from protocols.messages.quality import Leeway, Source, Tuning
 
 RETRY_MIN_MS: Final = 3000
 RETRY_MAX_MS: Final = 60_000
@@ -30,6 +31,8 @@ RETRY: Final = "retry/"
 TRANSFER: Final = "transfer/"
 TRANSFER_MS: Final = 60_000
 """What a transfer to another cell may take before it is given up."""
+REBOOK: Final = 2
+"""Times as much, or as little, as is set aside for a task: then it is booked anew."""
 MAX_ENVELOPE: Final = 64
 """Nodes of one envelope."""
 
@@ -134,10 +137,13 @@ class Placing:
     def seek(self, service: str, tasks: Collection[str], cause: str) -> bool:
         """Apply the first plan for these tasks that can be done; else they wait."""
         refused: list[Found] = []
-        for found in self.search.plans(service, tasks):
-            if found.complete and self.apply(service, found, cause):
-                return True
-            refused.append(found)
+        for _ in range(2):
+            for found in self.search.plans(service, tasks):
+                if found.complete and self.apply(service, found, cause):
+                    return True
+                refused.append(found)
+            if not self._rebook_all(cause):
+                break
         # The one that looked at the whole cell says best why there is nothing.
         whole = [one for one in refused if not one.kept]
         self._wait(service, whole[0], cause)
@@ -216,12 +222,13 @@ class Placing:
 
     def reserve(self, task: TaskRecord) -> TaskRecord:
         """Return a task with leeway and reservation for its envelope and the copies that serve."""
-        autonomy = self._book.services[task.service].order.autonomy
-        facts = [self._book.nodes[node] for node in task.nodes if node in self._book.nodes]
-        before = self._book.tasks.get(task.spec.task)
+        book = self._book
+        autonomy = book.services[task.service].order.autonomy
+        facts = [book.nodes[node] for node in task.nodes if node in book.nodes]
+        before = book.tasks.get(task.spec.task)
         wider = self.wider.get(task.spec.task, Wider())
-        granted = leeway(task, autonomy, facts, self._book.ledger, wider)
-        asked = need_bytes(task.held or task.spec, task.tuning, granted)
+        granted = leeway(task, autonomy, facts, book.ledger, wider)
+        asked = self._asked(task, granted)
         reserved = dict.fromkeys(task.nodes, asked)
         held = before.reserved if before is not None else {}
         # What serves now stays until the report that something else does.
@@ -230,6 +237,37 @@ class Placing:
             if node and node in held:
                 reserved[node] = max(reserved.get(node, 0), held[node])
         return structs.replace(task, leeway=granted, reserved=reserved)
+
+    def _asked(self, task: TaskRecord, granted: Leeway) -> int:
+        """Return what is set aside for a task on each node, with this leeway."""
+        per_s = self._book.figures.demand(task.spec.task).per_s
+        return booked_bytes(task.held or task.spec, task.tuning, granted, per_s)
+
+    def _rebook_all(self, cause: str) -> bool:
+        """Give back what was set aside for requests that do not come any more; whether any was."""
+        found = [one for one in self._book.tasks.values() if may_grow_to(one) and one.reserved]
+        return sum(self.rebook(one, cause) for one in found) > 0
+
+    def rebook(self, task: TaskRecord, cause: str) -> bool:
+        """Set aside what a task needs as often as it is asked now, where there is room for that.
+
+        Returns whether it has less than before.
+        """
+        moves = task.leaving is not None or task.held is not None or unplaced(task)
+        if moves or task.state not in SERVING or task.node not in task.nodes:
+            return False
+        asked = self._asked(task, task.leeway)
+        after = structs.replace(task, reserved=dict.fromkeys(task.nodes, asked))
+        before, now = max(task.reserved.values()), max(after.reserved.values())
+        if before < REBOOK * now and now < REBOOK * before:
+            return False
+        over = self._over([after])
+        if over:
+            after = self._slimmer(after, over)
+        if self._over([after]):
+            return False
+        self._granting.renew(after, cause)
+        return now < before
 
     def _fit(self, changed: list[TaskRecord], found: Found) -> list[TaskRecord] | None:
         """Reserve for these tasks; spares that do not fit are dropped. None: it does not fit."""
@@ -254,8 +292,7 @@ class Placing:
         return over
 
     def _over(self, tasks: Iterable[TaskRecord]) -> set[str]:
-        changes = {one.spec.task: one.reserved for one in tasks}
-        return self._book.ledger.overbooked(changes, self._book.inventories)
+        return self._book.ledger.overbooked(tasks, self._book.inventories)
 
     def _slimmer(self, task: TaskRecord, over: Collection[str]) -> TaskRecord:
         """Return a task without the spares on these nodes."""

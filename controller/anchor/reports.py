@@ -6,7 +6,6 @@ from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.elsewhere import Elsewheres
-from controller.anchor.envelopes import need_bytes
 from controller.anchor.faults import hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, STARTED, TaskEvent
@@ -14,6 +13,7 @@ from controller.anchor.placing import Placing
 from controller.anchor.switching import Switching
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import Upward
+from controller.booking import booked_bytes
 from controller.decider import Received
 from controller.records import TaskRecord, TaskState
 from protocols.messages import TaskReport
@@ -118,7 +118,8 @@ class Reports:
         if not newest or task.node not in task.nodes:
             return task
         # Reserved for the envelope alone, and where an old cell serves until the transfer ends.
-        asked = need_bytes(task.spec, task.tuning, task.leeway)
+        per_s = self._book.figures.demand(task.spec.task).per_s
+        asked = booked_bytes(task.spec, task.tuning, task.leeway, per_s)
         reserved = dict.fromkeys(task.nodes, asked)
         left = task.leaving.node if task.leaving else ""
         if left in task.reserved:

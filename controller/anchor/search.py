@@ -139,6 +139,7 @@ class Search:
             confined=self._confined(task),
             program=(task.tuning.variant, task.tuning.provider),
             bound=True,
+            per_s=self._book.figures.demand(name).per_s,
         )
         chosen = place([request], structs.replace(snapshot, nodes=kept))[name].chosen
         return tuple(node for node in chosen if node not in self.failed.get(name, {}))
@@ -202,6 +203,7 @@ class Search:
                 *(spec, 0, home, home),
                 fixed=home,
                 reserved_bytes=task.reserved.get(home, 0),
+                instances=self._book.ledger.instances_of(name),
                 program=program,
                 bound=True,
             )
@@ -217,11 +219,18 @@ class Search:
             current,
             self.failed.get(name, {}) | dict.fromkeys(avoid, "its quality is in danger there"),
             reserved_bytes=task.reserved.get(current, 0) if current else None,
+            headroom_bytes=self._alone(name, current),
+            instances=self._book.ledger.instances_of(name),
             confined=self._confined(task),
             program=program if serves and task.granted == task.generation else None,
             per_s=demand.per_s,
             input_bytes=demand.input_bytes,
         )
+
+    def _alone(self, name: str, node: str) -> int:
+        """Return what of a node's headroom there is for this task alone."""
+        ledger = self._book.ledger
+        return ledger.headroom(node) - ledger.headroom(node, (name,)) if node else 0
 
     def _confined(self, task: TaskRecord) -> dict[str, tuple[str, ...]]:
         held = self._book.services.get(task.service)

@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from controller.booking import least_bytes
 from controller.namo.decompose import order_of
 from controller.namo.estimate import Estimate, estimate, hop_ms, local_hop_ms, parallel_ms
 from controller.namo.model import Alternative, Service
@@ -139,7 +140,7 @@ def fuse(specs: Sequence[TaskSpec], summary: AnchorSummary | None) -> dict[str, 
     for one, other in worth or linear:
         group = groups.get(one.step, one.step)
         chain = [*members.get(group, [one]), other]
-        need = sum(spec.manifest.limits.memory_bytes for spec in chain)
+        need = sum(map(least_bytes, chain))
         if (room is not None and need > room) or not _together(chain):
             continue
         members[group] = chain

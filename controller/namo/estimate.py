@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from controller.booking import least_bytes
 from protocols.messages.hierarchy import AnchorSummary, ServiceOrder, TaskSpec
 from protocols.messages.invocation import REQUEST
 from protocols.qoais import INDICATORS, Bound, holds
@@ -228,7 +229,7 @@ def _memory_problem(
 ) -> str:
     total = 0
     for group in groups_of(order.tasks):
-        need = sum(one.manifest.limits.memory_bytes for one in group)
+        need = sum(map(least_bytes, group))
         need -= sum(own_bytes.get(one.task, 0) for one in group)
         total += need
         if need > summary.largest_free_bytes:

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
+from controller.booking import least_bytes
 from controller.decider import Called
 from controller.namo.books import alive
 from controller.namo.candidates import Position, Weighed, rebuilt, told, weigh
@@ -203,8 +204,8 @@ def _planned(
 
 
 def memory_of(record: ServiceRecord) -> dict[str, int]:
-    """Return the task memory that a service holds, by task."""
-    return {one.task: one.manifest.limits.memory_bytes for one in record.order.tasks}
+    """Return the task memory that a service holds at least, by task."""
+    return {one.task: least_bytes(one) for one in record.order.tasks}
 
 
 def _hopeless(service: str, ranked: Sequence[Weighed]) -> str:

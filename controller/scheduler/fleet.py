@@ -345,6 +345,7 @@ class Fleet:
         if len(self._settings.anchors) > 1:
             for node in sorted(booked & self._nodes.slots.keys()):
                 self.summarise(self._nodes.slots[node], "tasks")
+        self._dirty.update(self._nodes.slots[node] for node in booked & self._nodes.slots.keys())
         for slot in self._dirty:
             self._view(slot)
         self._dirty.clear()
@@ -390,5 +391,7 @@ class Fleet:
             share_url=birth.share_url,
             cell=self._settings.cell,
             handover=self.handover(node),
+            reserved_bytes=self._table.holds.reserved_bytes(node),
+            promised_bytes=self._table.holds.promised_bytes(node),
         )
         self._desk.show(FLEET, node, view)

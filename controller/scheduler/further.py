@@ -1,9 +1,9 @@
 """More instances than one node can take: a deviceless task is served on spares of its envelope too.
 
-When the workers of a task are busy and calls wait all the same, for longer than a moment, it gets
-an instance on a further node; when fewer would do for its keep-alive, the newest one goes. What
-went too early stays longer next time. A task that remembers something stays on one node, and so do
-those of a group, and those that run each other's models.
+When the workers of a task are busy and calls wait all the same, or they wait for memory of their
+node, for longer than a moment, it gets an instance on a further node; when fewer would do for its
+keep-alive, the newest one goes. What went too early stays longer next time. A task that remembers
+something stays on one node, and so do those of a group, and those that run each other's models.
 """
 
 from typing import Final
@@ -42,7 +42,7 @@ class Load(Struct, frozen=True):
     waits: bool
     """Whether calls wait or were refused."""
     hot: bool
-    """Whether the cores of the node are busy."""
+    """Whether the node can run no more: its cores are busy, or it lacks memory for the task."""
     heard_ms: int
 
 
@@ -101,7 +101,8 @@ class Further:
                 continue
             busy = (sample.done + sample.failed) * sample.run_ms / report.window_ms
             waits = bool(sample.queue or sample.shed)
-            hot = float(self._nodes.cpu_percent[self._nodes.slots[node]]) >= HOT_PERCENT
+            busy_percent = float(self._nodes.cpu_percent[self._nodes.slots[node]])
+            hot = sample.starved or busy_percent >= HOT_PERCENT
             demand = self._demands.setdefault(sample.task, Demand())
             demand.loads[node] = Load(busy, waits, hot, self._desk.now_ms)
 

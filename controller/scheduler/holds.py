@@ -10,10 +10,12 @@ from typing import Final
 
 from msgspec import Struct, structs
 
+from controller.booking import may_grow_to_by
 from controller.scheduler.copies import TaskEntry
 from protocols.messages import EnvelopeGrant, Escalation
 from protocols.messages.hierarchy import MAX_RESERVED, Attempt, Reserved
 from protocols.messages.presence import Inventory
+from protocols.messages.task import RESTING_SHARE
 
 ATTEMPTS_MAX: Final = 64
 _MB: Final = 20
@@ -25,6 +27,8 @@ class Hold(Struct, frozen=True):
     anchor: str
     memory_bytes: int
     cpu_percent: float
+    growth_bytes: int = 0
+    """What it may take beyond its memory while it is asked (`controller/booking.py`)."""
 
 
 class Holds:
@@ -74,6 +78,10 @@ class Holds:
         """Return what all tasks have reserved on a node."""
         return sum(one.memory_bytes for one in self._on.get(node, {}).values())
 
+    def promised_bytes(self, node: str) -> int:
+        """Return what all tasks may take on a node, if all are asked at once."""
+        return sum(one.memory_bytes + one.growth_bytes for one in self._on.get(node, {}).values())
+
     def held_bytes(self, task: str, node: str) -> int:
         """Return what a task has on a node."""
         hold = self._on.get(node, {}).get(task)
@@ -82,7 +90,7 @@ class Holds:
     def others(self, node: str, anchor: str) -> tuple[Reserved, ...]:
         """Return what tasks of other anchors have there; the last one stands for all beyond."""
         found = [
-            Reserved(task, hold.memory_bytes, hold.cpu_percent)
+            Reserved(task, hold.memory_bytes, hold.cpu_percent, hold.growth_bytes)
             for task, hold in sorted(self._on.get(node, {}).items())
             if hold.anchor != anchor
         ]
@@ -90,7 +98,8 @@ class Holds:
             beyond = found[MAX_RESERVED - 1 :]
             memory_bytes = sum(one.memory_bytes for one in beyond)
             cpu_percent = sum(one.cpu_percent for one in beyond)
-            found[MAX_RESERVED - 1 :] = [Reserved(beyond[0].task, memory_bytes, cpu_percent)]
+            most = max(one.growth_bytes for one in beyond)
+            found[MAX_RESERVED - 1 :] = [Reserved(beyond[0].task, memory_bytes, cpu_percent, most)]
         return tuple(found)
 
     def spares_on(self, node: str, tasks: Mapping[str, TaskEntry]) -> list[TaskEntry]:
@@ -116,7 +125,8 @@ class Holds:
         """
         found: dict[str, str] = {}
         task = grant.spec.task
-        wanted = _asked(grant)
+        wanted, grows_to = _asked(grant), may_grow_to_by(grant)
+        one = RESTING_SHARE if grows_to else 1.0
         if new and grant.current_node:
             wanted.setdefault(grant.current_node, grant.spec.manifest.limits.memory_bytes)
         for node, asked in wanted.items():
@@ -124,12 +134,14 @@ class Holds:
             own = held.get(task)
             if has is None or (own is not None and asked <= own.memory_bytes):
                 continue
-            taken = sum(one.memory_bytes for name, one in held.items() if name != task)
-            if taken + asked > has.task_memory_bytes:
+            others = [one for name, one in held.items() if name != task]
+            taken = sum(one.memory_bytes for one in others)
+            most = max((one.growth_bytes for one in others), default=0)
+            if taken + asked + max(most, grows_to - asked) > has.task_memory_bytes:
                 found[node] = (
                     f"tasks have reserved {taken >> _MB} of {has.task_memory_bytes >> _MB} MB there"
                 )
-            elif own is None and len(held) >= has.max_instances:
+            elif own is None and sum(map(_counts, held.values())) + one > has.max_instances:
                 found[node] = f"it holds {len(held)} tasks already, its limit"
         return found
 
@@ -172,6 +184,11 @@ def without(grant: EnvelopeGrant, refused: Container[str]) -> EnvelopeGrant | No
     )
 
 
+def _counts(hold: Hold) -> float:
+    """Return what a task counts as, of the instances that a node takes."""
+    return RESTING_SHARE if hold.growth_bytes else 1.0
+
+
 def _asked(grant: EnvelopeGrant) -> dict[str, int]:
     """Return what a grant reserves, by node."""
     if len(grant.reserved) == len(grant.nodes):
@@ -191,7 +208,8 @@ def _holds(entry: TaskEntry) -> dict[str, Hold]:
         found[copy.node] = max(found.get(copy.node, 0), size)
     runs = entry.current.node if entry.current is not None else entry.grant.nodes[0]
     share = entry.grant.spec.demand.cpu_percent
+    grows_to = may_grow_to_by(entry.grant)
     return {
-        node: Hold(entry.anchor, size, share if node == runs else 0.0)
+        node: Hold(entry.anchor, size, share if node == runs else 0.0, max(0, grows_to - size))
         for node, size in found.items()
     }

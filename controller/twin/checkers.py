@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from controller.booking import may_grow_to
 from controller.decider import Decider, Event, Output, Received, Record, Role
 from controller.records import JOB, TASK, JobRecord, TaskRecord
 from controller.twin.envelopes import Envelopes
@@ -204,6 +205,7 @@ class _Rooms:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._tasks: dict[str, dict[str, int]] = {}
+        self._growths: dict[str, dict[str, int]] = {}
         self._taken: Counter[str] = Counter()
         self._limits: dict[str, int] = {}
         for record in records:
@@ -217,6 +219,12 @@ class _Rooms:
         after = task.reserved if isinstance(task, TaskRecord) else {}
         self._taken.subtract(before)
         self._taken.update(after)
+        for node in before:
+            self._growths.get(node, {}).pop(record.key, None)
+        if isinstance(task, TaskRecord):
+            for node, size in after.items():
+                growth = max(0, may_grow_to(task) - size)
+                self._growths.setdefault(node, {})[record.key] = growth
         if after:
             self._tasks[record.key] = after
         return [node for node, size in after.items() if size > before.get(node, 0)]
@@ -231,7 +239,8 @@ class _Rooms:
             if record.kind == TASK:
                 grown.update(dict.fromkeys(self._take(record), record.key))
         for node, task in grown.items():
-            taken, limit = self._taken[node], self._limits.get(node)
+            taken = self._taken[node] + max(self._growths[node].values())
+            limit = self._limits.get(node)
             if limit is not None and taken > limit:
                 return (
                     f"{taken >> 20} MiB are set aside on {node}, for {task} at last, "

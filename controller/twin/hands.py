@@ -85,6 +85,8 @@ class Hands:
         """Of each task, where the fleet is a real one."""
         self._cached: set[str] = set()
         self._instances: dict[str, tuple[str, Manifest]] = {}
+        self._resting: set[str] = set()
+        """Instances that hold no memory."""
         self.memories: dict[str, bytes] = {}
         """By task, on the disk."""
         self._bases: dict[str, bytes] = {}
@@ -109,15 +111,15 @@ class Hands:
         return self._inventory.task_memory_bytes
 
     def held_bytes(self) -> int:
-        """Return the memory that the tasks held here may take.
+        """Return the memory that the tasks held here may take, but for what those give up who rest.
 
         What leaves does not count: a released task that finishes what runs, and an old generation
         beside its new one.
         """
         held = self._node.core.tasks.held
         newest = {
-            task: manifest.limits.memory_bytes
-            for task, manifest in self._instances.values()
+            task: 0 if instance in self._resting else manifest.limits.memory_bytes
+            for instance, (task, manifest) in self._instances.items()
             if task in held and not held[task].released
         }
         return sum(newest.values())
@@ -125,6 +127,7 @@ class Hands:
     def begin(self) -> None:
         """Begin a life of the node: nothing runs, the cache is still there."""
         self._instances.clear()
+        self._resting.clear()
         self._bases.clear()
         self._calibrations.begin()
         self._pace += 1
@@ -140,27 +143,27 @@ class Hands:
                 node.later(delay_ms, partial(node.tell, events.ArtifactReady(digest, tenant)))
             case commands.StartInstance(instance=instance, task=task, manifest=manifest):
                 self._instances[instance] = (task, manifest)
-                node.checkers.capacity(node.name, self.held_bytes(), self.task_bytes)
+                self._wake(instance)
                 node.later(self.shape.start_ms, partial(self._started, instance))
             case commands.StopInstance(instance=instance):
                 self._instances.pop(instance, None)
+                self._resting.discard(instance)
                 node.later(STOP_MS, partial(node.tell, events.InstanceStopped(instance)))
-            case commands.Execute():
+            case commands.Execute() | commands.ExecuteTogether():
                 self._execute(command)
-            case commands.ExecuteTogether(calls):
-                for one in calls:
-                    self._execute(one)
             case commands.RunCalibration() | commands.EndCalibration():
                 self._calibrations.act(command, broken=self.broken)
             case commands.SetPace(sample_ms=sample_ms):
                 self._pace += 1
                 node.later(sample_ms, partial(self._sample, self._pace, sample_ms))
+            case commands.RestInstance(instance=instance):
+                node.later(STOP_MS, partial(self._rest, instance))
+            case commands.WakeInstance(instance=instance):
+                self._wake(instance)
             case (
                 commands.CancelCall()
                 | commands.DropValues()
                 | commands.TuneInstance()
-                | commands.RestInstance()
-                | commands.WakeInstance()
                 | commands.WriteLog()
                 | commands.ReadLog()
             ):
@@ -197,6 +200,18 @@ class Hands:
             del self._instances[instance]
             self._node.tell(events.InstanceExited(instance, "killed by the kernel"))
 
+    def _wake(self, instance: str) -> None:
+        self._resting.discard(instance)
+        node = self._node
+        node.checkers.capacity(node.name, self.held_bytes(), self.task_bytes)
+
+    def _rest(self, instance: str) -> None:
+        """Give up the memory of an instance, unless it has been called meanwhile."""
+        known = self._node.core.upkeep.instances.get(instance)
+        if known is not None and known.resting:
+            self._resting.add(instance)
+        self._node.tell(events.InstanceRested(instance))
+
     def _started(self, instance: str) -> None:
         if instance not in self._instances:
             return
@@ -208,13 +223,19 @@ class Hands:
         else:
             self._node.tell(events.InstanceReady(instance))
 
-    def _execute(self, command: commands.Execute) -> None:
+    def _execute(self, command: commands.Execute | commands.ExecuteTogether) -> None:
         node = self._node
+        if isinstance(command, commands.ExecuteTogether):
+            for one in command.calls:
+                self._execute(one)
+            return
         self._executions += 1
         held = self._instances.get(command.instance)
         if held is None:
             return
         task, manifest = held
+        if command.instance in self._resting:
+            self._wake(command.instance)
         run_ms = self.run_ms(task, manifest)
         node.checkers.ran(node.name, task)
         if self.stumbling and not self._executions % 3:

@@ -130,6 +130,10 @@ class Assignments:
                 encoding=said.encoding,
                 warmth=said.warmth,
             )
+            if self._refusal(structs.replace(held.assign, tuning=tuning), held):
+                # It would always hold what tasks that always hold theirs leave no room for.
+                self._turn.counts["refused"] += 1
+                tuning = structs.replace(tuning, warmth=have.warmth)
             if tuning != have:
                 held.assign = structs.replace(held.assign, tuning=tuning)
                 self._turn.out.append(Keep(held.assign, cause))

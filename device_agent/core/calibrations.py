@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from msgspec import structs
 
+from device_agent.core.capacity import elastic
 from device_agent.core.commands import EndCalibration, RunCalibration, Say
 from device_agent.core.instances import Held
 from device_agent.core.turn import Turn
@@ -67,12 +68,23 @@ class Calibrations:
         if self._running is not None and self._short(self._running.body, held):
             self._end("a task needs its room")
 
+    def give_way(self) -> None:
+        """End what runs: a task has to start."""
+        if self._running is not None:
+            self._end("a task needs its room")
+
     def drained(self) -> None:
         """Give up everything, for the node is being emptied or ends."""
         if self._running is not None:
             self._end(self._turn.draining)
         while self._waiting:
             self._refuse(self._waiting.popleft(), self._turn.draining, passing=True)
+
+    @property
+    def running_bytes(self) -> int:
+        """What the calibration that runs may take."""
+        running = self._running
+        return running.body.manifest.limits.memory_bytes if running is not None else 0
 
     def _all(self) -> list[_Asked]:
         return [*self._waiting, *([self._running] if self._running is not None else ())]
@@ -95,7 +107,7 @@ class Calibrations:
     def _short(self, body: Calibrate, held: Iterable[Held]) -> str:
         """Say that there is no memory for a calibration beside the tasks; empty: there is."""
         have = self._inventory.task_memory_bytes
-        taken = sum(one.assign.manifest.limits.memory_bytes for one in held if not one.released)
+        taken = sum(_holds(one) for one in held if not one.released)
         asked = body.manifest.limits.memory_bytes
         if not have or taken + asked <= have:
             return ""
@@ -116,3 +128,10 @@ class Calibrations:
     def _say(self, asked: _Asked, found: Calibrated) -> None:
         told = structs.replace(found, node=self._turn.node, refused=found.refused[:1000])
         self._turn.out.append(Say(Channel.STATUS, told, asked.cause, asked.tenant))
+
+
+def _holds(held: Held) -> int:
+    """Return what a task may take as it is now; one that rests gives way to nobody."""
+    shown = held.shown
+    rests = shown is not None and shown.resting and elastic(shown)
+    return 0 if rests else held.assign.manifest.limits.memory_bytes

@@ -191,7 +191,7 @@ class TuneInstance(Struct, frozen=True):
 
 
 class RestInstance(Struct, frozen=True):
-    """Let an idle instance hold nothing; its next call wakes it."""
+    """Let an idle instance hold nothing, and say so (`InstanceRested`); its next call wakes it."""
 
     instance: str
     cause: str

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from device_agent.core.deviceless import Deviceless
     from device_agent.core.feeder import Feeder
     from device_agent.core.inferences import Inferences
+    from device_agent.core.instances import Instance
     from device_agent.core.ledger import Ledger
     from device_agent.core.memories import Memories
     from device_agent.core.trusting import Trusting
@@ -125,6 +126,7 @@ class Core:
         self._kept = Kept(self.outbox, self.jobs, self.replies, self.requests)
         self.attached = Attached(turn, self._kept, self._birth, self._welcomed, radios)
         self.upkeep.abandon = self.requests.abandon
+        self.upkeep.may_start = self._may_start
         self._deviceless: Deviceless | None = None
         self._calibrations: Calibrations | None = None
         self.requests.workers.deviceless = self._followers
@@ -179,6 +181,8 @@ class Core:
         if door is None:
             raise TonaBug(f"the core has no door for {type(event).__name__}")
         door(event)
+        if self._deviceless is not None:
+            self._deviceless.settle()
         if self._ending and not self._ended and not self.assignments.active and not self._saying():
             self._farewell()
         return out
@@ -234,6 +238,7 @@ class Core:
             events.InstanceExited: upkeep.exited,
             events.InstanceStopped: lambda event: upkeep.stopped(event.instance),
             events.InstanceStats: upkeep.stats,
+            events.InstanceRested: lambda event: self._followers().rested(event.instance),
             events.CalibrationEnded: lambda event: self.calibrations.ended(
                 event.found, self.assignments.held.values()
             ),
@@ -370,8 +375,23 @@ class Core:
         if self._deviceless is None:
             from device_agent.core.deviceless import Deviceless  # noqa: PLC0415 - see `feeder`
 
-            self._deviceless = Deviceless(self._turn, self.upkeep.instances)
+            self._deviceless = Deviceless(
+                self._turn,
+                self._inventory,
+                self.upkeep.instances,
+                self.upkeep.start,
+                self.requests.workers.next,
+                lambda: self._calibrations,
+            )
+            if self._load is not None:
+                self._deviceless.sampled(self._load)
         return self._deviceless
+
+    def _may_start(self, instance: "Instance") -> bool:
+        """Whether there is memory for an instance; where none follows the requests, there is."""
+        if self._deviceless is None and instance.deviceless is None:
+            return True
+        return self._followers().may_start(instance)
 
     @property
     def calibrations(self) -> "Calibrations":

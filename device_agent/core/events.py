@@ -162,6 +162,12 @@ class InstanceStats(Struct, frozen=True):
     """What of its assignment or tuning cannot be given here, for people."""
 
 
+class InstanceRested(Struct, frozen=True):
+    """What an instance has held it holds no more (answers `RestInstance`)."""
+
+    instance: str
+
+
 class CalibrationEnded(Struct, frozen=True):
     """What a calibration has measured, or why it has not."""
 
@@ -344,6 +350,7 @@ Event = (
     | InstanceExited
     | InstanceStopped
     | InstanceStats
+    | InstanceRested
     | CalibrationEnded
     | ExecutorsSized
     | ExecutorDone

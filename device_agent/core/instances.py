@@ -55,6 +55,8 @@ class Instance(Struct, eq=False):
     fresh: bool = False
     """Whether the executor loads it for each run, so that nothing of it rests or wakes."""
     resting: bool = False
+    parked: bool = False
+    """Whether it waits for memory (`room`)."""
     awaits: Origin | None = None
     """Whose memory it waits for before it runs anything; None: it has its own."""
     remembers: str = ""

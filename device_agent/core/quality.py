@@ -149,6 +149,7 @@ def _task(epoch: int, window: TaskWindow) -> TaskSample:
         output_bytes=window.output_bytes,
         sent_bytes=window.sent_bytes,
         memory_bytes=instance.memory_bytes,
+        starved=bool(waits) and instance.parked,
     )
 
 

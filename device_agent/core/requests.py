@@ -284,7 +284,7 @@ class Requests:
             self._replies.accept(request)
             self._turn.timers.set(("request", name), request.deadline_ms)
             return
-        stands = [f"{task} is {run.phase.value}" for task, run in request.runs.items()]
+        stands = [f"{task} {_stands(run)}" for task, run in request.runs.items()]
         stands += [f"{task} waits for inputs" for task in request.waiting]
         stands += [f"the outputs of {task} are on their way" for task in request.pushing]
         for run in request.runs.values():
@@ -487,3 +487,10 @@ def _take_in(waiting: Waiting, step: Step, instance: Instance, given: Given) -> 
             return wrong
         waiting.inputs[edge.port] = value
     return ""
+
+
+def _stands(run: Run) -> str:
+    """Say where a run stands whose time is over."""
+    if run.phase is Phase.QUEUED and run.instance.parked:
+        return "waits for memory of the node"
+    return f"is {run.phase.value}"

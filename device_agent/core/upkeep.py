@@ -51,6 +51,8 @@ class Upkeep:
         self._fetching: dict[tuple[str, str], set[str]] = {}
         """Who waits for an artifact, by tenant and digest."""
         self._serial = 0
+        self.may_start: Callable[[Instance], bool] = lambda _: True
+        """Whether there is memory for an instance now; else it is started when there is."""
         self.abandon: Callable[[Instance, str], None] = _nobody
         """Fails every request that still counts on this instance (wired by the core)."""
 
@@ -125,10 +127,12 @@ class Upkeep:
             if instance is None:
                 continue
             instance.wanting.discard(digest)
-            if not instance.wanting and instance.state is _State.FETCHING:
-                self._start(instance, digest)
+            fetched = not instance.wanting and instance.state is _State.FETCHING
+            if fetched and self.may_start(instance):
+                self.start(instance, digest)
 
-    def _start(self, instance: Instance, cause: str) -> None:
+    def start(self, instance: Instance, cause: str) -> None:
+        """Start an instance that has everything it needs."""
         instance.offline_fetches = 0
         move(self._tasks.held[instance.task], instance, _Event.FETCHED, cause)
         tuning = instance.tuning

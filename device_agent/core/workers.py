@@ -175,7 +175,7 @@ class Workers:
         instance = run.instance
         queue = instance.queue
         run.phase = Phase.QUEUED
-        if instance.free and not queue:
+        if not queue and self._may_run(instance):
             self._execute([run])
             return
         self._rank(run)
@@ -272,7 +272,7 @@ class Workers:
     def next(self, instance: Instance) -> None:
         """Give free workers of an instance what comes first and can still be in time."""
         queue = instance.queue
-        while instance.free and queue:
+        while queue and self._may_run(instance):
             run: Run = queue.pop()
             runs = [run]
             # The last one may try: were it shed too, nothing would unlearn a wrong mean.
@@ -286,6 +286,12 @@ class Workers:
                 if one.phase is Phase.DEAD:
                     self._settle(one.request)
         self._check_idle(instance)
+
+    def _may_run(self, instance: Instance) -> bool:
+        """Whether a worker is free, and the memory that it needs."""
+        if not instance.free:
+            return False
+        return instance.deviceless is None or self.deviceless().may_run(instance)
 
     def _sharing(self, run: Run, pace: "Pace") -> list[Run]:
         """Return a run, and those taken out of the queue that had best share its turn."""

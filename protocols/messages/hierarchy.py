@@ -106,6 +106,8 @@ class Reserved(Part, frozen=True):
     """Of task memory."""
     cpu_percent: Annotated[float, Meta(ge=0)] = 0.0
     """Of one core, where it runs."""
+    growth_bytes: Count = 0
+    """What it may take beyond that while it is asked: room for one such task is kept."""
 
 
 class Autonomy(StrEnum):

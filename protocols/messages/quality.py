@@ -232,6 +232,8 @@ class TaskSample(Part, frozen=True):
     memory_bytes: Count | None = None
     energy_j: float | None = None
     """Null: no sensor."""
+    starved: bool = False
+    """Whether what waits at the end of the window waits for memory of the node."""
 
 
 class UserSample(Part, frozen=True):

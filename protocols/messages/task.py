@@ -8,10 +8,14 @@ from msgspec import Meta
 from protocols.base import Count, Digest, Id, Message, Name, Part, Text
 from protocols.errors import Blame
 from protocols.manifest import MAX_STATE_BYTES, ExecutorKind, Manifest
-from protocols.messages.quality import Tuning
+from protocols.messages.quality import Tuning, Warmth
 
 MEMORY_INLINE_BYTES: Final = 48 * 1024
 """Of what a task remembers in one message; more lies in the cell's store."""
+
+
+RESTING_SHARE: Final = 1 / 32
+"""Of an instance that an elastic task counts as, where a node takes so many instances."""
 
 
 class Reconcile(StrEnum):
@@ -53,6 +57,15 @@ class Deviceless(Part, frozen=True):
     """How long an idle instance stays; 0: as its past calls suggest."""
     fresh: bool = False
     """Whether each run of a model loads it for itself, and what it has loaded ends with it."""
+
+
+def is_elastic(deviceless: Deviceless | None, manifest: Manifest, warmth: Warmth) -> bool:
+    """Whether a task needs its memory only while it is asked, and can wait for it.
+
+    A guest that has models run in the midst of its own run never waits for memory: it would hold
+    what they wait for.
+    """
+    return deviceless is not None and warmth is not Warmth.INSTANCE and not manifest.infers
 
 
 class InstanceState(StrEnum):

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from controller.anchor.decider import Settings
 from controller.anchor.lifecycle import HOMELESS
+from controller.booking import may_grow_to
 from controller.decider import Output
 from controller.records import TaskState
 from protocols.messages import (
@@ -24,13 +25,14 @@ from protocols.messages import (
     Escalation,
     EscalationAnswer,
     NodeSummary,
+    RunFigures,
     SchedulerHello,
     ServiceDelete,
     TaskReport,
 )
-from protocols.messages.hierarchy import Attempt, NodeState
+from protocols.messages.hierarchy import Attempt, NodeState, TaskQos
 from protocols.messages.quality import Leeway
-from protocols.messages.task import InstanceState
+from protocols.messages.task import Deviceless, InstanceState
 
 CELLS = ("ts-a", "ts-b")
 ROOMS = {f"{cell[-1]}{at}": (cell, 2 + at) for cell in CELLS for at in range(3)}
@@ -88,11 +90,23 @@ class Schedulers(RuleBasedStateMachine):
         steps=st.integers(1, 3),
         size=st.integers(1, 2),
         spares=st.integers(0, 2),
+        follows=st.sampled_from((None, None, Deviceless())),
+        latency_ms=st.sampled_from((None, 5.0, 1000.0)),
     )
-    def order(self, service: str, steps: int, size: int, spares: int) -> None:
+    def order(
+        self,
+        service: str,
+        steps: int,
+        size: int,
+        spares: int,
+        follows: Deviceless | None,
+        latency_ms: float | None,
+    ) -> None:
         self.generation += 1
         names = ("a", "b", "c")[:steps]
-        order = chain(service, self.generation, *names, spares=spares, specs={"leeway": LEEWAY})
+        qos = TaskQos(latency_ms=latency_ms)
+        specs = {"leeway": LEEWAY, "deviceless": follows, "qos": qos}
+        order = chain(service, self.generation, *names, spares=spares, specs=specs)
         tasks = tuple(sized(one, size * MEMORY) for one in order.tasks)
         self.take(self.bench.hear(structs.replace(order, tasks=tasks), "namo-main"))
 
@@ -142,6 +156,20 @@ class Schedulers(RuleBasedStateMachine):
         again = said(self.bench.hear(question, by), EscalationAnswer, by)
         assert again == [answer] or question.task not in self.bench.ta.book.tasks
 
+    @precondition(lambda self: self.held)
+    @rule(
+        at=st.integers(0, 99),
+        per_s=st.sampled_from((0.001, 0.05, 1.0, 100.0)),
+        run_ms=st.sampled_from((1.0, 50.0)),
+    )
+    def ran(self, at: int, per_s: float, run_ms: float) -> None:
+        """A task is asked more often, or less."""
+        by, grant = self.grant(at)
+        told = RunFigures(
+            grant.spec.task, grant.nodes[0], runs=9, run_ms=run_ms, input_bytes=100.0, per_s=per_s
+        )
+        self.take(self.bench.hear(told, by))
+
     @rule(ms=st.sampled_from((500, 5000, 100_000)))
     def wait(self, ms: int) -> None:
         self.take(self.bench.passes(ms))
@@ -158,8 +186,13 @@ class Schedulers(RuleBasedStateMachine):
 
     @invariant()
     def no_node_is_overbooked(self) -> None:
+        growths: dict[str, int] = {}
+        for task in self.bench.ta.book.tasks.values():
+            for node, size in task.reserved.items():
+                growths[node] = max(growths.get(node, 0), may_grow_to(task) - size)
         for node, held in self.bench.reserved().items():
-            assert held <= ROOMS[node][1] * MEMORY, node
+            assert held + max(0, growths[node]) <= ROOMS[node][1] * MEMORY, node
+            assert self.bench.ta.book.ledger.headroom(node) == max(0, growths[node])
 
     @invariant()
     def the_sums_are_those_of_the_records(self) -> None:

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from controller.records import NodeView
@@ -45,7 +46,18 @@ def view(inventory: Inventory = BARE, state: NodeState = NodeState.ONLINE, **mor
 
 def test_a_node_that_has_reported_nothing_shows_dashes() -> None:
     row = text(draw.fleet([view()])).split("\n")[1].split()
-    assert row == ["n1", "online", "generic-x86-64", *["-"] * 8, "0"]
+    assert row == ["n1", "online", "generic-x86-64", *["-"] * 8, "0", "-"]
+
+
+def test_a_node_says_how_many_times_over_its_memory_is_promised() -> None:
+    roomy = structs.replace(BARE, task_memory_bytes=1 << 30)
+    node = view(roomy, reserved_bytes=1 << 29, promised_bytes=3 << 30)
+    assert text(draw.fleet([node])).split("\n")[1].split()[-2:] == ["50%", "x3.0"]
+    told = "1.0 GiB, 512.0 MiB reserved; over-committed 3.0 times: 3.0 GiB by turns"
+    assert told in text(draw.node_details(node))
+    assert (
+        draw.task_memory(structs.replace(node, promised_bytes=0)) == "1.0 GiB, 512.0 MiB reserved"
+    )
 
 
 def test_what_a_lost_node_said_last_is_not_shown_as_so() -> None:

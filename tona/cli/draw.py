@@ -76,6 +76,7 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
             "LINK",
         ),
         *("QUALITY", ">RTT", *([">JITTER", ">LOSS"] if wide else []), ">TASKS"),
+        *(["RESERVED"] if wide else []),
     )
     made.padding = (0, 2 if wide else 1, 0, 0)
     for node in nodes:
@@ -100,6 +101,7 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
             or_dash(link and link.round_trip_ms, "{:.1f} ms" if wide else "{:.1f}ms"),
             *(path if wide else []),
             "-" if lost else str(len(node.tasks)),
+            *([reserved(node)] if wide else []),
         )
     return made
 
@@ -131,7 +133,7 @@ def node_details(node: NodeView) -> Table:
         ("accelerators", ", ".join(_accelerator(one) for one in inventory.accelerators) or "-"),
         ("cpu", bar(load.cpu_percent if load else None)),
         ("memory", bar(memory_percent(node))),
-        ("memory of tasks", size(inventory.task_memory_bytes)),
+        ("memory of tasks", task_memory(node)),
         ("gpu/npu", accelerators(inventory.accelerators, load)),
         *_load_rows(load),
         *_link_rows(node.link),
@@ -155,6 +157,25 @@ def _trust_rows(trust: Trust | None) -> list[tuple[str, str | Text]]:
             f"signed; root version {trust.root_version}, timestamp until {until:%Y-%m-%d %H:%M} UTC"
         )
     return [("artifacts", said), *([("not checked", trust.problem)] if trust.problem else [])]
+
+
+def reserved(node: NodeView) -> str:
+    """Return what of a node's task memory is set aside, and how many times over it is promised."""
+    have = node.inventory.task_memory_bytes
+    if not have:
+        return "-"
+    times = node.promised_bytes / have
+    return f"{node.reserved_bytes / have:.0%}" + (f" x{times:.1f}" if times > 1 else "")
+
+
+def task_memory(node: NodeView) -> str:
+    """Return what a node has for tasks, what is set aside, and what they may take at most."""
+    have = node.inventory.task_memory_bytes
+    said = f"{size(have)}, {size(node.reserved_bytes)} reserved"
+    if node.promised_bytes <= have or not have:
+        return said
+    times = node.promised_bytes / have
+    return f"{said}; over-committed {times:.1f} times: {size(node.promised_bytes)} by turns"
 
 
 def memory_percent(node: NodeView) -> float | None:

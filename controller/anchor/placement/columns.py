@@ -111,7 +111,10 @@ class Columns:
         self._security, self._providers = fleet.security, fleet.providers
         self._fleet = fleet
         self.figures = snapshot.figures
-        self.free = fleet.memory - spread(snapshot.reserved_bytes, self.names, self.index)
+        self.headroom = spread(snapshot.headroom_bytes, self.names, self.index)
+        """Bytes that are free and stay so, for any one of the tasks that may grow."""
+        reserved_bytes = spread(snapshot.reserved_bytes, self.names, self.index)
+        self.free = fleet.memory - reserved_bytes - self.headroom
         self.instances = spread(snapshot.instances, self.names, self.index)
         self.room = fleet.instances_max - self.instances
         reserved = spread(snapshot.reserved_cpu_percent, self.names, self.index)

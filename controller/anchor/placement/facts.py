@@ -43,6 +43,8 @@ class Snapshot(Struct, frozen=True):
     """How many further nodes are known and not to be weighed, by the clause that says why."""
     figures: Mapping[tuple[str, str], Mapping[str, FigureRecord]] = {}
     """What programs cost, by digest and provider, and by node."""
+    headroom_bytes: Mapping[str, float] = {}
+    """What any one task may take beyond what is reserved for it (`controller/booking.py`)."""
 
 
 class Request(Struct, frozen=True):
@@ -63,6 +65,10 @@ class Request(Struct, frozen=True):
     """It keeps this node, which is not examined: the others are placed around it."""
     reserved_bytes: int | None = None
     """What the snapshot has counted for it there; None: the manifest's limit."""
+    headroom_bytes: int = 0
+    """What of the headroom there is for it alone."""
+    instances: float = 1.0
+    """What the snapshot has counted for it there, of instances."""
     confined: Mapping[str, tuple[str, ...]] = {}
     """The only nodes where its raw input is, by the clause that is said of the others."""
     program: tuple[str, str] | None = None

@@ -14,7 +14,8 @@ alike, is the sum of
 - for each edge between two nodes: half a round trip at either end, three for a value that is
   fetched, and the bytes over either link (`Model.ways`). On one node an edge costs nothing.
 
-A node takes no more than its free task memory and its free instances.
+A node takes no more than its free task memory and its free instances. What an elastic task needs of
+it is its share, and the rest only where no other task has that headroom already (`booking.py`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,11 +29,14 @@ from controller.anchor.placement.facts import Request
 from controller.anchor.placement.figures import Cost, cost_of
 from controller.anchor.placement.forms import LEVELS, Terms, Weighed, weigh
 from controller.anchor.placement.rules import Program, Rule, chosen, rules
+from controller.booking import share
 from protocols.errors import TonaBug
 from protocols.forms import has_choice
 from protocols.manifest import Port, tensor_bytes
+from protocols.messages.hierarchy import TaskSpec
 from protocols.messages.invocation import INLINE_MAX_BYTES, REQUEST
 from protocols.messages.quality import Warmth
+from protocols.messages.task import RESTING_SHARE, is_elastic
 
 SLICE_MS: Final = 3.0
 """What a program waits for the processor beside its own run, for another's slice of time."""
@@ -135,19 +139,46 @@ class Model:
         self.units = [self._unit(members) for members in _members(requests)]
         self.ways = self._ways()
 
-    def needs(self, task: Task, program: Program) -> Floats:
+    def needs(self, task: Task, at: int) -> Floats:
         """Return the bytes that a program needs of each node beyond what is counted there."""
-        need = np.full(len(self.columns.names), float(program.memory_bytes))
-        if task.own is not None:
-            need[task.own] = _over(task.request, program)
+        request, own = task.request, task.own
+        full = float(task.programs[at].memory_bytes)
+        others = self.columns.headroom
+        if own is not None:
+            others = others.copy()
+            others[own] -= request.headroom_bytes
+        part = self._share_of(task, at)
+        booked = np.where(part < 1.0, np.minimum(full, np.floor(full * part) + 1), full)
+        need = np.asarray(booked + np.maximum(0.0, full - booked - others), np.float64)
+        if own is not None:
+            need[own] = 0.0 if request.fixed else max(0.0, need[own] - _counted(request))
         return need
+
+    def _share_of(self, task: Task, at: int) -> Floats:
+        """Return the part of its memory that a task counts as on each node."""
+        spec = task.request.spec
+        levels = [
+            share(one, task.request.per_s)
+            if is_elastic(spec.deviceless, spec.manifest, one)
+            else 1.0
+            for one in LEVELS
+        ]
+        if levels[0] == 1.0:
+            return np.ones(len(self.columns.names))
+        found: Floats = np.array(levels)[self.weighed(task, at, self.wait(task, at)).level]
+        return found
+
+    def wait(self, task: Task, at: int) -> Floats:
+        """Return what a run of a program waits for the processor of each node, ms."""
+        load = np.minimum(self.columns.load + task.take, LOAD_MAX)
+        wait: Floats = (task.costs[at].run + SLICE_MS) * load / (1 - load)
+        return wait
 
     def terms(self, task: Task, at: int, need: Floats) -> Terms:
         """Return the cost of one task by itself under one of its programs."""
         columns, request, program = self.columns, task.request, task.programs[at]
-        load = np.minimum(columns.load + task.take, LOAD_MAX)
-        terms = {
-            "compute": (task.costs[at].run + SLICE_MS) * load / (1 - load),
+        terms: Terms = {
+            "compute": self.wait(task, at),
             "memory": self._memory + self.beta * need,
         }
         if task.chooses:
@@ -155,12 +186,12 @@ class Model:
         if task.client is not None:
             terms["client"] = task.client
         if request.current:
-            terms["move"] = np.full(len(load), MOVE_MS)
+            terms["move"] = np.full(len(need), MOVE_MS)
             terms["move"][columns.at((request.current,))] = 0.0
         if not program.form:
-            terms["variant"] = np.full(len(load), VARIANT_MS)
+            terms["variant"] = np.full(len(need), VARIANT_MS)
         if request.failed:
-            terms["failed"] = FAILED_MS * columns.at(tuple(request.failed))
+            terms["failed"] = np.where(columns.at(tuple(request.failed)), FAILED_MS, 0.0)
         return terms
 
     def weighed(self, task: Task, at: int, wait: Floats) -> Weighed:
@@ -172,9 +203,7 @@ class Model:
         """Return what is to stay on a node of a deviceless instance while nobody asks."""
         if not task.chooses:
             return Warmth.FORM
-        load = np.minimum(self.columns.load + task.take, LOAD_MAX)
-        wait = (task.costs[at].run + SLICE_MS) * load / (1 - load)
-        return LEVELS[self.weighed(task, at, wait).level[node]]
+        return LEVELS[self.weighed(task, at, self.wait(task, at)).level[node]]
 
     def cost(self, options: Sequence[int], nodes: Sequence[int]) -> float:
         """Return the objective of a whole plan: an option and a node for each unit."""
@@ -242,10 +271,11 @@ class Model:
         tasks = [self.tasks[at] for at in members]
         options = _options(tasks)
         take = _sum(task.take for task in tasks)
-        inst = np.full(len(take), float(len(tasks)))
-        for task in tasks:
+        each = [_instances(task.request.spec) for task in tasks]
+        inst = np.full(len(take), sum(each))
+        for task, one in zip(tasks, each, strict=True):
             if task.own is not None:
-                inst[task.own] -= 1
+                inst[task.own] -= min(one, task.request.instances)
         pinned = self._pinned(tasks)
         unit = Unit(members, options, [], [], [], [], [], take, inst, pinned)
         for option in options:
@@ -256,7 +286,7 @@ class Model:
         """Add one option to a unit."""
         columns = self.columns
         pairs = list(zip(tasks, option, strict=True))
-        needs = [self.needs(task, task.programs[at]) for task, at in pairs]
+        needs = [self.needs(task, at) for task, at in pairs]
         weights = [task.costs[at].run + SLICE_MS for task, at in pairs]
         terms: Terms = {}
         for (task, at), need in zip(pairs, needs, strict=True):
@@ -318,12 +348,17 @@ def _sum(values: Iterable[Floats]) -> Floats:
     return total
 
 
-def _over(request: Request, program: Program) -> float:
-    """Return what a program needs beyond what the snapshot has counted for the task."""
-    counted = request.reserved_bytes
-    if counted is None:
-        counted = request.spec.manifest.limits.memory_bytes
-    return 0.0 if request.fixed else float(max(0, program.memory_bytes - counted))
+def _instances(spec: TaskSpec) -> float:
+    """Return what a task counts as at most, of the instances of a node."""
+    rests = is_elastic(spec.deviceless, spec.manifest, Warmth.FORM) and spec.qos.latency_ms is None
+    return RESTING_SHARE if rests else 1.0
+
+
+def _counted(request: Request) -> int:
+    """Return what the snapshot has counted for a task on its own node."""
+    if request.reserved_bytes is None:
+        return request.spec.manifest.limits.memory_bytes
+    return request.reserved_bytes + request.headroom_bytes
 
 
 def _bytes(port: Port) -> int:

@@ -299,10 +299,10 @@ class _Complete:
 
 def _alike(board: Board) -> list[int]:
     """Return a number for each node; nodes with one number are the same to every unit."""
-    asked: list[list[tuple[int, ...]]] = [[] for _ in board.nodes]
+    asked: list[list[tuple[float, ...]]] = [[] for _ in board.nodes]
     for at, unit in enumerate(board.units):
         for slot, node in enumerate(unit.node):
             need, inst = unit.brings[NEED:, slot]
-            asked[node].append((at, int(unit.option[slot]), int(need), int(inst)))
-    numbers: dict[tuple[tuple[int, ...], ...], int] = {}
+            asked[node].append((at, int(unit.option[slot]), float(need), float(inst)))
+    numbers: dict[tuple[tuple[float, ...], ...], int] = {}
     return [numbers.setdefault(tuple(one), len(numbers)) for one in asked]

@@ -53,7 +53,7 @@ class _Column:
     """What one program costs on every node."""
 
     def __init__(self, model: Model, task: Task, program: int) -> None:
-        need = model.needs(task, task.programs[program])
+        need = model.needs(task, program)
         terms = model.terms(task, program, need)
         self.wait = terms["compute"]
         self.total = np.sum(list(terms.values()), axis=0)
