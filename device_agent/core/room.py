@@ -229,7 +229,8 @@ class Room:
 
     def _may_leave(self, one: Instance) -> bool:
         ready = one.state is _State.READY and elastic(one) and one.name not in self._leaving
-        return ready and one.idle and self._held(one) > 0
+        # One in line that has kept its process is not idle: calls of it wait.
+        return ready and (one.idle or one.resting) and self._held(one) > 0
 
 
 def _awake(instance: Instance) -> bool:

@@ -38,6 +38,10 @@ from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
 
 UNPACK_TIMEOUT_S: Final = 300.0
+UNPACK_TURN_S: Final = 15.0
+"""So long an image keeps others waiting; then it begins anew after them, for twice as long."""
+UNPACK_LOOK_S: Final = 0.5
+"""How often it is asked whether others wait."""
 STATS_TIMEOUT_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 6.0
 """How long `stop` waits for the containers of an instance to be gone."""
@@ -99,6 +103,8 @@ class ContainerExecutor(RemoteExecutor):
         self._images_max_bytes = images_max_bytes
         self._prefix = f"tona-{crc32(os.fsencode(images.absolute())):08x}"
         self._unpacking = asyncio.Lock()
+        self._to_unpack = 0
+        """Images that wait for that."""
         self._keys = 0
         self._host: Process | None = None
         self._granted: dict[Instance, int] = {}
@@ -149,20 +155,44 @@ class ContainerExecutor(RemoteExecutor):
         }
 
     async def _unpack(self, artifact: Path, digest: str) -> None:
-        # One at a time: it is the disk that sets the pace, and leftovers can be told from work.
-        async with self._unpacking:
-            request = self._order(artifact, digest)
-            unpacker = self._spawn("container_unpack.py", ())
+        turn_s, over = UNPACK_TURN_S, False
+        while not over:
+            self._to_unpack += 1
             try:
-                answer = unpacker.link.ask(request)
-                reply = await asyncio.wait_for(answer, UNPACK_TIMEOUT_S)
-            except TimeoutError:
-                text = f"the image was not unpacked after {UNPACK_TIMEOUT_S:.0f} s: make it smaller"
-                raise failed(FailureCode.LIMIT, Blame.USER, text) from None
+                # One at a time: the disk sets the pace, and leftovers can be told from work.
+                await self._unpacking.acquire()
             finally:
-                unpacker.kill()
-                await unpacker.end()
+                self._to_unpack -= 1
+            try:
+                over = await self._unpack_for(artifact, digest, turn_s)
+            finally:
+                self._unpacking.release()
+            turn_s *= 2
+
+    async def _unpack_for(self, artifact: Path, digest: str, turn_s: float) -> bool:
+        """Unpack an image; False when it has taken so long and others wait.
+
+        Raises ExecutorFailure.
+        """
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        unpacker = self._spawn("container_unpack.py", ())
+        answer = asyncio.ensure_future(unpacker.link.ask(self._order(artifact, digest)))
+        try:
+            while not (await asyncio.wait((answer,), timeout=UNPACK_LOOK_S))[0]:
+                took_s = loop.time() - began_s
+                if took_s >= UNPACK_TIMEOUT_S:
+                    text = f"the image was not unpacked after {took_s:.0f} s: make it smaller"
+                    raise failed(FailureCode.LIMIT, Blame.USER, text)
+                if took_s >= turn_s and self._to_unpack:
+                    return False
+            reply = await answer
+        finally:
+            answer.cancel()
+            unpacker.kill()
+            await unpacker.end()
         check_failure(reply, "unpacking the image: it takes too much memory, or was killed")
+        return True
 
     def _spawn(self, program: str, arguments: tuple[str, ...]) -> Process:
         on_end = self._host_ended if program == "container_host.py" else no_end

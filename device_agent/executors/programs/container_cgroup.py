@@ -76,6 +76,19 @@ def memory_bytes(group: str, *, peak: bool) -> int:
     return 0
 
 
+def cpu_us(group: str) -> int | None:
+    """Return the processor time that a group has taken; None when it is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{ROOT}{group}/cpu.stat", encoding="ascii") as file:
+            counts = dict(line.split() for line in file)
+        if "usage_usec" in counts:
+            return int(counts["usage_usec"])
+    path = f"{ROOT}/cpuacct{group}/cpuacct.usage"
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        return int(file.read()) // 1000
+    return None
+
+
 def ran_out_of_memory(group: str) -> bool:
     """Whether the kernel has killed something in a group for its memory."""
     for path in (f"{ROOT}{group}/memory.events", f"{ROOT}/memory{group}/memory.oom_control"):

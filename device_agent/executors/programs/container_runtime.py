@@ -88,6 +88,9 @@ class Container:
         self._pid = 0
         self.pidfd = -1
         self._code: int | None = None
+        self._spent_us = 0
+        self._most_bytes = 0
+        """Of what has ended, as the kernel says at its end."""
         self._killed = os.eventfd(0, os.EFD_CLOEXEC)
         """Readable from `kill` on, which ends the runtime at work, too."""
         self._lock = threading.Lock()
@@ -156,10 +159,26 @@ class Container:
         """
         if self._code is None and _ends(self.pidfd, timeout_s):
             # Once alone: the process id may soon be another child's.
-            status = os.waitpid(self._pid, 0)[1]
+            _, status, spent = os.wait4(self._pid, 0)
+            self._spent_us = round(1e6 * (spent.ru_utime + spent.ru_stime))
+            self._most_bytes = spent.ru_maxrss * 1024
             self._code = os.waitstatus_to_exitcode(status)
             _known.discard(self._pid)
         return self._code
+
+    def cpu_us(self) -> int:
+        """Return the processor time that its processes have taken, those that run beside as well.
+
+        Without a control group only what has ended counts beside its first process.
+        """
+        known = cgroup.cpu_us(self.group) if self._runtime.box.cgroups else None
+        if known is not None:
+            return known
+        return self._spent_us if self._code is not None else _spent_us(self._pid)
+
+    def most_bytes(self) -> int:
+        """Return the memory that it has taken at most, as far as that is known; else 0."""
+        return cgroup.memory_bytes(self.group, peak=True) or self._most_bytes
 
     def kill(self) -> None:
         """End every process of it at once; from any thread, and before it is there too."""
@@ -436,3 +455,13 @@ def write_config(bundle: str, box: spec.Box, wanted: spec.Wanted) -> None:
     """Write the document that a runtime reads."""
     with open(f"{bundle}/config.json", "w", encoding="utf-8") as file:
         json.dump(spec.config(box, wanted), file)
+
+
+def _spent_us(pid: int) -> int:
+    """Return the processor time of a process and of the children that it has seen end."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            words = file.read().rpartition(")")[2].split()
+        return sum(map(int, words[11:15])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0

@@ -334,9 +334,9 @@ class Host:
         worker.begin(number)
         if self._stopped[number]:
             raise Refusal(*workers.STOPPED)
-        described, inline, peak = worker.run(number, header["in"], body)
+        described, inline, took = worker.run(number, header["in"], body)
         spent_us = (time.perf_counter_ns() - began) // 1000
-        answer = {"id": number, "us": spent_us, "out": described, "mem": peak}
+        answer = {"id": number, "us": spent_us, "out": described, **took}
         program = instance.program
         return answer | {
             "flags": hold_described(described, inline, program.blobs, program.checks)

@@ -209,14 +209,15 @@ class Worker:
 
     def run(
         self, number: int, described: list[list[Any]], body: memoryview
-    ) -> tuple[list[list[Any]], list[memoryview], int]:
-        """Run the call that was begun; outputs, inline ones, peak of memory.
+    ) -> tuple[list[list[Any]], list[memoryview], Header]:
+        """Run the call that was begun; outputs, inline ones, what it took.
 
         Raises Refusal or OSError.
         """
         written: list[str] = []
         try:
             self.prepare()
+            before_us = self._cpu_us()
             self._bring(described, body, written)
             self._soiled = True
             if self._stopped:
@@ -231,8 +232,9 @@ class Worker:
                 self._program.blobs,
                 self._program.output_bytes,
             )
-            peak = cgroup.memory_bytes(self._group, peak=True) if self._program.once else 0
-            return *outputs, peak
+            container = self._container
+            peak = container.most_bytes() if container is not None else 0
+            return *outputs, {"cpu": max(0, self._cpu_us() - before_us), "peak": peak}
         finally:
             with self._lock:
                 self._current = 0
@@ -241,6 +243,9 @@ class Worker:
                     # What the container keeps open is not to hold memory of ours.
                     os.truncate(path, 0)
                     os.unlink(path)
+
+    def _cpu_us(self) -> int:
+        return self._container.cpu_us() if self._container is not None else 0
 
     def _bring(self, described: list[list[Any]], body: memoryview, written: list[str]) -> None:
         at = 0
