@@ -84,6 +84,8 @@ class CallLog:
         self.head = ZERO
         self.dropped = 0
         """Records that could not be written since the last batch that was."""
+        self.problem = ""
+        """Why the last one could not."""
         self._file = -1
         self._size = 0
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -128,8 +130,9 @@ class CallLog:
             header = BATCH.pack(MARK, len(packed), count, self.logged, offset_ms, self.dropped)
             head = sha256(b"".join((self.head, header, packed))).digest()
             self._append(b"".join((header, packed, head)))
-        except OSError:
+        except OSError as error:
             self.dropped += count
+            self.problem = error.strerror or "it cannot be written"
             return False
         self.logged, self.head, self.dropped = self.logged + count, head, 0
         return True

@@ -29,27 +29,35 @@ class LogKeeper:
         self._log: CallLog | None = None
         self._lost = 0
         """Records that came while there was no log to write to."""
+        self._problem = ""
+        """Why nothing is written now."""
         self._readers = 0
 
-    def write(self, command: commands.WriteLog) -> events.LogWritten | None:
+    def write(self, command: commands.WriteLog) -> events.LogWritten:
         """Append records; what the disk does not take is counted, and told with the next batch."""
         try:
             if self._log is None:
                 self._log = CallLog(self._folder)
                 self._log.dropped, self._lost = self._lost, 0
         except OSError as error:
-            if not self._lost:
-                log.warning("%s: calls are not logged: %s", self._folder, error.strerror)
             self._lost += command.count
-            return None
-        before = self._log.dropped
+            return self._failed(error.strerror or "it cannot be opened")
         # A record has the node's clock: what has to be added to it is the same for a batch.
         offset_ms = (time.time_ns() - time.monotonic_ns()) // 1_000_000
-        if self._log.write(command.records, command.count, offset_ms):
-            return events.LogWritten(self._log.logged, self._log.head)
-        if not before:
-            log.warning("%s: the disk takes no record of calls", self._folder)
-        return None
+        if not self._log.write(command.records, command.count, offset_ms):
+            return self._failed(self._log.problem)
+        if self._problem:
+            log.warning("%s: calls are logged again", self._folder)
+            self._problem = ""
+        return events.LogWritten(self._log.logged, self._log.head)
+
+    def _failed(self, why: str) -> events.LogWritten:
+        problem = f"calls are not logged in {self._folder}: {why}; make room or mend the disk"
+        if problem != self._problem:
+            log.warning("%s", problem)
+        self._problem = problem
+        logged, head = (self._log.logged, self._log.head) if self._log is not None else (0, b"")
+        return events.LogWritten(logged, head, problem)
 
     async def read(self, query: AuditQuery) -> AuditPage:
         """Return the page that was asked for, or why there is none."""
@@ -61,8 +69,9 @@ class LogKeeper:
         finally:
             self._readers -= 1
         if answer is None:
-            return AuditPage(query.number, problem="the log could not be read")
+            return AuditPage(query.number, problem=self._problem or "the log could not be read")
         records, following, problem = answer
+        problem = "; ".join(one for one in (self._problem, problem) if one)
         logged, head = (self._log.logged, self._log.head) if self._log is not None else (0, b"")
         return AuditPage(query.number, records, following, logged, head, problem[:2000])
 

@@ -101,7 +101,7 @@ class Workshop:
             commands.EndCalibration: self._end_calibration,
             commands.ReadMemory: lambda command: self._remembering().read(command),
             commands.WriteMemory: lambda command: self._remembering().write(command),
-            commands.WriteLog: lambda command: self._tell_written(self._log().write(command)),
+            commands.WriteLog: lambda command: self._tell(self._log().write(command)),
             commands.ReadLog: lambda command: self._spawn(self._read_log(command)),
             **self._transfers.doors,
         }
@@ -292,10 +292,6 @@ class Workshop:
         if self._keeper is None:
             self._keeper = self._makers.log()
         return self._keeper
-
-    def _tell_written(self, written: events.LogWritten | None) -> None:
-        if written is not None:
-            self._tell(written)
 
     async def _read_log(self, command: commands.ReadLog) -> None:
         self._tell(events.LogRead(await self._log().read(command.query), command.cause))

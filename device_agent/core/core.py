@@ -101,6 +101,7 @@ class Core:
         self._boot_id = boot_id
         self._inventory = inventory
         self._warnings = warnings
+        self._log_problem = ""
         self._share_url = share_url
         self._radios = radios
         self._executors_bytes = 0
@@ -253,7 +254,7 @@ class Core:
             events.Published: self._fed,
             events.Stored: self._fed,
             events.StoreFailed: self._fed,
-            events.LogWritten: lambda event: self._account().written(event.logged, event.head),
+            events.LogWritten: self._logged,
             events.LogRead: lambda event: self._turn.out.append(
                 Say(Channel.RESULT, event.page, event.cause)
             ),
@@ -423,6 +424,13 @@ class Core:
             self._ledger.flush()
         self._turn.out.append(ReadLog(body, event.cause))
 
+    def _logged(self, event: events.LogWritten) -> None:
+        """Take note of how the log of calls has grown; that it cannot is said with the birth."""
+        self._account().written(event.logged, event.head)
+        if event.problem != self._log_problem:
+            self._log_problem = event.problem
+            self.presence.again("log of calls")
+
     def _account(self) -> "Ledger":
         """Return who keeps account of calls; loaded with the first one."""
         if self._ledger is None:
@@ -550,13 +558,16 @@ class Core:
         if self._trusting is not None:
             self._trusting.on_timer()
 
+    def _warned(self) -> tuple[str, ...]:
+        return (self._log_problem, *self._warnings) if self._log_problem else self._warnings
+
     def _birth(self, arrival: Arrival | None) -> Birth:
         return Birth(
             self._agent_version,
             self._boot_id,
             self._inventory,
             self.tasks.holdings(),
-            tuple(one[:1000] for one in self._warnings[:WARNINGS_MAX]),
+            tuple(one[:1000] for one in self._warned()[:WARNINGS_MAX]),
             self._turn.draining[:1000],
             self._kept.feeder.feedings() if self._kept.feeder is not None else (),
             self._trusting.trust if self._trusting is not None else None,

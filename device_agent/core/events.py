@@ -299,12 +299,14 @@ class StoreFailed(Struct, frozen=True):
 
 
 class LogWritten(Struct, frozen=True):
-    """The log of calls has grown."""
+    """The log of calls has grown, or could not."""
 
     logged: int
     """Records that it has had, over all lives."""
     head: bytes
     """Of its chain."""
+    problem: str = ""
+    """Why the records were not taken, one sentence for people; empty: they were."""
 
 
 class LogRead(Struct, frozen=True):

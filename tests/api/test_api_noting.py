@@ -1,10 +1,12 @@
 """Operations that were asked for are kept, in a bounded chain that shows a change."""
 
+import pytest
 from msgspec.structs import replace
 
 from controller.accounts import OperationRecord, QuarantineTask
 from controller.api.noting import KEPT, Noting, broken
 from controller.api.operations import BY_NAME, SubmitUseCase
+from tona.cli import accounts
 
 
 class Kept:
@@ -57,3 +59,17 @@ async def test_the_chain_goes_on_after_a_restart_is_bounded_and_shows_a_change()
     assert broken(records) == f"operation {records[7].number} does not follow on the one before"
     del records[7]
     assert broken(records)
+
+
+async def test_the_listing_says_whether_the_chain_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    noting = Noting(kept.keep)
+    for _ in range(3):
+        await ask(noting)
+    newest_first = kept.all()[::-1]
+    accounts._draw_chain(newest_first)
+    assert "checked: the chain holds" in capsys.readouterr().out
+    newest_first[1] = replace(newest_first[1], verdict="user")
+    accounts._draw_chain(newest_first)
+    said = capsys.readouterr().out
+    assert "the log of operations was changed: operation 1 does not follow" in said

@@ -160,7 +160,8 @@ async def test_the_keeper_writes_here_and_reads_in_a_child(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_made_costs_records_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "calls").write_text("a file")
     keeper = LogKeeper(tmp_path / "calls")
-    assert keeper.write(WriteLog(batch(0, 3), 3)) is None
+    failed = keeper.write(WriteLog(batch(0, 3), 3))
+    assert (failed.logged, "File exists" in failed.problem) == (0, True)
     (tmp_path / "calls").unlink()
     assert keeper.write(WriteLog(batch(0, 1), 1)) is not None
     keeper.close()

@@ -12,6 +12,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from controller.accounts import Call, OperationRecord, Quarantined, TaskAudit
+from controller.api.noting import broken
 from controller.api.stats import Spread, TaskStats, VersionStats
 from protocols.errors import UserError
 from tona.cli import complete
@@ -207,7 +208,15 @@ def operations(
     """List who asked what of the network, and what came of it."""
     asked: dict[str, Any] = {"operation": operation, "who": who, "verdict": verdict}
     asked |= {"since_unix_ms": _since(since), "limit": limit}
-    listing("audit.list", as_json, _draw_operations, (), **asked)
+    # Only what was not picked out of the chain can be held against it.
+    draw = _draw_operations if operation or who or verdict else _draw_chain
+    listing("audit.list", as_json, draw, (), **asked)
+
+
+def _draw_chain(found: Sequence[OperationRecord]) -> None:
+    _draw_operations(found)
+    problem = broken(sorted(found, key=lambda one: one.number))
+    show(f"the log of operations was changed: {problem}" if problem else "checked: the chain holds")
 
 
 def _draw_operations(found: Sequence[OperationRecord]) -> None:

@@ -74,6 +74,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_board(detection),
         _demo(),
         _controller(settings),
+        *_nodes(settings),
     ]
 
 
@@ -299,6 +300,22 @@ def _controller(settings: Settings) -> Finding:
             return f"{api.url}: cell {info.cell}, version {info.version}, broker {info.broker}"
 
     return _attempt("controller", lambda: asyncio.run(ask()), "start one with `tona up`")
+
+
+def _nodes(settings: Settings) -> Iterator[Finding]:
+    """Find what the nodes of a running cell complain of; nothing where none runs."""
+    from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
+
+    async def ask() -> list[str]:
+        async with asyncio.timeout(REACH_TIMEOUT_S), Api(target(settings)) as api:
+            nodes, _ = await api.listing("fleet.status")
+            return [f"{one.node}: {said}" for one in nodes for said in one.warnings]
+
+    try:
+        said = asyncio.run(ask())
+    except (TimeoutError, TonaError):
+        return
+    yield from (Finding("node", State.ABSENT, one) for one in said)
 
 
 def _attempt(what: str, work: Callable[[], str], hint: str) -> Finding:
