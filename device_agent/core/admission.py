@@ -237,8 +237,7 @@ class Admission:
             if least is not None:
                 self._shed(least)
             if not self.has_room(size_bytes):
-                text = f"node {turn.node} has {len(self.live)} requests under way, its limit"
-                return _failure(turn, _Code.BUSY, text, retryable=True)
+                return _failure(turn, _Code.BUSY, self.full(), retryable=True)
         return None
 
     def has_room(self, size_bytes: int) -> bool:
@@ -247,6 +246,14 @@ class Admission:
             len(self.live) < LIVE_MAX
             and self._bytes + size_bytes <= LIVE_MAX_BYTES
             and self.made_bytes < MADE_MAX_BYTES
+        )
+
+    def full(self) -> str:
+        """Say what there is no more room beside."""
+        size = self._bytes + self.made_bytes
+        return (
+            f"node {self._turn.node} has {len(self.live)} requests with {size} bytes of values "
+            "under way, its limit"
         )
 
     def _least(self, priority: int) -> Request | None:

@@ -74,7 +74,7 @@ class Inferences:
         inputs = dict(zip(target.ports, event.values, strict=True))
         size_bytes = inline_bytes(inputs)
         if not requests.admission.has_room(size_bytes):
-            text = f"node {turn.node} has {len(requests)} requests under way, its limit"
+            text = requests.admission.full()
             busy = self._failure(
                 FailureCode.BUSY, Blame.ENVIRONMENT, text, target.task, retryable=True
             )

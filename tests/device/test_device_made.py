@@ -147,6 +147,16 @@ def test_there_is_a_bound_for_all_of_them(node: SimNode) -> None:
     assert of(commands.Execute, node.call(invoke("r2", TWO)))
 
 
+def test_a_node_that_is_full_of_them_takes_no_other_request(node: SimNode) -> None:
+    node.call(invoke(plan=TWO))
+    node.answer(y=value(size=MADE_MAX_BYTES))
+    failure = of(Result, node.call(invoke("r2")))[0].failure
+    assert (failure.code, failure.retryable) == (FailureCode.BUSY, True)
+    assert f"1 requests with {MADE_MAX_BYTES + 3} bytes" in failure.text
+    node.answer()
+    assert of(commands.Execute, node.call(invoke("r2", attempt=2)))
+
+
 def test_what_is_kept_for_another_attempt_is_bounded(node: SimNode) -> None:
     said = []
     for number in range(3):
