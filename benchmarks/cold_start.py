@@ -69,8 +69,8 @@ def main() -> None:
         "nothing but the compiled form on the disk. From the request's bytes at the daemon's core "
         "to the time that the guest reads first, which is its first instruction and one call out. "
         "mapped: the same function again and again, whose module the host has kept. bare: "
-        "deserialize and instantiate the same files in one process, without seal, store limits or "
-        "a daemon, and the same call."
+        "deserialize and instantiate the same files in one process, in an engine of the same "
+        "settings, without seal, store limits or a daemon, and the same call."
     )
     report.note(
         "onnx: Magika. From the request's bytes to the answer, where the model's process is there "
@@ -79,7 +79,7 @@ def main() -> None:
     )
     report.note(
         f"idle_function: what the daemon's core holds of a function that rests, one of {ROWS}; its "
-        "executor holds its manifest and nothing else."
+        "executor holds its manifest, and a Wasm host its recipe of 1.7 KB."
     )
     report.close()
 

@@ -50,6 +50,7 @@ _VALUES: Final = 4
 _Values: Final = ctypes.c_uint64 * (2 * _VALUES)
 _ARGUMENTS: Final = tuple(struct.Struct("<" + "I12x" * count) for count in range(_VALUES + 1))
 _RESULT: Final = struct.Struct("<i")
+_I32: Final = 0xFFFFFFFF
 _WRITABLE: Final = 0x200
 _DONTNEED: Final = 4
 
@@ -234,7 +235,7 @@ class Guest:
     def call(self, name: str, *arguments: int) -> int:
         """Call a function of the ABI. Raises wasmtime.Trap or wasmtime.WasmtimeError."""
         values, trap = _Values(), _TrapPointer()
-        _ARGUMENTS[len(arguments)].pack_into(values, 0, *arguments)
+        _ARGUMENTS[len(arguments)].pack_into(values, 0, *[one & _I32 for one in arguments])
         error = _call(self._context, self._export(name), values, _VALUES, ctypes.byref(trap))
         if error or trap:
             _raise(error, trap)
