@@ -30,6 +30,8 @@ TREND_LEAST: Final = 4
 TREND_STEEPEST_DB_PER_S: Final = 30.0
 CELLS_MAX: Final = 1 + MAX_NEIGHBOURS
 """The serving cell and its neighbours."""
+PATH_LEAST_MS: Final = 10.0
+"""Paths that lose less are alike: what is between them is the noise of machines."""
 _RETRY_MS: Final = 1000.0
 """What a lost request waits before it is repeated."""
 
@@ -54,7 +56,7 @@ def path_db(round_trip_ms: float, jitter_ms: float = 0.0, loss_percent: float = 
         return FLOOR_DB
     share = loss_percent / 100.0
     lost_ms = round_trip_ms + 4 * jitter_ms + _RETRY_MS * share / (1 - share)
-    return -10.0 * log10(max(lost_ms, 0.01))
+    return -10.0 * log10(max(lost_ms, PATH_LEAST_MS))
 
 
 def radio_db(signal_dbm: float, loss_percent: float = 0.0) -> float:

@@ -19,14 +19,16 @@ class Scale(Struct, frozen=True):
     """A neighbour above it is good enough to be taken by a weak node (A5)."""
     dead_db: Level
     """Below it nothing is carried any more."""
+    quiet_db: Level
+    """Above it the serving cell is good, and neighbours are measured seldom: s-Measure."""
     dead_gap_db: Positive
     """A cell that is weaker than another by so much carries nothing beside it."""
 
 
-RADIO = Scale(weak_db=-108.0, good_db=-104.0, dead_db=-117.0, dead_gap_db=14.0)
+RADIO = Scale(weak_db=-108.0, good_db=-104.0, dead_db=-117.0, quiet_db=-83.0, dead_gap_db=14.0)
 """dBm. Noise and interference bury what is weaker; see docs/mobility.md for where that is."""
-PATH = Scale(weak_db=-20.0, good_db=-18.0, dead_db=-33.0, dead_gap_db=60.0)
-"""100 ms, 63 ms, 2 s. Paths do not disturb each other."""
+PATH = Scale(weak_db=-20.0, good_db=-18.0, dead_db=-33.0, quiet_db=-15.0, dead_gap_db=60.0)
+"""100 ms, 63 ms, 2 s. Paths do not disturb each other, and are good below 32 ms."""
 
 
 class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,10 +55,8 @@ class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How often a node measures its neighbours when its cell is not good..."""
     rest_ms: Pace = 5000
     """...and while it is."""
-    quiet_above_db: Positive = 25.0
-    """A serving cell that is above weak by so much is good: s-Measure."""
     near_db: Positive = 6.0
-    """A neighbour that is so much below A3 is near: what it takes to prepare ahead begins."""
+    """A radio cell that is so much below A3 is near: what it takes to prepare ahead begins."""
     command_ms: Annotated[float, Meta(ge=0, le=60_000)] = 200.0
     """From the report of a node to the command at it: decision, admission, preparation."""
     safety: Annotated[float, Meta(ge=1, le=20)] = 8.0
@@ -98,9 +98,11 @@ class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
     def rules(self, *, radio: bool) -> tuple[EventRule, ...]:
         """Return the events that a node is to report."""
         scale, hysteresis = self.scale(radio=radio), self.hysteresis_db
+        # Paths are often alike without that anything is about to change.
+        near_db = self.near_db if radio else 0.0
         near = EventRule(
             "a3",
-            offset_db=self.offset_db - self.near_db,
+            offset_db=self.offset_db - near_db,
             hysteresis_db=hysteresis,
             time_to_trigger_ms=0,
         )
@@ -129,8 +131,8 @@ class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
     def measuring(self) -> Measuring:
         """How the nodes of this cell are to measure."""
         return Measuring(
-            radio=Events(self.rules(radio=True), self.radio.weak_db + self.quiet_above_db),
-            path=Events(self.rules(radio=False), self.path.weak_db + self.quiet_above_db),
+            radio=Events(self.rules(radio=True), self.radio.quiet_db),
+            path=Events(self.rules(radio=False), self.path.quiet_db),
             filter_coefficient=self.filter_coefficient,
             pace_ms=self.pace_ms,
             rest_ms=self.rest_ms,

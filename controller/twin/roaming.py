@@ -142,6 +142,7 @@ class Ours:
         self._control = MobilityControl(self._settings)
         self._waiting, self._conditions = [], {}
         self._heard: set[str] = set()
+        self._due_ms = 0
 
     def measured(self, levels: Levels, now_ms: int) -> Order | None:
         """Evaluate at the node, decide at the controller."""
@@ -149,8 +150,13 @@ class Ours:
             self._conditions[self._waiting.pop(0)[1]] = None
         if self._until_ms and now_ms >= self._until_ms:
             self._void()
-        gone = self._heard - levels.keys()
-        self._heard = set(levels)
+        resting = self._watch.pace_ms > MEASURE_MS and now_ms < self._due_ms
+        if resting and self._serving in levels:
+            levels = {self._serving: levels[self._serving]}
+        else:
+            self._due_ms = now_ms + self._watch.pace_ms
+        gone = self._heard - levels.keys() if len(levels) > 1 else set()
+        self._heard = set(levels) if len(levels) > 1 else self._heard
         measures = [CellMeasure(one, rsrp_dbm=levels.get(one)) for one in (*levels, *gone)]
         report = self._watch.take(measures, now_ms)
         by_itself = self._true(now_ms)

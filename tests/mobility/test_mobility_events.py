@@ -145,6 +145,7 @@ def test_too_few_samples_have_no_trend() -> None:
 
 def test_levels_of_paths() -> None:
     assert abs(path_db(10) - path_db(20) - 3.01) < 0.01
+    assert path_db(0.2) == path_db(9.0) == path_db(10)
     assert path_db(10, jitter_ms=5) < path_db(10)
     assert path_db(10, loss_percent=10) < path_db(10, loss_percent=1)
     assert path_db(10, loss_percent=LOST_LEVEL_PERCENT) == FLOOR_DB

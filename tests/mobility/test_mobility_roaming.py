@@ -85,7 +85,7 @@ def test_a_drive_from_one_cell_to_the_next_takes_one_handover(radios: int) -> No
 
 def test_a_link_that_dies_at_once_is_left_before_a_command_could_arrive() -> None:
     strongest, plain, ours = roaming.try_rules(
-        drive(40, fall=12.0), [roaming.Model(command_ms=600)], MobilitySettings(command_ms=600)
+        drive(40, fall=9.0), [roaming.Model(command_ms=600)], MobilitySettings(command_ms=600)
     )
     assert (plain.failed, plain.by_itself) == (1, 0)
     assert (ours.failed, ours.by_itself) == (0, 1)
