@@ -80,6 +80,8 @@ class Roaming:
         """Cells whose attachment is being made; set: it is not wanted any more."""
         self._ending: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         """Of attachments that end: not to be waited for any longer, and over."""
+        self._left: Session | None = None
+        """The last that served and was ended before another did."""
 
     def settings(self, cell: str, urls: tuple[str, ...]) -> Settings:
         """Return how to reach a cell. Raises EnvironmentFailure."""
@@ -159,18 +161,19 @@ class Roaming:
             )
         except OSError as error:
             raise EnvironmentFailure(f"{program} cannot be run: {error.strerror}") from None
-        ended = asyncio.ensure_future(process.wait())
         stopped = asyncio.ensure_future(stop.wait())
+        ended = asyncio.ensure_future(process.wait())
         try:
             await asyncio.wait(
                 (ended, stopped), timeout=SWITCH_MS / 1000, return_when=asyncio.FIRST_COMPLETED
             )
-            if not ended.done():
-                process.kill()
-                await ended
-                raise EnvironmentFailure(f"{program} had {SWITCH_MS} ms for the link")
         finally:
             stopped.cancel()
+            if process.returncode is None:
+                process.kill()
+        if not ended.done():
+            await ended
+            raise EnvironmentFailure(f"{program} had {SWITCH_MS} ms for the link")
         if process.returncode:
             raise EnvironmentFailure(f"{program} ended with code {process.returncode}")
 
@@ -180,7 +183,7 @@ class Roaming:
         if session is None:
             return
         before = self._node.session
-        if before.settings.cell not in self._ending and before.settings.cell != command.cell:
+        if before is not self._left and before.settings.cell not in self._ending:
             self.others[before.settings.cell] = before
         self._settle(session)
         self._node.serve(session)
@@ -261,6 +264,8 @@ class Roaming:
         finally:
             if self.others.get(cell) is session:
                 del self.others[cell]
+            elif session is self._node.session:
+                self._left = session
             del self._ending[cell]
             over.set()
 

@@ -140,10 +140,10 @@ class Assignments:
                 self._share_room(cause, held.shown)
         self._tasks.tell(message.task, cause)
 
-    def fence(self, incarnation: int) -> None:
-        """Hear a scheduler of another life: its numbers count anew, those before it are over."""
+    def fence(self, incarnation: int, *, another: bool) -> None:
+        """Hear a scheduler of another life, or another one: its numbers count anew."""
         for held in self.held.values():
-            if held.tuned[0] != incarnation:
+            if another or held.tuned[0] != incarnation:
                 held.tuned = (incarnation, 0)
 
     def stop_all(self, cause: str) -> None:

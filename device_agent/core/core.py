@@ -295,10 +295,7 @@ class Core:
 
     def _welcomed(self, event: events.Received, body: Welcome, another: bool) -> None:
         """Do as the scheduler that serves says."""
-        if another:
-            # Its words are counted anew, as those of a scheduler without memory.
-            self._scheduler_epoch = -1
-        self._fence(body.scheduler_epoch, event.incarnation)
+        self._fence(body.scheduler_epoch, event.incarnation, another=another)
         self._turn.store_urls = body.store_urls
         if self._trusting is not None:
             self._trusting.welcomed()
@@ -309,13 +306,13 @@ class Core:
         self.attached.rebirth(body, event.cause)
         self._fence(body.scheduler_epoch, event.incarnation)
 
-    def _fence(self, scheduler_epoch: int, incarnation: int) -> None:
-        """Begin to count a scheduler's words anew when it has: it may have lost its store."""
+    def _fence(self, scheduler_epoch: int, incarnation: int, *, another: bool = False) -> None:
+        """Begin to count a scheduler's words anew when it has, or when it is another one."""
         before, self._scheduler_epoch = self._scheduler_epoch, scheduler_epoch
-        if before not in (None, scheduler_epoch):
-            self.assignments.fence(incarnation)
+        if another or before not in (None, scheduler_epoch):
+            self.assignments.fence(incarnation, another=another)
             if self._kept.feeder is not None:
-                self._kept.feeder.fence(incarnation)
+                self._kept.feeder.fence(incarnation, another=another)
 
     def _drain(self, _event: events.Received, body: Drain) -> None:
         if not self._ending:

@@ -145,10 +145,10 @@ class Feeder:
             for one in feeds
         )
 
-    def fence(self, incarnation: int) -> None:
-        """Hear a scheduler of another life: its numbers count anew, those before it are over."""
+    def fence(self, incarnation: int, *, another: bool) -> None:
+        """Hear a scheduler of another life, or another one: its numbers count anew."""
         for state in self._feeds.values():
-            if state.stamp[0] != incarnation:
+            if another or state.stamp[0] != incarnation:
                 state.stamp = (incarnation, -1)
 
     def _begin(self, feed: Feed) -> None:

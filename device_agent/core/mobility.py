@@ -52,7 +52,7 @@ LOOK_MS: Final = 50
 AFTER_MS: Final = 300
 """So long it hears the old cell after its farewell: by then the gateway carries what comes."""
 LOST_MS: Final = 1_000
-"""A link that is gone for so long is lost; 3GPP's T310 has as much."""
+"""A link that is gone for so long is lost, as by 3GPP's T310; spread, as whole cells are lost."""
 ROUND_MS: Final = 2_000
 """Between two rounds in vain; spread, for a whole cell may be lost at once."""
 POINTS_MAX: Final = MAX_NEIGHBOURS + 2
@@ -409,7 +409,7 @@ class Mobility:
             best = min(allowed, key=lambda one: rank.get(one.command.target.cell, len(rank)))
             self._execute(best.command, f"the link was lost: {reason}"[:1000], best.until_ms)
         elif self._others():
-            turn.timers.set(_LOST, turn.now_ms + LOST_MS)
+            turn.timers.set(_LOST, turn.now_ms + turn.spread(LOST_MS))
 
     def _rank(self) -> dict[str, int]:
         return {cell: at for at, cell in enumerate(self._best)}

@@ -146,7 +146,7 @@ class Roamer:
     def connect(self, cell: str) -> None:
         self.incarnation += 1
         self.sessions[cell] = self.incarnation
-        self.tell(events.Connected(self.incarnation, 0.5, cell))
+        self.tell(events.Connected(self.incarnation, 0.0, cell))
 
     def hear(self, cell: str, body: Any) -> list[commands.Command]:
         """Have the scheduler of a cell say something, if the node can hear it there."""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from device_roam import Cells, Client, farewells, statuses
-from device_world import ECHO, Store
+from device_world import ECHO, NODE, Store
 
 from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
-from protocols.messages import Assign, HandoverFailed
+from protocols.messages import Assign, HandoverCommand, HandoverFailed
+from protocols.messages.mobility import CellPoint
 from protocols.messages.task import InstanceState
 
 
@@ -132,7 +133,12 @@ async def test_a_broker_dies_while_the_node_goes_there(world: Cells) -> None:
     await world.cells["b"].broker.stop()
     told = world.command("b")
     await world.wait(lambda: world.cells["a"].said(HandoverFailed))
-    assert [one.handover for one in world.cells["a"].said(HandoverFailed)] == [told.handover]
+    nowhere = CellPoint("b", "ts-b", ("carrier pigeon",))
+    world.cells["a"].say(HandoverCommand("h0", NODE, nowhere, world.incarnation))
+    await world.wait(lambda: len(world.cells["a"].said(HandoverFailed)) == 2)
+    failed = world.cells["a"].said(HandoverFailed)
+    assert [one.handover for one in failed] == [told.handover, "h0"]
+    assert "carrier pigeon" in failed[1].reason
     await world.cells["b"].broker.start()
     await world.cells["b"].connected()
     world.command("b")

@@ -17,7 +17,9 @@ from device_agent.core.mobility import (
     LOST_MS,
     ROUND_MS,
 )
+from protocols.manifest import Dtype
 from protocols.messages import (
+    Feed,
     HandoverCommand,
     HandoverComplete,
     HandoverFailed,
@@ -30,10 +32,11 @@ from protocols.messages import (
     Welcome,
 )
 from protocols.messages.invocation import Deliver
+from protocols.messages.quality import Source, SourceKind
 from protocols.messages.task import InstanceState
 from protocols.topics import Channel
 
-BOUND_MS = LOST_MS + (len(CELLS) + 1) * ATTACH_MS + 2 * ROUND_MS
+BOUND_MS = 2 * LOST_MS + (len(CELLS) + 1) * ATTACH_MS + 2 * ROUND_MS
 """Without service while a cell can be reached: every cell was tried once by then."""
 
 
@@ -389,6 +392,45 @@ def test_steps_and_stores_of_other_cells(node: Roamer) -> None:
     turn = node.core._turn
     assert turn.urls(REPLY.replace("/cell/", "/a/")) == ("http://a", "http://b")
     assert turn.urls(REPLY.replace("/cell/", "/b/")) == ("http://b",)
+
+
+def test_feeds_go_on_from_the_cell_before(node: Roamer) -> None:
+    """What a feed needs of the old cell it asks there; the new scheduler's word replaces that."""
+    camera = Source("x", SourceKind.SENSOR, "camera", Dtype.UINT8, (-1,), rate_per_s=10.0)
+    plan = chain(("t", NODE, 1), ("u", "other", 2))
+    node.assign()
+    node.hear("a", Feed("s", 7, chain(("u", "other", 2)), (camera,), budget_ms=5000))
+    node.hear("a", Feed("mine", 7, plan, (camera,), budget_ms=5000))
+
+    def read() -> list[commands.Command]:
+        before = len(node.said)
+        node.after(100)
+        for one in of(commands.ReadSource, node.said[before:]):
+            node.tell(events.SourceRead(one.service, one.input, tensor()))
+        return node.said[before:]
+
+    (asked,) = of(commands.Forward, read())
+    assert (asked.cell, asked.body.reply_to) == ("", f"tona/1/a/node/{NODE}/invoke")
+    flight = asked.body
+    node.command("b")
+    node.go()
+    (asked,) = of(commands.Forward, read())
+    assert (asked.cell, asked.body.reply_to) == ("a", f"tona/1/b/node/{NODE}/invoke")
+    for place in ("", "b"):
+        (said,) = of(commands.Forward, answer(node, of(commands.Execute, node.said)[-1]))
+        assert (said.cell, said.body.plan.steps[0].cell) == ("a", place), "as it was asked"
+    deliver = said.body
+    assert [(one.node, one.cell) for one in deliver.plan.steps] == [(NODE, "b"), ("other", "a")]
+    assert len(of(commands.KeepFeed, node.said)) == 2, "none while it hurries"
+    kept = [one.feed.cell for one in of(commands.KeepFeed, node.complete())]
+    assert kept == ["a", "a"]
+    result = Result(flight.request, flight.attempt, {"y": tensor(b"ok")})
+    old = events.Received(Channel.INVOKE, "other", 1, 0, "default", "c", result, cell="a")
+    node.tell(old)
+    assert node.core.counts["feed answered"] == 1, "answers to the old inbox count"
+    node.hear("b", Feed("s", 1, chain(("u", "other", 3)), (camera,), budget_ms=5000))
+    cells = {one.body.plan.steps[0].epoch: one.cell for one in of(commands.Forward, read())}
+    assert cells[3] == "", "the new scheduler's plan is of its own cell"
 
 
 class Roaming(RuleBasedStateMachine):
