@@ -151,6 +151,7 @@ class Admission:
             body.answer_encoding,
             body.job,
             body.agent,
+            event.cell,
         )
 
     def _again(
@@ -158,7 +159,9 @@ class Admission:
     ) -> bool:
         """Whether an answered request comes back to life; its answer is said again if not."""
         failure = request.failure
-        if body.attempt < request.attempt:
+        twice = isinstance(body, Invoke) and event.cell != request.cell
+        if body.attempt < request.attempt or (twice and body.attempt == request.attempt):
+            # One attempt comes once by one cell: by another one it was carried after the node.
             self._turn.counts["late attempt"] += 1
             self.finished.put(request)
             return False
@@ -186,6 +189,7 @@ class Admission:
             self._by_priority[request.priority] -= 1
             self._by_priority[body.priority] += 1
         request.attempt = body.attempt
+        request.cell = event.cell
         request.plan = plan
         request.reply_to = reply_to
         request.priority = body.priority

@@ -72,6 +72,8 @@ class Request(Struct, eq=False):
     """Whether it runs a job: its end goes to the scheduler instead of a client."""
     agent: str = ""
     """The AI agent for which it is asked."""
+    cell: str = ""
+    """Where its present attempt was said."""
     size_bytes: int = 0
     """Inline tensors that it holds."""
     ran: bool = False

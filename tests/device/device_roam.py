@@ -31,8 +31,8 @@ from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
 
 FORWARD_MS: Final = 10_000
-AGAIN_S: Final = 0.4
-"""Silence after which a client asks again."""
+AGAIN_S: Final = 1.0
+"""Silence after which a client asks again; twice as much each time."""
 EAGER: Final = Policy(first_ms=20, cap_ms=100)
 T = TypeVar("T")
 
@@ -198,9 +198,9 @@ class Cells:
 
 
 class Client:
-    """Asks through the broker of one cell, 50 times a second, and again when nothing comes."""
+    """Asks through the broker of one cell, 25 times a second, and again when nothing comes."""
 
-    def __init__(self, world: Cells, cell: str, pace_s: float = 0.02) -> None:
+    def __init__(self, world: Cells, cell: str, pace_s: float = 0.04) -> None:
         self._world = world
         self._cell = cell
         self._pace_s = pace_s
@@ -265,7 +265,8 @@ class Client:
         topic = topics.build(there, Party.NODE, NODE, Channel.INVOKE)
         self.session.send(topic, body, cause=request)
         loop = asyncio.get_running_loop()
-        self._pending[request] = loop.call_later(AGAIN_S, self._send, request)
+        patience_s = AGAIN_S * 2 ** min(attempt - 1, 3)
+        self._pending[request] = loop.call_later(patience_s, self._send, request)
 
     def _hear(self, inbound: Inbound) -> None:
         body = inbound.frame.body

@@ -59,7 +59,7 @@ def call(node: Roamer, request: str, cell: str = HOME, **more: Any) -> list[comm
     at = more.pop("at", cell)
     plan = more.pop("plan", chain(("t", NODE, 1)))
     reply = f"tona/1/{cell}/client/app/reply"
-    body = Invoke(request, "s", 5000, {"x": tensor()}, reply, 1, plan)
+    body = Invoke(request, "s", 5000, {"x": tensor()}, reply, more.pop("attempt", 1), plan)
     return node.tell(events.Received(Channel.INVOKE, "app", 1, 0, "default", "c", body, cell=at))
 
 
@@ -138,7 +138,11 @@ def test_what_comes_on_both_ways_runs_once(node: Roamer) -> None:
     (run,) = of(commands.Execute, node.said)
     out = answer(node, run)
     assert len(of(Result, out)) == 1
-    assert not of(commands.Execute, call(node, "r1", at="b"))
+    out = call(node, "r1", at="b")
+    assert not of(commands.Execute, out)
+    assert not of(Result, out), "the same attempt was only carried after the node"
+    (again,) = of(Result, call(node, "r1", at="b", attempt=2))
+    assert again.attempt == 2, "who asks again is answered again, without another run"
 
 
 @pytest.mark.parametrize("complete", [False, True])
