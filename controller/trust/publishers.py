@@ -92,6 +92,9 @@ class TrustState(Struct, frozen=True, kw_only=True):
     offline: tuple[str, ...] = ()
     """Keys that are kept elsewhere."""
     publishers: tuple[PublisherState, ...] = ()
+    root_keys: int = 1
+    root_threshold: int = 1
+    """How many of its keys have to sign the next root."""
 
 
 def target_path(tenant: str, hex_: str) -> str:

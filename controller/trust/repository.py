@@ -1,7 +1,7 @@
 """The repository of trust in artifacts: who may sign what, said in metadata after TUF.
 
     FOLDER/               0700
-      keys/root.pem       0600  names the keys of the others; may be kept elsewhere (offline)
+      keys/root.pem       0600  names the keys of the others; one or several, at best elsewhere
       keys/targets.pem    0600  says who may sign for which tenant
       keys/online.pem     0600  signs what is newest, again and again, before it expires
       publishers.json           who was allowed: the truth
@@ -12,7 +12,7 @@ Every change writes a new file for each version and `timestamp.json` last: a rea
 a crash, sees what was before. Authors sign with keys that are never here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
@@ -35,6 +35,7 @@ from controller.trust.publishers import (
     check_new,
     check_target,
 )
+from controller.trust.roots import KEYS_MAX, RootKeys
 from controller.trust.signers import load_signer, new_signer, save_signer
 from protocols.errors import UserError
 
@@ -61,6 +62,7 @@ class Repository:
     def __init__(self, folder: Path, now: Callable[[], datetime] = _now) -> None:
         self.folder = folder
         self._now = now
+        self._roots = RootKeys(folder / "keys")
 
     @classmethod
     def init(cls, folder: Path, now: Callable[[], datetime] = _now) -> Self:
@@ -124,6 +126,8 @@ class Repository:
             timestamp_version=timestamp.version,
             offline=tuple(one for one in ("root", "targets", "online") if not self._has(one)),
             publishers=tuple(shown),
+            root_keys=len(root.roles[Root.type].keyids),
+            root_threshold=root.roles[Root.type].threshold,
         )
 
     def allow(self, request: Request, tenant: str) -> Publisher:
@@ -204,7 +208,7 @@ class Repository:
                 elif signed.expires - now < WARN:
                     warnings.append(
                         f"the {role} of the artifacts' trust expires on {signed.expires:%Y-%m-%d} "
-                        f"and its key is not here: bring {role}.pem back for a moment"
+                        f"and its key is not here: bring {self._file_of(role)} back for a moment"
                     )
             snapshot = self._snapshot()
             if snapshot.expires - now < timedelta(days=made.SNAPSHOT_DAYS) * RENEW_AT:
@@ -214,37 +218,70 @@ class Repository:
                 self._stamp(timestamp.snapshot_meta)
         return tuple(warnings)
 
-    def rotate(self, role: Rotated, root_key: Path | None = None) -> int:
-        """Replace the key of a role; returns the new version of root, which nodes follow."""
+    def rotate(
+        self,
+        role: Rotated,
+        root_keys: Sequence[Path] = (),
+        keys: int | None = None,
+        threshold: int | None = None,
+    ) -> int:
+        """Replace the keys of a role; returns the new version of root, which nodes follow.
+
+        `root_keys` are those of the present root that are kept elsewhere. Root alone may have
+        several `keys`, of which a `threshold` has to sign: as many as before unless told. Raises
+        UserError.
+        """
         with locked(self.folder):
-            self._settle("root")
-            old = load_signer(root_key or self._key("root"))
             root = self._newest(Root)
+            old = self._roots.signers(root, root_keys)
+            if role == "root":
+                return self._rotate_root(root, old, keys, threshold)
+            if keys is not None or threshold is not None:
+                raise UserError(f"{role} has one key: only root may have several")
             fresh = new_signer()
             names = {
-                "root": (Root.type,),
                 "targets": (Targets.type,),
                 "online": (Snapshot.type, Timestamp.type),
             }[role]
-            if old.public_key.keyid not in root.roles[Root.type].keyids:
-                raise UserError("that is not the key of the present root: name it with --root-key")
             for name in names:
                 for keyid in list(root.roles[name].keyids):
                     root.revoke_key(keyid, name)
                 root.add_key(fresh.public_key, name)
-            signers = [old, fresh] if role == "root" else [old]
             made.stamp(root, root.version + 1, self._now(), made.ROOT_DAYS)
-            data = made.sealed(root, signers)
+            data = made.sealed(root, old)
             # The key before what names it, so that no crash leaves a root whose key nobody has.
             draft = self._key(f"{role}.new")
             save_signer(fresh, draft)
             write_atomic(self.file(f"{root.version}.root.json"), data, PUBLIC)
             draft.replace(self._key(role))
-            if role != "root":
-                self._publish({}, delegate=True)
+            self._publish({}, delegate=True)
         return root.version
 
     # How it is done.
+
+    def _rotate_root(
+        self, root: Root, old: list[CryptoSigner], keys: int | None, threshold: int | None
+    ) -> int:
+        """Give root other keys; the old threshold and the new one sign that."""
+        role = root.roles[Root.type]
+        keys = len(role.keyids) if keys is None else keys
+        threshold = min(role.threshold, keys) if threshold is None else threshold
+        if not 1 <= threshold <= keys <= KEYS_MAX:
+            raise UserError(
+                f"{threshold} of {keys} keys cannot sign: root has up to {KEYS_MAX} keys, of which "
+                "1 to all have to sign"
+            )
+        for keyid in list(role.keyids):
+            root.revoke_key(keyid, Root.type)
+        fresh = self._roots.draft(keys)
+        for one in fresh:
+            root.add_key(one.public_key, Root.type)
+        role.threshold = threshold
+        made.stamp(root, root.version + 1, self._now(), made.ROOT_DAYS)
+        data = made.sealed(root, [*old, *fresh])
+        write_atomic(self.file(f"{root.version}.root.json"), data, PUBLIC)
+        self._roots.here(root)
+        return root.version
 
     def _begin(self) -> None:
         signers = {role: new_signer() for role in ("root", "targets", "online")}
@@ -258,8 +295,9 @@ class Repository:
 
     def _renew_root(self) -> None:
         root = self._newest(Root)
+        signers = self._roots.signers(root)
         made.stamp(root, root.version + 1, self._now(), made.ROOT_DAYS)
-        data = made.sealed(root, [self._signer("root")])
+        data = made.sealed(root, signers)
         write_atomic(self.file(f"{root.version}.root.json"), data, PUBLIC)
 
     def _publish(self, fresh: dict[str, tuple[bytes, int]], *, delegate: bool) -> None:
@@ -402,7 +440,13 @@ class Repository:
         return self.folder / "keys" / f"{role}.pem"
 
     def _has(self, role: str) -> bool:
-        return self._key(role).exists()
+        return (
+            self._roots.enough(self._newest(Root)) if role == "root" else self._key(role).exists()
+        )
+
+    def _file_of(self, role: str) -> str:
+        several = role == "root" and len(self._newest(Root).roles[Root.type].keyids) > 1
+        return "root-*.pem" if several else f"{role}.pem"
 
     def _settle(self, role: str) -> None:
         """Finish a rotation that was cut short: the new key is in force when root names it."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import DownloadHTTPError
-from tuf.api.metadata import Metadata, TargetFile
+from tuf.api.exceptions import DownloadHTTPError, UnsignedMetadataError
+from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
@@ -202,7 +202,70 @@ def test_a_key_is_rotated_and_nodes_follow(
     stranger.write_bytes(CryptoSigner.generate_ed25519().private_bytes)
     stranger.chmod(0o600)
     with pytest.raises(UserError, match="not the key of the present root"):
-        repository.rotate("root", stranger)
+        repository.rotate("root", [stranger])
+
+
+def test_root_takes_so_many_of_its_keys(
+    repository: Repository, alice: Author, tmp_path: Path, clock: Any
+) -> None:
+    repository.publish("alice", alice.sign(b"model"))
+    path = target_path("acme", made.hashlib.sha256(b"model").hexdigest())
+    ask = trusts(repository, tmp_path, clock)
+    assert ask(path)
+    keys = repository.folder / "keys"
+    assert repository.rotate("root", keys=3, threshold=2) == 2
+    assert ask(path), "a node that knew the single key follows"
+    assert sorted(one.name for one in keys.glob("root*")) == [f"root-{at}.pem" for at in (1, 2, 3)]
+    state = repository.state()
+    assert (state.root_keys, state.root_threshold, state.offline) == (3, 2, ())
+    away = tmp_path / "away"
+    away.mkdir()
+    for at in (1, 2):
+        (keys / f"root-{at}.pem").rename(away / f"root-{at}.pem")
+    assert repository.state().offline == ("root",)
+    with pytest.raises(UserError, match="root takes 2 of its 3 keys, 1 are here"):
+        repository.rotate("online")
+    assert repository.rotate("online", [away / "root-1.pem"]) == 3
+    assert ask(path)
+    assert repository.rotate("root", [away / "root-2.pem"]) == 4, "as many keys as before"
+    assert repository.state().root_threshold == 2
+    assert ask(path)
+    with pytest.raises(UserError, match="not the key of the present root"):
+        repository.rotate("root", [away / "root-1.pem"])
+    assert repository.rotate("root", keys=1) == 5
+    assert (keys / "root.pem").exists()
+    assert ask(path)
+
+
+@pytest.mark.parametrize(("keys", "threshold"), [(2, 3), (17, 2), (3, 0)])
+def test_a_threshold_that_cannot_be_is_refused(
+    repository: Repository, keys: int, threshold: int
+) -> None:
+    with pytest.raises(UserError, match="cannot sign"):
+        repository.rotate("root", keys=keys, threshold=threshold)
+    with pytest.raises(UserError, match="only root may have several"):
+        repository.rotate("targets", keys=2)
+    assert repository.state().root_version == 1
+
+
+def test_a_root_that_too_few_of_the_old_keys_have_signed_is_not_followed(
+    repository: Repository, alice: Author, tmp_path: Path, clock: Any
+) -> None:
+    repository.publish("alice", alice.sign(b"model"))
+    repository.rotate("root", keys=3, threshold=2)
+    ask = trusts(repository, tmp_path, clock)
+    stolen = load_signer(repository.folder / "keys" / "root-1.pem")
+    root = Metadata[Root].from_bytes(repository.root()).signed
+    for keyid in list(root.roles[Root.type].keyids):
+        root.revoke_key(keyid, Root.type)
+    forged = CryptoSigner.generate_ed25519()
+    root.add_key(forged.public_key, Root.type)
+    root.roles[Root.type].threshold = 1
+    made.stamp(root, root.version + 1, clock.now, made.ROOT_DAYS)
+    data = made.sealed(root, [stolen, forged])
+    repository.file(f"{root.version}.root.json").write_bytes(data)
+    with pytest.raises(UnsignedMetadataError):
+        ask(target_path("acme", made.hashlib.sha256(b"model").hexdigest()))
 
 
 def test_a_rotation_that_was_cut_short_is_finished(

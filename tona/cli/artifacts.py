@@ -105,16 +105,23 @@ def revoke(
 def rotate(
     role: Annotated[str, Argument(help="root, targets or online.")],
     root_key: Annotated[
-        Path | None, Option(help="The present root key, where it is kept elsewhere.")
+        list[Path] | None,
+        Option(help="A key of the present root that is kept elsewhere; may be said again."),
+    ] = None,
+    keys: Annotated[
+        int | None, Option(min=1, help="So many keys for root; else as many as before.")
+    ] = None,
+    threshold: Annotated[
+        int | None, Option(min=1, help="So many of them have to sign the next root.")
     ] = None,
     authority: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace a key of the authority over artifacts; running nodes follow."""
+    """Replace the keys of a role of the authority over artifacts; running nodes follow."""
     if role not in _ROTATED:
         raise UserError(f"there is no role {role!r}: name one of {', '.join(_ROTATED)}")
     wanted: Rotated = role  # type: ignore[assignment]  # held against the three above
-    version = repository(authority).rotate(wanted, root_key)
+    version = repository(authority).rotate(wanted, root_key or (), keys, threshold)
     if as_json:
         show_json(msgspec.json.encode({"role": role, "root_version": version}))
     else:
@@ -133,6 +140,8 @@ def trust(as_json: AsJson = False) -> None:
             at = getattr(state, f"{name}_expires")
             away = "; its key is kept elsewhere" if name in state.offline else ""
             version = f" version {state.root_version}" if name == "root" else ""
+            if name == "root" and state.root_keys > 1:
+                version += f", signed by {state.root_threshold} of {state.root_keys} keys,"
             show(f"{name}{version} holds until {at:%Y-%m-%d %H:%M} UTC{away}")
         made = table("PUBLISHER", "TENANT", "STATE", ">ARTIFACTS", "HOLDS UNTIL", "KEYS")
         for one in state.publishers:
