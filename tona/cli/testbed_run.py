@@ -78,6 +78,9 @@ def run(  # noqa: PLR0917 - options
     seed: Annotated[int, Option(help="Of the order of windows, and of losses.")] = 0,
     mode: InMode = Mode.NETNS,
     data: Folder = None,
+    keep: Annotated[
+        bool, Option("--keep", help="Keep the folder with logs until the next testbed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Drive nodes through radio traces and measure what their clients notice."""
@@ -92,7 +95,7 @@ def run(  # noqa: PLR0917 - options
     given = Given(timetable(found, spec.node_names, handovers, seed), ask.value, per_s, by.value)
     ways = [True, False] if make_before_break is None else [make_before_break]
     specs = [msgspec.structs.replace(spec, make_before_break=way) for way in ways]
-    phases, ended = asyncio.run(_phases(specs, given, mode, folder_of(data)))
+    phases, ended = asyncio.run(_phases(specs, given, mode, folder_of(data), keep))
     if as_json:
         said = {"mode": mode.value, "spec": spec, "seed": seed, "per_s": per_s, "phases": phases}
         show_json(msgspec.json.encode(said))
@@ -103,14 +106,18 @@ def run(  # noqa: PLR0917 - options
 
 
 async def _phases(
-    specs: "list[Spec]", given: "Given", mode: Mode, folder: Path
+    specs: "list[Spec]", given: "Given", mode: Mode, folder: Path, keep: bool
 ) -> "tuple[list[Phase], signal.Signals | None]":
     """Run one after the other, until the last or a signal."""
+    from tona.testbed.bed import clear  # noqa: PLC0415 - slow to import
+
     told = told_to_end()
     phases: list[Phase] = []
     for spec in specs:
         with Stage(sum(map(len, given.timetable.values()))) as stage:
             phase = await _phase(spec, given, mode, folder, told, stage)
+        if not keep:
+            clear(folder)
         phases += [phase] if phase is not None else []
         if told.done():
             return phases, told.result()
@@ -121,7 +128,7 @@ async def _phase(
     spec: "Spec", given: "Given", mode: Mode, folder: Path, told: Told, stage: "Stage"
 ) -> "Phase | None":
     """Run on a testbed of its own, and take that down; None: nothing was driven yet."""
-    from tona.testbed.bed import Bed, clear, hold  # noqa: PLC0415 - slow to import
+    from tona.testbed.bed import Bed, hold  # noqa: PLC0415 - slow to import
     from tona.testbed.run import Run  # noqa: PLC0415 - the same
 
     lock = hold(folder)
@@ -134,7 +141,6 @@ async def _phase(
             await one.stop()
         return one.phase() if one.began else None
     finally:
-        clear(folder)
         lock.close()
 
 

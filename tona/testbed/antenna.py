@@ -1,7 +1,6 @@
 """A node's radio as the testbed plays it: links follow a trace, and one radio is at one cell."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +14,9 @@ SWITCH_MS: Final = 50.0
 
 
 class Antenna:
-    """The links of one node, from `begin` on; `tuned` is told when a single radio is elsewhere."""
+    """The links of one node, from `begin` on."""
 
-    def __init__(
-        self, ground: Ground, node: str, folder: Path, tuned: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, ground: Ground, node: str, folder: Path) -> None:
         """Keep what the device agent meets in a folder."""
         self.node = node
         self.at = ""
@@ -27,7 +24,6 @@ class Antenna:
         self._ground = ground
         self.cells = ground.spec.cell_names
         self.single = ground.spec.radios(node) == 1
-        self._tuned = tuned
         self._step: Step | None = None
         self._preferred = ""
         self._wanted = ""
@@ -80,7 +76,6 @@ class Antenna:
                 self.at = goal
                 self._again()
             self.radio.came_to(self.at)
-            self._tuned(self.node, self.at)
         finally:
             self._switching = None
 

@@ -23,7 +23,7 @@ from tona.local.place import Place
 from tona.local.supervisor import Told
 from tona.testbed.lane import Conditions
 from tona.testbed.plan import Spec
-from tona.testbed.radio import SWITCH
+from tona.testbed.radio import ATTACHMENT, SIGNALS, SWITCH
 
 if TYPE_CHECKING:
     from tona.testbed.identities import Identities
@@ -139,9 +139,10 @@ class Bed:
 
     def _options(self, node: str) -> tuple[str, ...]:
         spec, radio = self.spec, self.radio(node)
+        said = (f"--radio=file:{radio / SIGNALS}", f"--attachment={radio / ATTACHMENT}")
         if spec.radios(node) == 1:
-            return ("--radios=1", f"--switch={radio / SWITCH}")
-        return () if spec.make_before_break else ("--radios=1",)
+            return (*said, "--radios=1", f"--switch={radio / SWITCH}")
+        return said if spec.make_before_break else (*said, "--radios=1")
 
     async def start(self, begin: Callable[[], None]) -> Standing:
         """Start everything; `begin` puts the links up once there are any.
@@ -149,6 +150,8 @@ class Bed:
         Raises UserError, EnvironmentFailure.
         """
         note(self.folder, self._standing)
+        for node in self.spec.node_names:
+            self.radio(node).mkdir(mode=0o700, parents=True, exist_ok=True)
         await self.ground.start()
         begin()
         seen = await self.processes.start()

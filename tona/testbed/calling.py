@@ -9,12 +9,12 @@ import msgspec
 
 from controller.child import module_command
 from protocols.errors import EnvironmentFailure
-from tona.following import Whereabouts
 from tona.local.supervisor import Supervisor, Told
 from tona.testbed.bed import Bed
 from tona.testbed.caller import RECORD, Ask
 from tona.testbed.figures import Called, Sums
 from tona.testbed.identities import client_of
+from tona.testbed.radio import ATTACHMENT
 from tona.testbed.services import DEVICE, service_of
 
 DEADLINE_S: Final = 30.0
@@ -45,7 +45,6 @@ class Callers:
 
     async def _start(self, node: str, homes: Mapping[str, str]) -> None:
         ground, cell = self._ground, homes[service_of(node)]
-        self.go(node, self._bed.processes.nodes[node])
         (host, port), bundle = ground.broker_at(cell), ground.bundle(client_of(node))
         ask = Ask(
             service=service_of(node),
@@ -59,7 +58,7 @@ class Callers:
             per_s=self._per_s,
             deadline_s=DEADLINE_S,
             bundle=bundle,
-            follow=str(self._file(node, "at")) if self._beside else "",
+            follow=str(self._bed.radio(node) / ATTACHMENT) if self._beside else "",
         )
         file = self._file(node, "json")
         file.write_bytes(msgspec.json.encode(ask))
@@ -68,14 +67,6 @@ class Callers:
         self._begun.append(node)
         name = client_of(node)
         await self._supervisor.start(name, lambda: command, announces=True, space=space)
-
-    def go(self, node: str, cell: str) -> None:
-        """Tell the client beside a node that the node is in another cell."""
-        (host, port), tls = self._ground.broker_at(cell), self._ground.operator
-        broker = f"mqtt{'s' if tls else ''}://{host}:{port}"
-        draft = self._file(node, "at.new")
-        draft.write_bytes(msgspec.json.encode(Whereabouts(node, cell, broker)))
-        draft.replace(self._file(node, "at"))
 
     async def failed(self) -> EnvironmentFailure:
         """Wait until one is beyond mending, and return why; may never return."""

@@ -18,6 +18,8 @@ from tona.testbed.where import Where
 
 HANDOVER: Final = "node.handover"
 REASONS_MAX: Final = 5
+SETTLE_S: Final = 10.0
+"""After the end of its window, for a node that is on its way."""
 LEAVE_S: Final = 1.0
 """A single radio that its node does not tune by then goes where the trace went."""
 
@@ -93,12 +95,22 @@ class Driver:
                 serving = step.serving
                 self._want(serving)
         await _at(begin_s + window.length_s)
+        if serving != here:
+            await self._settle(serving)
         moved = where.moves[node] - moves
         driven.handovers += moved
         if window.moves and not moved and driven.failed == failed:
             driven.failed += 1
         end_ns = time.monotonic_ns()
         driven.passed.append(Passed(node, begin_ns, end_ns, handover=window.moves or moved > 0))
+
+    async def _settle(self, cell: str) -> None:
+        """Wait until the node is where it was asked to be, but not for ever.
+
+        The next window would take the link away over which it is just coming.
+        """
+        if self._move is not by_itself:
+            await self._where.until(self._node, cell, SETTLE_S)
 
     def _want(self, cell: str) -> None:
         """Have the node moved; one that is being moved goes on from where it comes to."""

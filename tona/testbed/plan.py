@@ -27,6 +27,7 @@ BACKHAUL_LATENCY: Final = "50ms"
 OPERATOR_ADDRESS: Final = "10.90.0.254"
 _FIRST_NODE: Final = 10
 _FIRST_METRIC: Final = 100
+_LAST_METRIC: Final = 4096
 
 
 class Spec(Struct, frozen=True, kw_only=True):
@@ -161,6 +162,8 @@ class Spec(Struct, frozen=True, kw_only=True):
                 f"addr add {own}/32 dev {cell}",
                 f"link set {cell} up",
                 f"route add {self.host(cell)}/32 dev {cell} src {own}",
+                # A gateway is reached over its own cell or not at all, as a base station is.
+                f"route add unreachable {self.host(cell)}/32 metric {_LAST_METRIC}",
                 f"route add default dev {cell} src {own} metric {_FIRST_METRIC + number}",
             ]
         return words

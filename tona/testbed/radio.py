@@ -28,7 +28,8 @@ done < '{told}'
 READ_BYTES: Final = 4096
 SIGNALS: Final = "signals.json"
 SWITCH: Final = "switch"
-"""Files in the folder of a radio."""
+ATTACHMENT: Final = "attachment.json"
+"""Files in the folder of a radio; the last one is the device agent's, for the client beside it."""
 
 
 class Radio:
@@ -45,7 +46,7 @@ class Radio:
 
     def start(self) -> None:
         """Make file, program and pipes; from now on the program is heard. Raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         asked, told = self._folder / "asked", self._folder / "told"
         for pipe in (asked, told):
             os.mkfifo(pipe, 0o600)

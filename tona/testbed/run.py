@@ -73,11 +73,10 @@ class Run:
         self._bed = bed
         self._given = given
         self._stage = stage
-        self._where = Where(bed.spec.node_names, self._moved)
+        self._where = Where(bed.spec.node_names)
         self._callers = Callers(bed, given.shape, given.per_s, told)
         self._antennas = {
-            node: Antenna(bed.ground, node, bed.radio(node), self._callers.go)
-            for node in bed.spec.node_names
+            node: Antenna(bed.ground, node, bed.radio(node)) for node in bed.spec.node_names
         }
         self._drivers: dict[str, Driver] = {}
         self._elapsed_s = 0.0
@@ -176,9 +175,6 @@ class Run:
             self._whole = True
         finally:
             self._elapsed_s = asyncio.get_running_loop().time() - begin_s
-
-    def _moved(self, node: str, cell: str) -> None:
-        self._callers.go(node, cell)
 
     async def _unless_failed(self, work: object, following: "asyncio.Task[None]") -> None:
         """Do something unless a part is beyond mending: then raise why."""

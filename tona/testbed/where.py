@@ -1,6 +1,6 @@
 """In which cell each node is, followed by the fleet that the controller shows."""
 
-from collections.abc import Callable
+import asyncio
 from contextlib import aclosing
 
 from controller.records import NodeView
@@ -12,14 +12,24 @@ from tona.cli.follow import NODES, Things, follow
 class Where:
     """Follows nodes; `run` never ends by itself."""
 
-    def __init__(self, nodes: tuple[str, ...], moved: Callable[[str, str], None]) -> None:
-        """Know of none yet; `moved` is told of a node and the cell that it has come to."""
+    def __init__(self, nodes: tuple[str, ...]) -> None:
         self._nodes = nodes
-        self._moved = moved
         self.cells: dict[str, str] = {}
         """Of every node that was ever online, the one in which it was online last."""
         self.moves = dict.fromkeys(nodes, 0)
         """How often a node came to another cell."""
+        self._news = asyncio.Event()
+
+    async def until(self, node: str, cell: str, within_s: float) -> bool:
+        """Wait until a node is in a cell; whether it came to that."""
+        try:
+            async with asyncio.timeout(within_s):
+                while self.cells.get(node) != cell:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def run(self, api: Api) -> None:
         """Follow the fleet. Raises EnvironmentFailure."""
@@ -36,6 +46,5 @@ class Where:
             cell = view.scheduler.removeprefix("ts-")
             before = self.cells.get(node)
             self.cells[node] = cell
-            if before is not None and before != cell:
-                self.moves[node] += 1
-                self._moved(node, cell)
+            self.moves[node] += before is not None and before != cell
+        self._news.set()
