@@ -4,7 +4,7 @@ import ipaddress
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.transport import packets
@@ -13,6 +13,7 @@ from tona.testbed.plan import BACKHAUL, CELLS_MAX, CU, NODES_MAX, OPERATOR_ADDRE
 from tona.testbed.proxy import node_of
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, CELLS_MAX), st.integers(1, NODES_MAX))
 def test_every_address_is_of_one_party(cells: int, nodes: int) -> None:
     spec = Spec(cells=cells, nodes=nodes)

@@ -75,6 +75,15 @@ def test_cells_are_met_in_order_and_met_again() -> None:
     assert not made[0].links["du-1"].up
 
 
+def test_a_cell_that_was_left_behind_fades() -> None:
+    made = steps(Window("drive", drive(*"abbbccccccccccccc"), moves=True), "du-1", CELLS)
+    assert made[0].links["du-1"].up
+    weaker = [one.signals["du-1"].rsrp_dbm for one in made[4:] if "du-1" in one.signals]
+    assert weaker == sorted(weaker, reverse=True)
+    assert 3 < len(weaker) < 12
+    assert not made[-1].links["du-1"].up
+
+
 def test_a_single_radio_is_at_one_cell() -> None:
     window = Window("drive", drive(*"aaaaabbbbb"), moves=True)
     step = steps(window, "du-1", CELLS)[0]

@@ -6,7 +6,8 @@
   taken for the cell that the trace moves to next; after the last move, for the one it came from.
   Where it is missing, the nearest row of the window that has it says it, or else the first row that
   is served by that cell.
-- **Others** are not heard: their links are down.
+- **Others** that the window has been in fade by 3 dB a second from what was heard of them last,
+  until they are weaker than -125 dBm; the rest is not heard: those links are down.
 - **Link.** CQI is what the trace says, else 1 to 15 evenly over -120 to -80 dBm. The rate is the
   spectral efficiency of that CQI (TS 36.213, table 7.2.3-1) in 20 MHz, half of it upwards, and
   never less than the trace carried. One way takes 8 ms and 1 ms more for each step of CQI below 15,
@@ -40,6 +41,7 @@ JITTER_STEP_MS: Final = 0.5
 LOSS_BELOW_DBM: Final = -110.0
 LOSS_AT_DBM: Final = -125.0
 LOSS_PERCENT: Final = 1.0
+FADE_DB_PER_S: Final = 3.0
 
 
 class Signal(Struct, frozen=True, omit_defaults=True):
@@ -70,7 +72,8 @@ def steps(window: Window, here: str, cells: Sequence[str]) -> list[Step]:
     """Return what happens in a window to a node that is in the cell `here`."""
     samples = window.samples
     served = _served(samples, here, cells)
-    made = []
+    made: list[Step] = []
+    known: dict[str, tuple[float, Signal]] = {}
     for number, (sample, serving, other) in enumerate(
         zip(samples, served, _others(served, cells), strict=True)
     ):
@@ -82,7 +85,16 @@ def steps(window: Window, here: str, cells: Sequence[str]) -> list[Step]:
         heard = _neighbour(samples, served, number, other) if other else None
         if heard is not None:
             signals[other] = heard
-            links[other] = conditions(heard.rsrp_dbm)
+        for cell, (at_s, last) in known.items():
+            faded = last.rsrp_dbm - FADE_DB_PER_S * (sample.at_s - at_s)
+            if cell not in signals and faded >= LOSS_AT_DBM:
+                signals[cell] = Signal(faded)
+        known.update(
+            {cell: (sample.at_s, signals[cell]) for cell in (serving, other) if cell in signals}
+        )
+        links.update(
+            {cell: conditions(one.rsrp_dbm) for cell, one in signals.items() if cell != serving}
+        )
         made.append(Step(sample.at_s if number else 0.0, serving, signals, links))
     return made
 
