@@ -12,6 +12,7 @@ from executor_guests import Shelf
 from executor_models import Model
 from msgspec import structs
 
+from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Call, Done, Failed, File, Setup
 from device_agent.executors.onnx import OnnxExecutor
 from device_agent.executors.programs.wire import INLINE_MAX_BYTES
@@ -281,7 +282,7 @@ async def test_a_real_model_reads_the_same_together_and_alone(
             assert isinstance(one, Done), one
             (value,) = one.outputs.values()
             assert isinstance(value, File)
-            data = (blobs / value.digest.removeprefix("sha256:")).read_bytes()
+            data = (blobs / file_of(value.digest)).read_bytes()
             both.append(np.frombuffer(data, np.float32).reshape(value.shape))
         assert both[0].shape == both[1].shape
         np.testing.assert_allclose(*both, rtol=0, atol=1e-4)
