@@ -19,6 +19,7 @@ from protocols.messages.hierarchy import (
 )
 from protocols.messages.invocation import Failure, Timings, Values
 from protocols.messages.job import JobState, JobSubmit
+from protocols.messages.mobility import CellPoint
 from protocols.messages.presence import Inventory, Trust
 from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Variant, Warmth
 from protocols.messages.sense import LinkReport, LoadReport
@@ -39,6 +40,7 @@ CELL: Final = "cell"
 FIGURE: Final = "figure"
 HANDOVER: Final = "handover"
 CROSSING: Final = "crossing"
+POINT: Final = "point"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -553,6 +555,12 @@ class HandoverRecord(Struct, frozen=True):
     started_unix_ms: int = 0
     times: dict[str, float] = {}
     """As the node has measured them, named as in HandoverTimes."""
+
+
+class PointRecord(Struct, frozen=True):
+    """Where a cell is reached, as its scheduler has said (kind `point`, key the scheduler)."""
+
+    point: CellPoint
 
 
 class CrossingRecord(Struct, frozen=True):

@@ -50,8 +50,7 @@ class Cells:
         known = self._elsewheres.points
         if scheduler not in self._book.settings.schedulers or point is None:
             return
-        fresh = known.get(scheduler) != point
-        known[scheduler] = point
+        fresh = self._elsewheres.put(scheduler, point, cause)
         self._number += fresh
         for to in list(known) if fresh else (scheduler,):
             self._tell(to, cause)

@@ -105,6 +105,7 @@ class Anchor:
         self.switching = Switching(self.book, self.granting, self.placing, self.elsewheres)
         self.switching.begun = self.handovers.task_begun
         self.switching.done = self.handovers.task_done
+        self.placing.take_back = self.switching.take_back
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
         parts = self.book, self.granting, self.placing
@@ -171,6 +172,7 @@ class Anchor:
         self.transfers.restored()
         self.escalations.restored()
         self.direct.restored()
+        self.elsewheres.restore(records)
         self.switching.restored()
         self.handovers.restore(records)
         self.handovers.restored()
@@ -232,7 +234,8 @@ class Anchor:
         self.switching.again(event.sender, event.cause)
         self.cells.placed(event.sender, hello.point, event.cause)
         self.elsewheres.again(event.sender, event.cause)
-        welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants)
+        roaming = len(self.settings.schedulers) > 1
+        welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants, roaming)
         self.desk.tell_role(event.sender, welcome, event.cause)
         self.jobs.linked(event.sender)
 

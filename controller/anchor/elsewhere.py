@@ -5,14 +5,15 @@ these is told of the others' tasks, and so is who had one before: clients that w
 on from there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.lifecycle import SERVING
-from controller.records import TaskRecord
+from controller.decider import Record
+from controller.records import POINT, PointRecord, TaskRecord
 from protocols.messages import Elsewhere
 from protocols.messages.mobility import CellPoint
 
@@ -30,6 +31,20 @@ class Elsewheres:
         self._told: dict[tuple[str, str], tuple[object, ...]] = {}
         """By scheduler and task: what it was told last."""
 
+    def restore(self, records: Iterable[Record]) -> None:
+        """Take in where cells are reached."""
+        for one in records:
+            if isinstance(one.value, PointRecord) and one.key in self._book.settings.schedulers:
+                self.points[one.key] = one.value.point
+
+    def put(self, scheduler: str, point: CellPoint, cause: str) -> bool:
+        """Note where a cell is reached; returns whether that is news."""
+        if self.points.get(scheduler) == point:
+            return False
+        self.points[scheduler] = point
+        self._book.desk.keep(POINT, scheduler, PointRecord(point), cause)
+        return True
+
     def cell_of(self, scheduler: str) -> str:
         """Return the cell of a scheduler; empty: it has not said so."""
         point = self.points.get(scheduler)
@@ -43,7 +58,7 @@ class Elsewheres:
         owners = {one.scheduler for one in self._book.ordered(service)}
         wanted = [one for one in (*held.followers, before) if one not in owners]
         followers = tuple(dict.fromkeys(reversed(wanted)))[:FOLLOWERS_MAX][::-1]
-        for gone in set(held.followers) - {*followers, *owners}:
+        for gone in sorted(set(held.followers) - {*followers, *owners}):
             self._over(gone, self._book.ordered(service), cause)
         if followers != held.followers:
             self._book.put_service(service, structs.replace(held, followers=followers), cause)

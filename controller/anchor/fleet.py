@@ -143,7 +143,7 @@ class Fleet:
     def patience_over(self, scheduler: str) -> None:
         """Look at what was left alone while a scheduler had not spoken of all its nodes."""
         for service in self._book.services:
-            if self._book.scheduler_of(service) == scheduler:
+            if any(one.scheduler == scheduler for one in self._book.ordered(service)):
                 self._placing.later(service, "silence")
 
     # For NAMO.

@@ -52,6 +52,8 @@ class Placing:
         self._upward = upward
         self.placed = placed
         """Told of every service that has another scheduler, or one at last."""
+        self.take_back: Callable[[str, str], None] = lambda *_: None
+        """Has the scheduler of a task that has an heir let go of it."""
         self.search = Search(book)
         self.wider: dict[str, Wider] = {}
         self.applied: dict[str, str] = {}
@@ -128,8 +130,12 @@ class Placing:
         if service not in self._book.services:
             return
         lacking = self.search.lacking(service)
-        if lacking:
-            self.seek(service, lacking, cause)
+        by_cell: dict[str, set[str]] = {}
+        for name in sorted(lacking):
+            by_cell.setdefault(self._book.tasks[name].scheduler, set()).add(name)
+        for names in by_cell.values():
+            if names & self.search.lacking(service):
+                self.seek(service, names, cause)
         self._fill_up(service, cause)
         self.feed(service, cause)
         self._upward.report(service, cause)
@@ -154,11 +160,12 @@ class Placing:
         book = self._book
         if any(one.revision != book.revision for one in found.plan.values()):
             raise TonaBug(f"a plan for {service} is stale at revision {book.revision}")
-        before = book.scheduler_of(service)
-        away = bool(before) and found.scheduler != before
         tasks = book.ordered(service)
+        before = {one.spec.task: one.scheduler for one in tasks}
         changed = [
-            self._moved(one, found, away=away) for one in tasks if one.spec.task in found.free
+            self._moved(one, found, away=one.scheduler not in ("", found.scheduler))
+            for one in tasks
+            if one.spec.task in found.free
         ]
         fitting = self._fit(changed, found)
         if fitting is None:
@@ -172,12 +179,17 @@ class Placing:
             else:
                 reason = f"a spare makes room for {service}; envelope {', '.join(task.nodes)}"
                 book.tell(task.spec.task, "envelope", reason, cause)
-            if away and task.service == service and task.leaving is None:
-                self._granting.revoke(book.tasks[task.spec.task], before, "another cell", cause)
-            self._granting.grant(task, cause)
+            had = before.get(task.spec.task, task.scheduler)
+            if task.leaving is None and had not in ("", task.scheduler):
+                # It is granted there when the one that has it has let go.
+                waiting = structs.replace(task, scheduler=had, heir=task.scheduler)
+                self._granting.grant(waiting, cause)
+                self.take_back(task.spec.task, cause)
+            else:
+                self._granting.grant(task, cause)
         if any(one.leaving for one in fitting):
             book.desk.wake(TRANSFER + service, book.desk.now_ms + TRANSFER_MS)
-        if found.scheduler != before:
+        if any(before[name] != found.scheduler for name in found.free):
             self.placed(service)
         self.applied[service] = cause
         return True

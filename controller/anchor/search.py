@@ -74,9 +74,9 @@ class Search:
         The last resorts are room that spares of others have, and another cell. A plan that is not
         complete says why. At least one is yielded.
         """
-        cell = self._book.scheduler_of(service)
+        cell = self._cell(service, free)
         tasks = self._book.ordered(service)
-        free = self._grouped(tasks, {*free, *self.lacking(service)})
+        free = self._grouped(tasks, {*free, *self._lacking_in(service, cell)})
         if not cell:
             # Taken over from another anchor: it is where its scheduler says.
             known = self._book.nodes
@@ -86,22 +86,41 @@ class Search:
             yield self._try(service, free, cell, keep=True)
         yield self._try(service, free, cell)
         yield self._try(service, free, cell, spares_yield=True)
+        if cell and self._bound(tasks, free):
+            # Their nodes are in another cell: the others need not follow.
+            yield self._try(service, free, "", away_from=cell)
         if cell:
-            yield self.another_cell(service)
+            yield self.another_cell(service, cell)
+
+    def _bound(self, tasks: Iterable[TaskRecord], free: Collection[str]) -> bool:
+        """Whether tasks may run on nodes alone that they name."""
+        return all(one.spec.nodes for one in tasks if one.spec.task in free)
+
+    def _cell(self, service: str, free: Collection[str]) -> str:
+        """Return the scheduler of tasks to place; those of a service may have several."""
+        held = (one.scheduler for one in self._book.ordered(service) if one.spec.task in free)
+        return next((one for one in held if one), self._book.scheduler_of(service))
+
+    def _lacking_in(self, service: str, cell: str) -> frozenset[str]:
+        """Return the tasks of a service that need a node and are not those of another cell."""
+        lacking, tasks = self.lacking(service), self._book.ordered(service)
+        return lacking & _names(one for one in tasks if one.scheduler in ("", cell))
 
     def weighed(self, service: str, free: Collection[str], *, keep: bool) -> Found | None:
         """Find what these tasks are best run as, and where unless they keep their nodes.
 
         None: there is nothing to look at.
         """
-        cell = self._book.scheduler_of(service)
-        free = self._grouped(self._book.ordered(service), free)
+        cell = self._cell(service, free)
+        held = _names(one for one in self._book.ordered(service) if one.scheduler == cell)
+        free = self._grouped(self._book.ordered(service), held & frozenset(free))
         return self._try(service, free, cell, keep=keep) if free else None
 
     def elsewhere(self, service: str, free: Collection[str], avoid: Collection[str]) -> Found:
         """Find nodes for these tasks in their cell, but not these."""
-        cell = self._book.scheduler_of(service)
-        free = self._grouped(self._book.ordered(service), {*free, *self.lacking(service)})
+        cell = self._cell(service, free)
+        lacking = self._lacking_in(service, cell)
+        free = self._grouped(self._book.ordered(service), {*free, *lacking})
         return self._try(service, free, cell, avoid=frozenset(avoid))
 
     def rest(self, service: str) -> None:
@@ -112,9 +131,9 @@ class Search:
         """Forget a service that is over."""
         self._resting_until_ms.pop(service, None)
 
-    def another_cell(self, service: str) -> Found:
-        """Find nodes for the whole service under another scheduler."""
-        cell = self._book.scheduler_of(service)
+    def another_cell(self, service: str, cell: str = "") -> Found:
+        """Find nodes under another scheduler for all tasks of a service that one has."""
+        cell = cell or self._book.scheduler_of(service)
         lost = next((one for one in self._book.ordered(service) if hopeless(one)), None)
         if lost is not None:
             tasks = self._book.ordered(service)
@@ -122,7 +141,10 @@ class Search:
         if self._book.desk.now_ms < self._resting_until_ms.get(service, 0):
             tasks = self._book.ordered(service)
             return self._nothing(tasks, _names(tasks), "it has just returned from another cell")
-        return self._try(service, _names(self._book.ordered(service)), "", away_from=cell)
+        ours = _names(
+            one for one in self._book.ordered(service) if one.scheduler in ("", cell) or not cell
+        )
+        return self._try(service, ours, "", away_from=cell)
 
     def spares(self, task: TaskRecord, wanted: int, beside: Collection[str]) -> tuple[str, ...]:
         """Return up to so many further nodes for a task, best first."""
@@ -161,6 +183,7 @@ class Search:
         requests = [
             self._request(one, free, order.spares, avoid, away=bool(away_from), keep=keep)
             for one in tasks
+            if one.spec.task in free or self._within(one, cell or away_from)
         ]
         # A copy that serves stays reserved until the next one is ready; all else of theirs counts
         # no longer, for the plan replaces it.
@@ -184,6 +207,10 @@ class Search:
         if complete and free:
             scheduler = book.nodes[plan[next(iter(free))].chosen[0]].scheduler
         return Found(plan, free, complete, scheduler, spares_yield, keep, avoid)
+
+    def _within(self, task: TaskRecord, cell: str) -> bool:
+        """Whether a task that keeps its node is of the cell, and others are placed around it."""
+        return not cell or task.scheduler in ("", cell)
 
     def _request(
         self,

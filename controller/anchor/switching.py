@@ -47,6 +47,8 @@ class Switching:
         self.begun: Callable[[str, str], None] = lambda *_: None
         self.done: Callable[[str, str], None] = lambda *_: None
         self._leased_until_ms: dict[str, int] = {}
+        self._untold: dict[str, set[str]] = {}
+        """By scheduler: tasks that it has lost and may not have heard of."""
         self._again: dict[str, str] = {}
         """Nodes to look at again: a task of theirs is on another way still."""
 
@@ -54,8 +56,11 @@ class Switching:
         """Go on where a crash has interrupted; what schedulers were given leave for is unknown."""
         over_ms = self._book.desk.now_ms + LEASE_MS + MARGIN_MS
         self._leased_until_ms = dict.fromkeys(self._book.settings.schedulers, over_ms)
-        for scheduler in {one.scheduler for one in self._book.tasks.values() if one.heir}:
+        for scheduler in sorted({one.scheduler for one in self._book.tasks.values() if one.heir}):
             self._book.desk.wake(TIMER + scheduler, over_ms)
+        for name, task in self._book.tasks.items():
+            for scheduler in task.former:
+                self._untold.setdefault(scheduler, set()).add(name)
 
     # Leave to act.
 
@@ -64,6 +69,8 @@ class Switching:
         if event.sender in self._book.settings.schedulers:
             over_ms = self._book.desk.now_ms + LEASE_MS + MARGIN_MS
             self._leased_until_ms[event.sender] = over_ms
+            # It must know what it has lost before it has leave to act.
+            self._remind(event.sender, event.cause)
             self._book.desk.tell_role(event.sender, Lease(body.number), event.cause)
 
     def fired(self, scheduler: str) -> None:
@@ -78,6 +85,7 @@ class Switching:
             return
         for task in waiting:
             former = tuple(dict.fromkeys((*task.former, scheduler)))
+            self._untold.setdefault(scheduler, set()).add(task.spec.task)
             silent = structs.replace(task, former=former)
             self._hand(silent, "lease", f"{scheduler} has no leave to act any more")
 
@@ -114,6 +122,13 @@ class Switching:
         over_ms = self._leased_until_ms.get(task.scheduler, 0)
         self._book.desk.wake(TIMER + task.scheduler, max(over_ms, self._book.desk.now_ms))
 
+    def take_back(self, task: str, cause: str) -> None:
+        """Have the scheduler of a task that is placed elsewhere let go of it."""
+        record = self._book.tasks[task]
+        self._revoke(record, record.scheduler, _home(record), cause)
+        over_ms = self._leased_until_ms.get(record.scheduler, 0)
+        self._book.desk.wake(TIMER + record.scheduler, max(over_ms, self._book.desk.now_ms))
+
     def _revoke(
         self, task: TaskRecord, scheduler: str, node: str, cause: str, *, given: bool = False
     ) -> None:
@@ -136,8 +151,18 @@ class Switching:
         for task in list(self._book.tasks.values()):
             if task.heir and task.scheduler == scheduler:
                 self._revoke(task, scheduler, _home(task), cause)
-            elif scheduler in task.former:
+        self._remind(scheduler, cause)
+
+    def _remind(self, scheduler: str, cause: str) -> None:
+        untold = self._untold.get(scheduler, set())
+        for name in sorted(untold):
+            task = self._book.tasks.get(name)
+            if task is None or scheduler not in task.former:
+                untold.discard(name)
+            else:
                 self._revoke(task, scheduler, _home(task), cause, given=True)
+        if not untold:
+            self._untold.pop(scheduler, None)
 
     # When it has let go.
 

@@ -54,7 +54,11 @@ class Transfers:
             for task in moving:
                 self._let_go(task, "its node there is lost", cause)
             return False
+        arriving = {one.scheduler for one in moving}
         for task in book.ordered(service):
+            if task.scheduler not in arriving or (task.leaving is None and task.attached):
+                # It has never left, or has come along with its node.
+                continue
             self._granting.revoke(task, task.scheduler, f"it returns: {why}", cause)
             if task.leaving is not None:
                 self._return(task, task.leaving, why, cause)

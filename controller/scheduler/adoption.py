@@ -181,9 +181,9 @@ class Adoption:
         """Return the tasks that a node holds and nobody has granted."""
         return tuple(sorted(task for one, task in self._orphans if one == node))
 
-    def with_orphans(self) -> set[str]:
+    def with_orphans(self) -> list[str]:
         """Return the nodes that hold what nobody has granted."""
-        return {node for node, _ in self._orphans}
+        return sorted({node for node, _ in self._orphans})
 
     def refused(
         self, node: str, task: str, anchor: str, anchors: tuple[str, ...], cause: str

@@ -424,6 +424,7 @@ class Scheduler:
     def _on_welcome(self, event: Received, welcome: AnchorWelcome) -> None:
         if welcome.scheduler_epoch != self.settings.epoch:
             return
+        self.adoption.roaming |= welcome.roaming
         granted = self._unwelcome.pop(event.sender, None)
         if granted is not None and len(granted) >= welcome.grants:
             self._drop(event.sender, granted, event.cause)

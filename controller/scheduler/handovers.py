@@ -89,10 +89,7 @@ class Handovers:
 
     def named(self, event: Received, body: Neighbours) -> None:
         """Take in an anchor's cells, and tell the nodes when they are others."""
-        known = self._said.get(event.sender)
-        if event.sender not in self._settings.anchors or (
-            known is not None and body.number < known.number
-        ):
+        if event.sender not in self._settings.anchors:
             return
         self._said[event.sender] = body
         self.loads |= {one.cell: load for one, load in zip(body.cells, body.loads, strict=False)}
@@ -107,7 +104,6 @@ class Handovers:
         found = tuple(
             structs.replace(cells[name], offset_db=offsets.get(name, 0.0)) for name in sorted(cells)
         )[:MAX_NEIGHBOURS]
-        self._adoption.roaming = any(said.cells for said in self._said.values())
         reach = {one.cell: one for said in self._said.values() for one in said.cells}
         # A service may be served in a cell that no node of ours is to go to.
         self._desk.output.reach = tuple(reach[name] for name in sorted(reach))

@@ -33,7 +33,7 @@ class TaskTable:
         self.withdrawn: dict[str, str] = {}
         """Tasks that their anchor has taken back while their service stays: why."""
         self._dirty: dict[str, str] = {}
-        self._changed_services: set[str] = set()
+        self._changed_services: dict[str, None] = {}
         self._changed_nodes: set[str] = set()
         self._by_node: dict[str, set[str]] = {}
 
@@ -66,16 +66,16 @@ class TaskTable:
 
     def service_changed(self, service: str) -> None:
         """Have the route of a service looked at."""
-        self._changed_services.add(service)
+        self._changed_services[service] = None
 
     def take_changed_nodes(self) -> set[str]:
         """Return the nodes that have won or lost a copy, once."""
         changed, self._changed_nodes = self._changed_nodes, set()
         return changed
 
-    def take_changed_services(self) -> set[str]:
+    def take_changed_services(self) -> dict[str, None]:
         """Return the services whose route may have changed, once."""
-        changed, self._changed_services = self._changed_services, set()
+        changed, self._changed_services = self._changed_services, {}
         return changed
 
     def restored(self, task: str) -> None:

@@ -24,6 +24,7 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.JOB: records.JobRecord,
     records.HANDOVER: records.HandoverRecord,
     records.CROSSING: records.CrossingRecord,
+    records.POINT: records.PointRecord,
     accounts.PROFILE: accounts.ProfileRecord,
     accounts.HEADS: accounts.HeadsRecord,
     accounts.OPERATION: accounts.OperationRecord,

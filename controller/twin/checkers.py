@@ -13,12 +13,11 @@ from controller.booking import may_grow_to
 from controller.decider import Decider, Event, Output, Received, Record, Role
 from controller.records import JOB, TASK, JobRecord, TaskRecord
 from controller.twin.envelopes import Envelopes
-from controller.twin.journal import Change
 from controller.twin.remembered import Remembered
 from controller.twin.rules import BrokenRule, Rule
 from controller.twin.words import Words
 from controller.twin.world import World
-from device_agent.core.commands import Forget, Keep
+from device_agent.core.commands import Change, Forget, Keep
 from protocols.messages import JobAccepted, JobRun, MemoryState, NodeSummary, Status
 from protocols.messages.job import JobState
 from protocols.messages.task import InstanceState

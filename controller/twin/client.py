@@ -130,11 +130,11 @@ class SimClient:
         network = self._at()
         if plan is not None and network is not None:
             entries = {
-                step.node: None
+                step.node: step.cell or network.cell
                 for step in plan.steps
                 if any(edge.source == REQUEST for edge in step.inputs)
             }
-            for node in entries:
+            for node, cell in entries.items():
                 invoke = Invoke(
                     request,
                     self.service,
@@ -144,7 +144,7 @@ class SimClient:
                     attempt,
                     plan,
                 )
-                topic = topic_at(network.cell, Party.NODE, node, Channel.INVOKE)
+                topic = topic_at(cell, Party.NODE, node, Channel.INVOKE)
                 self._publish(network, topic, invoke)
         self.world.after(RETRY_MS, partial(self._try, request, attempt + 1))
 

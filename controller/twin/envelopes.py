@@ -14,6 +14,7 @@ from protocols.messages import (
     EnvelopeRevoke,
     Escalation,
     Feed,
+    Relinquished,
     TaskReport,
     Tune,
 )
@@ -53,6 +54,8 @@ class Envelopes:
                 self._told(event.body, now_ms)
         for send in output.sends:
             self._says(send, now_ms)
+            if isinstance(send.body, Relinquished):
+                self._tasks.pop(send.body.task, None)
 
     def _told(self, body: Struct, now_ms: float) -> None:
         if isinstance(body, EnvelopeGrant):
@@ -65,7 +68,7 @@ class Envelopes:
                 granted.idle_since_ms = None if granted.served else now_ms
             del granted.grants[:-GRANTS_KEPT]
             self._services[body.service] = body
-        elif isinstance(body, EnvelopeRevoke):
+        elif isinstance(body, EnvelopeRevoke) and not body.transferred:
             granted = self._tasks.get(body.task)
             if granted is not None and granted.grants[-1].generation <= body.generation:
                 del self._tasks[body.task]

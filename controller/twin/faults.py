@@ -178,9 +178,10 @@ class Striker:
     def plan(self, faults: Iterable[Fault]) -> None:
         """Have all of them strike when their time comes."""
         for fault in faults:
-            self._world.at(fault.at_ms, partial(self._strike, fault))
+            self._world.at(fault.at_ms, partial(self.strike, fault))
 
-    def _strike(self, fault: Fault) -> None:
+    def strike(self, fault: Fault) -> None:
+        """Have a fault strike now."""
         self._world.note(f"fault {fault.kind} {fault.target} for {fault.for_ms} ms")
         self._twin.checkers.counts[fault.kind] += 1
         self._on[fault.kind](fault)

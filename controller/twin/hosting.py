@@ -32,6 +32,7 @@ from controller.decider import (
 )
 from controller.host import links
 from controller.host.host import COMMIT_RETRY_S, ROUNDS_MAX
+from controller.host.relay import Relay
 from controller.host.routing import (
     heard_directly,
     inboxes,
@@ -70,6 +71,8 @@ class Places(Struct, frozen=True):
     """Where the roles of several processes meet."""
     direct: Mapping[str, Network]
     """Those whose nodes its TA hears itself, by cell."""
+    cells: Mapping[str, Network] = {}
+    """All there are, by cell: the relay carries to those in reach."""
 
     def all(self) -> list[Network]:
         """Return each once."""
@@ -117,6 +120,9 @@ class SimHost:
         self._committing = False
         self._number = 0
         self._calls = 0
+        self.relay = Relay(places.home.cell)
+        self.overhear: Callable[[str, Send], None] = lambda *_: None
+        """Told of every word of a role before it leaves; the process may die of it."""
         self._links = links.Links(1)
         self._links_due_ms: int | None = None
         self._cells: dict[str, str] = {}
@@ -157,6 +163,7 @@ class SimHost:
             home.listen_filter(self.name, text, self._hear)
         for text in inboxes(uplink.cell, self.roles):
             uplink.listen_filter(self.name, text, self._hear_link)
+        self.relay = Relay(home.cell)
         for cell, network in self.places.direct.items():
             for text in heard_directly(cell):
                 network.listen_filter(f"{self.name}/ta", text, self._hear_directly)
@@ -172,6 +179,7 @@ class SimHost:
         for network in self.places.all():
             network.leave(self.name)
             network.leave(f"{self.name}/ta")
+            network.leave(f"{self.name}/relay")
 
     def crash_now(self, down_ms: int) -> None:
         """Die, and be started again."""
@@ -318,8 +326,11 @@ class SimHost:
         self.checkers.said(output)
         for timer in output.timers:
             self._set(role, timer)
+        self._carry(output)
         for send in output.sends:
             self._send(role, send)
+            if not self.alive:
+                return
         for answer in output.answers:
             self.answers[answer.call] = answer
 
@@ -336,7 +347,27 @@ class SimHost:
 
     # What leaves.
 
+    def _carry(self, output: Output) -> None:
+        """Carry to other cells as `controller.lines` does."""
+        for carry in output.carries:
+            self.relay.carry(carry, int(self.clock.now_ms))
+        if output.reach is not None:
+            self.relay.reach(one.cell for one in output.reach)
+        if output.reach is not None or output.carries:
+            for text in self.relay.filters():
+                self.places.home.listen_filter(f"{self.name}/relay", text, self._hear_foreign)
+
+    def _hear_foreign(self, topic: Topic, frame: Frame) -> None:
+        self.relay.expire(int(self.clock.now_ms))
+        onward = self.relay.onward(topic, frame.body)
+        network = self.places.cells.get(onward.cell) if onward is not None else None
+        if onward is not None and network is not None:
+            network.publish(self.name, onward, frame)
+
     def _send(self, role: str, send: Send) -> None:
+        self.overhear(role, send)
+        if not self.alive:
+            return
         if isinstance(send.to, ToRole):
             peer = send.to.role
             if self.world.traced:
@@ -358,12 +389,18 @@ class SimHost:
         """Return at which broker a message is said, as `controller.lines` chooses."""
         home, direct = self.places.home, self.places.direct
         match send.to:
-            case ToNode(node=node) | ToInvoke(node=node) if self.roles[role] is Role.TA:
+            case ToNode(node=node) | ToInvoke(node=node, cell="") if self.roles[role] is Role.TA:
                 return direct.get(self._cells.get(node, ""), home)
+            case ToInvoke(cell=cell) if cell:
+                return self._network_at(cell)
             case ToTopic(topic=text):
-                cell = _cell_of(text)
-                return home if cell == home.cell else direct.get(cell)
+                return self._network_at(_cell_of(text))
         return home
+
+    def _network_at(self, cell: str) -> Network | None:
+        home = self.places.home
+        reached = self.places.cells.get(cell) if cell in self.relay.cells else None
+        return home if cell == home.cell else reached or self.places.direct.get(cell)
 
 
 def _cell_of(topic: str) -> str:

@@ -7,15 +7,13 @@ crash in the middle of a write leaves all of it or none of it.
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from device_agent.core.commands import Forget, ForgetFeed, Keep, KeepFeed
+from device_agent.core.commands import Change, Forget, ForgetFeed, Keep, KeepFeed, KeepPlace, Place
 from device_agent.core.events import Restored
 from protocols.messages import Assign, Feed
 
 INCARNATION_BLOCK: Final = 1000
-JOURNALLED: Final = (Keep, Forget, KeepFeed, ForgetFeed)
+JOURNALLED: Final = (Keep, Forget, KeepFeed, ForgetFeed, KeepPlace)
 """The commands that are durable before what follows them is done."""
-
-Change = Keep | Forget | KeepFeed | ForgetFeed
 
 
 class DiskFull(Exception):
@@ -27,6 +25,7 @@ class SimJournal:
 
     def __init__(self) -> None:
         self.full = False
+        self.place: Place | None = None
         self._assigns: dict[str, Assign] = {}
         self._tombstones: dict[str, int] = {}
         self._feeds: dict[str, Feed] = {}
@@ -39,6 +38,7 @@ class SimJournal:
             tuple(self._tombstones.items()),
             tuple(self._feeds.values()),
             incarnation,
+            self.place,
         )
 
     def reserve(self, unix_ms: int) -> int:
@@ -66,6 +66,8 @@ class SimJournal:
                     self._feeds[feed.service] = feed
                 case ForgetFeed(service=service):
                     self._feeds.pop(service, None)
+                case KeepPlace(place=place):
+                    self.place = place
 
     def epoch(self, task: str) -> int:
         """Return the highest epoch that is kept for a task; 0 when there is none."""

@@ -24,7 +24,7 @@ topic_at = lru_cache(TOPICS_KEPT)(build)
 parsed = lru_cache(TOPICS_KEPT)(parse)
 
 Listener = Callable[[Topic, Frame], None]
-_Key = tuple[Party, str, Channel]
+_Key = tuple[str, Party, str, Channel]
 
 
 class Weather(Struct, frozen=True):
@@ -46,6 +46,8 @@ class Network:
         """The weather without faults."""
         self.weather = calm
         self.messages = 0
+        self.seen: Callable[[Topic, Frame], None] = lambda *_: None
+        """Told of every frame that is published."""
         self.down = False
         """Whether the broker is dead."""
         self.mute: set[str] = set()
@@ -54,25 +56,27 @@ class Network:
         """Whom the broker's words do not reach, on any of their connections `NAME/...`."""
         self._sample = sample
         self._exact: dict[_Key, dict[str, Listener]] = {}
-        self._families: dict[tuple[Party, Channel], dict[str, Listener]] = {}
+        self._families: dict[tuple[str, Party, Channel], dict[str, Listener]] = {}
         self._last_ms: dict[tuple[str, str], float] = {}
 
     def listen(self, who: str, topic: Topic, listener: Listener) -> None:
         """Deliver a topic to someone."""
-        key = (topic.party, topic.name, topic.channel)
+        key = (topic.cell, topic.party, topic.name, topic.channel)
         self._exact.setdefault(key, {})[who] = listener
 
     def listen_filter(self, who: str, text: str, listener: Listener) -> None:
         """Deliver what matches a filter: one topic, or every name of a family."""
         cell, party, name, channel = text.split("/")[2:]
         if name == "+":
-            self._families.setdefault((Party(party), Channel(channel)), {})[who] = listener
+            family = (cell, Party(party), Channel(channel))
+            self._families.setdefault(family, {})[who] = listener
         else:
             self.listen(who, build(cell, Party(party), name, Channel(channel)), listener)
 
     def unlisten(self, who: str, topic: Topic) -> None:
         """Deliver a topic to someone no longer."""
-        self._exact.get((topic.party, topic.name, topic.channel), {}).pop(who, None)
+        key = (topic.cell, topic.party, topic.name, topic.channel)
+        self._exact.get(key, {}).pop(who, None)
 
     def leave(self, who: str) -> None:
         """Forget a listener: its connection is gone."""
@@ -88,8 +92,8 @@ class Network:
         if self.down or (who in self.mute and not by_broker):
             return
         frame = self._coded(topic, frame)
-        exact = self._exact.get((topic.party, topic.name, topic.channel), ())
-        family = self._families.get((topic.party, topic.channel), ())
+        self.seen(topic, frame)
+        exact, family = self._who_listens(topic)
         dice, weather, world = self.world.dice, self.weather, self.world
         for name in (*exact, *family):
             self.messages += 1
@@ -105,6 +109,11 @@ class Network:
                     self._last_ms[who, name] = due_ms
                 world.at(due_ms, partial(self._deliver, name, topic, frame))
 
+    def _who_listens(self, topic: Topic) -> tuple[dict[str, Listener], dict[str, Listener]]:
+        """Return who listens to a topic by name, and who to all of its family."""
+        exact = self._exact.get((topic.cell, topic.party, topic.name, topic.channel), {})
+        return exact, self._families.get((topic.cell, topic.party, topic.channel), {})
+
     def _coded(self, topic: Topic, frame: Frame) -> Frame:
         """Return a frame as it comes out of the codec, for every so manieth one."""
         if self.messages % self._sample:
@@ -115,9 +124,8 @@ class Network:
     def _deliver(self, who: str, topic: Topic, frame: Frame) -> None:
         if self.down or who.partition("/")[0] in self.deaf:
             return
-        listener = self._exact.get((topic.party, topic.name, topic.channel), {}).get(who)
-        if listener is None:
-            listener = self._families.get((topic.party, topic.channel), {}).get(who)
+        exact, family = self._who_listens(topic)
+        listener = exact.get(who) or family.get(who)
         if listener is None:
             return
         body = frame.body

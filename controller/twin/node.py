@@ -118,16 +118,20 @@ class SimNode:
         self._inbox.clear()
         self.hands.begin()
         self.world.note(f"{self.name} starts")
-        self._core = Core(
+        self._core = self.make_core()
+        self.checkers.node_started(self.name)
+        self.tell(self.journal.restored(self._incarnation))
+        self._connect()
+
+    def make_core(self) -> Core:
+        """Return a core without memory."""
+        return Core(
             node=self.name,
             agent_version="sim",
             boot_id=f"boot-{self._life}",
             inventory=self.hands.inventory,
             cell=self.network.cell,
         )
-        self.checkers.node_started(self.name)
-        self.tell(self.journal.restored(self._incarnation))
-        self._connect()
 
     def kill(self) -> None:
         """End the process at once; the broker says its will."""
@@ -205,6 +209,9 @@ class SimNode:
     # Events in, commands out.
 
     def _hear(self, topic: Topic, frame: Frame) -> None:
+        self._take_in(topic, frame, "")
+
+    def _take_in(self, topic: Topic, frame: Frame, cell: str) -> None:
         event = events.Received(
             topic.channel,
             frame.sender,
@@ -213,6 +220,7 @@ class SimNode:
             frame.tenant,
             frame.cause,
             frame.body,
+            cell=cell,
         )
         if not self.lag_ms and not self._inbox:
             self.tell(event)
@@ -287,19 +295,8 @@ class SimNode:
     def act(self, command: commands.Command) -> None:
         """Do what a command says: speech here, work in the hands."""
         match command:
-            case commands.Say(channel=channel, body=body, cause=cause):
-                if isinstance(body, Status):
-                    self.checkers.announced(self.name, body, self.journal.epoch(body.task))
-                if not isinstance(body, Probe):
-                    self._publish(self._topics[channel], body, cause)
-            case commands.Forward(node=node, body=body, cause=cause):
-                topic = topic_at(self.network.cell, Party.NODE, node, Channel.INVOKE)
-                self._publish(topic, body, cause)
-            case commands.Reply(topic=text, body=body, cause=cause):
-                self._publish(parsed(text), body, cause)
-            case commands.Publish(service=service, body=body, cause=cause):
-                topic = build(self.network.cell, Party.SERVICE, service, Channel.OUTPUT)
-                self._publish(topic, body, cause)
+            case commands.Attach() | commands.Serve() | commands.Renew() | commands.Detach():
+                self._move(command)
             case commands.Follow(service=service, channel=channel):
                 topic = build(self.network.cell, Party.SERVICE, service, channel)
                 self.network.listen(self.name, topic, self._hear_service)
@@ -309,13 +306,38 @@ class SimNode:
             case commands.Exit():
                 self.later(0, self._exit)
             case _:
-                self.hands.act(command)
+                if not self._spoken(command):
+                    self.hands.act(command)
+
+    def _move(self, command: commands.Command) -> None:
+        """Ignore what it has no radio for: it has one attachment, which its shell keeps."""
+
+    def _spoken(self, command: commands.Command) -> bool:
+        """Say what a command says; returns whether it is speech."""
+        here = self.network.cell
+        match command:
+            case commands.Say(channel=channel, body=body, cause=cause, cell=cell):
+                if isinstance(body, Status):
+                    self.checkers.announced(self.name, body, self.journal.epoch(body.task))
+                if not isinstance(body, Probe):
+                    topic = topic_at(cell or here, Party.NODE, self.name, channel)
+                    self._say_at(topic, body, cause)
+            case commands.Forward(node=node, body=body, cause=cause, cell=cell):
+                topic = topic_at(cell or here, Party.NODE, node, Channel.INVOKE)
+                self._say_at(topic, body, cause)
+            case commands.Reply(topic=text, body=body, cause=cause):
+                self._say_at(parsed(text), body, cause)
+            case commands.Publish(service=service, body=body, cause=cause):
+                self._say_at(build(here, Party.SERVICE, service, Channel.OUTPUT), body, cause)
+            case _:
+                return False
+        return True
 
     def _exit(self) -> None:
         self._end()
         self._hang_up(None)
 
-    def _publish(self, topic: Topic, body: Body, cause: str) -> None:
+    def _say_at(self, topic: Topic, body: Body, cause: str) -> None:
         if not self.connected:
             return
         self._number += 1

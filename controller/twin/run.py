@@ -19,7 +19,7 @@ from controller.twin.hosting import Places, SimHost
 from controller.twin.network import Network, Weather
 from controller.twin.node import SimNode
 from controller.twin.rules import BrokenRule, Rule
-from controller.twin.sites import SITES, Site, config_of
+from controller.twin.sites import CELLS, ROAMING, SITES, Site, config_of
 from controller.twin.store import SimStore
 from controller.twin.usecases import RAW_NODES, Flavour, chain
 from controller.twin.verdict import unsettled
@@ -120,14 +120,18 @@ class Named(Struct, frozen=True):
 class Twin:
     """A simulated cell that a scenario can also drive by hand."""
 
+    kind: type[SimNode] = SimNode
+    """Of its nodes."""
+    watcher: type[Checkers] = Checkers
+
     def __init__(self, seed: int, plan: Plan, trace: Tell | None = None) -> None:
         self.plan = plan
         self.world = world = World(seed, trace)
-        sites = SITES[plan.deployment]
+        sites = CELLS if plan.deployment == ROAMING else SITES[plan.deployment]
         cells = {one.name: self._network(one.name) for one in sites}
         self.networks = list(cells.values())
         """The home of the process that has NAMO first; roles meet there."""
-        self.checkers = Checkers(world)
+        self.checkers = self.watcher(world)
         self.hosts = {one.name: self._host(one, sites, cells) for one in sites}
         self.cells = [one.name for one in sites if Role.TS in one.roles]
         self.nodes: dict[str, SimNode] = {}
@@ -147,7 +151,7 @@ class Twin:
         plan = self.plan
         config = config_of(site, sites, plan.heartbeat_ms, plan.sample_ms)
         direct = {one: cells[one] for one in config.cells if site.direct}
-        places = Places(cells[site.name], cells[sites[0].name], direct)
+        places = Places(cells[site.name], cells[sites[0].name], direct, cells)
         store = SimStore(self.checkers)
         return SimHost(config, self.world, places, store, self.checkers, self._clock())
 
@@ -155,7 +159,7 @@ class Twin:
         """Have one more node, not started yet; without a cell, in turn over all."""
         cell = cell or self.cells[len(self.nodes) % len(self.cells)]
         network = self.hosts[cell].places.home
-        node = SimNode(name, self.world, network, shape, self.checkers, self._clock())
+        node = self.kind(name, self.world, network, shape, self.checkers, self._clock())
         self.nodes[name] = node
         return node
 

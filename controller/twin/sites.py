@@ -38,6 +38,12 @@ SITES: Final[dict[str, tuple[Site, ...]]] = {
     "cn-gnodeb-ues": (Site("core", (NAMO, TA), "core", direct=True), Site("gnodeb", (TS,))),
 }
 """One process with all roles, and the four deployments of the TONA paper."""
+ROAMING: Final = "roaming"
+CELLS: Final = (
+    Site("cu", (NAMO, TA)),
+    *(Site(f"cell-{number}", (TS,)) for number in range(1, 4)),
+)
+"""Three cells under one TA, among which nodes roam."""
 
 
 def config_of(site: Site, sites: Sequence[Site], heartbeat_ms: int, sample_ms: int) -> Config:

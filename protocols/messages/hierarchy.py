@@ -216,6 +216,8 @@ class AnchorWelcome(Message, tag="anchor-welcome", frozen=True):
     scheduler_epoch: Count
     grants: Count
     """How many it gave."""
+    roaming: bool = False
+    """Whether nodes may bring tasks along from other cells: none of those is released unasked."""
 
 
 class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
