@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from controller.anchor.handovers import Handovers
 from controller.anchor.switching import LEASE_MS, MARGIN_MS
@@ -48,6 +48,8 @@ from protocols.messages import (
 )
 from protocols.topics import Topic
 
+PART: Final = 50
+"""Handovers of one run, from one seed, where there are many."""
 NODES: Final = 9
 BEGIN_MS: Final = 8000
 """When everything runs and nodes begin to roam."""
@@ -97,8 +99,7 @@ class Tally(Struct):
     completed: int = 0
     failed: int = 0
     refused: int = 0
-    tasks_switched: int = 0
-    struck: dict[str, int] = {}
+    struck: dict[str, int] = field(default_factory=dict)
     """Faults, by step and victim or by kind."""
     replayed: int = 0
     forged: int = 0
@@ -113,6 +114,33 @@ class Tally(Struct):
     """Which one was broken; None: every one was kept."""
     text: str = ""
     fingerprint: str = ""
+    broken: int = 0
+    """Runs in which a rule was broken."""
+
+    def add(self, other: "Tally") -> None:
+        """Add another run; of what is broken the first seed is told."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, count in other.struck.items():
+            self.struck[name] = self.struck.get(name, 0) + count
+        self.ownerless_ms = max(self.ownerless_ms, other.ownerless_ms)
+        self.simulated_s = round(self.simulated_s + other.simulated_s, 1)
+        self.broken += other.rule is not None
+        if other.rule is not None and (self.rule is None or other.seed < self.seed):
+            self.rule, self.text = other.rule, f"seed {other.seed}: {other.text}"
+
+
+_SUMMED: Final = (
+    "handovers",
+    "completed",
+    "failed",
+    "refused",
+    "replayed",
+    "forged",
+    "requests",
+    "lost",
+    "doubled",
+)
 
 
 class _Watch(Checkers):

@@ -166,6 +166,7 @@ class Hands:
                 | commands.TuneInstance()
                 | commands.WriteLog()
                 | commands.ReadLog()
+                | commands.WatchCells()
             ):
                 pass
             case _:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Final
 
-from controller.twin import schedule
+from controller.twin import handovers, schedule
 from controller.twin.schedule import Tally, Verdict
 
 COLLECT_EVERY: Final = 4
@@ -58,6 +58,35 @@ def run_many(
                 if progress is not None:
                     progress(total)
     return total
+
+
+def run_handovers(
+    first: int,
+    wanted: int,
+    count: int,
+    progress: Callable[[handovers.Tally], None] | None = None,
+) -> handovers.Tally:
+    """Run so many handovers in parts, each from a seed of its own; added up, the first one first.
+
+    An interrupt ends it with what was run until then.
+    """
+    total = handovers.Tally(first)
+    sizes = [handovers.PART] * (wanted // handovers.PART)
+    sizes += [wanted % handovers.PART] if wanted % handovers.PART else []
+    with workers(min(count, len(sizes))) as pool:
+        running = [pool.submit(_hand_over, first + at, size) for at, size in enumerate(sizes)]
+        with suppress(KeyboardInterrupt):
+            for done in as_completed(running):
+                total.add(done.result())
+                if progress is not None:
+                    progress(total)
+    return total
+
+
+def _hand_over(seed: int, wanted: int) -> handovers.Tally:
+    tally = handovers.run(seed, wanted)
+    gc.collect()
+    return tally
 
 
 def _begin() -> None:

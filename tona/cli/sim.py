@@ -98,6 +98,56 @@ def _tally(tally: Any, seconds: float) -> Any:
 
 
 @app.command()
+def handovers(
+    handovers: Annotated[int, Option(min=1, help="How many.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="The first seed; each part has one.")] = 1,
+    jobs: Cores = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hand nodes over with crashes at every step, and check who owns what; 1 when a rule broke."""
+    from rich.progress import Progress  # noqa: PLC0415 - slow to import
+
+    from controller.twin.pool import cores, run_handovers  # noqa: PLC0415 - as above
+
+    began_s = time.monotonic()
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("handovers", total=handovers)
+        tally = run_handovers(
+            seed,
+            handovers,
+            jobs or cores(),
+            lambda total: progress.update(bar, completed=total.handovers),
+        )
+    seconds = time.monotonic() - began_s
+    if as_json:
+        show_json(msgspec.json.encode(msgspec.to_builtins(tally) | {"seconds": round(seconds, 3)}))
+    else:
+        show(
+            details(
+                (
+                    ("handovers", f"{tally.handovers} in {seconds:.1f} s"),
+                    ("completed", str(tally.completed)),
+                    ("failed, refused", f"{tally.failed}, {tally.refused}"),
+                    ("faults", str(sum(tally.struck.values()))),
+                    ("replayed, forged", f"{tally.replayed}, {tally.forged}"),
+                    ("requests", f"{tally.requests}, {tally.lost} of them without an answer"),
+                    ("doubled", str(tally.doubled)),
+                    (
+                        "without an owner",
+                        f"{tally.ownerless_ms:.0f} ms at most, the bound is {tally.bound_ms:.0f}",
+                    ),
+                    ("simulated", f"{tally.simulated_s:.0f} s"),
+                    ("broken", f"{tally.broken} {tally.text}".strip()),
+                )
+            )
+        )
+    if tally.handovers < handovers:
+        raise typer.Exit(BROKEN if tally.broken else INTERRUPTED)
+    if tally.broken:
+        raise typer.Exit(BROKEN)
+
+
+@app.command()
 def replay(
     seed: Annotated[int, Option(min=0, help="Of the schedule.")],
     trace: Annotated[Path | None, Option(help="Write all that happens to this file.")] = None,
