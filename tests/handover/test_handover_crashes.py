@@ -7,7 +7,7 @@ from controller.anchor.switching import LEASE_MS as ANCHOR_LEASE_MS
 from controller.anchor.switching import MARGIN_MS
 from controller.decider import Linked, Received
 from controller.records import HandoverState
-from controller.scheduler.leases import ASK_MS, LEASE_MS
+from controller.scheduler.leases import ASK_MS, LEASE_MS, Leases
 from protocols.messages import Assign, EnvelopeRevoke, HandoverComplete, Release, Relinquished
 
 BOUND_MS = LEASE_MS + MARGIN_MS + ASK_MS
@@ -75,6 +75,16 @@ def test_a_source_that_is_cut_off_rests_before_the_target_begins(bench: CellsBen
     assert rested_ms is not None
     assert granted_ms is not None
     assert rested_ms < granted_ms
+
+
+def test_without_leave_to_act_two_would_own_a_task(
+    bench: CellsBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Leases, "hold", lambda *_: True)
+    bench.cut.add("ts-a")
+    bench.moves("n", "b", attached=True)
+    with pytest.raises(AssertionError, match=r"\['ts-a', 'ts-b'\]"):
+        bench.passes(BOUND_MS + 1000, "n")
 
 
 def test_an_anchor_that_dies_in_the_switch_goes_on(bench: CellsBench) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from controller.anchor.switching import Switching
 from controller.scheduler.adoption import Adoption
-from controller.scheduler.leases import Leases
 from controller.twin.handovers import run
 from controller.twin.pool import run_handovers
 from controller.twin.rules import Rule
@@ -28,11 +27,6 @@ def without_letting_go(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Switching, "_begin", hurried)
 
 
-def without_leases(patch: pytest.MonkeyPatch) -> None:
-    """A scheduler that its anchor cannot reach acts on."""
-    patch.setattr(Leases, "hold", lambda *_: True)
-
-
 def without_waiting(patch: pytest.MonkeyPatch) -> None:
     """A scheduler releases what a node brings along and nobody has granted yet."""
     patch.setattr(Adoption, "roaming", property(lambda _: False, lambda *_: None), raising=False)
@@ -42,7 +36,6 @@ def without_waiting(patch: pytest.MonkeyPatch) -> None:
     ("without", "rule"),
     [
         (without_letting_go, Rule.OWNER),
-        (without_leases, Rule.OWNER),
         (without_waiting, Rule.RESTART),
     ],
 )
