@@ -53,7 +53,10 @@ async def running(
         deployment=deployment(name),
         nodes=nodes,
         broker=broker,
-        node_options=options,
+        node_options={
+            node: tuple(one.format(node=node) for one in options)
+            for node in deployment(name).nodes(nodes)
+        },
     )
     deployed = Deployed(plan, lambda one, text: said.append(f"{one} {text}"))
     try:
