@@ -162,12 +162,21 @@ class Room:
             return 0
         return limit if instance.memory_bytes is None else min(limit, instance.memory_bytes)
 
+    def _holding(self) -> list[Instance]:
+        """Return all but those who rest and hold nothing: of many functions that is most."""
+        keeping, leaving = self._keeping, self._leaving
+        return [
+            one
+            for one in self._instances.values()
+            if not one.resting or one.name in keeping or one.name in leaving or not elastic(one)
+        ]
+
     def _taken(self) -> int:
         """Return what all hold; of two generations of a task that always holds, the larger one."""
         calibrations = self._calibrations()
         taken = calibrations.running_bytes if calibrations is not None else 0
         always: dict[str, int] = {}
-        for one in self._instances.values():
+        for one in self._holding():
             if elastic(one):
                 taken += self._held(one)
             elif one.state is not _State.FAILED:
@@ -192,9 +201,11 @@ class Room:
 
     def _crowded(self, instance: Instance) -> bool:
         """Whether as many others are awake as the node takes instances."""
+        if len(self._instances) < self._most:
+            return False
         tasks = {
             one.task
-            for one in self._instances.values()
+            for one in self._holding()
             if one.task != instance.task and (not elastic(one) or self._held(one) > 0)
         }
         return len(tasks) >= self._most
