@@ -112,7 +112,8 @@ class TaskTable:
     def put_away(self, task: str, away: Away | None) -> None:
         """Note where a task of another scheduler is served; None: that is no more of interest."""
         old = self.away.pop(task, None)
-        if away is not None and task not in self.tasks:
+        if away is not None:
+            # While we have it ourselves, ours counts; it may be taken from us at any time.
             self.away[task] = away
             self.services[away.copy.grant.service] = away.copy.grant.plan_tasks
             self.service_changed(away.copy.grant.service)
