@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from protocols.errors import Blame
 from protocols.messages.hierarchy import (
     Escalation,
+    Kept,
     NodeState,
     ServiceOrder,
     ServiceState,
@@ -41,6 +42,7 @@ FIGURE: Final = "figure"
 HANDOVER: Final = "handover"
 CROSSING: Final = "crossing"
 POINT: Final = "point"
+GIVEN: Final = "given"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -109,6 +111,8 @@ class ServiceRecord(Struct, frozen=True):
     """No epoch above it was given to a task of the service, as its anchor last said."""
     tried: tuple[tuple[str, str], ...] = ()
     """Decompositions and anchors that were ordered since there was calm, sorted."""
+    number: int = 0
+    """As in AnchorMoved: changes of its anchor that anchors have made themselves."""
 
 
 class TaskState(StrEnum):
@@ -401,6 +405,25 @@ class AnchoredRecord(Struct, frozen=True):
     """Schedulers that have none of its tasks any more, and whose clients may go on with it."""
     expects: tuple[str, ...] = ()
     """Anchors of before whose jobs may not all be here; an empty name: one that is not known."""
+    number: int = 0
+    """Changes of its anchor, between anchors."""
+    giver: str = ""
+    """Who has given it; empty: NAMO does not have to be told, or knows."""
+
+
+class GivenRecord(Struct, frozen=True):
+    """A service that a TA has given to another one (kind `given`, key its name)."""
+
+    service: str
+    to: str
+    number: int
+    """Of the transfer."""
+    generation: int
+    namo: str
+    tenant: str
+    records: tuple[Kept, ...] = ()
+    """What is to be taken; empty: it was."""
+    epoch_high: int = 0
 
 
 class TaskQuality(Struct, frozen=True):

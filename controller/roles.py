@@ -61,6 +61,7 @@ def deciders(
             point=CellPoint(config.cell, config.ts, (broker_url,), store_urls[:4])
             if broker_url
             else None,
+            beside=config.ta if Role.TA in config.roles else "",
             neighbours=config.neighbours,
             mobility=config.mobility,
         )

@@ -17,6 +17,7 @@ from controller.anchor import (
     direct,
     escalations,
     fleet,
+    handing,
     handovers,
     placing,
     switching,
@@ -29,6 +30,7 @@ from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
 from controller.anchor.granting import Granting
+from controller.anchor.handing import Handing
 from controller.anchor.handovers import Handovers
 from controller.anchor.job_arrivals import Arrivals
 from controller.anchor.jobs import Jobs
@@ -44,6 +46,9 @@ from controller.decider import Called, Event, Fired, Linked, Output, Received, R
 from controller.desk import Desk
 from protocols.errors import TonaBug
 from protocols.messages import (
+    AnchorOffer,
+    AnchorTaken,
+    AnchorTransfer,
     AnchorWelcome,
     Birth,
     Calibrated,
@@ -103,12 +108,14 @@ class Anchor:
         self.elsewheres = Elsewheres(self.book)
         self.handovers = Handovers(self.book, self.elsewheres)
         self.switching = Switching(self.book, self.granting, self.placing, self.elsewheres)
+        parts = self.book, self.granting, self.placing
+        self.handing = Handing(*parts, self.jobs, self.upward, self.elsewheres.forget)
         self.switching.begun = self.handovers.task_begun
-        self.switching.done = self.handovers.task_done
         self.placing.take_back = self.switching.take_back
+        self.switching.done = self._followed
+        self.switching.going = self.handing.going
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
-        parts = self.book, self.granting, self.placing
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
         self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
         self.quarantines = Quarantines(*parts, self.upward)
@@ -124,13 +131,14 @@ class Anchor:
             direct.TIMER: self.direct.fired,
             switching.TIMER: self.switching.fired,
             handovers.TIMER: self.handovers.fired,
+            handing.TIMER: self.handing.fired,
         }
 
     def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
         """Return who takes which message."""
         found: dict[type[Struct], Callable[[Received, Any], None]] = {
-            ServiceOrder: self.orders.order,
-            ServiceDelete: self.orders.delete,
+            ServiceOrder: self._on_order,
+            ServiceDelete: self._on_order,
             EscalationAnswer: self.escalations.answered,
             NodeSummary: self.fleet.summary,
             TaskReport: self.reports.report,
@@ -153,6 +161,9 @@ class Anchor:
             HandoverFailed: self.handovers.failed,
             Measurement: self.cells.measured,
             HandoverTimes: self.handovers.took,
+            AnchorOffer: self.handing.offered,
+            AnchorTransfer: self.handing.transferred,
+            AnchorTaken: self.handing.answered,
         }
         if self.settings.direct:
             found |= {
@@ -176,6 +187,8 @@ class Anchor:
         self.switching.restored()
         self.handovers.restore(records)
         self.handovers.restored()
+        self.handing.restore(records)
+        self.handing.restored()
         self.fleet.begin()
         return self.desk.output
 
@@ -214,6 +227,18 @@ class Anchor:
         else:
             handler(event, event.body)
 
+    def _on_order(self, event: Received, body: ServiceOrder | ServiceDelete) -> None:
+        if self.handing.strayed(event, body):
+            return
+        if isinstance(body, ServiceOrder):
+            self.orders.order(event, body)
+        else:
+            self.orders.delete(event, body)
+
+    def _followed(self, node: str, task: str) -> None:
+        self.handovers.task_done(node, task)
+        self.handing.touch(task.rpartition(".")[0])
+
     def _on_timer(self, key: str) -> None:
         if key == fleet.TIMER:
             self.fleet.fired()
@@ -233,6 +258,8 @@ class Anchor:
         grants += self.granting.leaving(event.sender, event.cause)
         self.switching.again(event.sender, event.cause)
         self.cells.placed(event.sender, hello.point, event.cause)
+        if event.sender in self.settings.schedulers:
+            self.handing.beside[event.sender] = hello.beside
         self.elsewheres.again(event.sender, event.cause)
         roaming = len(self.settings.schedulers) > 1
         welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants, roaming)
@@ -242,7 +269,9 @@ class Anchor:
     def _on_linked(self, role: str) -> None:
         """Bring a role up to date; a scheduler says hello by itself when it is linked."""
         if role == self.settings.namo:
+            self.handing.linked()
             self.upward.report_all(role, "linked")
             self.fleet.again()
         else:
+            self.handing.linked()
             self.jobs.relinked(role)

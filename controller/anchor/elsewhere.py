@@ -86,6 +86,12 @@ class Elsewheres:
             if mine or scheduler in held.followers:
                 self.tell(service, cause)
 
+    def forget(self, tasks: Iterable[str]) -> None:
+        """Forget what was said of tasks that another anchor has now, and tells of."""
+        names = set(tasks)
+        for key in [key for key in self._told if key[1] in names]:
+            del self._told[key]
+
     def ended(self, tasks: list[TaskRecord], cause: str) -> None:
         """Have tasks forgotten wherever they are served from afar: they are over."""
         names = {one.spec.task for one in tasks}

@@ -67,6 +67,15 @@ class Stories:
         """Keep the story of a task that lives, again."""
         self._over.pop(task, None)
 
+    def length(self, task: str) -> int:
+        """Return how many entries a story has had."""
+        return self._numbers.get(task, 0)
+
+    def goes_on(self, task: str, length: int) -> None:
+        """Go on with a story of which another anchor has told so many entries."""
+        self._numbers[task] = max(self._numbers.get(task, 0), length)
+        self.begins(task)
+
     def ends(self, task: str, cause: str) -> None:
         """Keep the story of a task that is over until too many newer ones are."""
         self._over[task] = None

@@ -34,7 +34,8 @@ _OVER: Final = (*HOMELESS, TaskState.DELETING, TaskState.DELETED)
 class Switching:
     """Moves ownership of tasks after their nodes.
 
-    `begun` and `done` are told the node and the task of every change of ownership.
+    `begun` and `done` are told the node and the task of every change of ownership; `going` tells
+    whether a task is on its way to another anchor.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Switching:
         self._elsewheres = elsewheres
         self.begun: Callable[[str, str], None] = lambda *_: None
         self.done: Callable[[str, str], None] = lambda *_: None
+        self.going: Callable[[str], bool] = lambda _: False
         self._leased_until_ms: dict[str, int] = {}
         self._untold: dict[str, set[str]] = {}
         """By scheduler: tasks that it has lost and may not have heard of."""
@@ -220,6 +222,9 @@ class Switching:
         """Say of each task whether it is wanted there: it is granted, or revoked."""
         for name in summary.kept:
             task = self._book.tasks.get(name)
+            if task is None and self.going(name):
+                # Whoever gets it grants it.
+                continue
             over = task is None or task.state in (TaskState.DELETING, TaskState.DELETED)
             if task is None or over or (task.state not in HOMELESS and _home(task) != node):
                 revoke = EnvelopeRevoke(name, 0, "it is not to run there", node=node)

@@ -31,7 +31,14 @@ from controller.namo.triggers import PULL, Triggers
 from controller.namo.versions import PROVE, Versions, again
 from controller.records import ServiceRecord, UseCaseRecord, UseCaseState
 from protocols.errors import Blame, UserError
-from protocols.messages import AnchorSummary, Escalation, ServiceReport
+from protocols.messages import (
+    AnchorMoved,
+    AnchorSummary,
+    AnchorTaken,
+    Escalation,
+    ServiceDelete,
+    ServiceReport,
+)
 from protocols.messages.hierarchy import ServiceState
 from protocols.submission import near
 
@@ -144,6 +151,8 @@ class Namo:
                 self._report(report, event)
             case Escalation() as escalation:
                 self._positions.escalated(escalation, event)
+            case AnchorMoved() as moved:
+                self._moved(moved, event)
             case AnchorSummary() as summary:
                 self.books.heard(event.sender, summary)
                 self._triggers.look(event.cause)
@@ -273,6 +282,29 @@ class Namo:
             books.leave(name, event.cause)
         if ended:
             self._triggers.look(event.cause)
+
+    def _moved(self, moved: AnchorMoved, event: Received) -> None:
+        """Note who owns a service that anchors have handed on themselves."""
+        books, name = self.books, moved.service
+        record = books.services.get(name)
+        if record is None or record.state is ServiceState.DELETED:
+            gone = ServiceDelete(name, moved.generation)
+            books.send(moved.anchor, gone, event.cause, event.tenant)
+        elif moved.number > record.number:
+            known = (moved.anchor, moved.before)
+            after = replace(
+                record,
+                anchor=moved.anchor,
+                number=moved.number,
+                leaving=tuple(one for one in record.leaving if one not in known),
+                epoch_high=max(record.epoch_high, moved.epoch_high),
+            )
+            books.put_service(after, event.cause)
+            if record.order.generation > moved.generation or record.ending:
+                books.tell(name, event.cause)
+        if event.sender == moved.anchor:
+            taken = AnchorTaken(name, moved.number)
+            books.send(event.sender, taken, event.cause, event.tenant)
 
     def _left(self, record: ServiceRecord, event: Received) -> None:
         """Note that an anchor has let go of a service."""

@@ -479,8 +479,9 @@ class Scheduler:
     def _hello(self) -> None:
         if not self._unwelcome:
             return
+        settings = self.settings
+        hello = SchedulerHello(self.name, settings.epoch, settings.point, settings.beside)
         for anchor in sorted(self._unwelcome):
-            hello = SchedulerHello(self.name, self.settings.epoch, self.settings.point)
             self.desk.tell(ToRole(anchor), hello, "start")
         self.desk.wake(_HELLO, self.desk.now_ms + HELLO_MS)
 

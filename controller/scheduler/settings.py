@@ -28,5 +28,7 @@ class Settings(Struct, frozen=True):
     point: CellPoint | None = None
     """Where its cell is reached."""
     mobility: MobilitySettings = MobilitySettings()
+    beside: str = ""
+    """The anchor that runs in the same process; empty: none does."""
     neighbours: tuple[str, ...] | None = None
     """Cells to which its nodes may be handed over, of those that anchors name; None: all."""

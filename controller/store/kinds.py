@@ -25,6 +25,7 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.HANDOVER: records.HandoverRecord,
     records.CROSSING: records.CrossingRecord,
     records.POINT: records.PointRecord,
+    records.GIVEN: records.GivenRecord,
     accounts.PROFILE: accounts.ProfileRecord,
     accounts.HEADS: accounts.HeadsRecord,
     accounts.OPERATION: accounts.OperationRecord,

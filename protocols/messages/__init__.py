@@ -7,7 +7,11 @@ are only ever appended, each with a default: an older reader ignores it, a newer
 from protocols.base import Message
 from protocols.messages.calibration import Calibrate, Calibrated, RunFigures
 from protocols.messages.hierarchy import (
+    AnchorMoved,
+    AnchorOffer,
     AnchorSummary,
+    AnchorTaken,
+    AnchorTransfer,
     AnchorWelcome,
     Elsewhere,
     EnvelopeGrant,
@@ -138,6 +142,10 @@ HIERARCHY = (
     | SchedulerHello
     | AnchorWelcome
     | AnchorSummary
+    | AnchorOffer
+    | AnchorTransfer
+    | AnchorTaken
+    | AnchorMoved
     | Flagged
     | Linking
     | Mirror
@@ -162,7 +170,11 @@ __all__ = [
     "NODE_SAYS",
     "Accepted",
     "Acknowledge",
+    "AnchorMoved",
+    "AnchorOffer",
     "AnchorSummary",
+    "AnchorTaken",
+    "AnchorTransfer",
     "AnchorWelcome",
     "Assign",
     "AuditPage",

@@ -192,6 +192,8 @@ class SchedulerHello(Message, tag="scheduler-hello", frozen=True):
     scheduler_epoch: Count
     point: CellPoint | None = None
     """Where its cell is reached; null: that is not known, and no node is handed over to it."""
+    beside: Annotated[str, Meta(max_length=64)] = ""
+    """The TA in its process, which is nearest to its cell; empty: there is none."""
 
 
 class LeaseRequest(Message, tag="lease-request", frozen=True):
@@ -371,6 +373,62 @@ class NodeSummary(Message, tag="node-summary", frozen=True):
     """As in its birth."""
     kept: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
     """Tasks that it holds and nobody has granted here: each is granted, or revoked."""
+
+
+class Kept(Part, frozen=True):
+    """A durable thing, as it goes from store to store."""
+
+    kind: Id
+    key: Text
+    value: bytes
+    """In the form of the store."""
+
+
+class AnchorOffer(Message, tag="anchor-offer", frozen=True):
+    """TA to TA: will you take this service? Its tasks run in cells that you are nearer to."""
+
+    service: Name
+    number: Count
+    """Grows with every change of the service's anchor."""
+    schedulers: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    """That hold its tasks."""
+
+
+class AnchorTransfer(Message, tag="anchor-transfer", frozen=True):
+    """TA to TA, said until it is taken: this service is yours. The sender owns it no more."""
+
+    service: Name
+    number: Count
+    """As in the offer."""
+    records: Annotated[tuple[Kept, ...], Meta(max_length=8192)]
+    """All that is durable of it: service, tasks, their stories."""
+
+
+class AnchorTaken(Message, tag="anchor-taken", frozen=True):
+    """TA to TA, the answer to an offer and to a transfer; NAMO to TA, to `AnchorMoved`."""
+
+    service: Name
+    number: Count
+    offer: bool = False
+    """Whether it answers the offer: then nothing is taken yet."""
+    refused: Text = ""
+    """Why not; empty: yes."""
+
+
+class AnchorMoved(Message, tag="anchor-moved", frozen=True):
+    """TA to NAMO, said until it is answered: who owns a service now."""
+
+    service: Name
+    generation: Count
+    """That it owns."""
+    number: Count
+    """As in the offer."""
+    anchor: Name
+    """The TA that owns it."""
+    before: Name
+    """The TA that has given it."""
+    epoch_high: Count = 0
+    """No epoch above it was given to a task of the service."""
 
 
 class AnchorSummary(Message, tag="anchor-summary", frozen=True):

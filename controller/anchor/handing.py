@@ -1,0 +1,394 @@
+"""Services that go to another anchor, from anchor to anchor: the one beside the cell they are in.
+
+Theory of operation. Where every gateway has an anchor of its own, a service whose tasks have all
+followed a node to another cell is OFFERED to the anchor beside that cell. If that says yes, all
+that is durable of the service leaves the books here in one output and stands in a record of its
+own, GIVEN, which is said to the other one until it is TAKEN: durable there, and granted anew from
+there under epochs above. So two never own it. Between GIVEN and TAKEN nobody does: its scheduler
+goes on in the envelope that it has, and the task runs. Who refuses what was given gives it back.
+NAMO is told by whoever has it; an order that comes here meanwhile is answered with where it went.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+from msgspec import Struct, structs
+
+from controller.anchor.book import Book
+from controller.anchor.granting import Granting
+from controller.anchor.jobs import Jobs
+from controller.anchor.lifecycle import SERVING
+from controller.anchor.placing import Placing
+from controller.anchor.upward import Upward
+from controller.decider import Received, Record
+from controller.records import ANCHORED, GIVEN, STORY, TASK, AnchoredRecord, GivenRecord, TaskRecord
+from protocols.messages import (
+    AnchorMoved,
+    AnchorOffer,
+    AnchorTaken,
+    AnchorTransfer,
+    ServiceDelete,
+    ServiceOrder,
+)
+from protocols.messages.hierarchy import Kept
+
+LOOK_MS: Final = 200
+"""Between two looks at a service that is not ready to go yet."""
+LOOKS_MAX: Final = 300
+"""After so many it stays: what is in its way lasts."""
+OFFER_MS: Final = 2000
+"""An offer that nobody answers is void then."""
+AGAIN_MS: Final = 2000
+"""What was not answered is said again."""
+GIVEN_MAX: Final = 4096
+"""Services of which it is remembered who has them; the oldest is forgotten."""
+TIMER: Final = "anchor/"
+
+_encoder = msgspec.msgpack.Encoder()
+_anchored = msgspec.msgpack.Decoder(AnchoredRecord)
+_task = msgspec.msgpack.Decoder(TaskRecord)
+_number = msgspec.msgpack.Decoder(int)
+
+
+class _Offer(Struct, frozen=True):
+    to: str
+    number: int
+    at_ms: int
+
+
+class _Parcel(Struct, frozen=True):
+    """What a transfer brings."""
+
+    held: AnchoredRecord
+    tasks: tuple[TaskRecord, ...]
+    stories: dict[str, int]
+    """By task, how many entries its story has."""
+
+
+class Handing:
+    """Gives services to other anchors, and takes them."""
+
+    def __init__(
+        self,
+        book: Book,
+        granting: Granting,
+        placing: Placing,
+        jobs: Jobs,
+        upward: Upward,
+        forget: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Make one; `forget` drops what others were told of tasks that are not here any more."""
+        self._book = book
+        self._granting = granting
+        self._placing = placing
+        self._jobs = jobs
+        self._upward = upward
+        self._forget = forget
+        self.beside: dict[str, str] = {}
+        """The anchor in the process of each scheduler."""
+        self._looks: dict[str, int] = {}
+        self._offers: dict[str, _Offer] = {}
+        self.given: dict[str, GivenRecord] = {}
+        self._given_ms: dict[str, int] = {}
+        self._again_ms: dict[str, int] = {}
+        """When something is said again of a service, at the earliest."""
+        self._due_ms: int | None = None
+        book.counters |= {"anchors_given": 0, "anchors_taken": 0, "anchorless_longest_ms": 0}
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Take in what was given."""
+        for one in records:
+            if isinstance(one.value, GivenRecord):
+                self.given[one.key] = one.value
+
+    def restored(self) -> None:
+        """Go on with what a crash has interrupted."""
+        self._say_again()
+
+    def going(self, task: str) -> bool:
+        """Whether a task is on its way to another anchor."""
+        given = self.given.get(task.rpartition(".")[0])
+        return given is not None and bool(given.records)
+
+    # Giving.
+
+    def touch(self, service: str) -> None:
+        """Look whether a service is to go, now that a task of it is in another cell."""
+        self._looks[service] = 0
+        self._wake(0)
+
+    def fired(self, _name: str = "") -> None:
+        """Look again, and say again what is due."""
+        self._due_ms = None
+        now_ms = self._book.desk.now_ms
+        for service, offer in list(self._offers.items()):
+            if now_ms >= offer.at_ms + OFFER_MS:
+                del self._offers[service]
+        for service, looks in list(self._looks.items()):
+            to = self._wanted(service)
+            if not to or looks >= LOOKS_MAX:
+                del self._looks[service]
+            elif service not in self._offers and self._settled(service):
+                self._offer(service, to)
+            else:
+                self._looks[service] = looks + 1
+        if self._looks or self._offers:
+            self._wake(LOOK_MS)
+        self._say_again()
+
+    def _wanted(self, service: str) -> str:
+        """Return the anchor that a service should go to; empty: it stays."""
+        tasks = self._book.ordered(service)
+        owners = {self.beside.get(one.heir or one.scheduler, "") for one in tasks}
+        owner = owners.pop() if len(owners) == 1 else ""
+        return "" if owner == self._book.desk.name else owner
+
+    def _settled(self, service: str) -> bool:
+        """Whether nothing is under way for a service."""
+        return all(
+            one.state in SERVING
+            and one.held is None
+            and one.leaving is None
+            and one.asked is None
+            and not one.heir
+            for one in self._book.ordered(service)
+        )
+
+    def _offer(self, service: str, to: str) -> None:
+        number = self._book.services[service].number + 1
+        self._offers[service] = _Offer(to, number, self._book.desk.now_ms)
+        schedulers = tuple(sorted({one.scheduler for one in self._book.ordered(service)}))
+        self._book.desk.tell_role(to, AnchorOffer(service, number, schedulers), "anchor")
+
+    def answered(self, event: Received, body: AnchorTaken) -> None:
+        """Take in whether an offer, a transfer or a word to NAMO was taken."""
+        held = self._book.services.get(body.service)
+        offer, given = self._offers.get(body.service), self.given.get(body.service)
+        if body.offer:
+            if offer is None or (event.sender, body.number) != (offer.to, offer.number):
+                return
+            del self._offers[body.service]
+            if not body.refused and self._settled(body.service):
+                self._give(body.service, offer, event.cause)
+        elif held is not None and event.sender == held.namo and body.number == held.number:
+            self._book.put_service(body.service, structs.replace(held, giver=""), event.cause)
+        elif (
+            given is not None and (event.sender, body.number) == (given.to, given.number)
+        ) and given.records:
+            self._taken(given, body.refused, event.cause)
+
+    def _give(self, service: str, offer: _Offer, cause: str) -> None:
+        book, name = self._book, self._book.desk.name
+        held, tasks = book.services[service], book.ordered(service)
+        going = structs.replace(held, number=offer.number, giver=name, expects=(name,))
+        records = [Kept(ANCHORED, service, _encoder.encode(going))]
+        for task in tasks:
+            key = task.spec.task
+            book.tell(key, "given", f"to the anchor {offer.to}", cause)
+            records.append(Kept(TASK, key, _encoder.encode(task)))
+            records.append(Kept(STORY, key, _encoder.encode(book.stories.length(key))))
+        given = GivenRecord(
+            service,
+            offer.to,
+            offer.number,
+            held.order.generation,
+            held.namo,
+            held.tenant,
+            tuple(records),
+            max(one.epoch_high for one in tasks),
+        )
+        self._keep(given, cause)
+        book.put_service(service, None, cause)
+        for task in tasks:
+            book.drop(task, cause)
+        names = tuple(one.spec.task for one in tasks)
+        self._placing.forget(service, names)
+        self._forget(names)
+        self._looks.pop(service, None)
+        book.counters["anchors_given"] += 1
+        self._given_ms[service] = book.desk.now_ms
+        self._say(given)
+
+    def _taken(self, given: GivenRecord, refused: str, cause: str) -> None:
+        began_ms = self._given_ms.pop(given.service, None)
+        if refused:
+            self._back(given, refused, cause)
+            return
+        if began_ms is not None:
+            took_ms = self._book.desk.now_ms - began_ms
+            longest_ms = max(self._book.counters["anchorless_longest_ms"], took_ms)
+            self._book.counters["anchorless_longest_ms"] = longest_ms
+        self._keep(structs.replace(given, records=()), cause)
+        # Only now: a job is told where its service is.
+        self._jobs.leave(given.service, cause, given.to)
+
+    def _back(self, given: GivenRecord, why: str, cause: str) -> None:
+        """Own a service again that the other one would not take."""
+        parcel = _opened(given.records)
+        assert parcel is not None  # noqa: S101 - we have packed it
+        number = given.number + 1
+        held = structs.replace(parcel.held, number=number, giver=self._book.desk.name, expects=())
+        self._drop(given.service, cause)
+        self._own(given.service, structs.replace(parcel, held=held), f"back: {why}", cause)
+
+    def _keep(self, given: GivenRecord, cause: str) -> None:
+        self.given.pop(given.service, None)
+        self.given[given.service] = given
+        self._book.desk.keep(GIVEN, given.service, given, cause)
+        taken = [name for name, one in self.given.items() if not one.records]
+        for name in taken[: max(0, len(taken) - GIVEN_MAX)]:
+            self._drop(name, cause)
+
+    def _drop(self, service: str, cause: str) -> None:
+        if self.given.pop(service, None) is not None:
+            self._book.desk.keep(GIVEN, service, None, cause)
+
+    # Taking.
+
+    def offered(self, event: Received, body: AnchorOffer) -> None:
+        """Say whether we would take a service."""
+        answer = AnchorTaken(body.service, body.number, True, self._against(body))
+        self._book.desk.tell_role(event.sender, answer, event.cause)
+
+    def _against(self, body: AnchorOffer) -> str:
+        strangers = sorted(set(body.schedulers) - set(self._book.settings.schedulers))
+        if strangers:
+            return f"{', '.join(strangers)} is no scheduler of this anchor"
+        if body.service in self._book.services:
+            return "it is here"
+        return ""
+
+    def transferred(self, event: Received, body: AnchorTransfer) -> None:
+        """Own a service that another anchor has given to us; what is known already is answered."""
+        held = self._book.services.get(body.service)
+        parcel = _opened(body.records)
+        refused = ""
+        if held is not None:
+            # Here already: the same one said again, or NAMO has ordered it here meanwhile.
+            self._raise(parcel)
+        elif parcel is None or parcel.held.number != body.number:
+            refused = "it is not whole"
+        else:
+            strange = {one.scheduler for one in parcel.tasks} - set(self._book.settings.schedulers)
+            refused = f"{', '.join(sorted(strange))} is no scheduler of this anchor" * bool(strange)
+        if held is None and parcel is not None and not refused:
+            self._drop(body.service, event.cause)
+            self._own(body.service, parcel, f"from the anchor {event.sender}", event.cause)
+            self._book.counters["anchors_taken"] += 1
+        answer = AnchorTaken(body.service, body.number, refused=refused)
+        self._book.desk.tell_role(event.sender, answer, event.cause)
+
+    def _raise(self, parcel: _Parcel | None) -> None:
+        """Go above the epochs that another anchor has leased."""
+        for task in parcel.tasks if parcel is not None else ():
+            mine = self._book.tasks.get(task.spec.task)
+            if mine is not None and mine.epoch_high < task.epoch_high:
+                self._granting.renew(structs.replace(mine, epoch_high=task.epoch_high), "anchor")
+
+    def _own(self, service: str, parcel: _Parcel, how: str, cause: str) -> None:
+        book = self._book
+        book.put_service(service, parcel.held, cause)
+        self._jobs.arrive(service)
+        for task in parcel.tasks:
+            name = task.spec.task
+            book.stories.goes_on(name, parcel.stories.get(name, 0))
+            book.put(task, cause)
+            book.tell(name, "taken over", how, cause)
+        for task in parcel.tasks:
+            self._granting.renew(self._placing.reserve(task), cause)
+        self._say_moved(service)
+        self._upward.report(service, cause, again=True)
+        self._placing.later(service, cause)
+
+    # NAMO.
+
+    def strayed(self, event: Received, body: ServiceOrder | ServiceDelete) -> bool:
+        """Answer an order for a service that was given away; False: it is for us."""
+        given = self.given.get(body.service)
+        if given is None or body.service in self._book.services:
+            return False
+        known = isinstance(body, ServiceOrder) and given.to in body.taken_from
+        if known and not given.records and body.generation > given.generation:
+            # NAMO knows who had it, and wants it here.
+            self._drop(body.service, event.cause)
+            return False
+        self._book.desk.tell_role(event.sender, self._where(given), event.cause, given.tenant)
+        return True
+
+    def _where(self, given: GivenRecord) -> AnchorMoved:
+        return AnchorMoved(
+            given.service,
+            given.generation,
+            given.number,
+            given.to,
+            self._book.desk.name,
+            given.epoch_high,
+        )
+
+    def _say_moved(self, service: str) -> None:
+        held = self._book.services[service]
+        high = max((one.epoch_high for one in self._book.ordered(service)), default=0)
+        generation, name = held.order.generation, self._book.desk.name
+        moved = AnchorMoved(service, generation, held.number, name, held.giver, high)
+        self._book.desk.tell_role(held.namo, moved, "anchor", held.tenant)
+        self._later(service)
+
+    # Again.
+
+    def linked(self) -> None:
+        """Say at once what may be lost."""
+        self._again_ms.clear()
+        self._say_again()
+
+    def _say_again(self) -> None:
+        given = {name: one for name, one in self.given.items() if one.records}
+        moved = [name for name, held in self._book.services.items() if held.giver]
+        now_ms = self._book.desk.now_ms
+        for service in (*given, *moved):
+            if now_ms < self._again_ms.get(service, 0):
+                continue
+            if service in given:
+                self._say(given[service])
+            else:
+                self._say_moved(service)
+        self._again_ms = {
+            name: at_ms for name, at_ms in self._again_ms.items() if name in given or name in moved
+        }
+        if self._again_ms:
+            self._wake(max(0, min(self._again_ms.values()) - now_ms))
+
+    def _say(self, given: GivenRecord) -> None:
+        body = AnchorTransfer(given.service, given.number, given.records)
+        self._book.desk.tell_role(given.to, body, "anchor", given.tenant)
+        self._later(given.service)
+
+    def _later(self, service: str) -> None:
+        self._again_ms[service] = self._book.desk.now_ms + AGAIN_MS
+        self._wake(AGAIN_MS)
+
+    def _wake(self, in_ms: int) -> None:
+        at_ms = self._book.desk.now_ms + in_ms
+        if self._due_ms is None or at_ms < self._due_ms:
+            self._due_ms = at_ms
+            self._book.desk.wake(TIMER, at_ms)
+
+
+def _opened(records: Iterable[Kept]) -> _Parcel | None:
+    """Return what a transfer brings; None: it is not whole."""
+    held: AnchoredRecord | None = None
+    tasks: dict[str, TaskRecord] = {}
+    stories: dict[str, int] = {}
+    try:
+        for one in records:
+            if one.kind == ANCHORED:
+                held = _anchored.decode(one.value)
+            elif one.kind == TASK:
+                tasks[one.key] = _task.decode(one.value)
+            elif one.kind == STORY:
+                stories[one.key] = _number.decode(one.value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if held is None or [one.task for one in held.order.tasks] != list(tasks):
+        return None
+    return _Parcel(held, tuple(tasks.values()), stories)

@@ -1,0 +1,273 @@
+"""A service goes from anchor to anchor after its node: never two owners, and in the end one."""
+
+from collections import deque
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from anchor_bench import Bench, chain
+from hypothesis import given
+from hypothesis import strategies as st
+from tests_support import INVENTORY
+
+from controller.anchor.handing import AGAIN_MS, LOOK_MS, OFFER_MS
+from controller.anchor.settings import Settings
+from controller.decider import Linked, Output, Received, ToRole
+from controller.records import GIVEN, STORY, TASK, TaskRecord
+from protocols.messages import (
+    AnchorMoved,
+    AnchorTaken,
+    EnvelopeGrant,
+    EnvelopeRevoke,
+    LeaseRequest,
+    NodeSummary,
+    Relinquished,
+    SchedulerHello,
+    ServiceDelete,
+    ServiceOrder,
+    TaskReport,
+)
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.task import InstanceState
+
+WEST, EAST, NAMO = "ta-west", "ta-east", "namo-main"
+BESIDE = {"ts-west": WEST, "ts-east": EAST}
+
+
+class Two:
+    """Two anchors over one pair of schedulers, which speak with NAMO and each other by links."""
+
+    def __init__(self) -> None:
+        schedulers = tuple(BESIDE)
+        self.benches = {
+            name: Bench(Settings(name, schedulers, NAMO, cells=("west", "east")))
+            for name in (WEST, EAST)
+        }
+        self.wires: dict[tuple[str, str], deque[Any]] = {}
+        self.grants: list[tuple[str, str, int, int]] = []
+        """Of `svc.a`: by whom, to whom, and the epochs."""
+        self.namo: list[tuple[str, Any]] = []
+        self.deaf: set[str] = set()
+        """Who hears nothing."""
+        self.running = ("", 0)
+        for name in self.benches:
+            self.greet(name)
+            self.node("ts-west", 1, name)
+
+    def greet(self, anchor: str) -> None:
+        for scheduler, beside in BESIDE.items():
+            self.hear(anchor, scheduler, SchedulerHello(scheduler, 1, None, beside))
+            self.hear(anchor, scheduler, LeaseRequest(1))
+
+    def node(self, scheduler: str, incarnation: int, *anchors: str) -> None:
+        for anchor in anchors or (WEST, EAST):
+            summary = NodeSummary("n1", NodeState.ONLINE, incarnation, INVENTORY)
+            self.hear(anchor, scheduler, summary)
+
+    def hear(self, anchor: str, sender: str, body: Any) -> None:
+        bench = self.benches[anchor]
+        self.out(anchor, bench.feed(Received(sender, 0, 0, "default", "test", body)))
+
+    def out(self, anchor: str, output: Output) -> None:
+        for send in (*output.early, *output.sends):
+            to = send.to.role if isinstance(send.to, ToRole) else ""
+            if to in self.benches:
+                self.wires.setdefault((anchor, to), deque()).append(send.body)
+            elif to in BESIDE:
+                self.scheduler(to, anchor, send.body)
+            elif to == NAMO:
+                self.namo.append((anchor, send.body))
+        self.check()
+
+    def scheduler(self, name: str, anchor: str, body: Any) -> None:
+        """A scheduler that believes the newest lease, and lets go when it is told."""
+        if isinstance(body, EnvelopeGrant):
+            self.grants.append((anchor, name, body.epoch_from, body.epoch_to))
+            task = body.spec.task
+            self.running = self.running if self.running[0] else (name, body.epoch_from)
+            self.running = name, self.running[1]
+            report = TaskReport(task, body.generation, "n1", self.running[1], InstanceState.READY)
+            self.hear(anchor, name, report)
+        elif isinstance(body, EnvelopeRevoke) and body.transferred:
+            seen = max(last for _, to, _, last in self.grants if to == name)
+            told = Relinquished(
+                body.task, body.generation, "n1", self.running[1], seen, leased=body.leased
+            )
+            self.hear(anchor, name, told)
+
+    def deliver(self, way: tuple[str, str]) -> bool:
+        wire = self.wires.get(way)
+        if not wire:
+            return False
+        sender, to = way
+        self.hear(to, sender, wire.popleft())
+        return True
+
+    def pump(self, ms: int = 20_000) -> None:
+        for _ in range(ms // 100):
+            while any(self.deliver(way) for way in list(self.wires)):
+                pass
+            for name, bench in self.benches.items():
+                self.out(name, bench.passes(100))
+
+    def crash(self, name: str) -> None:
+        """What was on the way to it and from it is lost; both sides begin their link anew."""
+        for way in list(self.wires):
+            if name in way:
+                del self.wires[way]
+        bench, other = self.benches[name], EAST if name == WEST else WEST
+        self.out(name, bench.restart())
+        self.greet(name)
+        self.node(self.running[0] or "ts-west", 2 if self.running[0] == "ts-east" else 1, name)
+        self.out(name, bench.feed(Linked(other)))
+        self.out(name, bench.feed(Linked(NAMO)))
+        self.out(other, self.benches[other].feed(Linked(name)))
+
+    def owners(self) -> list[str]:
+        return [name for name, one in self.benches.items() if "svc" in one.ta.book.services]
+
+    def stored(self) -> list[str]:
+        return [name for name, one in self.benches.items() if (TASK, "svc.a") in one.store]
+
+    def check(self) -> None:
+        assert len(self.owners()) < 2, "two anchors own the service"
+        assert len(self.stored()) < 2, "two stores have the task"
+        leased = sorted(self.grants, key=lambda one: one[2])
+        for before, after in pairwise(leased):
+            assert before[3] < after[2], "one epoch was leased twice"
+
+
+@pytest.fixture
+def two() -> Two:
+    one = Two()
+    one.hear(WEST, NAMO, chain("svc", 1, "a"))
+    one.pump(1000)
+    assert one.owners() == [WEST]
+    return one
+
+
+def test_a_service_goes_to_the_anchor_beside_its_cell(two: Two) -> None:
+    two.node("ts-east", 2)
+    two.pump(2000)
+    assert two.owners() == two.stored() == [EAST]
+    task = two.benches[EAST].task()
+    assert (task.scheduler, task.node, task.epoch) == ("ts-east", "n1", two.running[1])
+    assert two.grants[-1][0] == EAST
+    [moved] = [body for _, body in two.namo if isinstance(body, AnchorMoved)][-1:]
+    assert (moved.anchor, moved.before, moved.number) == (EAST, WEST, 1)
+    assert two.benches[WEST].ta.counters["anchors_given"] == 1
+    given = two.benches[WEST].store[GIVEN, "svc"].value
+    assert given is not None
+    assert given.records == ()  # type: ignore[attr-defined] - a GivenRecord
+
+
+def test_its_story_goes_on_there(two: Two) -> None:
+    told = [key for kind, key in two.benches[WEST].store if kind == STORY]
+    two.node("ts-east", 2)
+    two.pump(2000)
+    fresh = {key for kind, key in two.benches[EAST].store if kind == STORY}
+    assert fresh
+    assert not fresh & set(told)
+
+
+def test_namo_is_told_until_it_has_heard(two: Two) -> None:
+    two.node("ts-east", 2)
+    two.pump(2000)
+    said = len([1 for _, body in two.namo if isinstance(body, AnchorMoved)])
+    two.pump(2 * AGAIN_MS)
+    more = [one for one in two.namo if isinstance(one[1], AnchorMoved)][said:]
+    assert [who for who, _ in more]
+    two.hear(EAST, NAMO, AnchorTaken("svc", 1))
+    two.namo.clear()
+    two.pump(2 * AGAIN_MS)
+    assert not [body for _, body in two.namo if isinstance(body, AnchorMoved)]
+
+
+def test_an_order_for_what_was_given_is_answered_with_where_it_is(two: Two) -> None:
+    two.node("ts-east", 2)
+    two.pump(2000)
+    for body in (chain("svc", 2, "a"), ServiceDelete("svc", 2)):
+        two.namo.clear()
+        two.hear(WEST, NAMO, body)
+        [(who, moved)] = two.namo
+        assert (who, moved.anchor, moved.number) == (WEST, EAST, 1)
+        assert two.owners() == [EAST]
+
+
+def test_namo_may_order_it_back_when_it_knows_who_had_it(two: Two) -> None:
+    two.node("ts-east", 2)
+    two.pump(2000)
+    two.hear(EAST, NAMO, ServiceDelete("svc", 2, transferred=True, anchor=WEST))
+    order: ServiceOrder = chain("svc", 2, "a", taken_from=(EAST,), epochs_above=10_000)
+    two.hear(WEST, NAMO, order)
+    two.pump(1000)
+    assert WEST in two.owners()
+
+
+def test_one_that_is_not_its_scheduler_is_no_reason_to_go(two: Two) -> None:
+    two.benches[WEST].ta.handing.beside["ts-east"] = ""
+    two.node("ts-east", 2)
+    two.pump(2000)
+    assert two.owners() == [WEST]
+
+
+def test_an_anchor_that_is_away_gets_nothing(two: Two) -> None:
+    two.node("ts-east", 2)
+    for _ in range(2 * OFFER_MS // LOOK_MS):
+        two.wires.clear()
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+        two.wires.pop((WEST, EAST), None)
+    assert two.owners() == [WEST]
+    two.pump(2 * OFFER_MS)
+    assert two.owners() == [EAST]
+
+
+def test_who_refuses_what_was_given_gives_it_back(two: Two) -> None:
+    two.node("ts-east", 2)
+    while not two.benches[WEST].ta.handing.given:
+        for way in list(two.wires):
+            two.deliver(way)
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.wires.clear()
+    assert two.owners() == []
+    two.hear(WEST, EAST, AnchorTaken("svc", 1, refused="there is no room"))
+    assert two.owners() == [WEST]
+    assert two.benches[WEST].task().node == "n1"
+    assert (GIVEN, "svc") not in two.benches[WEST].store
+
+
+def test_what_is_not_whole_is_refused(two: Two) -> None:
+    two.node("ts-east", 2)
+    while not two.benches[WEST].ta.handing.given:
+        for way in list(two.wires):
+            two.deliver(way)
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    [transfer] = two.wires.pop((WEST, EAST))
+    cut = type(transfer)(transfer.service, transfer.number, transfer.records[:1])
+    two.hear(EAST, WEST, cut)
+    [answer] = two.wires.pop((EAST, WEST))
+    assert answer.refused == "it is not whole"
+    assert two.owners() == []
+
+
+@given(st.lists(st.sampled_from(["west>east", "east>west", "time", "crash west", "crash east"])))
+def test_whatever_is_lost_and_whoever_crashes_it_has_one_owner_in_the_end(steps: list[str]) -> None:
+    two = Two()
+    two.hear(WEST, NAMO, chain("svc", 1, "a"))
+    two.pump(500)
+    two.node("ts-east", 2)
+    for step in steps:
+        if ">" in step:
+            one, other = step.split(">")
+            two.deliver((f"ta-{one}", f"ta-{other}"))
+        elif step == "time":
+            for name, bench in two.benches.items():
+                two.out(name, bench.passes(LOOK_MS))
+        else:
+            two.crash(f"ta-{step.removeprefix('crash ')}")
+    two.pump(10_000)
+    assert len(two.owners()) == 1
+    [owner] = two.owners()
+    task = two.benches[owner].task()
+    assert isinstance(task, TaskRecord)
+    assert (task.node, task.epoch) == ("n1", two.running[1])
