@@ -123,8 +123,9 @@ class Handovers:
         if why:
             self._book.desk.answer(Answer(event.call, error=why, blame=Blame.USER))
             return
-        self._calls[node] = event.call
         self._begin(node, "", (cell,), "an operator asks for it", event.cause, by_hand=True)
+        # Not before: what it takes the place of ends, which answers whoever asked for that.
+        self._calls[node] = event.call
 
     def required(self, event: Received, body: HandoverRequired) -> None:
         """Hand a node over as its scheduler asks."""

@@ -14,7 +14,8 @@ import tona
 pytestmark = pytest.mark.timeout(120)
 DEADLINE_S = 30.0
 ROAMS, STAYS = "ue-1", "ue-3"
-"""Both begin in du-1."""
+"""Both begin in the first cell."""
+CELLS = {"cu-dus-ues": ("du-1", "du-2"), "gnodebs-ues": ("gnodeb-1", "gnodeb-2")}
 
 
 async def _submit(world: World, name: str, node: str) -> None:
@@ -36,7 +37,7 @@ async def _tasks(world: World) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("radios", ["2", "1"])
 async def test_a_node_that_is_handed_over_serves_and_is_served(tmp_path: Path, radios: str) -> None:
     options = (f"--attachment={tmp_path}/{{node}}.json", f"--radios={radios}")
-    async with running(tmp_path, "cu-dus-ues", 3, options=options) as world:
+    async with running(tmp_path, name, 3, options=options) as world:
         # The first one brings the module; it stays where it is.
         await world.submit("echo", 1)
         await _submit(world, "device", ROAMS)
@@ -46,28 +47,32 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(tmp_path: Path, r
         async with tona.connect(url) as far, tona.connect(url, follow=_file(tmp_path)) as near:
             streams = [Stream(far, "device", DEADLINE_S), Stream(near, "edge", DEADLINE_S)]
             workers = [asyncio.create_task(one.work()) for one in streams for _ in range(2)]
-            for number, cell in enumerate(["du-2", "du-1", "du-2"]):
+            for cell in (second, first, second):
                 await asyncio.gather(*(one.more(20) for one in streams))
                 path = f"/v1/nodes/{ROAMS}/handover"
                 (await world.http.post(path, json={"cell": cell})).raise_for_status()
-                done = await world.until(
-                    "/v1/handovers",
-                    lambda seen, want=number + 1: (
-                        sum(one["state"] == "completed" for one in seen) == want
-                    ),
+                await world.until(
+                    f"/v1/nodes/{ROAMS}", lambda one, cell=cell: one["scheduler"] == f"ts-{cell}"
                 )
-                assert done[0]["attached"] == (radios == "2")
                 with expecting(f"the handover to {cell}"):
                     await asyncio.gather(*(one.more(20) for one in streams))
             for one in streams:
                 one.stop()
             await asyncio.gather(*workers)
-            assert near.cell == "du-2"
+            assert near.cell == second
         for one in streams:
             assert (one.failures, one.wrong, one.answered) == ([], 0, one.sent)
         # Neither task has begun anew.
         assert {one["spec"]["task"]: one["epoch"] for one in await _tasks(world)} == before
-        await world.until(f"/v1/nodes/{ROAMS}", lambda one: one["scheduler"] == "ts-du-2")
+        done = await world.until(
+            "/v1/handovers", lambda seen: any(one["state"] == "completed" for one in seen)
+        )
+        found = [one["attached"] for one in done if one["state"] == "completed" and one["by_hand"]]
+        assert found
+        assert set(found) == {radios == "2"}
+        if name == "gnodebs-ues":
+            path = "/v1/services/device"
+            await world.until(path, lambda one: one["anchor"] == f"ta-{second}")
 
 
 def _file(folder: Path) -> Path:

@@ -18,9 +18,11 @@ from tona.local.deployments import DEPLOYMENTS
 pytestmark = pytest.mark.timeout(200)
 DEADLINE_S = 45.0
 NODES = {"cu-dus-ues": 3}
+ROAMED = "gnodebs-ues"
+"""Has a story of its own, in which nodes go from one to the other."""
 
 
-@pytest.mark.parametrize("name", [one.name for one in DEPLOYMENTS])
+@pytest.mark.parametrize("name", [one.name for one in DEPLOYMENTS if one.name != ROAMED])
 async def test_every_request_is_answered_once_whatever_is_killed(tmp_path: Path, name: str) -> None:
     nodes = NODES.get(name, 2)
     async with running(tmp_path, name, nodes) as world:

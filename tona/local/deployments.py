@@ -1,4 +1,4 @@
-"""The four deployments of the TONA paper, as data: who runs which roles, and who executes.
+"""The deployments of the TONA paper, as data: who runs which roles, and who executes.
 
 The first process of each holds NAMO, whose API people use, and the broker where roles meet. Each
 process has a broker of its own; the nodes of a cell are at that of its TS.
@@ -75,6 +75,16 @@ DEPLOYMENTS: Final = (
         "gnodeb-ues",
         "TA and TS in the gNodeB, UEs execute; NAMO in a management domain of its own",
         (Process("management", (NAMO,)), Process("gnodeb", (TA, TS))),
+        "ue",
+    ),
+    Deployment(
+        "gnodebs-ues",
+        "TA and TS in each of two gNodeBs, between which UEs go; NAMO in a domain of its own",
+        (
+            Process("management", (NAMO,)),
+            Process("gnodeb-1", (TA, TS)),
+            Process("gnodeb-2", (TA, TS)),
+        ),
         "ue",
     ),
     Deployment(
