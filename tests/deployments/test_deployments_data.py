@@ -39,7 +39,9 @@ def test_nodes_are_spread_over_the_cells_under_names_of_their_own(one: Deploymen
 
 
 def test_an_unknown_deployment_is_told_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"no deployment 'mesh': choose one of gnodeb-ues, cu-dus"):
+    with pytest.raises(
+        UserError, match=r"no deployment 'mesh': choose one of gnodeb-ues, gnodebs-ues"
+    ):
         deployment("mesh")
 
 

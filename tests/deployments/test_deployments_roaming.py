@@ -34,8 +34,13 @@ async def _tasks(world: World) -> list[dict[str, Any]]:
     return tasks
 
 
-@pytest.mark.parametrize("radios", ["2", "1"])
-async def test_a_node_that_is_handed_over_serves_and_is_served(tmp_path: Path, radios: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "radios"), [("cu-dus-ues", "2"), ("cu-dus-ues", "1"), ("gnodebs-ues", "2")]
+)
+async def test_a_node_that_is_handed_over_serves_and_is_served(
+    tmp_path: Path, name: str, radios: str
+) -> None:
+    first, second = CELLS[name]
     options = (f"--attachment={tmp_path}/{{node}}.json", f"--radios={radios}")
     async with running(tmp_path, name, 3, options=options) as world:
         # The first one brings the module; it stays where it is.
