@@ -338,6 +338,8 @@ class Host:
         spent_us = (time.perf_counter_ns() - began) // 1000
         answer = {"id": number, "us": spent_us, "out": described, **took}
         program = instance.program
+        if program.once:
+            answer["mem"] = took["peak"]
         return answer | {
             "flags": hold_described(described, inline, program.blobs, program.checks)
         }, inline
