@@ -1,7 +1,7 @@
 """Placement as a whole: what holds for any fleet, and how far plans are from the optimum."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import combinations
 from statistics import mean
 
@@ -37,6 +37,8 @@ from controller.records import Placement
 from protocols.manifest import ExecutorKind, Port, tensor_bytes
 from protocols.messages.hierarchy import Demand, NodeState, TaskQos
 from protocols.messages.invocation import INLINE_MAX_BYTES, REQUEST
+from protocols.messages.quality import Warmth
+from protocols.messages.task import RESTING_SHARE, is_elastic
 from protocols.qoais import Bound
 
 BATCHES = 6
@@ -98,14 +100,19 @@ def check(requests: list[Request], snapshot: Snapshot, plan: dict[str, Placement
     if not homes:
         assert all({one.node for one in it.rejected} == facts.keys() for it in plan.values())
         return False
-    memory, instances = Counter(snapshot.reserved_bytes), Counter(snapshot.instances)
+    memory: Counter[str] = Counter(snapshot.reserved_bytes)
+    instances: dict[str, float] = defaultdict(float, snapshot.instances)
     groups: dict[str, set[str]] = {}
     for request in requests:
         placement = plan[request.spec.task]
         home = placement.chosen[0]
+        spec = request.spec
+        elastic = is_elastic(spec.deviceless, spec.manifest, Warmth.FORM)
         if home != request.reserved_on:
-            memory[home] += memory_of(request, placement)
-            instances[home] += 1
+            # What rests most of the time counts with a share (controller/booking.py).
+            memory[home] += 0 if elastic else memory_of(request, placement)
+            rests = elastic and spec.qos.latency_ms is None
+            instances[home] += RESTING_SHARE if rests else 1
         if request.spec.group:
             groups.setdefault(request.spec.group, set()).add(home)
         assert len(placement.chosen) == len(set(placement.chosen)) <= 1 + request.spares
