@@ -112,7 +112,7 @@ class ServiceRecord(Struct, frozen=True):
     tried: tuple[tuple[str, str], ...] = ()
     """Decompositions and anchors that were ordered since there was calm, sorted."""
     number: int = 0
-    """As in AnchorMoved: changes of its anchor that anchors have made themselves."""
+    """As in AnchorMoved."""
 
 
 class TaskState(StrEnum):
@@ -417,7 +417,6 @@ class GivenRecord(Struct, frozen=True):
     service: str
     to: str
     number: int
-    """Of the transfer."""
     generation: int
     namo: str
     tenant: str

@@ -69,15 +69,16 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
             assert (one.failures, one.wrong, one.answered) == ([], 0, one.sent)
         # Neither task has begun anew.
         assert {one["spec"]["task"]: one["epoch"] for one in await _tasks(world)} == before
-        done = await world.until(
-            "/v1/handovers", lambda seen: any(one["state"] == "completed" for one in seen)
-        )
-        found = [one["attached"] for one in done if one["state"] == "completed" and one["by_hand"]]
-        assert found
-        assert set(found) == {radios == "2"}
         if name == "gnodebs-ues":
             path = "/v1/services/device"
             await world.until(path, lambda one: one["anchor"] == f"ta-{second}")
+            return
+        seen = await world.until(
+            "/v1/handovers",
+            lambda seen: sum(one["state"] == "completed" and one["by_hand"] for one in seen) == 3,
+        )
+        done = [one for one in seen if one["state"] == "completed" and one["by_hand"]]
+        assert {one["attached"] for one in done} == {radios == "2"}
 
 
 def _file(folder: Path) -> Path:
