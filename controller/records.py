@@ -406,7 +406,6 @@ class AnchoredRecord(Struct, frozen=True):
     expects: tuple[str, ...] = ()
     """Anchors of before whose jobs may not all be here; an empty name: one that is not known."""
     number: int = 0
-    """Changes of its anchor, between anchors."""
     giver: str = ""
     """Who has given it; empty: NAMO does not have to be told, or knows."""
 
@@ -420,9 +419,9 @@ class GivenRecord(Struct, frozen=True):
     generation: int
     namo: str
     tenant: str
+    epoch_high: int
     records: tuple[Kept, ...] = ()
     """What is to be taken; empty: it was."""
-    epoch_high: int = 0
 
 
 class TaskQuality(Struct, frozen=True):

@@ -195,8 +195,8 @@ class Handing:
             held.order.generation,
             held.namo,
             held.tenant,
-            tuple(records),
             max(one.epoch_high for one in tasks),
+            tuple(records),
         )
         self._keep(given, cause)
         book.put_service(service, None, cause)
