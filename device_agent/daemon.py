@@ -26,9 +26,9 @@ from device_agent.senses import Senses
 from device_agent.sensing.delivery import account
 from device_agent.systemd import ALIVE, READY, STOPPING, Notifier
 from device_agent.workshop import Workshop
-from protocols import topics
+from protocols import codec, topics
 from protocols.errors import EnvironmentFailure, TonaBug
-from protocols.messages import Body, Death, Probe
+from protocols.messages import NODE, Death, Probe
 from protocols.topics import Channel, Party, Topic
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
@@ -36,6 +36,7 @@ from protocols.transport.settings import Settings
 if TYPE_CHECKING:
     from device_agent.journal import Journal
     from device_agent.roaming import Roaming
+    from protocols.messages import Body
 
 LOOK_AFTER_S: Final = 30.0
 TOPICS_MAX: Final = 256
@@ -50,6 +51,7 @@ SPOKEN: Final = (
     Channel.PROBE,
 )
 HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE)
+DECODE: Final = codec.decoder(NODE)
 
 log = logging.getLogger("tona.node")
 
@@ -122,6 +124,7 @@ class Daemon:
             on_disconnected=lambda reason: self.tell(events.Disconnected(reason, cell)),
             next_incarnation=self._next_incarnation,
             will=lambda _: (self._topic(cell, Channel.PRESENCE), WILL),
+            decode=DECODE,
         )
 
     def serve(self, session: Session) -> None:
@@ -305,7 +308,7 @@ class Daemon:
         return sorted({str(self._topic(cell, one)) for one in HEARD} | followed)
 
     def _send(
-        self, topic: Topic, body: Body, cause: str, tenant: str, correlation: bytes = b""
+        self, topic: Topic, body: "Body", cause: str, tenant: str, correlation: bytes = b""
     ) -> None:
         """Send; what the session does not take is repeated by the core or asked for again."""
         roaming = self._roaming

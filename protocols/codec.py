@@ -4,19 +4,25 @@ Decoding validates in one pass; only when that fails are the bytes looked at aga
 it was the version or the peer. Errors carry blame (`protocols.errors`).
 """
 
-from typing import Final
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
 from protocols.base import Count, Id, Name, Part
 from protocols.errors import ForeignSender, MalformedFrame, OversizedFrame, TonaBug, UnknownVersion
-from protocols.messages import Body
 from protocols.topics import Topic
+
+if TYPE_CHECKING:
+    from protocols.messages import Body
 
 VERSION: Final = 1
 
+_Heard = TypeVar("_Heard")
 
-class Frame(Part, frozen=True):
+
+class Framed(Part, Generic[_Heard], frozen=True):
     """What stands around every message."""
 
     version: int
@@ -31,8 +37,14 @@ class Frame(Part, frozen=True):
     """On whose behalf; `default` where there are no others."""
     cause: Id
     """What set this off: an operation, a request, an event; it is passed on unchanged."""
-    body: Body
+    body: _Heard
     """The message, its tag first."""
+
+
+if TYPE_CHECKING:
+    Frame = Framed[Body]
+else:
+    Frame = Framed
 
 
 class _Head(Part, frozen=True):
@@ -42,7 +54,6 @@ class _Head(Part, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Frame)
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
@@ -56,17 +67,34 @@ def encode(frame: Frame, max_bytes: int) -> bytes:
     return payload
 
 
+def decoder(heard: Any) -> Callable[[bytes, int], Frame]:
+    """Return `decode` for who hears these messages alone; any other one is malformed to it."""
+    read = msgspec.msgpack.Decoder(Framed[heard]).decode
+
+    def decode(payload: bytes, max_bytes: int) -> Frame:
+        if len(payload) > max_bytes:
+            raise OversizedFrame(f"frame of {len(payload)} bytes, the bound is {max_bytes}")
+        try:
+            frame = read(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _blame(payload, error) from None
+        if frame.version != VERSION:
+            raise UnknownVersion(f"frame of version {frame.version}, we speak {VERSION}")
+        return frame
+
+    return decode
+
+
 def decode(payload: bytes, max_bytes: int) -> Frame:
     """Decode and validate a frame. Raises OversizedFrame, UnknownVersion or MalformedFrame."""
-    if len(payload) > max_bytes:
-        raise OversizedFrame(f"frame of {len(payload)} bytes, the bound is {max_bytes}")
-    try:
-        frame = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _blame(payload, error) from None
-    if frame.version != VERSION:
-        raise UnknownVersion(f"frame of version {frame.version}, we speak {VERSION}")
-    return frame
+    return _every()(payload, max_bytes)
+
+
+@cache
+def _every() -> Callable[[bytes, int], Frame]:
+    from protocols.messages import Body  # noqa: PLC0415 - a node has no memory for all of them
+
+    return decoder(Body)
 
 
 def _blame(payload: bytes, error: Exception) -> UnknownVersion | MalformedFrame:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 from msgspec.inspect import Field, StructType, type_info
@@ -113,7 +113,7 @@ def _section(name: str) -> str:
     if name == "topics":
         return _topics()
     if name == "frame":
-        return _fields(codec.Frame, 0)
+        return _fields(codec.Framed[Body], 0)
     if name == "enums":
         return "\n".join(_enum(one) for one in _enums())
     module = next(one for one in MODULES if one.__name__.endswith(f".{name}"))
@@ -136,7 +136,7 @@ def structs(module: Any) -> list[type[msgspec.Struct]]:
 def _reachable() -> set[type]:
     """Return every struct and enum that a frame can hold."""
     found: set[type] = set()
-    waiting: list[Any] = [type_info(codec.Frame)]
+    waiting: list[Any] = [type_info(Body)]
     while waiting:
         info = waiting.pop()
         kind = getattr(info, "cls", None)
@@ -201,7 +201,7 @@ def _fields(kind: type[msgspec.Struct], first: int) -> str:
 
 def _docstrings(kind: type) -> Iterator[tuple[str, str]]:
     """Yield the fields of a class that have a docstring."""
-    (node,) = ast.parse(inspect.getsource(kind)).body
+    (node,) = ast.parse(inspect.getsource(get_origin(kind) or kind)).body
     assert isinstance(node, ast.ClassDef)  # noqa: S101 - what the source of a class is
     for one, after in zip(node.body, node.body[1:], strict=False):
         if (

@@ -4,10 +4,12 @@
 them in the same answer is done, so nothing is promised that a crash can take back.
 """
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from protocols.manifest import Dtype, Manifest
-from protocols.messages import Body, Calibrate
+from protocols.messages import Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
 from protocols.messages.mobility import CellPoint
 from protocols.messages.profile import AuditQuery
@@ -15,12 +17,15 @@ from protocols.messages.quality import PRIORITY_DEFAULT, Feed, SourceKind
 from protocols.messages.task import Assign, MemoryRequest, MemoryState
 from protocols.topics import Channel
 
+if TYPE_CHECKING:
+    from protocols.messages import Body
+
 
 class Say(Struct, frozen=True):
     """Publish on a topic of this node."""
 
     channel: Channel
-    body: Body
+    body: "Body"
     cause: str = ""
     tenant: str = "default"
     cell: str = ""
@@ -31,7 +36,7 @@ class Forward(Struct, frozen=True):
     """Publish to the invocation inbox of another node."""
 
     node: str
-    body: Body
+    body: "Body"
     cause: str
     tenant: str
     cell: str = ""
@@ -42,7 +47,7 @@ class Reply(Struct, frozen=True):
     """Publish to the topic that a client named for its answer."""
 
     topic: str
-    body: Body
+    body: "Body"
     cause: str
     tenant: str
     correlation: bytes = b""

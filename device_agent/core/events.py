@@ -3,11 +3,13 @@
 Times come with `Core.handle`; values of tensors are the wire's (`Tensor`, `Blob`).
 """
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from device_agent.core.commands import Place
 from protocols.errors import Blame
-from protocols.messages import Body, Calibrated
+from protocols.messages import Calibrated
 from protocols.messages.invocation import Blob, FailureCode, Value
 from protocols.messages.mobility import CellMeasure
 from protocols.messages.presence import Trust
@@ -16,6 +18,9 @@ from protocols.messages.quality import Feed
 from protocols.messages.sense import LinkReport, LoadReport
 from protocols.messages.task import Assign, MemoryState
 from protocols.topics import Channel
+
+if TYPE_CHECKING:
+    from protocols.messages import Body
 
 
 class Restored(Struct, frozen=True):
@@ -89,7 +94,7 @@ class Received(Struct, frozen=True):
     number: int
     tenant: str
     cause: str
-    body: Body
+    body: "Body"
     reply_to: str = ""
     """MQTT 5 response topic, when the message named one."""
     correlation: bytes = b""
@@ -281,7 +286,7 @@ class Published(Struct, frozen=True):
 
     service: str
     channel: Channel
-    body: Body
+    body: "Body"
 
 
 class Stored(Struct, frozen=True):

@@ -4,31 +4,11 @@ A message is a frozen struct, written as a MessagePack array whose first element
 are only ever appended, each with a default: an older reader ignores it, a newer one fills it in.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from protocols.base import Message
 from protocols.messages.calibration import Calibrate, Calibrated, RunFigures
-from protocols.messages.hierarchy import (
-    AnchorMoved,
-    AnchorOffer,
-    AnchorSummary,
-    AnchorTaken,
-    AnchorTransfer,
-    AnchorWelcome,
-    Elsewhere,
-    EnvelopeGrant,
-    EnvelopeRevoke,
-    Escalation,
-    EscalationAnswer,
-    Lease,
-    LeaseRequest,
-    NodeSummary,
-    SchedulerHello,
-    ServiceDelete,
-    ServiceOrder,
-    ServiceReport,
-    TaskEvent,
-    TaskReport,
-)
-from protocols.messages.host import Linking, Mirror, RemoteAnswer, RemoteCall
 from protocols.messages.invocation import (
     Accepted,
     Cancel,
@@ -128,44 +108,48 @@ JOB = (
     | JobsMoved
 )
 INVOCATION = Invoke | Deliver | Cancel | Accepted | Result | RouteRequest | Route
-HIERARCHY = (
-    ServiceOrder
-    | ServiceDelete
-    | ServiceReport
-    | EnvelopeGrant
-    | EnvelopeRevoke
-    | TaskReport
-    | TaskEvent
-    | NodeSummary
-    | Escalation
-    | EscalationAnswer
-    | SchedulerHello
-    | AnchorWelcome
-    | AnchorSummary
-    | AnchorOffer
-    | AnchorTransfer
-    | AnchorTaken
-    | AnchorMoved
-    | Flagged
-    | Linking
-    | Mirror
-    | RemoteCall
-    | RemoteAnswer
-    | RunFigures
-    | HandoverRequired
-    | HandoverRequest
-    | HandoverAnswer
-    | Relinquished
-    | LeaseRequest
-    | Lease
-    | Elsewhere
-)
-Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY
+NODE = NODE_HEARS | INVOCATION | Probe
+"""What a node may be told; of its own words it hears its probes."""
+
+if TYPE_CHECKING:
+    from protocols.messages.hierarchy import (
+        AnchorMoved,
+        AnchorOffer,
+        AnchorSummary,
+        AnchorTaken,
+        AnchorTransfer,
+        AnchorWelcome,
+        Elsewhere,
+        EnvelopeGrant,
+        EnvelopeRevoke,
+        Escalation,
+        EscalationAnswer,
+        Lease,
+        LeaseRequest,
+        NodeSummary,
+        SchedulerHello,
+        ServiceDelete,
+        ServiceOrder,
+        ServiceReport,
+        TaskEvent,
+        TaskReport,
+    )
+    from protocols.messages.host import Linking, Mirror, RemoteAnswer, RemoteCall
+    from protocols.messages.roles import HIERARCHY, Body
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return what the roles of the controller say to each other; a node never loads it."""
+        if name not in __all__:
+            raise AttributeError(name)
+        return getattr(import_module("protocols.messages.roles"), name)
+
 
 __all__ = [
     "HIERARCHY",
     "INVOCATION",
     "JOB",
+    "NODE",
     "NODE_HEARS",
     "NODE_SAYS",
     "Accepted",

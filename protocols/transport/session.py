@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -27,7 +27,6 @@ from protocols.errors import (
     UnknownTopic,
     UnknownVersion,
 )
-from protocols.messages import Body
 from protocols.topics import Topic
 from protocols.transport import backoff, packets
 from protocols.transport.link import Link, Stage
@@ -35,6 +34,9 @@ from protocols.transport.outbox import Parcel
 from protocols.transport.reasons import explain
 from protocols.transport.settings import CLOSE_TIMEOUT_MS, PACKET_MAX_BYTES, Settings
 from protocols.transport.sockets import open_socket
+
+if TYPE_CHECKING:
+    from protocols.messages import Body
 
 WILL_NUMBER: Final = 2**53
 """A will stands outside the count: the broker says it after any number of frames, or never."""
@@ -100,7 +102,8 @@ class Session:
     `subscriptions` are filters, or give them anew for each connection. `on_connected` gets the
     incarnation once every filter is granted; `on_disconnected` the reason, once for each
     connected. `next_incarnation` is asked when a broker has taken the line, so an unreachable one
-    uses none up. `will` gives the message that the broker says for us if we die.
+    uses none up. `will` gives the message that the broker says for us if we die; `decode`
+    (`codec.decoder`) knows what is heard.
     """
 
     def __init__(
@@ -112,7 +115,8 @@ class Session:
         on_connected: Callable[[int], None],
         on_disconnected: Callable[[str], None],
         next_incarnation: Callable[[], int],
-        will: Callable[[int], tuple[Topic, Body] | None] | None = None,
+        will: Callable[[int], "tuple[Topic, Body] | None"] | None = None,
+        decode: Callable[[bytes, int], Frame] = codec.decode,
     ) -> None:
         self.settings = settings
         self.counters = Counters()
@@ -126,6 +130,7 @@ class Session:
         self._on_disconnected = on_disconnected
         self._next_incarnation = next_incarnation
         self._will = will
+        self._decode = decode
         self._number = 0
         self._link: Link | None = None
         self._attempt: asyncio.Timeout | None = None
@@ -161,7 +166,7 @@ class Session:
     def send(
         self,
         topic: Topic,
-        body: Body,
+        body: "Body",
         *,
         cause: str,
         tenant: str = DEFAULT_TENANT,
@@ -219,7 +224,7 @@ class Session:
             return False
 
     async def close(
-        self, farewell: tuple[Topic, Body] | None = None, *, timeout_ms: int = CLOSE_TIMEOUT_MS
+        self, farewell: "tuple[Topic, Body] | None" = None, *, timeout_ms: int = CLOSE_TIMEOUT_MS
     ) -> bool:
         """Say farewell, wait for the acknowledgements, disconnect, end `run()`.
 
@@ -354,7 +359,7 @@ class Session:
                 raise OversizedFrame(f"packet of {len(body) + left_out} bytes")
             topic = self._parse(head.topic)
             response_topic, correlation, payload = packets.content(body, head.at)
-            frame = codec.decode(payload, topic.rule.max_bytes)
+            frame = self._decode(payload, topic.rule.max_bytes)
             codec.check_sender(frame, topic)
         except PeerError as error:
             self._drop(error, head.topic)
@@ -374,7 +379,7 @@ class Session:
 
     # Frames.
 
-    def _frame(self, number: int, tenant: str, cause: str, body: Body, sender: str = "") -> Frame:
+    def _frame(self, number: int, tenant: str, cause: str, body: "Body", sender: str = "") -> Frame:
         sender = sender or self.settings.identity
         return Frame(codec.VERSION, sender, self.incarnation, number, tenant, cause, body)
 

@@ -1,6 +1,8 @@
 """The codec: golden bytes, round trips, an independent witness, and bad input by blame."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocols.codec import VERSION, Frame, check_sender, decode, encode
+from protocols.codec import VERSION, Frame, check_sender, decode, decoder, encode
 from protocols.errors import (
     ForeignSender,
     MalformedFrame,
@@ -19,7 +21,7 @@ from protocols.errors import (
     TonaBug,
     UnknownVersion,
 )
-from protocols.messages import Body
+from protocols.messages import NODE, Body
 from protocols.topics import CONTROL_MAX_BYTES, INVOCATION_MAX_BYTES, Channel, Party, build
 
 GOLDEN = Path(__file__).with_name("golden.txt")
@@ -226,3 +228,28 @@ def test_ten_thousand_mutated_frames_raise_only_what_is_declared() -> None:
         except PeerError:
             refused += 1
     assert refused > 5000
+
+
+def test_who_says_what_it_hears_decodes_that_alone() -> None:
+    hear = decoder(NODE)
+    for name, frame in golden_frames().items():
+        payload = encode(frame, INVOCATION_MAX_BYTES)
+        if isinstance(frame.body, NODE):
+            assert hear(payload, INVOCATION_MAX_BYTES) == frame
+        else:
+            with pytest.raises(MalformedFrame):
+                hear(payload, INVOCATION_MAX_BYTES)
+        assert decode(payload, INVOCATION_MAX_BYTES) == frame, name
+
+
+def test_a_node_loads_no_message_of_the_roles() -> None:
+    code = (
+        "import sys, device_agent.daemon, device_agent.run; "
+        "print(*(one for one in sys.modules if one.startswith('protocols.messages.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {one.rpartition(".")[2] for one in done.stdout.split()}
+    assert "presence" in loaded
+    assert not loaded & {"roles", "hierarchy", "host"}
