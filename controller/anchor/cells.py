@@ -12,9 +12,9 @@ from controller.anchor.book import Book
 from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.handovers import Handovers
 from controller.decider import Received
+from controller.handover_records import HandoverRecord, HandoverState
 from controller.mobility.asking import Asking
 from controller.mobility.control import Known
-from controller.records import HandoverRecord, HandoverState
 from protocols.messages import Measurement, Neighbours
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint

@@ -7,7 +7,8 @@ from msgspec import Struct, structs
 
 from controller.decider import Record
 from controller.desk import Desk
-from controller.records import CROSSING, CrossingRecord, HandoverRecord, HandoverState
+from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
+from controller.records import CROSSING
 
 PING_PONG_MS: Final = 10_000
 """A node that is back after less was handed over in vain."""
@@ -38,7 +39,9 @@ class Crossings:
                 self.records[one.key] = one.value
 
     def ended(self, handover: HandoverRecord, cause: str) -> None:
-        """Count a handover that has ended."""
+        """Count a handover that has ended; what was void has not been one."""
+        if handover.state is HandoverState.VOID:
+            return
         key = f"{handover.source}>{handover.target}"
         record = self.records.get(key)
         if record is None:

@@ -103,9 +103,9 @@ class Anchor:
         )
         self.placing = Placing(self.book, self.granting, self.upward, self.jobs.placed)
         self.calibrations = Calibrations(self.book, self.placing)
-        self.transfers = Transfers(self.book, self.granting, self.placing)
-        self.direct = Direct(self.book)
         self.elsewheres = Elsewheres(self.book)
+        self.transfers = Transfers(self.book, self.granting, self.placing, self.elsewheres)
+        self.direct = Direct(self.book)
         self.handovers = Handovers(self.book, self.elsewheres)
         self.switching = Switching(self.book, self.granting, self.placing, self.elsewheres)
         parts = self.book, self.granting, self.placing

@@ -13,7 +13,8 @@ from msgspec import structs
 from controller.anchor.book import Book
 from controller.anchor.lifecycle import SERVING
 from controller.decider import Record
-from controller.records import POINT, PointRecord, TaskRecord
+from controller.handover_records import PointRecord
+from controller.records import POINT, TaskRecord
 from protocols.messages import Elsewhere
 from protocols.messages.mobility import CellPoint
 

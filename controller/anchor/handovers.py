@@ -3,8 +3,9 @@
 Theory of operation. What a scheduler or an operator requires is PREPARING: targets are asked in
 order. The first that has room makes it COMMANDED: the node is told, through its scheduler. When the
 node turns up in another cell, commanded or not, it is SWITCHING until each of its tasks has an
-owner there (`switching.py`), and COMPLETED then. Only one is under way for a node; what a crash
-interrupts goes on from its record, or from the next summary of where the node is.
+owner there (`switching.py`), and COMPLETED then. A conditional one that was not needed is VOID. One
+at most is under way for a node; what a crash interrupts goes on from its record, or from the next
+summary of where the node is.
 """
 
 from collections import deque
@@ -17,7 +18,8 @@ from controller.anchor.book import Book
 from controller.anchor.crossings import Crossings
 from controller.anchor.elsewhere import Elsewheres
 from controller.decider import Answer, Called, Received, Record
-from controller.records import HANDOVER, HandoverRecord, HandoverState
+from controller.handover_records import HandoverRecord, HandoverState
+from controller.records import HANDOVER
 from protocols.errors import Blame
 from protocols.messages import (
     HandoverAnswer,
@@ -184,7 +186,8 @@ class Handovers:
     ) -> None:
         before = self.under_way(node)
         if before is not None:
-            self._end(before, _S.FAILED, "another one takes its place", cause)
+            # Only a conditional one that waits lets another one begin.
+            self._end(before, _S.VOID, "another one takes its place", cause)
         facts = self._book.nodes[node]
         here = self._elsewheres.cell_of(facts.scheduler)
         known = {one.cell for one in self._elsewheres} - {here}
@@ -286,6 +289,9 @@ class Handovers:
             return
         if record.state is _S.PREPARING:
             self._next(record, f"{record.target} does not answer", "handover")
+        elif record.state is _S.COMMANDED and record.conditional:
+            why = "its condition has not held in time"
+            self._end(record, _S.VOID, why, "handover")
         elif record.state is _S.COMMANDED:
             why = f"it has not come to {record.target} in time"
             self.watch(self._end(record, _S.FAILED, why, "handover"))

@@ -7,6 +7,7 @@ made ready there in time returns: the old scheduler gets its envelopes again.
 from msgspec import structs
 
 from controller.anchor.book import Book
+from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, TaskEvent
 from controller.anchor.placing import TRANSFER, TRANSFER_MS, Placing
@@ -17,10 +18,13 @@ from protocols.messages.hierarchy import NodeState
 class Transfers:
     """Completes or gives up what placing has begun."""
 
-    def __init__(self, book: Book, granting: Granting, placing: Placing) -> None:
+    def __init__(
+        self, book: Book, granting: Granting, placing: Placing, elsewheres: Elsewheres
+    ) -> None:
         self._book = book
         self._granting = granting
         self._placing = placing
+        self._elsewheres = elsewheres
 
     def restored(self) -> None:
         """Watch over the transfers that a crash has interrupted."""
@@ -35,6 +39,7 @@ class Transfers:
         moving = [one for one in tasks if one.leaving is not None]
         if not moving or not all(_arrived(one) for one in tasks):
             return
+        self._follow(service, moving, cause)
         for task in moving:
             self._let_go(task, "it serves in another cell", cause)
         self._book.desk.wake(TRANSFER + service, None)
@@ -51,6 +56,7 @@ class Transfers:
         moving = [one for one in book.ordered(service) if one.leaving is not None]
         lost = [one for one in moving if not self._still_there(one)]
         if not moving or lost:
+            self._follow(service, moving, cause)
             for task in moving:
                 self._let_go(task, "its node there is lost", cause)
             return False
@@ -106,6 +112,17 @@ class Transfers:
         node = "" if task.node == left.node else task.node
         self._book.put(structs.replace(task, leaving=None, reserved=reserved, node=node), cause)
         self._book.tell(task.spec.task, "left", f"{left.scheduler}: {reason}", cause)
+
+    def _follow(self, service: str, moved: list[TaskRecord], cause: str) -> None:
+        """Have old schedulers that clients still ask told of a service that is in several cells.
+
+        One that leaves its cell as a whole is sought anew by its clients.
+        """
+        held = self._book.services.get(service)
+        if held is None or not (held.followers or len(moved) < len(self._book.ordered(service))):
+            return
+        for scheduler in dict.fromkeys(one.leaving.scheduler for one in moved if one.leaving):
+            self._elsewheres.moved(service, scheduler, cause)
 
     def _still_there(self, task: TaskRecord) -> bool:
         left = task.leaving

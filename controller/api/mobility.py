@@ -5,7 +5,8 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from controller.api.operation import Arguments, Effect, Key, Named, Operation, Permission, Plane
-from controller.records import FLEET, HANDOVER, CrossingRecord, HandoverRecord, HandoverState
+from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
+from controller.records import FLEET, HANDOVER
 from controller.registry import Registry
 
 LIMIT_MAX: Final = 10_000

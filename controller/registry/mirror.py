@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from controller.accounts import PROFILE, ProfileRecord
 from controller.decider import Record, View
+from controller.handover_records import CrossingRecord, HandoverRecord
 from controller.records import (
     CELL,
     CROSSING,
@@ -23,8 +24,6 @@ from controller.records import (
     STORY,
     TASK,
     CellView,
-    CrossingRecord,
-    HandoverRecord,
     JobRecord,
     NodeRecord,
     NodeView,

@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from controller import accounts, records
+from controller import accounts, handover_records, records
 from protocols.errors import EnvironmentFailure, TonaBug
 
 BODY_MAX_BYTES: Final = 4 << 20
@@ -22,9 +22,9 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.FIGURE: records.FigureRecord,
     records.APPROVAL: records.ApprovalRecord,
     records.JOB: records.JobRecord,
-    records.HANDOVER: records.HandoverRecord,
-    records.CROSSING: records.CrossingRecord,
-    records.POINT: records.PointRecord,
+    records.HANDOVER: handover_records.HandoverRecord,
+    records.CROSSING: handover_records.CrossingRecord,
+    records.POINT: handover_records.PointRecord,
     records.GIVEN: records.GivenRecord,
     accounts.PROFILE: accounts.ProfileRecord,
     accounts.HEADS: accounts.HeadsRecord,

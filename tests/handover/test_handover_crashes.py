@@ -6,7 +6,7 @@ from cells_bench import CellsBench
 from controller.anchor.switching import LEASE_MS as ANCHOR_LEASE_MS
 from controller.anchor.switching import MARGIN_MS
 from controller.decider import Linked, Received
-from controller.records import HandoverState
+from controller.handover_records import HandoverState
 from controller.scheduler.leases import ASK_MS, LEASE_MS, Leases
 from protocols.messages import Assign, EnvelopeRevoke, HandoverComplete, Release, Relinquished
 

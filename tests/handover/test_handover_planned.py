@@ -3,7 +3,7 @@
 import pytest
 from cells_bench import CellsBench
 
-from controller.records import HandoverState
+from controller.handover_records import HandoverState
 from protocols.messages import (
     Assign,
     EnvelopeGrant,

@@ -21,7 +21,8 @@ from controller.decider import (
     ToNode,
     ToRole,
 )
-from controller.records import HandoverRecord, TaskRecord
+from controller.handover_records import HandoverRecord
+from controller.records import TaskRecord
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
 from protocols.messages import Assign, Birth, Death, LoadReport, Release, Status
@@ -181,6 +182,10 @@ class CellsBench:
     def order(self, *names: str, **changes: Any) -> None:
         body = chain("svc", 1, *(names or ("a",)), **changes)
         self.feed("ta", Received("namo", 0, 0, "default", "test", body))
+
+    def hear_at_anchor(self, sender: str, body: Any) -> None:
+        """Have the anchor hear a scheduler."""
+        self.feed("ta", Received(sender, 0, 0, "default", "test", body))
 
     def hand_over(self, node: str, cell: str) -> None:
         called = Called("c", "node.handover", HandOver(node, cell), "default", "test", 0)

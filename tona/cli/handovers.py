@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from controller.records import CrossingRecord, HandoverRecord, HandoverState
+from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
 from tona.cli import complete
 from tona.cli.context import AsJson, details, listing, or_dash, show, table
 from tona.cli.draw import moment
