@@ -28,6 +28,7 @@ from controller.api.operation import (
 from controller.api.places import Draining, Explanation, Forgotten, ServicePlace
 from controller.api.quality import ServiceQos
 from controller.api.stored import Content, HoldersOf, PublishedBy, PutArtifact, Stored, TrustFile
+from controller.handover_records import HandoverRecord
 from controller.job_view import JobView
 from controller.namo.submission import Submitted
 from controller.records import (
@@ -43,7 +44,6 @@ from controller.records import (
     ApprovalRecord,
     ArtifactRecord,
     CellView,
-    HandoverRecord,
     NodeView,
     ServiceQuality,
     ServiceRecord,

@@ -22,6 +22,7 @@ from controller.api.operations import (
 from controller.api.places import Explanation, ServicePlace
 from controller.api.quality import service_qos
 from controller.api.stats import task_stats
+from controller.handover_records import HandoverRecord
 from controller.job_view import JobView, job_view
 from controller.records import (
     APPROVAL,
@@ -37,7 +38,6 @@ from controller.records import (
     STORY_LENGTH,
     TASK,
     USE_CASE,
-    HandoverRecord,
     NodeRecord,
     NodeView,
     TaskState,
