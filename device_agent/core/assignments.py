@@ -268,11 +268,13 @@ class Assignments:
         if tuned is not None:
             assign = self.held[tuned.task].assign
             tuned.tuning, tuned.wanted = assign.tuning, replicas_of(assign)
+            self._upkeep.changed(tuned)
         moved = tuned if before != _pace(tuned) else None
         shown = [one.shown for one in self.held.values() if not one.released and one.shown]
         for instance, replicas in zip(shown, room(self._inventory, shown), strict=True):
             if replicas != instance.replicas or instance is moved:
                 instance.replicas = replicas
+                self._upkeep.changed(instance)
                 if instance.state in {_State.DEPLOYING, _State.READY}:
                     share, priority = _pace(instance)
                     said = TuneInstance(instance.name, instance.workers, share, priority, cause)

@@ -381,6 +381,7 @@ class Core:
                 self.requests.workers.next,
                 lambda: self._calibrations,
             )
+            self.upkeep.changed = self._deviceless.changed
             if self._load is not None:
                 self._deviceless.sampled(self._load)
         return self._deviceless

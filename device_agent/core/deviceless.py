@@ -70,6 +70,10 @@ class Deviceless:
         """Take note that an instance has given up its memory."""
         self._room.rested(name)
 
+    def changed(self, instance: Instance) -> None:
+        """Take note that an instance has come, gone or changed in what it may take."""
+        self._room.note(instance)
+
     def settle(self) -> None:
         """Give what memory there is now to those who wait for it."""
         for instance in self._room.admitted() if self._room else ():
@@ -83,8 +87,10 @@ class Deviceless:
                 self._go_on(instance)
 
     def _woken(self, instance: Instance) -> None:
-        instance.resting = False
-        self._keeping.discard(instance.name)
+        if instance.resting:
+            instance.resting = False
+            self._keeping.discard(instance.name)
+            self._room.note(instance)
 
     def _press(self, instance: Instance) -> None:
         self._turn.timers.cancel(("rest", instance.name))
@@ -130,6 +136,7 @@ class Deviceless:
         room = self._room.spare(instance.manifest.limits.memory_bytes)
         if instance.deviceless is not None and instance.grown < instance.replicas and room:
             instance.grown += 1
+            self._room.note(instance)
             tuning = instance.tuning
             self._turn.out.append(
                 TuneInstance(

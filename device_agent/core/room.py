@@ -56,6 +56,14 @@ class Room:
         self._woke_ms: dict[str, float] = {}
         self._free_bytes: int | None = None
         """Of the machine, by the last sample, less what has been started since."""
+        self._parts: dict[Instance, int] = {}
+        """What elastic instances take, those that take any; the sum is kept beside it."""
+        self._parts_bytes = 0
+        self._always: dict[Instance, int] = {}
+        """What all others take."""
+        self._always_bytes = 0
+        for one in instances.values():
+            self.note(one)
         self._pressed = False
         """Whether one has left since that sample because the machine has nothing left."""
 
@@ -97,7 +105,8 @@ class Room:
 
     def rested(self, name: str) -> None:
         """Take note that an instance has given up its memory."""
-        self._leaving.pop(name, None)
+        if self._leaving.pop(name, None) is not None and name in self._instances:
+            self.note(self._instances[name])
 
     def leaves(self, instance: Instance) -> None:
         """Take note that an instance is told to rest."""
@@ -131,6 +140,20 @@ class Room:
         """Whether more is held than the node has: tasks that always hold theirs have come."""
         return bool(self._have) and self._taken() > self._have
 
+    def note(self, one: Instance) -> None:
+        """Count an instance anew, which has come, gone or changed in what it may take."""
+        self._parts_bytes -= self._parts.pop(one, 0)
+        before = self._always.pop(one, None)
+        if self._instances.get(one.name) is one:
+            if not elastic(one):
+                limit = one.manifest.limits.memory_bytes
+                self._always[one] = 0 if one.state is _State.FAILED else limit * one.workers
+            elif held := self._held(one):
+                self._parts[one] = held
+                self._parts_bytes += held
+        if self._always.get(one) != before:
+            self._always_bytes = _together(self._always)
+
     # How it is counted.
 
     def _wait(self, instance: Instance) -> None:
@@ -162,27 +185,11 @@ class Room:
             return 0
         return limit if instance.memory_bytes is None else min(limit, instance.memory_bytes)
 
-    def _holding(self) -> list[Instance]:
-        """Return all but those who rest and hold nothing: of many functions that is most."""
-        keeping, leaving = self._keeping, self._leaving
-        return [
-            one
-            for one in self._instances.values()
-            if not one.resting or one.name in keeping or one.name in leaving or not elastic(one)
-        ]
-
     def _taken(self) -> int:
-        """Return what all hold; of two generations of a task that always holds, the larger one."""
+        """Return what all take."""
         calibrations = self._calibrations()
-        taken = calibrations.running_bytes if calibrations is not None else 0
-        always: dict[str, int] = {}
-        for one in self._holding():
-            if elastic(one):
-                taken += self._held(one)
-            elif one.state is not _State.FAILED:
-                limit = one.manifest.limits.memory_bytes * one.workers
-                always[one.task] = max(always.get(one.task, 0), limit)
-        return taken + sum(always.values())
+        running = calibrations.running_bytes if calibrations is not None else 0
+        return running + self._parts_bytes + self._always_bytes
 
     def _lacks(self, instance: Instance) -> int:
         """Return how many bytes are missing for an instance; not above 0: it fits."""
@@ -203,11 +210,8 @@ class Room:
         """Whether as many others are awake as the node takes instances."""
         if len(self._instances) < self._most:
             return False
-        tasks = {
-            one.task
-            for one in self._holding()
-            if one.task != instance.task and (not elastic(one) or self._held(one) > 0)
-        }
+        holders = (*self._parts, *self._always)
+        tasks = {one.task for one in holders if one.task != instance.task}
         return len(tasks) >= self._most
 
     def _make_way(self) -> None:
@@ -242,6 +246,14 @@ class Room:
         ready = one.state is _State.READY and elastic(one) and one.name not in self._leaving
         # One in line that has kept its process is not idle: calls of it wait.
         return ready and (one.idle or one.resting) and self._held(one) > 0
+
+
+def _together(always: dict[Instance, int]) -> int:
+    """Return what instances take; of two generations of a task it is the larger one."""
+    most: dict[str, int] = {}
+    for one, size in always.items():
+        most[one.task] = max(most.get(one.task, 0), size)
+    return sum(most.values())
 
 
 def _awake(instance: Instance) -> bool:

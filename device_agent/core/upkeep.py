@@ -53,6 +53,8 @@ class Upkeep:
         self._serial = 0
         self.may_start: Callable[[Instance], bool] = lambda _: True
         """Whether there is memory for an instance now; else it is started when there is."""
+        self.changed: Callable[[Instance], None] = lambda _: None
+        """Told of every instance that has come, gone or changed in what it may take."""
         self.abandon: Callable[[Instance, str], None] = _nobody
         """Fails every request that still counts on this instance (wired by the core)."""
 
@@ -62,6 +64,7 @@ class Upkeep:
         """Return a new instance; `fetch` sets it off."""
         instance = instance_of(assign, self._name(assign.task))
         self.instances[instance.name] = instance
+        self.changed(instance)
         return instance
 
     def fetch(self, instance: Instance, cause: str) -> None:
@@ -86,7 +89,7 @@ class Upkeep:
                 setattr(held, place, None)
         before = instance.state
         self._turn.timers.cancel(("grace", instance.name))
-        move(held, instance, _Event.RELEASE, cause)
+        self._move(held, instance, _Event.RELEASE, cause)
         if instance.state is _State.STOPPED:
             self._drop(instance)
             return
@@ -134,7 +137,7 @@ class Upkeep:
     def start(self, instance: Instance, cause: str) -> None:
         """Start an instance that has everything it needs."""
         instance.offline_fetches = 0
-        move(self._tasks.held[instance.task], instance, _Event.FETCHED, cause)
+        self._move(self._tasks.held[instance.task], instance, _Event.FETCHED, cause)
         tuning = instance.tuning
         self._turn.out.append(
             StartInstance(
@@ -169,7 +172,7 @@ class Upkeep:
         if instance is None or instance.state is not _State.DEPLOYING:
             return
         held = self._tasks.held[instance.task]
-        move(held, instance, _Event.STARTED, name)
+        self._move(held, instance, _Event.STARTED, name)
         instance.reason, instance.blame = "", None
         held.fresh = False
         if held.coming is instance:
@@ -209,7 +212,7 @@ class Upkeep:
             return
         held = self._tasks.held[instance.task]
         self.abandon(instance, "the instance was stopped")
-        move(held, instance, _Event.ENDED, name)
+        self._move(held, instance, _Event.ENDED, name)
         held.retiring.remove(instance)
         self._drop(instance)
         if self._tasks.close(instance.task, held):
@@ -229,6 +232,7 @@ class Upkeep:
         moved = before is None or abs(now - before) > MEMORY_STEP * before
         if moved or event.remark != instance.remark:
             instance.memory_bytes, instance.remark = now, event.remark
+            self.changed(instance)
             self._tasks.tell(instance.task, "memory" if moved else "remark")
 
     def on_timer(self, subject: str, name: str) -> None:
@@ -254,11 +258,15 @@ class Upkeep:
         self._serial += 1
         return f"{task}~{self._serial}"
 
+    def _move(self, held: Held, instance: Instance, event: LifecycleEvent, cause: str) -> None:
+        move(held, instance, event, cause)
+        self.changed(instance)
+
     def _retry(self, held: Held, instance: Instance, cause: str) -> None:
         del self.instances[instance.name]
         instance.name = self._name(instance.task)
         self.instances[instance.name] = instance
-        move(held, instance, _Event.RETRY, cause)
+        self._move(held, instance, _Event.RETRY, cause)
         self.fetch(instance, cause)
         self._tasks.tell(instance.task, cause)
 
@@ -276,9 +284,9 @@ class Upkeep:
             instance.troubles.append(turn.now_ms)
         tries = len(instance.troubles) + instance.offline_fetches
         if not retryable or len(instance.troubles) > RESTARTS_MAX:
-            move(held, instance, _Event.GIVE_UP, cause)
+            self._move(held, instance, _Event.GIVE_UP, cause)
         else:
-            move(held, instance, _Event.TROUBLE, cause)
+            self._move(held, instance, _Event.TROUBLE, cause)
             instance.restarts += 1
             wait_ms = min(BACKOFF_FIRST_MS * 2 ** min(tries - 1, 16), BACKOFF_MAX_MS)
             turn.timers.set(("retry", instance.name), turn.now_ms + turn.spread(wait_ms))
@@ -298,6 +306,7 @@ class Upkeep:
         for subject in ("retry", "drain", "stop", "rest", "warm"):
             self._turn.timers.cancel((subject, name))
         self.instances.pop(name, None)
+        self.changed(instance)
         self._unwant([name])
 
     def _unwant(self, names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from msgspec import structs
 
-from device_agent.core import commands, events
+from device_agent.core import capacity, commands, events
 from device_agent.core.room import SPARE_BYTES, TURN_MS
 from protocols.manifest import Infer
 from protocols.messages import Assign, Calibrated, QualityReport, Release, Result, Status, Tune
@@ -103,8 +103,26 @@ class Shell(SimNode):
 
     def check(self) -> None:
         super().check()
+        self.recount()
         began, self.began = self.began, False
         assert not began or sum(self.holds.values()) <= HAVE, self.holds
+
+    def recount(self) -> None:
+        """Hold the sum that is kept up to date against one of all instances."""
+        if self.core._deviceless is None:
+            return
+        room = self.core._deviceless._room
+        always: dict[str, int] = {}
+        taken = 0
+        for one in self.core.upkeep.instances.values():
+            if capacity.elastic(one):
+                taken += room._held(one)
+            elif one.state is not InstanceState.FAILED:
+                size = one.manifest.limits.memory_bytes * one.workers
+                always[one.task] = max(always.get(one.task, 0), size)
+        calibrations = self.core._calibrations
+        running = calibrations.running_bytes if calibrations is not None else 0
+        assert room._taken() == running + taken + sum(always.values())
 
     def rested(self) -> list[events.Event]:
         """Let those rest who were told to and have nothing to do."""
@@ -307,6 +325,7 @@ class Turns(RuleBasedStateMachine):
         self.node = Shell()
         self.held: list[str] = []
         self.asked: set[str] = set()
+        self.tuned = 0
 
     @initialize(tasks=st.lists(TASKS, min_size=3, max_size=8))
     def begin(self, tasks: list[tuple[int, Warmth | None, int]]) -> None:
@@ -332,6 +351,13 @@ class Turns(RuleBasedStateMachine):
     @rule(ms=st.sampled_from((1, TURN_MS, 400, 70_000)))
     def wait(self, ms: int) -> None:
         self.node.after(ms)
+
+    @rule(which=small, warmth=st.sampled_from(Warmth), replicas=st.integers(1, 3))
+    def tune(self, which: int, warmth: Warmth, replicas: int) -> None:
+        if self.held:
+            self.tuned += 1
+            task = self.held[which % len(self.held)]
+            self.node.hear(Tune(task, 1, self.tuned, Tuning(warmth=warmth, replicas=replicas)))
 
     @rule(prompt=st.booleans())
     def rest(self, prompt: bool) -> None:
