@@ -400,10 +400,10 @@ class AnchoredRecord(Struct, frozen=True):
     """Whom the TA reports to."""
     sources: tuple[Source, ...] = ()
     """Those of the order, each with the nodes that the TA chose to provide it, best first."""
-    followers: tuple[str, ...] = ()
-    """Schedulers that have none of its tasks any more, and whose clients may go on with it."""
     expects: tuple[str, ...] = ()
     """Anchors of before whose jobs may not all be here; an empty name: one that is not known."""
+    followers: tuple[str, ...] = ()
+    """Schedulers that have none of its tasks any more, and whose clients may go on with it."""
     number: int = 0
     giver: str = ""
     """Who has given it; empty: NAMO does not have to be told, or knows."""

@@ -380,7 +380,7 @@ class Kept(Part, frozen=True):
 
     kind: Id
     key: Text
-    value: bytes
+    value: Annotated[bytes, Meta(max_length=4 << 20)]
     """In the form of the store."""
 
 
@@ -409,6 +409,7 @@ class AnchorTaken(Message, tag="anchor-taken", frozen=True):
 
     service: Name
     number: Count
+    """As in what it answers."""
     offer: bool = False
     """Whether it answers the offer: then nothing is taken yet."""
     refused: Text = ""

@@ -134,6 +134,7 @@ class Measurement(Message, tag="measurement", frozen=True):
     event: Annotated[str, Meta(max_length=16)]
     """`a1` to `a5`."""
     serving: CellMeasure
+    """Of the cell that serves it."""
     neighbours: Annotated[tuple[CellMeasure, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
     """Best first."""
     rule: Count = 0
@@ -195,6 +196,7 @@ class HandoverAnswer(Message, tag="handover-answer", frozen=True):
     handover: Id
     node: Name
     admitted: bool
+    """Whether the node may come."""
     cell: Name
     """The target."""
     reason: Text = ""
@@ -207,6 +209,7 @@ class HandoverCommand(Message, tag="handover", frozen=True):
     handover: Id
     node: Name
     target: CellPoint
+    """The cell that is to serve it."""
     incarnation: Count
     """Of the attachment that it ends; a node with another one ignores it."""
     conditional: bool = False
