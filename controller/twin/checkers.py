@@ -238,7 +238,7 @@ class _Rooms:
             if record.kind == TASK:
                 grown.update(dict.fromkeys(self._take(record), record.key))
         for node, task in grown.items():
-            taken = self._taken[node] + max(self._growths[node].values())
+            taken = self._taken[node] + max(self._growths[node].values(), default=0)
             limit = self._limits.get(node)
             if limit is not None and taken > limit:
                 return (

@@ -9,10 +9,12 @@ from controller.api import client
 from controller.api.operation import Effect, Transfer
 from controller.api.operations import TABLE, SubmitUseCase
 from controller.decider import Answer, Record
+from controller.handover_records import HandoverRecord, HandoverState
 from controller.job_view import job_view
 from controller.namo.submission import Submitted
 from controller.records import (
     APPROVAL,
+    HANDOVER,
     JOB,
     SERVICE,
     STORY,
@@ -99,10 +101,17 @@ async def test_every_operation_of_the_table_is_reachable(
     work: Any, http: httpx.AsyncClient
 ) -> None:
     names = {"usecase": "pages", "service": "ocr", "task": "ocr.read", "node": "n1"}
-    names |= {"approve": "7", "job": "j", "audit": ""}
-    of_tasks = {
+    names |= {"approve": "7", "job": "j", "audit": "", "handover": "n1-1"}
+    handover = HandoverRecord("n1-1", "n1", 1, "c", "c2", HandoverState.COMMANDED, "by hand")
+    work.registry.apply([Record(HANDOVER, "n1/1", handover, "test")], ())
+    drained = {"node": "n1", "state": "draining"}
+    said: dict[str, Any] = {
         "task.audit": TaskAudit(()),
         "task.quarantine": Quarantined("ocr.read", {}, "sha256:"),
+        "node.drain": drained,
+        "node.resume": drained,
+        "node.forget": {"node": "n1"},
+        "node.handover": handover,
     }
     for one in TABLE:
         if one.transfer is not Transfer.JSON:
@@ -110,20 +119,17 @@ async def test_every_operation_of_the_table_is_reachable(
         thing = one.name.partition(".")[0]
         arguments = {"name": names[thing]} if "{name}" in one.path else {}
         arguments |= {"hex": "a" * 64} if "{hex}" in one.path else {}
+        arguments |= {"cell": "c2"} if one.name == "node.handover" else {}
         if one.name == "usecase.submit":
             arguments = {"document": "name = 'pages'", "dry_run": True}
             work.answer = Answer("", Submitted("pages", "default", 2, "changed", ("ocr",)))
         elif one.name == "usecase.delete":
             work.answer = Answer("", work.registry.model.get(USE_CASE, "pages"))
-        elif one.name in ("node.drain", "node.resume"):
-            work.answer = Answer("", {"node": "n1", "state": "draining"})
         elif thing == "job" and one.effect is Effect.WRITE:
             arguments = arguments or {"job": "j", "service": "ocr"}
             work.answer = Answer("", job_view(work.registry.model.get(JOB, "j")))
-        elif one.name in of_tasks:
-            work.answer = Answer("", of_tasks[one.name])
-        elif one.name == "node.forget":
-            work.answer = Answer("", {"node": "n1"})
+        elif one.name in said:
+            work.answer = Answer("", said[one.name])
         elif one.name in ("approve.grant", "approve.deny"):
             work.answer = Answer("", work.registry.model.get(APPROVAL, "7"))
         result = await ask(http, one.name, **arguments)

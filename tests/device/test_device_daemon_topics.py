@@ -19,7 +19,15 @@ async def test_a_topic_that_no_feed_needs_is_unsubscribed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings(host="127.0.0.1", port=1, identity="n", speaker=Speaker.NODE, cell="cell")
-    prepared: Any = SimpleNamespace(restored=None, incarnation=1, reserved=2)
+    prepared: Any = SimpleNamespace(
+        restored=SimpleNamespace(place=None),
+        incarnation=1,
+        reserved=2,
+        radios=2,
+        switch="",
+        radio="",
+        attachment="",
+    )
     core: Any = None
     journal: Any = None
     daemon = Daemon(core, prepared, settings, Notifier({}), journal)
