@@ -188,7 +188,7 @@ class _Content(FileResponse):
         super().__init__(path, media_type="application/octet-stream", **arguments)
 
     @asynccontextmanager
-    async def _open_file(self) -> AsyncIterator["_Reader"]:  # type: ignore[override]
+    async def _open_file(self) -> AsyncIterator["_Reader"]:  # type: ignore[override]  # all of a file that is used
         # Opened and closed at once, here: a thread that does it may be left behind with the file
         # when its request is cut short.
         with open(self.path, "rb") as file:  # noqa: ASYNC230, PTH123 - takes microseconds
