@@ -116,16 +116,19 @@ class Daemon:
     def open(self, settings: Settings) -> Session:
         """Return a session with the broker of a cell, not running yet."""
         cell = settings.cell
-        return Session(
+        session = Session(
             settings,
             subscriptions=lambda: self._filters(cell),
             on_message=self._heard,
             on_connected=lambda incarnation: self._connected(cell, incarnation),
-            on_disconnected=lambda reason: self.tell(events.Disconnected(reason, cell)),
+            on_disconnected=lambda reason: self.tell(
+                events.Disconnected(reason, cell, session.broken)
+            ),
             next_incarnation=self._next_incarnation,
             will=lambda _: (self._topic(cell, Channel.PRESENCE), WILL),
             decode=DECODE,
         )
+        return session
 
     def serve(self, session: Session) -> None:
         """Be served in the cell of a session."""

@@ -214,7 +214,11 @@ class Roaming:
     def _measured(
         self, measures: tuple[CellMeasure, ...], bytes_per_s: float, cpu_percent: float
     ) -> None:
-        self._node.tell(events.CellsMeasured(measures, bytes_per_s, cpu_percent))
+        unanswered = self._sensor.unanswered if self._sensor is not None else 0
+        silent_ms = self._node.session.silent_ms
+        self._node.tell(
+            events.CellsMeasured(measures, bytes_per_s, cpu_percent, unanswered, silent_ms)
+        )
 
     def close(self) -> None:
         """Measure no more."""
@@ -225,7 +229,7 @@ class Roaming:
         """Connect anew."""
         session = self.others.get(command.cell, self._node.session)
         if session.settings.cell == command.cell:
-            session.abort("to be attached under a higher incarnation")
+            session.abort(command.reason)
 
     def detach(self, command: commands.Detach) -> None:
         """End an attachment, or what leads to one."""

@@ -97,7 +97,7 @@ class Senses:
         if self._link is not None:
             report = self._link.sample(now_ms)
             self.signal_dbm = report.signal_dbm
-            self._tell(events.LinkSampled(report))
+            self._tell(events.LinkSampled(report, self._link.broken))
 
     def _look(self) -> None:
         del self._timers["look"]
@@ -126,6 +126,6 @@ class Senses:
             return
         if changed:
             report = link.sample(round(self._loop.time() * 1000))
-            self._tell(events.LinkSampled(report))
+            self._tell(events.LinkSampled(report, link.broken))
             if report.carrier:
                 self._link_is_back()

@@ -477,11 +477,16 @@ class AsyncClient:
         self._urls[route.service] = route.blob_urls
         self._routed.set()
         there = cell_of(route.plan) if route.plan is not None else ""
-        home = self._home(route.service)
-        if there and there != home:
-            self._attachment.leave(topics.build(home, Party.SERVICE, route.service, Channel.ROUTE))
-            self._homes[route.service] = there
-            self._ask_route(AskRoute(route.service))
+        if there:
+            self.served_in(route.service, there)
+
+    def served_in(self, service: str, cell: str) -> None:
+        """Ask the scheduler of a cell for a service from now on: it is served there."""
+        home = self._home(service)
+        if cell != home:
+            self._attachment.leave(topics.build(home, Party.SERVICE, service, Channel.ROUTE))
+            self._homes[service] = cell
+            self._ask_route(AskRoute(service))
 
     def online(self, *, connected: bool) -> None:
         """Take in that the connection stands, or has ended."""

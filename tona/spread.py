@@ -139,7 +139,12 @@ class SpreadClient(AsyncClient):
             place = await self._where.look(service)
         except EnvironmentFailure:
             return False
-        if place.cell is None or place.cell == cell:
+        if place.cell is None:
+            return False
+        if place.cell == cell:
+            if cell in self._clients:
+                # A route may have led it to another cell, from where the service has come back.
+                self._clients[cell].served_in(service, cell.cell)
             return False
         self._places[service] = place.cell
         return True

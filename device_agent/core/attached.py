@@ -144,6 +144,12 @@ class Attached:
         mobility = self.mobility
         levels = self._around().measured(event, mobility.here, heard=self.presence.welcomed)
         mobility.measured(levels)
+        mobility.unanswered(event)
+
+    def broken(self, reason: str) -> None:
+        """Take note that the serving connection cannot go on; without neighbours that is all."""
+        if self._mobility is not None:
+            self._mobility.broken(reason)
 
     def aside(self, event: Received) -> None:
         """Take a command from a cell that does not serve this node."""

@@ -121,6 +121,7 @@ class Renew(Struct, frozen=True):
     """Connect to this cell anew, under a higher incarnation."""
 
     cell: str
+    reason: str = "to be attached under a higher incarnation"
 
 
 class Detach(Struct, frozen=True):

@@ -512,6 +512,8 @@ class Core:
         link, turn = event.link, self._turn
         turn.round_trip_ms = link.round_trip_ms or 0.0
         turn.uplink.measured(link.delivery_mbit_per_s, link.send_wait_ms, turn.now_ms)
+        if event.broken:
+            self.attached.broken(event.broken)
         if self.presence.welcomed:
             self.reports.link(link)
 

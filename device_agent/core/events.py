@@ -60,6 +60,8 @@ class Disconnected(Struct, frozen=True):
     reason: str = ""
     cell: str = ""
     """As in `Connected`."""
+    broken: bool = False
+    """Whether the network has ended it, and not the broker, silence or we."""
 
 
 class LinkUp(Struct, frozen=True):
@@ -83,6 +85,10 @@ class CellsMeasured(Struct, frozen=True):
     """What measuring has taken from the network lately."""
     cpu_percent: float = 0.0
     """Of one core."""
+    unanswered: int = 0
+    """The serving broker's door: tries in a row in vain, while a neighbour was heard."""
+    silent_ms: float = 0.0
+    """For how long nothing has come on the serving connection."""
 
 
 class Received(Struct, frozen=True):
@@ -331,6 +337,8 @@ class LinkSampled(Struct, frozen=True):
     """The link was sampled, or the kernel told of a change."""
 
     link: LinkReport
+    broken: str = ""
+    """Why the serving connection cannot go on, as the kernel says; empty: nothing says so."""
 
 
 class ShutDown(Struct, frozen=True):

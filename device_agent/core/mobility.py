@@ -10,9 +10,10 @@ attachment still carries what comes and goes there, until the tasks have their o
 and what was under way is answered; then the node says farewell there. A node with one radio says
 farewell before it seeks.
 
-A lost link is the same without a command: after `LOST_MS` the node seeks the best neighbour by what
-it has measured, then the others, the cell where it is at home last, round after round, while the
-lost cell is tried as well. The first that welcomes it serves it.
+A lost link is the same without a command: at once where the network says that it is gone (carrier,
+route, an error of the connection, doors that stay shut), else after `LOST_MS`, the node seeks the
+best neighbour by what it has measured, then the others, the cell where it is at home last, round
+after round, while the lost cell is tried as well. The first that welcomes it serves it.
 
 An attempt that has said a birth elsewhere and came to nothing has left a higher incarnation there;
 so the node attaches to its own cell anew, for the highest incarnation is where a node is.
@@ -25,7 +26,14 @@ from typing import Final
 from msgspec import structs
 
 from device_agent.core.commands import Attach, Detach, KeepPlace, Place, Renew, Say, Serve
-from device_agent.core.events import AttachFailed, Connected, Disconnected, LinkUp, Received
+from device_agent.core.events import (
+    AttachFailed,
+    CellsMeasured,
+    Connected,
+    Disconnected,
+    LinkUp,
+    Received,
+)
 from device_agent.core.moves import Condition, Move, Node, Seek
 from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.timers import Key
@@ -53,6 +61,10 @@ AFTER_MS: Final = 300
 """So long it hears the old cell after its farewell: by then the gateway carries what comes."""
 LOST_MS: Final = 1_000
 """A link that is gone for so long is lost, as by 3GPP's T310; spread, as whole cells are lost."""
+UNANSWERED: Final = 3
+"""A serving broker that was tried so often in a row in vain, while a neighbour answers, and..."""
+SILENT_MS: Final = 2_500
+"""...from which nothing has come for so long, is lost; a shorter stall is waited out."""
 ROUND_MS: Final = 2_000
 """Between two rounds in vain; spread, for a whole cell may be lost at once."""
 POINTS_MAX: Final = MAX_NEIGHBOURS + 2
@@ -94,6 +106,8 @@ class Mobility:
         self._conditions: dict[str, Condition] = {}
         self._ended: deque[str] = deque(maxlen=ENDED_MAX)
         self._unsaid: HandoverFailed | None = None
+        self._broken = False
+        """Whether the serving connection is known to lead nowhere."""
         self._remember()
 
     @property
@@ -244,11 +258,24 @@ class Mobility:
             seek.presence.disconnected()
         elif cell == turn.cell:
             self._node.unserved()
-            self._lost(event.reason)
+            self._lost(event.reason, at_once=self._broken or event.broken)
+            self._broken = False
         elif move is not None and move.old is not None and move.old.cell == cell:
             self._leave(move)
         if not self._up:
             self._silent()
+
+    def broken(self, reason: str) -> None:
+        """Seek another cell at once: the serving connection leads nowhere."""
+        turn = self._turn
+        if turn.cell in self._up and not self._broken and self._others():
+            self._broken = True
+            turn.out.append(Renew(turn.cell, reason))
+
+    def unanswered(self, event: CellsMeasured) -> None:
+        """Take in how the serving broker answers."""
+        if event.unanswered >= UNANSWERED and event.silent_ms >= SILENT_MS:
+            self.broken(f"the broker has not answered {event.unanswered} times")
 
     def link_up(self, event: LinkUp) -> None:
         """Take note that the way to the cell sought is there."""
@@ -399,7 +426,7 @@ class Mobility:
             presence.arrival = Arrival(*seek.born)
             turn.out.append(Renew(turn.cell))
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, *, at_once: bool) -> None:
         """Wait a little whether the link comes back; what is prepared for this is done at once."""
         if self._seek is not None:
             return
@@ -409,7 +436,7 @@ class Mobility:
             best = min(allowed, key=lambda one: rank.get(one.command.target.cell, len(rank)))
             self._execute(best.command, f"the link was lost: {reason}"[:1000], best.until_ms)
         elif self._others():
-            turn.timers.set(_LOST, turn.now_ms + turn.spread(LOST_MS))
+            turn.timers.set(_LOST, turn.now_ms + (0.0 if at_once else turn.spread(LOST_MS)))
 
     def _rank(self) -> dict[str, int]:
         return {cell: at for at, cell in enumerate(self._best)}

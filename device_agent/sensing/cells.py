@@ -129,6 +129,10 @@ class CellSensor:
         self._timer: asyncio.TimerHandle | None = None
         self._resolving: asyncio.Task[None] | None = None
         self._spent = _Spent(self._loop.time())
+        self._radio_heard = False
+        """Whether the radio tells of a neighbour."""
+        self.unanswered = 0
+        """Tries in a row to reach the serving broker in vain, while a neighbour was heard."""
 
     def watch(self, serving: str, brokers: dict[str, tuple[str, int]], pace_ms: int) -> None:
         """Measure these cells from now on: where the broker of each is, and how often."""
@@ -168,7 +172,9 @@ class CellSensor:
         """Tell what the last round found, and begin the next one."""
         began_s = time.thread_time()
         now_ms = self._loop.time() * 1000
-        all_of_them = now_ms >= self._due_ms
+        failed = self._failed(now_ms)
+        # Whether a neighbour answers is asked as soon as the serving cell does not.
+        all_of_them = now_ms >= self._due_ms or failed == 1
         cells = list(self._cells) if all_of_them else [self._serving]
         measures = self._figures(cells, now_ms)
         exchanges = sum(
@@ -181,6 +187,16 @@ class CellSensor:
         self._spent.add(exchanges * EXCHANGE_BYTES, time.thread_time() - began_s, now_ms / 1000)
         self._again(min(self._pace(), SERVING_MS))
 
+    def _failed(self, now_ms: float) -> int:
+        """Return how often in a row the serving broker has not answered by now."""
+        path = self._paths.get(self._serving)
+        failed, since_ms = path.monitor.unanswered(now_ms) if path is not None else (0, now_ms)
+        heard = self._radio_heard or any(
+            one.monitor.answered_since(since_ms) for one in self._paths.values() if one is not path
+        )
+        self.unanswered = failed if heard else 0
+        return failed
+
     def _pace(self) -> float:
         """Return the pace that the bounds allow."""
         least_ms = 1000.0 * EXCHANGE_BYTES * len(self._paths) / BYTES_PER_S_MAX
@@ -189,6 +205,9 @@ class CellSensor:
 
     def _figures(self, cells: list[str], now_ms: float) -> tuple[CellMeasure, ...]:
         signals = self._signals()
+        self._radio_heard = any(
+            "rsrp_dbm" in said for cell, said in signals.items() if cell != self._serving
+        )
         made = []
         for cell in cells:
             path = self._paths.get(cell)

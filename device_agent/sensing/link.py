@@ -65,6 +65,9 @@ class LinkSensor:
         self._monitor: Monitor = LinkMonitor() if monitor is None else monitor
         self._find_route = find_route
         self._address = ""
+        self._way: RouteSeen | None = None
+        self._line: Interface | None = None
+        """Of the present connection; None: not known, or of a kind that tells no carrier."""
         self._interface: Interface | None = None
         self._counters = _Counters(root, "")
         self._kind = "other"
@@ -80,16 +83,29 @@ class LinkSensor:
         """Follow the way to this numeric address. Raises ValueError when it is not numeric."""
         self._address = address
         self._serve(self._find_route(address))
+        one = self._interface
+        self._line = one if self._way is not None and one is not None and one.carrier else None
+
+    @property
+    def broken(self) -> str:
+        """Why the connection that was attached last cannot go on; empty: nothing says so."""
+        line = self._line
+        if line is None:
+            return ""
+        now = self._monitor.get(line.index)
+        if now is None or not now.carrier:
+            return f"{line.name} has lost its carrier"
+        return "" if self._way is not None else f"no route leads to {self._address} any more"
 
     def read(self) -> bool:
         """Take in the kernel's events; whether the serving interface is another or has changed.
 
         Raises EnvironmentFailure when the socket is broken: a new sensor is needed.
         """
-        before = self._interface
+        before = self._interface, self.broken
         if self._monitor.read() and self._address:
             self._serve(self._find_route(self._address))
-        return self._interface != before
+        return (self._interface, self.broken) != before
 
     def sample(self, now_ms: int) -> LinkReport:
         """Return the link now. Its cause is `heartbeat`; `reporting` decides whether it is sent."""
@@ -138,7 +154,7 @@ class LinkSensor:
 
     def _serve(self, way: RouteSeen | None) -> None:
         """Follow the interface of this way; without one the last interface, as it is now."""
-        before = self._interface
+        before, self._way = self._interface, way
         if way is not None:
             found = self._monitor.get(way.index)
         elif before is not None:

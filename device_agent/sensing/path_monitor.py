@@ -46,6 +46,20 @@ class PathMonitor:
         if 0 <= now_ms - since <= self._timeout_ms:
             self._round_trips[number] = now_ms - since
 
+    def unanswered(self, now_ms: float) -> tuple[int, float]:
+        """Return how many of the newest probes were lost in a row, and when the first left."""
+        count, since_ms = 0, now_ms
+        for number in reversed(self._sent):
+            if number in self._round_trips:
+                break
+            if now_ms - self._sent[number] > self._timeout_ms:
+                count, since_ms = count + 1, self._sent[number]
+        return count, since_ms
+
+    def answered_since(self, at_ms: float) -> bool:
+        """Whether a probe that left at this time or later is back."""
+        return any(self._sent[one] >= at_ms for one in self._round_trips)
+
     def figures(self, now_ms: float) -> PathFigures:
         """Return median, jitter and loss at this time."""
         trips = [self._round_trips[one] for one in self._sent if one in self._round_trips]

@@ -8,6 +8,7 @@ in one system call.
 
 import asyncio
 import ssl
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, Protocol, cast
@@ -69,6 +70,7 @@ class Link(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat_s = settings.heartbeat_ms / 1000
         self._heard = self._spoke = False
+        self._heard_s = time.monotonic()
         self._silent = 0
         self._corked: list[bytes] | None = None
         self._reason = ""
@@ -109,6 +111,11 @@ class Link(asyncio.BufferedProtocol):
         written = self._transport.get_write_buffer_size() if self._transport is not None else 0
         return written + self.outbox.queued_bytes
 
+    @property
+    def silent_ms(self) -> float:
+        """For how long nothing has come."""
+        return (time.monotonic() - self._heard_s) * 1000
+
     def drained(self) -> asyncio.Future[bool]:
         """Return a future: True once every frame is acknowledged, False if the link ends first."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -147,6 +154,7 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Handle every whole packet that has come."""
         self._heard = True
+        self._heard_s = time.monotonic()
         self._reader.feed(nbytes)
         self._corked = []
         try:

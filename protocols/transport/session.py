@@ -9,6 +9,7 @@ repeat under the new one.
 import asyncio
 import logging
 import os
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -51,6 +52,8 @@ _DROPS: Final[dict[type[PeerError], str]] = {
     ForeignSender: "dropped_foreign",
     UnknownTopic: "dropped_topic",
 }
+
+_NOT_BROKEN: Final = ssl.SSLError, ConnectionError
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +127,8 @@ class Session:
         """Of the present connection, or of the last one."""
         self.last_failure = ""
         """Why there is no connection, or why the last one ended; one sentence."""
+        self.broken = False
+        """Whether the network ended the last connection; a reset is the other host's word."""
         self._subscriptions = subscriptions
         self._on_message = on_message
         self._on_connected = on_connected
@@ -199,6 +204,11 @@ class Session:
         """Bytes that the operating system has not taken yet."""
         return self._link.buffered_bytes if self._link is not None else 0
 
+    @property
+    def silent_ms(self) -> float:
+        """For how long nothing has come on the present connection; 0 without one."""
+        return self._link.silent_ms if self._link is not None else 0.0
+
     def resubscribe(self) -> None:
         """Subscribe to the present list, and to nothing else."""
         if self._link is not None:
@@ -263,7 +273,9 @@ class Session:
             self._number = 0
             self.incarnation = self._next_incarnation()
             self._link.begin(self._hello(), self._filters())
-            reason = self._explain(await self._link.ended)
+            end = await self._link.ended
+            self.broken = isinstance(end, OSError) and not isinstance(end, _NOT_BROKEN)
+            reason = self._explain(end)
         finally:
             up_ms = self._settle(reason)
         return up_ms, reason

@@ -88,6 +88,49 @@ def test_the_way_moves_to_another_interface_and_old_probes_are_forgotten(tmp_pat
     sensor.close()
 
 
+def test_a_connection_is_broken_with_its_carrier_or_its_route(tmp_path: Path) -> None:
+    ways: list[RouteSeen | None] = [RouteSeen(3, "192.0.2.3")]
+    monitor = FakeMonitor(WLAN, ETH)
+    sensor = LinkSensor(tmp_path, monitor, lambda _: ways[0])
+    assert sensor.broken == ""
+    sensor.attach("192.0.2.1")
+    assert sensor.broken == ""
+    # The kernel leads elsewhere at once: the connection does not go there with it.
+    monitor.set(3, Interface(3, "wlan0", 1, True, False, ()))
+    ways[0] = RouteSeen(2, "192.0.2.2")
+    assert sensor.read()
+    assert sensor.broken == "wlan0 has lost its carrier"
+    sensor.attach("192.0.2.1")
+    assert sensor.broken == ""
+    ways[0] = None
+    assert sensor.sample(1).carrier
+    assert sensor.broken == "no route leads to 192.0.2.1 any more"
+    sensor.close()
+
+
+def test_an_interface_that_tells_no_carrier_is_no_reason(tmp_path: Path) -> None:
+    quiet = Interface(3, "tun0", 1, True, False, ())
+    sensor = LinkSensor(tmp_path, FakeMonitor(quiet), lambda _: RouteSeen(3, "192.0.2.3"))
+    sensor.attach("192.0.2.1")
+    sensor.sample(0)
+    assert sensor.broken == ""
+    sensor.close()
+
+
+def test_probes_in_a_row_without_an_answer() -> None:
+    path = PathMonitor(timeout_ms=1000.0)
+    assert path.unanswered(0.0) == (0, 0.0)
+    for number in range(1, 5):
+        path.sent(number, number * 1000.0)
+    path.returned(1, 1001.0)
+    assert path.unanswered(4500.0) == (2, 2000.0), "the last one may still come"
+    assert path.unanswered(5001.0) == (3, 2000.0)
+    assert path.answered_since(1000.0)
+    assert not path.answered_since(1001.0)
+    path.returned(4, 4900.0)
+    assert path.unanswered(5001.0) == (0, 5001.0)
+
+
 def test_without_a_way_the_last_interface_is_reported_as_it_is_now(tmp_path: Path) -> None:
     ways: list[RouteSeen | None] = [RouteSeen(2, "192.0.2.2")]
     monitor = FakeMonitor(ETH)
