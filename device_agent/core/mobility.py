@@ -478,7 +478,7 @@ class Mobility:
         turn.timers.cancel(_LOST)
         self._seek = None
         self._before, self.here = self.here, point
-        self._number = -1
+        self._number, self._broken = -1, False
         self._conditions.clear()
         self._best = ()
         if seek.handover:

@@ -56,6 +56,36 @@ def test_paths_to_brokers_are_measured_and_a_dead_one_is_lost(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("neighbour", ["answers", "is dead", "is heard by radio"])
+def test_a_serving_broker_that_does_not_answer_counts_while_a_neighbour_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, neighbour: str
+) -> None:
+    monkeypatch.setattr(cells, "TIMEOUT_MS", 20.0)
+    path = tmp_path / "radio.json"
+
+    async def run() -> int:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), LOOPBACK, 0)
+        port = server.sockets[0].getsockname()[1]
+        with socket.socket() as closed:
+            closed.bind((LOOPBACK, 0))
+            dead = closed.getsockname()[1]
+            seen: list[dict[str, CellMeasure]] = []
+            path.write_text(json.dumps({"b": {"rsrp_dbm": -80}}))
+            made = sensor(seen, f"file:{path}" if neighbour == "is heard by radio" else "")
+            there = port if neighbour == "answers" else dead
+            made.watch("a", {"a": (LOOPBACK, dead), "b": (LOOPBACK, there)}, 50)
+            try:
+                async with asyncio.timeout(10):
+                    while made._paths["a"].monitor.unanswered(1e18)[0] < 5:
+                        await asyncio.sleep(0.01)
+                return made.unanswered
+            finally:
+                made.close()
+                server.close()
+
+    assert (asyncio.run(run()) >= 3) is (neighbour != "is dead")
+
+
 def test_many_neighbours_slow_the_measuring_down_to_its_bound() -> None:
     async def run() -> float:
         made = sensor([])

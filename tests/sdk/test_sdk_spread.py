@@ -26,6 +26,11 @@ class OneCell:
         self.does: Any = None
         self.asked: list[float] = []
         self.given_up = 0
+        self.back = asyncio.Event()
+
+    def served_in(self, service: str, cell: str) -> None:
+        assert (service, cell) == ("s", self.name)
+        self.back.set()
 
     async def invoke(self, service: str, inputs: Any, *, deadline_s: float, priority: int) -> str:
         del service, inputs, priority
@@ -95,6 +100,18 @@ async def test_a_request_that_waits_follows_its_service(client: Spread) -> None:
     assert result == "answer of c2"  # type: ignore[comparison-overlap]
     assert client.cells[HERE].given_up == 1
     assert client.cells[THERE].asked[0] < 20
+
+
+async def test_a_cell_to_which_the_service_has_come_back_is_asked_again(client: Spread) -> None:
+    client.says = [Found(known=True, cell=HERE)]
+    one = client.cells[HERE]
+    client._clients[HERE] = one  # type: ignore[assignment] - as much of a client as is needed
+    one.does = "wait"
+    task = asyncio.create_task(client.invoke("s", {}))
+    await asyncio.wait_for(one.back.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_cell_that_knows_the_service_no_more_is_left(client: Spread) -> None:
