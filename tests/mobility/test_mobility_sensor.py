@@ -75,9 +75,7 @@ def test_a_serving_broker_that_does_not_answer_counts_while_a_neighbour_is_heard
             there = port if neighbour == "answers" else dead
             made.watch("a", {"a": (LOOPBACK, dead), "b": (LOOPBACK, there)}, 50)
             try:
-                async with asyncio.timeout(10):
-                    while made._paths["a"].monitor.unanswered(1e18)[0] < 5:
-                        await asyncio.sleep(0.01)
+                await until(seen, lambda _: made._paths["a"].monitor.unanswered(1e18)[0] >= 5)
                 return made.unanswered
             finally:
                 made.close()
