@@ -20,12 +20,11 @@ so the node attaches to its own cell anew, for the highest incarnation is where 
 """
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final
 
 from msgspec import structs
 
-from device_agent.core.commands import Attach, Detach, KeepPlace, Place, Renew, Say, Serve
+from device_agent.core.commands import Attach, Detach, Place, Renew, Say, Serve
 from device_agent.core.events import (
     AttachFailed,
     CellsMeasured,
@@ -34,13 +33,12 @@ from device_agent.core.events import (
     LinkUp,
     Received,
 )
-from device_agent.core.moves import Condition, Move, Node, Seek
+from device_agent.core.moves import Conditions, Move, Node, Seek
+from device_agent.core.neighbourhood import Neighbourhood
 from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.timers import Key
 from device_agent.core.turn import Turn
 from protocols.messages.mobility import (
-    MAX_CANDIDATES,
-    MAX_NEIGHBOURS,
     CellPoint,
     HandoverCommand,
     HandoverComplete,
@@ -67,8 +65,6 @@ SILENT_MS: Final = 2_500
 """...from which nothing has come for so long, is lost; a shorter stall is waited out."""
 ROUND_MS: Final = 2_000
 """Between two rounds in vain; spread, for a whole cell may be lost at once."""
-POINTS_MAX: Final = MAX_NEIGHBOURS + 2
-"""Cells that are known: neighbours, the one that serves, the one before it."""
 ENDED_MAX: Final = 16
 """Handovers whose end is remembered: a command that comes once more is not obeyed again."""
 
@@ -85,15 +81,7 @@ class Mobility:
         self._turn = turn
         self._node = node
         self._alone = radios == 1
-        self._home = home
-        self.here = place.serving or CellPoint(turn.cell, turn.cell, ())
-        """Of the cell that serves; without addresses it is where the configuration says."""
-        self._before: CellPoint | None = None
-        self._number = -1
-        self._cells = place.neighbours
-        self._kept = place
-        self._best: tuple[str, ...] = ()
-        """Neighbours by the last measurement."""
+        self._around = Neighbourhood(turn, home, place, alone=self._alone)
         offline = node.presence.state is PresenceState.OFFLINE
         self._up: set[str] = set() if offline else {turn.cell}
         """Cells with a connection."""
@@ -103,12 +91,16 @@ class Mobility:
         """How long it was attached nowhere since it was served last."""
         self._seek: Seek | None = None
         self._move: Move | None = None
-        self._conditions: dict[str, Condition] = {}
+        self._conditions = Conditions()
         self._ended: deque[str] = deque(maxlen=ENDED_MAX)
         self._unsaid: HandoverFailed | None = None
         self._broken = False
         """Whether the serving connection is known to lead nowhere."""
-        self._remember()
+
+    @property
+    def here(self) -> CellPoint:
+        """The cell that serves."""
+        return self._around.here
 
     @property
     def settled(self) -> bool:
@@ -119,14 +111,8 @@ class Mobility:
 
     def neighbours(self, body: Neighbours) -> None:
         """Take the cells around; an older word changes nothing."""
-        if body.number <= self._number:
-            self._turn.counts["stale neighbours"] += body.number < self._number
-            return
-        self._number = body.number
-        self._cells = body.cells
-        self._remember()
-        if not self._move:
-            self._keep()
+        if self._around.told(body) and not self._move:
+            self._around.keep()
 
     def command(self, body: HandoverCommand) -> None:
         """Obey the scheduler that serves, or keep what it allows for later."""
@@ -135,7 +121,7 @@ class Mobility:
             turn.counts["late handover"] += 1
             return
         if body.cancelled:
-            self._conditions.pop(body.handover, None)
+            self._conditions.drop(body.handover)
             return
         if body.handover in self._ended or (self._seek and self._seek.handover == body.handover):
             turn.counts["repeated handover"] += 1
@@ -144,9 +130,7 @@ class Mobility:
         if body.target.cell == turn.cell:
             self._failed(body.handover, f"cell {turn.cell} serves the node already")
         elif body.conditional:
-            self._conditions[body.handover] = Condition(body, until_ms)
-            while len(self._conditions) > MAX_CANDIDATES:
-                del self._conditions[next(iter(self._conditions))]
+            self._conditions.add(body, until_ms)
         else:
             self._execute(body, "commanded", until_ms)
 
@@ -187,24 +171,10 @@ class Mobility:
 
     def measured(self, levels: dict[str, float]) -> None:
         """Take the levels of cells, higher is better; a condition may hold by now."""
-        turn = self._turn
-        self._best = tuple(sorted(levels, key=lambda cell: -levels[cell]))
-        here = levels.get(turn.cell)
-        for one in list(self._conditions.values()):
-            there = levels.get(one.command.target.cell)
-            if turn.now_ms >= one.until_ms:
-                del self._conditions[one.command.handover]
-            elif here is None or there is None or there - here <= one.command.offset_db:
-                one.since_ms = None
-            elif one.since_ms is None:
-                one.since_ms = turn.now_ms
-            if (
-                self._seek is None
-                and one.since_ms is not None
-                and turn.now_ms - one.since_ms >= one.command.time_to_trigger_ms
-            ):
-                self._execute(one.command, "its condition holds", one.until_ms)
-                return
+        self._around.measured(levels)
+        due = self._conditions.due(levels, self._turn.cell, self._turn.now_ms)
+        if due is not None and self._seek is None:
+            self._execute(due.command, "its condition holds", due.until_ms)
 
     # What the shell says.
 
@@ -268,7 +238,7 @@ class Mobility:
     def broken(self, reason: str) -> None:
         """Seek another cell at once: the serving connection leads nowhere."""
         turn = self._turn
-        if turn.cell in self._up and not self._broken and self._others():
+        if turn.cell in self._up and not self._broken and self._around.others():
             self._broken = True
             turn.out.append(Renew(turn.cell, reason))
 
@@ -293,13 +263,17 @@ class Mobility:
         if subject == "part":
             self._look()
         elif subject == "lost":
-            if self._turn.cell not in self._up and seek is None and (points := self._round()):
+            if (
+                self._turn.cell not in self._up
+                and seek is None
+                and (points := self._around.round())
+            ):
                 self._begin(points, "the link was lost", "")
         elif seek is not None and seek.points:
             word = "did not welcome the node" if seek.cell in self._up else "was not reached"
             self._not_reached(f"it {word} in time")
         elif seek is not None:
-            seek.points = self._round()
+            seek.points = self._around.round()
             if seek.points:
                 self._try(seek)
             else:
@@ -320,7 +294,7 @@ class Mobility:
     # From a command, or a lost link, to a connection.
 
     def _execute(self, command: HandoverCommand, cause: str, until_ms: float) -> None:
-        self._conditions.pop(command.handover, None)
+        self._conditions.drop(command.handover)
         self._begin([command.target], cause, command.handover, until_ms)
 
     def _begin(
@@ -359,7 +333,7 @@ class Mobility:
         seek.tried += 1
         seek.try_ms = turn.now_ms
         seek.link_ms = seek.connected_ms = seek.presence = None
-        turn.out.append(Attach(point.cell, () if point.cell == self._home else point.broker_urls))
+        turn.out.append(Attach(point.cell, self._around.addresses(point)))
         turn.timers.set(_ATTACH, min(turn.now_ms + ATTACH_MS, seek.until_ms))
 
     def _not_reached(self, text: str) -> None:
@@ -375,7 +349,7 @@ class Mobility:
             self._failed(commanded, f"cell {cell}: {text}")
             if turn.cell not in self._up:
                 # With one radio nobody else tries the cell that it has left.
-                seek.points = [self.here, *self._others()] if self._alone else self._others()
+                seek.points = self._around.fallbacks()
         if turn.cell in self._up:
             self._stay(seek)
         elif seek.points:
@@ -430,33 +404,12 @@ class Mobility:
         """Wait a little whether the link comes back; what is prepared for this is done at once."""
         if self._seek is not None:
             return
-        turn, rank = self._turn, self._rank()
-        allowed = [one for one in self._conditions.values() if turn.now_ms < one.until_ms]
-        if allowed:
-            best = min(allowed, key=lambda one: rank.get(one.command.target.cell, len(rank)))
+        turn = self._turn
+        best = self._conditions.best(self._around.rank, turn.now_ms)
+        if best is not None:
             self._execute(best.command, f"the link was lost: {reason}"[:1000], best.until_ms)
-        elif self._others():
+        elif self._around.others():
             turn.timers.set(_LOST, turn.now_ms + (0.0 if at_once else turn.spread(LOST_MS)))
-
-    def _rank(self) -> dict[str, int]:
-        return {cell: at for at, cell in enumerate(self._best)}
-
-    def _others(self) -> list[CellPoint]:
-        """Return the cells around, best first; home is always one of them, and the last."""
-        rank = self._rank()
-        known = {one.cell: one for one in self._cells}
-        if self._before is not None:
-            known.setdefault(self._before.cell, self._before)
-        known.setdefault(self._home, CellPoint(self._home, self._home, ()))
-        known.pop(self._turn.cell, None)
-        return sorted(
-            known.values(), key=lambda one: (one.cell == self._home, rank.get(one.cell, len(rank)))
-        )
-
-    def _round(self) -> list[CellPoint]:
-        """Return whom to try without a link; with one radio the lost cell comes second."""
-        others = self._others()
-        return [*others[:1], self.here, *others[1:]] if self._alone and others else others
 
     def _arrival(self, seek: Seek) -> Arrival:
         presence = self._node.presence
@@ -477,10 +430,8 @@ class Mobility:
         turn.timers.cancel(_ATTACH)
         turn.timers.cancel(_LOST)
         self._seek = None
-        self._before, self.here = self.here, point
-        self._number, self._broken = -1, False
+        self._broken = False
         self._conditions.clear()
-        self._best = ()
         if seek.handover:
             self._ended.append(seek.handover)
         turn.stores.pop(cell, None)
@@ -491,7 +442,7 @@ class Mobility:
             turn.out.append(Detach(cell, at_once=True))
         self._move = Move(self._times(seek, presence, cell), turn.now_ms, old if attached else None)
         self._gone_ms = 0.0
-        self._remember()
+        self._around.entered(point)
         self._node.served(presence, event, body, apart=not attached)
         turn.timers.set(_PART, turn.now_ms + LINGER_MS)
 
@@ -545,7 +496,7 @@ class Mobility:
         self._move = None
         self._turn.timers.cancel(_PART)
         self._node.settled()
-        self._keep()
+        self._around.keep()
         self._turn.out.append(Say(Channel.STATUS, self._told(move), "handover"))
 
     def _leave(self, move: Move) -> None:
@@ -578,22 +529,3 @@ class Mobility:
             self._turn.out.append(Say(Channel.STATUS, failed, "handover"))
         else:
             self._unsaid = failed
-
-    # What is kept.
-
-    def _remember(self) -> None:
-        """Know the stores of the cells around, for values that lie there."""
-        points: Iterable[CellPoint] = (*self._cells, self.here)
-        if self._before is not None:
-            points = (*points, self._before)
-        self._turn.stores.update({one.cell: one.store_urls for one in points if one.store_urls})
-        while len(self._turn.stores) > POINTS_MAX:
-            del self._turn.stores[next(iter(self._turn.stores))]
-
-    def _keep(self) -> None:
-        """Journal who serves and who is around, when that has changed."""
-        serving = None if self.here.cell == self._home else self.here
-        place = Place(self._home, serving, self._cells)
-        if place != self._kept:
-            self._kept = place
-            self._turn.out.append(KeepPlace(place, "mobility"))

@@ -1,12 +1,18 @@
-"""What `mobility` keeps of a cell that is sought, of a move and of a condition, and its core."""
+"""What `mobility` keeps of a cell that is sought, of a move and of conditions, and its core."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
 
 from device_agent.core.events import Received
 from device_agent.core.presence import Presence
-from protocols.messages.mobility import CellPoint, HandoverCommand, HandoverTimes
+from protocols.messages.mobility import (
+    MAX_CANDIDATES,
+    CellPoint,
+    HandoverCommand,
+    HandoverTimes,
+)
 from protocols.messages.presence import Arrival, Birth, Welcome
 
 
@@ -86,3 +92,51 @@ class Condition(Struct, eq=False):
     until_ms: float
     since_ms: float | None = None
     """Since when the condition has held without a break."""
+
+
+class Conditions:
+    """The handovers that the node executes by itself, `MAX_CANDIDATES` at most."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Condition] = {}
+
+    def add(self, command: HandoverCommand, until_ms: float) -> None:
+        """Keep a condition; the oldest makes room."""
+        self._all[command.handover] = Condition(command, until_ms)
+        while len(self._all) > MAX_CANDIDATES:
+            del self._all[next(iter(self._all))]
+
+    def drop(self, handover: str) -> None:
+        """Forget one condition, if it is there."""
+        self._all.pop(handover, None)
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._all.clear()
+
+    def due(self, levels: dict[str, float], here: str, now_ms: float) -> Condition | None:
+        """Return the oldest that has held for its time; `levels` by cell, higher is better."""
+        allowed = self._allowed(now_ms)
+        self._all = {one.command.handover: one for one in allowed}
+        serving = levels.get(here)
+        for one in allowed:
+            there = levels.get(one.command.target.cell)
+            if serving is None or there is None or there - serving <= one.command.offset_db:
+                one.since_ms = None
+            elif one.since_ms is None:
+                one.since_ms = now_ms
+        held = (
+            one
+            for one in allowed
+            if one.since_ms is not None and now_ms - one.since_ms >= one.command.time_to_trigger_ms
+        )
+        return next(held, None)
+
+    def best(self, rank: Callable[[str], int], now_ms: float) -> Condition | None:
+        """Return the one whose cell ranks first, whether its condition holds or not."""
+        return min(
+            self._allowed(now_ms), key=lambda one: rank(one.command.target.cell), default=None
+        )
+
+    def _allowed(self, now_ms: float) -> list[Condition]:
+        return [one for one in self._all.values() if now_ms < one.until_ms]
