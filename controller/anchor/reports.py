@@ -120,7 +120,8 @@ class Reports:
         # Reserved for the envelope alone, and where an old cell serves until the transfer ends.
         per_s = self._book.figures.demand(task.spec.task).per_s
         asked = booked_bytes(task.spec, task.tuning, task.leeway, per_s)
-        reserved = dict.fromkeys(task.nodes, asked)
+        # What it is asked more often by now is booked where there is room, by `Placing.rebook`.
+        reserved = {node: min(asked, task.reserved.get(node, asked)) for node in task.nodes}
         left = task.leaving.node if task.leaving else ""
         if left in task.reserved:
             reserved[left] = max(reserved.get(left, 0), task.reserved[left])

@@ -112,6 +112,15 @@ def test_what_nobody_asks_any_more_gives_back_what_others_need(bench: Bench) -> 
     assert bench.ta.book.ledger.taken_bytes("n1") <= 4 * MEMORY
 
 
+def test_what_starts_is_booked_for_no_more_than_was_found_for_it(bench: Bench) -> None:
+    bench.tight("n1", 2)
+    for name in ("f", "g", "h"):
+        function(bench, name)
+    ran(bench, "f.a", 10.0)
+    bench.ready("n1", 1, task="f.a")
+    assert bench.ta.book.ledger.taken_bytes("n1") <= 2 * MEMORY
+
+
 def test_nothing_is_booked_for_more_than_there_is(bench: Bench) -> None:
     bench.tight("n1", 2)
     for name in ("f", "g", "h"):

@@ -210,7 +210,7 @@ class Schedulers(RuleBasedStateMachine):
         book = self.bench.ta.book
         for service in book.services:
             tasks = book.ordered(service)
-            assert len({one.scheduler for one in tasks if one.nodes}) <= 1
+            assert len({one.heir or one.scheduler for one in tasks if one.nodes}) <= 1
             new = [one for one in tasks if not one.served and one.generation == 1]
             placed = {one.state is not TaskState.ACCEPTED and bool(one.nodes) for one in new}
             assert len(placed) <= 1 or len(new) < len(tasks)
