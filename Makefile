@@ -23,8 +23,9 @@ $(READY): pyproject.toml requirements/lock.txt requirements/models.txt
 demo: $(READY) ## the whole loop: broker, controller, three device agents, text read from real images
 	$(BIN)/tona demo
 
+# More tests at a time than a small machine has cores: half of their time they wait for processes.
 test: $(READY) ## the test suite
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 4 --dist loadgroup
 
 check: $(READY) ## style, types, import contracts, size ratchet
 	$(BIN)/ruff check $(SOURCES)

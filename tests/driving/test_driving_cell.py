@@ -16,9 +16,8 @@ from steps import requests
 
 import tona
 
-# With the other tests that run whole cells: side by side they starve each other.
 pytestmark = [
-    pytest.mark.xdist_group("cells"),
+    pytest.mark.xdist_group("driving-cell"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the real inputs in {DATA}"),
 ]

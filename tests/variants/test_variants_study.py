@@ -17,6 +17,8 @@ from tona.variants.study import Figures, Study, Wish, beats, fragment, study
 CLASSES = 4
 SAMPLES = 40
 
+pytestmark = pytest.mark.xdist_group("study")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
