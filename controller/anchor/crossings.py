@@ -1,5 +1,6 @@
 """What handovers from cell to cell have come to, by pair of cells, and who goes to and fro."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Final
 
@@ -7,8 +8,14 @@ from msgspec import Struct, structs
 
 from controller.decider import Record
 from controller.desk import Desk
-from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
+from controller.handover_records import (
+    OWNERLESS,
+    CrossingRecord,
+    HandoverRecord,
+    HandoverState,
+)
 from controller.records import CROSSING
+from protocols.histogram import BOUNDS, pack, quantile, unpack
 
 PING_PONG_MS: Final = 10_000
 """A node that is back after less was handed over in vain."""
@@ -25,10 +32,11 @@ class _Last(Struct, frozen=True):
 
 
 class Crossings:
-    """Counts handovers as they end."""
+    """Counts handovers as they end, for one anchor."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, anchor: str) -> None:
         self._desk = desk
+        self._anchor = anchor
         self.records: dict[str, CrossingRecord] = {}
         self._last: dict[str, _Last] = {}
 
@@ -36,14 +44,13 @@ class Crossings:
         """Take in what was counted before."""
         for one in records:
             if isinstance(one.value, CrossingRecord):
-                self.records[one.key] = one.value
+                self.records[_key(one.value)] = one.value
 
     def ended(self, handover: HandoverRecord, cause: str) -> None:
         """Count a handover that has ended; what was void has not been one."""
         if handover.state is HandoverState.VOID:
             return
-        key = f"{handover.source}>{handover.target}"
-        record = self.records.get(key)
+        record = self.records.get(_key(handover))
         if record is None:
             if len(self.records) >= CROSSINGS_MAX:
                 return
@@ -55,8 +62,35 @@ class Crossings:
                 record = structs.replace(record, refused=record.refused + 1)
             case _:
                 record = structs.replace(record, failed=record.failed + 1)
+        self._keep(record, cause)
+
+    def told(self, handover: HandoverRecord, cause: str) -> None:
+        """Count what a node has told of a handover."""
+        record = self.records.get(_key(handover))
+        if record is None:
+            return
+        record = structs.replace(
+            record,
+            asked_again=record.asked_again + (handover.asked_again or 0),
+            said_again=record.said_again + (handover.said_again or 0),
+        )
+        if handover.gap_ms is not None:
+            gaps = unpack(record.gaps)
+            gaps[bisect_left(BOUNDS, handover.gap_ms)] += 1
+            longest_ms = max(record.gap_longest_ms, handover.gap_ms)
+            record = structs.replace(
+                record,
+                gaps=pack(gaps),
+                gap_longest_ms=longest_ms,
+                gap_p50_ms=min(quantile(gaps, 0.5) or 0.0, longest_ms),
+                gap_p99_ms=min(quantile(gaps, 0.99) or 0.0, longest_ms),
+            )
+        self._keep(record, cause)
+
+    def _keep(self, record: CrossingRecord, cause: str) -> None:
+        key = _key(record)
         self.records[key] = record
-        self._desk.keep(CROSSING, key, record, cause)
+        self._desk.keep(CROSSING, f"{self._anchor}/{key}", record, cause)
 
     def _completed(self, record: CrossingRecord, handover: HandoverRecord) -> CrossingRecord:
         now_ms = self._desk.now_ms
@@ -70,7 +104,7 @@ class Crossings:
             del self._last[next(iter(self._last))]
         self._last[handover.node] = _Last(handover.source, handover.target, now_ms)
         took_ms = float(handover.phases.get(HandoverState.COMPLETED.value, 0))
-        ownerless_ms = float(handover.phases.get("ownerless", 0))
+        ownerless_ms = float(handover.phases.get(OWNERLESS, 0))
         return structs.replace(
             record,
             completed=record.completed + 1,
@@ -79,3 +113,7 @@ class Crossings:
             longest_ms=max(record.longest_ms, took_ms),
             ownerless_longest_ms=max(record.ownerless_longest_ms, ownerless_ms),
         )
+
+
+def _key(one: CrossingRecord | HandoverRecord) -> str:
+    return f"{one.source}>{one.target}"

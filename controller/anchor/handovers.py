@@ -18,7 +18,7 @@ from controller.anchor.book import Book
 from controller.anchor.crossings import Crossings
 from controller.anchor.elsewhere import Elsewheres
 from controller.decider import Answer, Called, Received, Record
-from controller.handover_records import HandoverRecord, HandoverState
+from controller.handover_records import OWNERLESS, HandoverRecord, HandoverState
 from controller.records import HANDOVER
 from protocols.errors import Blame
 from protocols.messages import (
@@ -65,7 +65,7 @@ class Handovers:
     def __init__(self, book: Book, elsewheres: Elsewheres) -> None:
         self._book = book
         self._elsewheres = elsewheres
-        self.crossings = Crossings(book.desk)
+        self.crossings = Crossings(book.desk, book.settings.name)
         self.records: dict[str, deque[HandoverRecord]] = {}
         """By node, the oldest first."""
         self._order: deque[tuple[str, int]] = deque()
@@ -192,7 +192,9 @@ class Handovers:
         here = self._elsewheres.cell_of(facts.scheduler)
         known = {one.cell for one in self._elsewheres} - {here}
         target, *others = [one for one in cells if one in known][:MAX_CANDIDATES]
-        record = self._new(node, handover, here, target, why)
+        # No other anchor hands over what is attached here.
+        named = handover or f"{node}-{facts.attached}.{self._number(node)}"
+        record = self._new(node, named, here, target, why)
         record = structs.replace(
             record,
             others=tuple(others),
@@ -205,12 +207,15 @@ class Handovers:
         self._put(record, cause)
         self._ask(record, cause)
 
-    def _new(self, node: str, handover: str, source: str, target: str, why: str) -> HandoverRecord:
+    def _number(self, node: str) -> int:
         of_node = self.records.get(node)
-        number = of_node[-1].number + 1 if of_node else 1
+        return of_node[-1].number + 1 if of_node else 1
+
+    def _new(self, node: str, handover: str, source: str, target: str, why: str) -> HandoverRecord:
+        number = self._number(node)
         self._began_ms[node] = self._book.desk.now_ms
         return HandoverRecord(
-            handover or f"{node}-{number}",
+            handover,
             node,
             number,
             source,
@@ -307,8 +312,11 @@ class Handovers:
             why = "it came by itself"
             if arrival is not None and not arrival.attached:
                 why = f"its link to {arrival.source} was lost"
-            record = self._new(node, "", source, target, why)
-            record = structs.replace(record, phases={})
+            named = arrival.handover if arrival is not None else ""
+            named = named or f"{node}-{summary.incarnation}"
+            if arrival is not None and arrival.handover:
+                why = "another anchor has handed it over"
+            record = structs.replace(self._new(node, named, source, target, why), phases={})
         if record.target != target:
             reason = f"it came to {target}, not to {record.target}"
             record = structs.replace(record, target=target, reason=reason)
@@ -334,9 +342,9 @@ class Handovers:
         if record is None or since_ms is None:
             return
         waited_ms = self._book.desk.now_ms - since_ms
-        longest_ms = max(waited_ms, record.phases.get("ownerless", 0))
+        longest_ms = max(waited_ms, record.phases.get(OWNERLESS, 0))
         tasks = tuple(dict.fromkeys((*record.tasks, task)))[:64]
-        phases = {**record.phases, "ownerless": longest_ms}
+        phases = {**record.phases, OWNERLESS: longest_ms}
         self._keep(structs.replace(record, tasks=tasks, phases=phases))
 
     def settle(self, cause: str = "handover") -> None:
@@ -359,9 +367,17 @@ class Handovers:
             if record.arrived == body.incarnation and not record.times:
                 named = ((one, getattr(body, one)) for one in TIMES)
                 times = {one: round(ms, 3) for one, ms in named if ms is not None}
-                of_node[at] = structs.replace(record, times=times)
-                key = f"{record.node}/{record.number % HISTORY}"
-                self._book.desk.keep(HANDOVER, key, of_node[at], event.cause)
+                of_node[at] = told = structs.replace(
+                    record,
+                    times=times,
+                    gap_ms=body.gap_ms and round(body.gap_ms, 3),
+                    spacing_ms=body.spacing_ms and round(body.spacing_ms, 3),
+                    asked_again=body.asked_again,
+                    said_again=body.said_again,
+                )
+                key = self._key(record.node, record.number)
+                self._book.desk.keep(HANDOVER, key, told, event.cause)
+                self.crossings.told(told, event.cause)
 
     # Records.
 
@@ -406,9 +422,13 @@ class Handovers:
 
     def _put(self, record: HandoverRecord, cause: str) -> HandoverRecord:
         self._keep(record)
-        key = f"{record.node}/{record.number % HISTORY}"
+        key = self._key(record.node, record.number)
         self._book.desk.keep(HANDOVER, key, record, cause)
         return record
+
+    def _key(self, node: str, number: int) -> str:
+        # Other anchors keep what they have seen of the same handovers.
+        return f"{node}/{self._book.settings.name}/{number % HISTORY}"
 
     def _keep(self, record: HandoverRecord) -> None:
         of_node = self.records.setdefault(record.node, deque())
@@ -426,9 +446,9 @@ class Handovers:
         of_node = self.records.get(node)
         if of_node and of_node[0].number == number and len(of_node) > 1:
             of_node.popleft()
-            self._book.desk.keep(HANDOVER, f"{node}/{number % HISTORY}", None, "handover")
+            self._book.desk.keep(HANDOVER, self._key(node, number), None, "handover")
 
     def forget(self, node: str) -> None:
         """Forget the history of a node that is known no more."""
         for one in self.records.pop(node, ()):
-            self._book.desk.keep(HANDOVER, f"{node}/{one.number % HISTORY}", None, "forget")
+            self._book.desk.keep(HANDOVER, self._key(node, one.number), None, "forget")

@@ -5,8 +5,14 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from controller.api.operation import Arguments, Effect, Key, Named, Operation, Permission, Plane
-from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
-from controller.records import FLEET, HANDOVER
+from controller.handover_records import (
+    CrossingRecord,
+    HandoverRecord,
+    HandoverState,
+    one_of_each,
+    summed,
+)
+from controller.records import CROSSING, FLEET, HANDOVER
 from controller.registry import Registry
 
 LIMIT_MAX: Final = 10_000
@@ -82,21 +88,26 @@ MOBILITY: Final = (
 
 def handovers(arguments: ListHandovers, registry: Registry) -> list[HandoverRecord]:
     """Return the handovers that are asked for, the newest first."""
-    found: list[HandoverRecord] = registry.list(
-        HANDOVER,
-        where=lambda one: (
-            arguments.node in ("", one.node)
-            and arguments.cell in ("", one.source, one.target)
-            and arguments.state in (None, one.state)
-        ),
-    )
+    of_node = registry.list(HANDOVER, where=lambda one: arguments.node in ("", one.node))
+    found = [
+        one
+        for one in one_of_each(of_node)
+        if arguments.cell in ("", one.source, one.target) and arguments.state in (None, one.state)
+    ]
     found.sort(key=lambda one: (-one.started_unix_ms, one.node, -one.number))
     return found[: arguments.limit]
 
 
 def handover(name: str, registry: Registry) -> HandoverRecord | None:
     """Return a handover by its name, or the last one of a node; None: there is no such one."""
-    found: list[HandoverRecord] = registry.list(
-        HANDOVER, where=lambda one: name in (one.handover, one.node)
+    nodes = {one.node for one in registry.list(HANDOVER) if name in (one.handover, one.node)}
+    found = one_of_each(registry.list(HANDOVER, where=lambda one: one.node in nodes))
+    named = [one for one in found if name in (one.handover, one.node)]
+    return max(
+        named, key=lambda one: (one.handover == name, one.started_unix_ms, one.number), default=None
     )
-    return max(found, key=lambda one: (one.handover == name, one.number), default=None)
+
+
+def crossings(registry: Registry) -> list[CrossingRecord]:
+    """Return what handovers between each pair of cells have come to."""
+    return summed(registry.list(CROSSING))

@@ -10,7 +10,7 @@ from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.holders import holders
 from controller.api.jobs import ListJobs
-from controller.api.mobility import handover, handovers
+from controller.api.mobility import crossings, handover, handovers
 from controller.api.operation import Named, Operation
 from controller.api.operations import (
     ListArtifacts,
@@ -28,7 +28,6 @@ from controller.records import (
     APPROVAL,
     ARTIFACT,
     CELL,
-    CROSSING,
     FLEET,
     HANDOVER,
     JOB,
@@ -237,5 +236,5 @@ _READS: Final[dict[str, Callable[[Any, Registry], Any]]] = {
     "job.show": _job,
     "handover.list": handovers,
     "handover.show": _handover,
-    "handover.cells": lambda _, registry: registry.list(CROSSING),
+    "handover.cells": lambda _, registry: crossings(registry),
 }

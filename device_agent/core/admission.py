@@ -63,6 +63,8 @@ class Admission:
     ) -> Request | None:
         """Return the live request of a delivery, new or brought back; None when it is answered."""
         request = self.live.get(body.request)
+        if body.attempt > 1 or (request is not None and isinstance(body, Invoke)):
+            self._turn.counts["asked again"] += 1
         if request is not None:
             request.repeated.clear()
             if body.attempt > request.attempt:

@@ -169,6 +169,8 @@ class Flights:
         if any(node != turn.node and not _fits(flight, nodes[node]) for node in nodes):
             self._give_up(flight, f"its inputs take more than a message, {MESSAGE_MAX_BYTES} bytes")
             return
+        if flight.attempt:
+            turn.counts["said again"] += 1
         flight.attempt += 1
         flight.paused = False
         flight.parts.clear()
@@ -199,6 +201,7 @@ class Flights:
             self._local(event, invoke)
 
     def _collect(self, flight: Flight, result: Result) -> None:
+        self._turn.answered()
         if not result.part < result.parts <= MAX_PORTS:
             self._turn.counts["foreign message"] += 1
             return

@@ -33,7 +33,7 @@ from device_agent.core.events import (
     LinkUp,
     Received,
 )
-from device_agent.core.moves import Conditions, Move, Node, Seek
+from device_agent.core.moves import Account, Conditions, Move, Node, Seek
 from device_agent.core.neighbourhood import Neighbourhood
 from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.timers import Key
@@ -96,6 +96,7 @@ class Mobility:
         self._unsaid: HandoverFailed | None = None
         self._broken = False
         """Whether the serving connection is known to lead nowhere."""
+        self._account = Account(turn)
 
     @property
     def here(self) -> CellPoint:
@@ -262,6 +263,8 @@ class Mobility:
         seek = self._seek
         if subject == "part":
             self._look()
+        elif subject == "told":
+            self._account.due()
         elif subject == "lost":
             if (
                 self._turn.cell not in self._up
@@ -309,6 +312,8 @@ class Mobility:
             self._drop(before, "another handover was begun")
         turn.timers.cancel(_LOST)
         since_ms = turn.now_ms if self._apart_ms is None else self._apart_ms
+        if before is None:
+            self._account.begin(since_ms)
         seek = self._seek = Seek(points, cause, handover, since_ms, until_ms)
         if before is not None:
             seek.born = before.born
@@ -497,7 +502,7 @@ class Mobility:
         self._turn.timers.cancel(_PART)
         self._node.settled()
         self._around.keep()
-        self._turn.out.append(Say(Channel.STATUS, self._told(move), "handover"))
+        self._account.over(move)
 
     def _leave(self, move: Move) -> None:
         """End the old attachment; what was told of it is over."""
@@ -513,11 +518,6 @@ class Mobility:
         old.disconnected()
         move.old, move.waits = None, None
         move.times = structs.replace(move.times, linger_ms=turn.now_ms - move.welcomed_ms)
-
-    def _told(self, move: Move) -> HandoverTimes:
-        if move.complete_ms is None:
-            return move.times
-        return structs.replace(move.times, complete_ms=move.complete_ms - move.welcomed_ms)
 
     def _failed(self, handover: str, text: str) -> None:
         """Have the scheduler know that a handover did not happen, now or when one listens."""

@@ -1,12 +1,15 @@
 """What `mobility` keeps of a cell that is sought, of a move and of conditions, and its core."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from device_agent.core.commands import Say
 from device_agent.core.events import Received
 from device_agent.core.presence import Presence
+from device_agent.core.timers import Key
+from device_agent.core.turn import Turn
 from protocols.messages.mobility import (
     MAX_CANDIDATES,
     CellPoint,
@@ -14,6 +17,14 @@ from protocols.messages.mobility import (
     HandoverTimes,
 )
 from protocols.messages.presence import Arrival, Birth, Welcome
+from protocols.topics import Channel
+
+STREAM_MS: Final = 10_000
+"""Who was answered so long ago counts as asking on: that long a dead link may go unnoticed."""
+TELL_MS: Final = 1_000
+"""So long after a move it is told of, and so often it is looked whether anybody was answered."""
+
+_TELL: Final[Key] = ("move", "told")
 
 
 class Node(Protocol):
@@ -83,6 +94,66 @@ class Move(Struct, eq=False):
     waits: frozenset[str] | None = None
     """Requests that the old attachment waits for; None: its tasks have no owner here yet."""
     complete_ms: float | None = None
+
+
+class Account:
+    """What a move has cost: how long answers were apart, what was asked and said again.
+
+    Answers may stay away for longer than the move takes, so it is told a moment after its end.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._streams = False
+        """Whether anybody was answered before."""
+        self._spacing_ms = 0.0
+        self._counts = (0, 0)
+        self._times: HandoverTimes | None = None
+        self._over_ms = 0.0
+
+    def begin(self, since_ms: float) -> None:
+        """Count from now on; the node was attached until then."""
+        self.tell()
+        turn = self._turn
+        self._streams = since_ms - turn.answered_ms <= STREAM_MS
+        self._spacing_ms, turn.silence_ms = turn.spacing_ms, 0.0
+        self._counts = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        counts = self._turn.counts
+        return counts["asked again"], counts["said again"]
+
+    def over(self, move: Move) -> None:
+        """Take in the times of a move that has ended, and tell of it soon."""
+        times = move.times
+        if move.complete_ms is not None:
+            times = structs.replace(times, complete_ms=move.complete_ms - move.welcomed_ms)
+        self._times, self._over_ms = times, self._turn.now_ms
+        if self._streams:
+            self._turn.timers.set(_TELL, self._over_ms + TELL_MS)
+        else:
+            self.tell()
+
+    def due(self) -> None:
+        """Tell, unless the first answer after the move is still waited for."""
+        turn = self._turn
+        if turn.answered_ms < self._over_ms and turn.now_ms < self._over_ms + STREAM_MS:
+            turn.timers.set(_TELL, turn.now_ms + TELL_MS)
+        else:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the scheduler of the last move, if that is still to be done."""
+        times, self._times = self._times, None
+        if times is None:
+            return
+        turn = self._turn
+        turn.timers.cancel(_TELL)
+        asked, said = (now - before for now, before in zip(self._now(), self._counts, strict=True))
+        times = structs.replace(times, asked_again=asked, said_again=said)
+        if self._streams and turn.silence_ms:
+            times = structs.replace(times, gap_ms=turn.silence_ms, spacing_ms=self._spacing_ms)
+        turn.out.append(Say(Channel.STATUS, times, "handover"))
 
 
 class Condition(Struct, eq=False):

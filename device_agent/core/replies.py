@@ -87,7 +87,10 @@ class Replies:
         """Send what was kept and is still waited for."""
         self._offline = False
         now_ms = self._turn.now_ms
-        self._turn.out.extend(said for until_ms, _, said in self._kept if until_ms > now_ms)
+        waited = [said for until_ms, _, said in self._kept if until_ms > now_ms]
+        if waited:
+            self._turn.answered()
+            self._turn.out += waited
         self._kept.clear()
         self._kept_bytes = 0
 
@@ -284,6 +287,7 @@ class Replies:
 
     def _say(self, request: Request, said: Forward | Reply, values: Mapping[str, Value]) -> None:
         if not self._offline:
+            self._turn.answered()
             self._turn.out.append(said)
             return
         size = inline_bytes(values)

@@ -311,6 +311,7 @@ class Requests:
         if answer is not None:
             if task not in request.repeated:
                 request.repeated.add(task)
+                self._turn.counts["said again"] += 1
                 self._pass_on(request, task, answer)
             return
         instance = self._instance(request, step)

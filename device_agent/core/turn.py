@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 from device_agent.core.commands import Command
@@ -28,6 +29,7 @@ class Turn:
 
     __slots__ = (
         "_tail",
+        "answered_ms",
         "cell",
         "counts",
         "draining",
@@ -38,7 +40,9 @@ class Turn:
         "now_ms",
         "out",
         "round_trip_ms",
+        "silence_ms",
         "sinks",
+        "spacing_ms",
         "store_urls",
         "stores",
         "timers",
@@ -69,12 +73,25 @@ class Turn:
         """Base URLs of the stores of the cells around, where there are any."""
         self.draining = ""
         """Why nothing new is taken; empty while everything is."""
+        self.answered_ms = -inf
+        """When an answer left, or came in, last."""
+        self.silence_ms = 0.0
+        """The longest time between two answers since a handover began."""
+        self.spacing_ms = 0.0
+        """The usual time between two answers."""
 
     def serve(self, cell: str) -> None:
         """Be served by this cell."""
         self.cell = cell
         self.inbox = str(build(cell, Party.NODE, self.node, Channel.INVOKE))
         """The topic where this node takes requests, and answers to those of its feeder."""
+
+    def answered(self) -> None:
+        """Take note of an answer."""
+        gap_ms, self.answered_ms = self.now_ms - self.answered_ms, self.now_ms
+        if gap_ms < inf:
+            self.silence_ms = max(self.silence_ms, gap_ms)
+            self.spacing_ms += (gap_ms - self.spacing_ms) / 8
 
     def own(self, topic: str) -> bool:
         """Whether a topic is where this node takes requests, in whatever cell."""

@@ -277,6 +277,16 @@ class HandoverTimes(Message, tag="handover-times", frozen=True):
     """How long it was attached nowhere."""
     node: Annotated[str, Meta(max_length=64)] = ""
     """Whose they are, where its TS hands them on to the TA."""
+    gap_ms: Span | None = None
+    """The longest time between two answers, from the last one before it to a second after it; null:
+    nobody was answered in the 10 s before it, or after it.
+    """
+    spacing_ms: Span | None = None
+    """How far apart answers were before, smoothed; null: as above."""
+    asked_again: Count = 0
+    """Requests that came once more during it."""
+    said_again: Count = 0
+    """Answers and requests of its own that the node has sent once more."""
 
 
 class Relinquished(Message, tag="relinquished", frozen=True):

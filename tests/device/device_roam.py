@@ -181,12 +181,23 @@ class Cells:
         self.cells[self.where].say(body)
         return body
 
-    async def hand_over(self, target: str) -> HandoverTimes:
-        """Have the node go, and wait until it has told how it went."""
+    async def hand_over(self, target: str) -> str:
+        """Have the node go, and wait until it has left; return the name of the handover."""
+        source = self.cells[self.where]
+        before = len(farewells(source))
         told = self.command(target)
-        cell = self.cells[target]
+        await self.wait(lambda: self.where == target and len(farewells(source)) > before)
+        return told.handover
+
+    async def times(self, handover: str) -> HandoverTimes:
+        """Wait until the node has told how a handover went."""
         found = await self.wait(
-            lambda: [one for one in cell.said(HandoverTimes) if one.handover == told.handover]
+            lambda: [
+                one
+                for cell in self.cells.values()
+                for one in cell.said(HandoverTimes)
+                if one.handover == handover
+            ]
         )
         times: HandoverTimes = found[0]
         return times

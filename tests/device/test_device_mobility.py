@@ -17,6 +17,7 @@ from device_agent.core.mobility import (
     LOST_MS,
     ROUND_MS,
 )
+from device_agent.core.moves import TELL_MS
 from protocols.manifest import Dtype
 from protocols.messages import (
     Feed,
@@ -97,6 +98,28 @@ def test_make_before_break(node: Roamer) -> None:
     assert times.apart_ms == 0.0
     assert node.core.presence.arrival is None, "said until the tasks have their owner"
     assert len(of(commands.StartInstance, node.said)) == 1, "what runs is not touched"
+
+
+def test_a_move_tells_how_long_answers_stayed_away(alone: Roamer) -> None:
+    alone.assign()
+    for at_ms, name in enumerate(("r1", "r2", "r3")):
+        alone.after(20 * bool(at_ms))
+        call(alone, name)
+        answer(alone, of(commands.Execute, alone.said)[-1])
+    alone.command("b")
+    alone.go()
+    alone.complete()
+    assert not of(HandoverTimes, alone.said), "the first answer is waited for"
+    alone.after(300)
+    call(alone, "r4", cell="b")
+    answer(alone, of(commands.Execute, alone.said)[-1])
+    call(alone, "r4", cell="b", attempt=2)
+    alone.after(TELL_MS)
+    (times,) = of(HandoverTimes, alone.said)
+    assert times.gap_ms is not None
+    assert times.gap_ms >= 300
+    assert times.spacing_ms == pytest.approx(20 * (1 - (7 / 8) ** 2))
+    assert (times.asked_again, times.said_again) == (1, 1)
 
 
 def test_without_the_word_that_it_is_complete_the_old_attachment_ends_all_the_same(

@@ -12,6 +12,7 @@ from protocols.messages import (
     HandoverComplete,
     HandoverFailed,
     HandoverRequest,
+    HandoverTimes,
     Neighbours,
     Release,
 )
@@ -66,6 +67,18 @@ def test_the_tasks_follow_the_node_without_a_restart(bench: CellsBench) -> None:
     assert record.state is HandoverState.COMPLETED
     assert record.tasks == ("svc.a",)
     assert list(record.phases) == ["preparing", "commanded", "switching", "ownerless", "completed"]
+    at = bench.nodes["n"][1]
+    for gap_ms, again in ((40.0, 2), (50.0, 3)):
+        times = HandoverTimes(
+            "h", at, "a", "b", "", gap_ms=gap_ms, spacing_ms=20.0, asked_again=again
+        )
+        bench.say("n", times)
+        bench.run()
+    [record] = bench.handovers("n")
+    assert (record.gap_ms, record.asked_again, record.said_again) == (40.0, 2, 0), "told once"
+    crossing = bench.store["crossing", "ta/a>b"].value
+    assert (crossing.gap_longest_ms, crossing.asked_again) == (40.0, 2)
+    assert crossing.gap_p99_ms == 40.0
 
 
 def test_clients_of_both_cells_are_told_where_the_task_is_served(bench: CellsBench) -> None:

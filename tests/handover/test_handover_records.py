@@ -2,6 +2,13 @@
 
 from cells_bench import CellsBench
 
+from controller.handover_records import (
+    CrossingRecord,
+    HandoverRecord,
+    HandoverState,
+    one_of_each,
+    summed,
+)
 from controller.store.kinds import TYPES, decode, encode
 
 
@@ -26,3 +33,49 @@ def test_an_anchor_that_begins_anew_knows_the_cells() -> None:
     bench.passes(1000, "n")
     bench.hand_over("n", "b")
     assert not bench.answers[-1].error
+
+
+def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
+    completed = HandoverState.COMPLETED
+    mine = HandoverRecord(
+        *("ts-a/1.1", "n", 3, "a", "b", HandoverState.SWITCHING, "+4 dB"),
+        incarnation=7,
+        arrived=8,
+        tasks=("t",),
+        phases={"preparing": 0, "commanded": 5, "switching": 40, "ownerless": 3},
+        started_unix_ms=1000,
+    )
+    theirs = HandoverRecord(
+        *("ts-a/1.1", "n", 9, "a", "b", completed, "another anchor has handed it over"),
+        arrived=8,
+        tasks=("u",),
+        phases={"switching": 0, "ownerless": 9, "completed": 20},
+        started_unix_ms=1042,
+        times={"link_ms": 1.0},
+        gap_ms=30.0,
+        asked_again=1,
+        said_again=0,
+    )
+    alone = HandoverRecord("n-9", "n", 4, "b", "a", completed, arrived=9, started_unix_ms=2000)
+    [one, other] = one_of_each([theirs, alone, mine])
+    assert (one.state, one.cause, one.tasks) == (HandoverState.SWITCHING, "+4 dB", ("t", "u"))
+    assert one.phases == {
+        "preparing": 0, "commanded": 5, "switching": 40, "ownerless": 9, "completed": 62
+    }  # fmt: skip
+    assert (one.times, one.gap_ms, one.asked_again) == ({"link_ms": 1.0}, 30.0, 1)
+    assert other == alone
+    # A node that comes of its own will, late: the anchor that has given it up sees it come.
+    late = HandoverRecord("x", "n", 5, "a", "b", HandoverState.FAILED, reason="not in time")
+    came = HandoverRecord("x", "n", 6, "a", "b", completed, arrived=10, started_unix_ms=9)
+    [one] = one_of_each([late, came])
+    assert (one.state, one.reason) == (completed, "")
+
+
+def test_what_two_anchors_have_counted_of_a_pair_of_cells_is_told_once() -> None:
+    mine = CrossingRecord("a", "b", completed=4, failed=1, total_ms=80.0)
+    theirs = CrossingRecord("a", "b", completed=5, gaps=(3, 1), gap_p50_ms=9.0, asked_again=2)
+    back = CrossingRecord("b", "a", completed=1)
+    [one, other] = summed([mine, back, theirs])
+    assert (one.completed, one.failed, one.total_ms, one.asked_again) == (5, 1, 80.0, 2)
+    assert (one.gaps, one.gap_p50_ms) == ((3, 1), 9.0)
+    assert other == back

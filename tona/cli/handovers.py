@@ -8,7 +8,12 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from controller.handover_records import CrossingRecord, HandoverRecord, HandoverState
+from controller.handover_records import (
+    OWNERLESS,
+    CrossingRecord,
+    HandoverRecord,
+    HandoverState,
+)
 from tona.cli import complete
 from tona.cli.context import AsJson, details, listing, or_dash, show, table
 from tona.cli.draw import moment
@@ -57,7 +62,7 @@ def show_handover(
     name: Annotated[str, Argument(help="Its name, or a node for the node's last one.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a handover: its cause, and when each of its phases began."""
+    """Show a handover: its cause, when each phase began, how long answers stayed away."""
     listing("handover.show", as_json, lambda one: show(_details(one)), name=name)
 
 
@@ -69,8 +74,9 @@ def cells(as_json: AsJson = False) -> None:
 
 def _rows(found: Sequence[HandoverRecord]) -> Table:
     made = table(
-        "HANDOVER", "NODE", "FROM", "TO", "STATE", ">TOOK", ">OWNERLESS", "STARTED", "CAUSE"
-    )
+        "HANDOVER", "NODE", "FROM", "TO", "STATE", ">TOOK", ">GAP", ">AGAIN", ">OWNERLESS",
+        "STARTED", "CAUSE",
+    )  # fmt: skip
     for one in found:
         made.add_row(
             one.handover,
@@ -79,7 +85,9 @@ def _rows(found: Sequence[HandoverRecord]) -> Table:
             one.target,
             one.state.value,
             or_dash(one.phases.get(HandoverState.COMPLETED.value), "{} ms"),
-            or_dash(one.phases.get("ownerless"), "{} ms"),
+            or_dash(one.gap_ms, "{:.0f} ms"),
+            or_dash(_again(one)),
+            or_dash(one.phases.get(OWNERLESS), "{} ms"),
             moment(one.started_unix_ms),
             one.reason or one.cause,
         )
@@ -87,9 +95,9 @@ def _rows(found: Sequence[HandoverRecord]) -> Table:
 
 
 def _details(one: HandoverRecord) -> Table:
-    ownerless_ms = one.phases.get("ownerless")
+    ownerless_ms = one.phases.get(OWNERLESS)
     phases = [
-        (f"  {name}", f"{at_ms} ms") for name, at_ms in one.phases.items() if name != "ownerless"
+        (f"  {name}", f"{at_ms} ms") for name, at_ms in one.phases.items() if name != OWNERLESS
     ]
     rows: list[tuple[str, str | Text]] = [
         ("handover", one.handover),
@@ -107,16 +115,32 @@ def _details(one: HandoverRecord) -> Table:
         ("phases", "since the start"),
         *phases,
         ("ownerless", or_dash(ownerless_ms, "{} ms at most")),
+        ("gap", _gap(one)),
+        ("came again", or_dash(one.asked_again, "{} requests to the node")),
+        ("sent again", or_dash(one.said_again, "{} answers and requests of the node")),
         ("times", "as the node has measured them" if one.times else "-"),
         *((f"  {name.removesuffix('_ms')}", f"{ms:.1f} ms") for name, ms in one.times.items()),
     ]
     return details(rows)
 
 
+def _again(one: HandoverRecord) -> int | None:
+    """Return how much was sent once more, by whomever."""
+    if one.asked_again is None or one.said_again is None:
+        return None
+    return one.asked_again + one.said_again
+
+
+def _gap(one: HandoverRecord) -> str:
+    if one.gap_ms is None:
+        return "- (nobody was answered around it)" if one.times else "-"
+    return f"{one.gap_ms:.1f} ms between two answers; {one.spacing_ms:.1f} ms before it"
+
+
 def _crossings(found: Sequence[CrossingRecord]) -> Table:
     made = table(
         "FROM", "TO", ">COMPLETED", ">FAILED", ">REFUSED", ">TO AND FRO", ">MEAN", ">LONGEST",
-        ">OWNERLESS",
+        ">OWNERLESS", ">GAP P50", ">P99", ">AGAIN",
     )  # fmt: skip
     for one in found:
         mean_ms = one.total_ms / one.completed if one.completed else None
@@ -130,5 +154,8 @@ def _crossings(found: Sequence[CrossingRecord]) -> Table:
             or_dash(mean_ms, "{:.0f} ms"),
             f"{one.longest_ms:.0f} ms" if one.completed else "-",
             f"{one.ownerless_longest_ms:.0f} ms" if one.completed else "-",
+            or_dash(one.gap_p50_ms, "{:.0f} ms"),
+            or_dash(one.gap_p99_ms, "{:.0f} ms"),
+            str(one.asked_again + one.said_again),
         )
     return made
