@@ -145,6 +145,7 @@ class Preparation:
                 share=config.share_address(asked),
                 radios=config.radios(asked),
                 switch=config.switch_program(asked),
+                keeps_address=config.keeps_address(asked),
                 radio=config.radio(asked),
                 attachment=str(Path(asked.attachment).absolute()) if asked.attachment else "",
                 trust=trusted(data) if asked.bundle else None,

@@ -38,6 +38,7 @@ _OPTIONS: Final = {
     "share": "HOST:PORT at which neighbours of the cell may fetch artifacts; default: nowhere",
     "radios": "to how many cells it can be attached at once, 1 or 2; default: 2",
     "switch": "program that brings the link to another cell up, run with CELL HOST PORT",
+    "address": "keep: one for all cells, whose brokers are all reached over each; default: change",
     "radio": "who tells the signals of cells: file:PATH or modem; default: paths are compared",
     "attachment": "file in which to say where the node is attached, for clients beside it",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
@@ -58,6 +59,7 @@ class Config(Struct, frozen=True):
     share: str = ""
     radios: str | int = ""
     switch: str = ""
+    address: str = ""
     radio: str = ""
     attachment: str = ""
     sensors: dict[str, SensorFile] = {}
@@ -176,6 +178,13 @@ def switch_program(config: Config) -> str:
     if found is None:
         raise UserError(f"--switch {config.switch}: there is no such program that can be run")
     return str(Path(found).absolute())
+
+
+def keeps_address(config: Config) -> bool:
+    """Return whether the node keeps its address from cell to cell. Raises UserError."""
+    if config.address not in {"", "keep", "change"}:
+        raise UserError(f"--address {config.address}: write keep, or change")
+    return config.address == "keep"
 
 
 def radio(config: Config) -> str:

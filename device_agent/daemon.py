@@ -81,7 +81,7 @@ class Daemon:
         self._inbox: Callable[[str], Topic] = self._invoke_topic
         self._followed: set[tuple[str, Channel]] = set()
         self._home = settings
-        self._links = prepared.radios, prepared.switch, prepared.radio
+        self._links = prepared.radios, prepared.switch, prepared.radio, prepared.keeps_address
         self._attachment = prepared.attachment
         self._roaming: Roaming | None = None
         self.serve(self.open(self._first(settings)))

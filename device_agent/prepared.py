@@ -60,6 +60,8 @@ class Prepared(Struct, frozen=True):
     """To how many cells it can be attached at once."""
     switch: str = ""
     """Path of the program that brings the link to another cell up; empty: none is needed."""
+    keeps_address: bool = False
+    """Whether its connections outlive a change of the link, and any cell is reached over each."""
     radio: str = ""
     """Who tells the signals of cells: `file:PATH`, `modem` or empty."""
     attachment: str = ""

@@ -63,16 +63,20 @@ class Node(Protocol):
 class Roaming:
     """Every attachment but the serving one."""
 
-    def __init__(self, node: Node, home: Settings, radios: int, switch: str, radio: str) -> None:
+    def __init__(
+        self, node: Node, home: Settings, radios: int, switch: str, radio: str, keeps: bool
+    ) -> None:
         """`switch` is the program that brings a link up; empty: the link is there.
 
-        `radio` is who tells the signals of cells, as in `CellSensor`.
+        `radio` is who tells the signals of cells, as in `CellSensor`; `keeps` whether connections
+        outlive the switch, which then comes last.
         """
         self._node = node
         self._home = home
         self._alone = radios == 1
         self._program = switch
         self._radio = radio
+        self._keeps = keeps
         self._sensor: CellSensor | None = None
         self.others: dict[str, Session] = {}
         """Running ones, by cell."""
@@ -80,6 +84,10 @@ class Roaming:
         """Cells whose attachment is being made; set: it is not wanted any more."""
         self._ending: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         """Of attachments that end: not to be waited for any longer, and over."""
+        self._came_to = ""
+        """Where the link was brought before it was known that this cell serves."""
+        self._following = asyncio.Event()
+        """Set: the link need not follow to the cell that served last."""
         self._left: Session | None = None
         """The last that served and was ended before another did."""
 
@@ -124,8 +132,11 @@ class Roaming:
         try:
             settings = self.settings(cell, command.urls)
             await self._all_over("" if self._alone else cell)
-            if self._program and not stop.is_set():
+            # While the present link carries, the next cell is reached over it.
+            ahead = self._keeps and self._node.session.connected
+            if self._program and not ahead and not stop.is_set():
                 await self._switch(settings, stop)
+                self._came_to = cell
         except EnvironmentFailure as error:
             log.warning("cell %s: %s", cell, error)
             if not stop.is_set():
@@ -188,6 +199,20 @@ class Roaming:
         self._settle(session)
         self._node.serve(session)
         self._node.watch_line()
+        came_to, self._came_to = self._came_to, ""
+        if self._program and self._keeps and came_to != command.cell:
+            self._following.set()
+            stop = self._following = asyncio.Event()
+            self._node.spawn(self._follow(session.settings, stop))
+
+    async def _follow(self, settings: Settings, stop: asyncio.Event) -> None:
+        """Have the link go where the node is served by now."""
+        try:
+            await self._switch(settings, stop)
+        except EnvironmentFailure as error:
+            # Served all the same, as long as the old link carries; then that is a lost link.
+            if not stop.is_set():
+                log.warning("cell %s: %s", settings.cell, error)
 
     def _settle(self, session: Session) -> None:
         session.settings = structs.replace(session.settings, backoff=self._home.backoff)

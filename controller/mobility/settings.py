@@ -34,8 +34,10 @@ PATH = Scale(weak_db=-20.0, good_db=-18.0, dead_db=-33.0, quiet_db=-15.0, dead_g
 class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How one cell decides on its nodes; the table `[mobility]` of its controller's file."""
 
-    decides: Literal["ts", "ta"] = "ts"
-    """Who does; the TS hands on what its nodes report where that is the TA."""
+    decides: Literal["ts", "ta", "nobody"] = "ts"
+    """Who does; the TS hands on what its nodes report where that is the TA. Nobody: nodes report
+    nothing, and go only where they are sent, or when their link is lost.
+    """
 
     offset_db: Decibel = 3.0
     """By so much a neighbour has to be better (A3)."""
@@ -130,9 +132,10 @@ class MobilitySettings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def measuring(self) -> Measuring:
         """How the nodes of this cell are to measure."""
+        asked = self.decides != "nobody"
         return Measuring(
-            radio=Events(self.rules(radio=True), self.radio.quiet_db),
-            path=Events(self.rules(radio=False), self.path.quiet_db),
+            radio=Events(self.rules(radio=True) if asked else (), self.radio.quiet_db),
+            path=Events(self.rules(radio=False) if asked else (), self.path.quiet_db),
             filter_coefficient=self.filter_coefficient,
             pace_ms=self.pace_ms,
             rest_ms=self.rest_ms,

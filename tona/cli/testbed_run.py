@@ -51,6 +51,13 @@ class By(StrEnum):
     RESTART = "restart"
 
 
+class Address(StrEnum):
+    """What becomes of a node's address in another cell."""
+
+    KEEP = "keep"
+    CHANGE = "change"
+
+
 def run(  # noqa: PLR0917 - options
     traces: Annotated[Path, Option(help="Folder of radio traces: CSV, packed or not.")],
     handovers: Annotated[
@@ -61,6 +68,13 @@ def run(  # noqa: PLR0917 - options
     radios: Annotated[
         Radios, Option(help="Links that a node has at once; both: half of the nodes have one.")
     ] = Radios.BOTH,
+    address: Annotated[
+        Address,
+        Option(
+            help="Of nodes with one radio, in another cell. keep: as in a mobile network, or a Wi-Fi "
+            "of many access points; change: each cell is a network of its own, as on loopback."
+        ),
+    ] = Address.KEEP,
     make_before_break: Annotated[
         bool | None, Option(help="With it, or without; else a run with and a run without.")
     ] = None,
@@ -90,7 +104,14 @@ def run(  # noqa: PLR0917 - options
     from tona.testbed.tracefiles import read  # noqa: PLC0415 - the same
 
     one_radio = {Radios.ONE: nodes, Radios.TWO: 0, Radios.BOTH: nodes // 2}[radios]
-    spec = Spec(cells=cells, nodes=nodes, one_radio=one_radio, seed=seed)
+    spec = Spec(
+        cells=cells,
+        nodes=nodes,
+        one_radio=one_radio,
+        keep_address=address is Address.KEEP and mode is Mode.NETNS,
+        seed=seed,
+        decides="ts" if by is By.SIGNALS else "nobody",
+    )
     found = read(traces.expanduser())
     given = Given(timetable(found, spec.node_names, handovers, seed), ask.value, per_s, by.value)
     ways = [True, False] if make_before_break is None else [make_before_break]

@@ -38,6 +38,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """More nodes, each with its cell."""
     node_options: Mapping[str, tuple[str, ...]] = {}
     """More options of device agents, by node."""
+    config: str = ""
+    """File of the controllers' configuration; empty: none."""
 
 
 class ProcessSeen(Struct, frozen=True):
@@ -183,6 +185,7 @@ class Deployed:
             for role in Role
         }
         told = {
+            "config": self.plan.config,
             "name": process.name,
             "cell": process.name,
             "data": self.plan.folder / process.name,

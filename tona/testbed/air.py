@@ -19,6 +19,8 @@ class Link(Struct, frozen=True):
     node_space: str = ""
     """Path of the node's network namespace; empty where there are none."""
     cell_space: str = ""
+    host: str = ""
+    """Address of the cell's gateway, where the node keeps its own: all its links are one then."""
 
 
 class Air(Struct, frozen=True):

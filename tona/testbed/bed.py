@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WHO: Final = "`tona testbed`"
 STATE: Final = "testbed.json"
 LOCK: Final = "lock"
+CONFIG: Final = "controllers.toml"
 RADIO: Final = "radio"
 DOWN_WITHIN_S: Final = 40.0
 """For an owner that is told to end; longer than its processes are given."""
@@ -121,6 +122,7 @@ class Bed:
             places=ground.places(),
             standing=spec.edge_nodes,
             node_options={node: self._options(node) for node in spec.node_names},
+            config=str(folder / CONFIG),
         )
         self.processes = Deployed(plan, told)
         self._standing = Standing(
@@ -139,10 +141,14 @@ class Bed:
 
     def _options(self, node: str) -> tuple[str, ...]:
         spec, radio = self.spec, self.radio(node)
-        said = (f"--radio=file:{radio / SIGNALS}", f"--attachment={radio / ATTACHMENT}")
+        said = [f"--radio=file:{radio / SIGNALS}", f"--attachment={radio / ATTACHMENT}"]
         if spec.radios(node) == 1:
-            return (*said, "--radios=1", f"--switch={radio / SWITCH}")
-        return said if spec.make_before_break else (*said, "--radios=1")
+            said.append(f"--switch={radio / SWITCH}")
+        if spec.keeps(node):
+            said.append("--address=keep")
+        if not spec.make_before_break or (spec.radios(node) == 1 and not spec.keeps(node)):
+            said.append("--radios=1")
+        return tuple(said)
 
     async def start(self, begin: Callable[[], None]) -> Standing:
         """Start everything; `begin` puts the links up once there are any.
@@ -150,6 +156,7 @@ class Bed:
         Raises UserError, EnvironmentFailure.
         """
         note(self.folder, self._standing)
+        (self.folder / CONFIG).write_text(self.spec.config, encoding="utf-8")
         for node in self.spec.node_names:
             self.radio(node).mkdir(mode=0o700, parents=True, exist_ok=True)
         await self.ground.start()

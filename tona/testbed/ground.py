@@ -86,10 +86,11 @@ class NetworkGround:
     async def start(self) -> None:
         """Let packets through the air, with every link down. Raises EnvironmentFailure."""
         paths = self.spaces.paths
+        spec = self.spec
         links = tuple(
-            Link(node, cell, paths[node], paths[cell])
-            for node in self.spec.node_names
-            for cell in self.spec.cell_names
+            Link(node, cell, paths[node], paths[cell], spec.host(cell) if spec.keeps(node) else "")
+            for node in spec.node_names
+            for cell in spec.cell_names
         )
         self._now = {(one.node, one.cell): DOWN for one in links}
         file = self._folder / "air.json"
@@ -110,7 +111,8 @@ class NetworkGround:
 
     def prefer(self, node: str, cell: str) -> None:
         """Have a node reach what is beyond its cells over this one. Raises EnvironmentFailure."""
-        self.spaces.ip(node, [self.spec.preferred(node, cell)])
+        if words := self.spec.preferred(node, cell):
+            self.spaces.ip(node, words)
 
     async def failed(self) -> EnvironmentFailure:
         """Wait until the air is beyond mending, and return why; may never return."""

@@ -4,6 +4,7 @@ Every gateway and every node has a network namespace. Gateways meet in the *back
 which each is plugged by a veth pair behind a token bucket; the operator stands there too. A node
 has one point-to-point link (TUN) to each cell, named after the cell; on the gateway's side it is
 named after the node. Cell K owns 10.90.K.0/24: its gateway is 10.90.K.1, node N 10.90.K.(10+N).
+A node that keeps its address has one link, `radio`, and 10.90.200.(10+N) in every cell.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ CELLS_MAX: Final = 16
 NODES_MAX: Final = 32
 BACKHAUL: Final = "backhaul"
 CU: Final = "cu"
+RADIO: Final = "radio"
+"""A node's side of its only link, where it keeps its address."""
 UPLINK: Final = "up0"
 """A gateway's side of its veth pair."""
 BROKER_PORT: Final = 8883
@@ -26,6 +29,8 @@ BACKHAUL_BURST: Final = "256kb"
 BACKHAUL_LATENCY: Final = "50ms"
 OPERATOR_ADDRESS: Final = "10.90.0.254"
 _FIRST_NODE: Final = 10
+_KEPT: Final = 200
+"""Third byte of the addresses that are kept from cell to cell."""
 _FIRST_METRIC: Final = 100
 _LAST_METRIC: Final = 4096
 
@@ -37,10 +42,14 @@ class Spec(Struct, frozen=True, kw_only=True):
     nodes: Annotated[int, Meta(ge=1, le=NODES_MAX)] = 6
     one_radio: int = 0
     """So many of the nodes, the last ones, have a single radio."""
+    keep_address: bool = True
+    """Nodes with one radio have an address of their own, and reach any gateway over each cell."""
     make_before_break: bool = True
     """False: nodes with two radios are told to leave before they attach, too."""
     seed: int = 0
     """Of losses and delays."""
+    decides: str = "ts"
+    """Who controls mobility, as in `[mobility]`; nobody: nodes go where they are sent."""
 
     @property
     def deployment(self) -> Deployment:
@@ -72,9 +81,18 @@ class Spec(Struct, frozen=True, kw_only=True):
         """Every network namespace."""
         return (BACKHAUL, *self.gateways, *self.node_names)
 
+    @property
+    def config(self) -> str:
+        """What stands in the file of every controller."""
+        return f'[mobility]\ndecides = "{self.decides}"\n'
+
     def radios(self, node: str) -> int:
         """Return how many links of a node can be up at once: 1, or 2 for as many as it hears."""
         return 1 if self.node_names.index(node) >= self.nodes - self.one_radio else 2
+
+    def keeps(self, node: str) -> bool:
+        """Return whether a node has the same address in every cell."""
+        return self.keep_address and self.radios(node) == 1
 
     def host(self, gateway: str) -> str:
         """Return the address at which a gateway's broker and API listen."""
@@ -88,7 +106,8 @@ class Spec(Struct, frozen=True, kw_only=True):
 
     def address(self, node: str, cell: str) -> str:
         """Return a node's address in a cell."""
-        return f"10.90.{self._number(cell)}.{_FIRST_NODE + 1 + self.node_names.index(node)}"
+        third = _KEPT if self.keeps(node) else self._number(cell)
+        return f"10.90.{third}.{_FIRST_NODE + 1 + self.node_names.index(node)}"
 
     # Words for `ip -batch` and `tc -batch`, by namespace, in the order of `spaces`.
 
@@ -132,11 +151,11 @@ class Spec(Struct, frozen=True, kw_only=True):
 
     def _ways(self, gateway: str) -> list[str]:
         """Return the routes over the backhaul to every cell but a gateway's own."""
-        return [
-            f"route add 10.90.{self._number(cell)}.0/24 via {self._uplink(cell)}"
-            for cell in self.cell_names
-            if cell != gateway
-        ]
+        ways = {self._number(cell): cell for cell in self.cell_names if cell != gateway}
+        if gateway in {"", CU}:
+            # The air knows where the node is: any gateway will do.
+            ways[_KEPT] = self.cell_names[0]
+        return [f"route add 10.90.{one}.0/24 via {self._uplink(ways[one])}" for one in ways]
 
     def _gateway(self, gateway: str) -> list[str]:
         words = [
@@ -155,6 +174,15 @@ class Spec(Struct, frozen=True, kw_only=True):
 
     def _node(self, node: str) -> list[str]:
         words = ["link set lo up"]
+        if self.keeps(node):
+            own = self.address(node, self.cell_names[0])
+            return [
+                *words,
+                f"tuntap add dev {RADIO} mode tun",
+                f"addr add {own}/32 dev {RADIO}",
+                f"link set {RADIO} up",
+                f"route add default dev {RADIO} src {own}",
+            ]
         for number, cell in enumerate(self.cell_names, 1):
             own = self.address(node, cell)
             words += [
@@ -168,6 +196,8 @@ class Spec(Struct, frozen=True, kw_only=True):
             ]
         return words
 
-    def preferred(self, node: str, cell: str) -> str:
-        """Return the word that makes a node reach everything else over its link to a cell."""
-        return f"route replace default dev {cell} src {self.address(node, cell)}"
+    def preferred(self, node: str, cell: str) -> list[str]:
+        """Return the words that make a node reach everything else over its link to a cell."""
+        if self.keeps(node):
+            return []
+        return [f"route replace default dev {cell} src {self.address(node, cell)}"]

@@ -15,7 +15,8 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -24,15 +25,22 @@ import msgspec
 from controller.child import READY_PREFIX
 from tona.local.inside import inside
 from tona.testbed.air import MESSAGE_MAX_BYTES, Air, Become, Link
-from tona.testbed.lane import Lane
+from tona.testbed.lane import DOWN, Lane
+from tona.testbed.plan import RADIO
 
 PACKET_MAX_BYTES: Final = 65_536
 BATCH: Final = 64
 """Packets of one device before another one is looked at."""
+HELD_MS: Final = 300.0
+"""So long a radio may be between two cells; then its link is lost."""
+HELD_MAX: Final = 1024
+"""Packets that are kept meanwhile, each way; the oldest make room."""
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETCARRIER: Final = 0x400454E2
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
+_DESTINATION: Final = slice(16, 20)
+"""Of a packet of IPv4."""
 
 
 def device(space: str, name: str) -> int:
@@ -45,26 +53,52 @@ def device(space: str, name: str) -> int:
 
 
 class Way:
-    """One direction of a link: reads one device, writes the other when the lane says so."""
+    """One direction of a link: reads devices, writes the one that `sink` names when its lane says.
 
-    def __init__(self, source: int, sink: int, lane: Lane) -> None:
+    While it is held, what comes waits.
+    """
+
+    def __init__(self, sources: Sequence[int], sink: Callable[[bytes], int], lane: Lane) -> None:
         self.lane = lane
-        self._source, self._sink = source, sink
+        self._sink = sink
         self._waiting: deque[tuple[float, bytes]] = deque()
+        self._kept: deque[bytes] | None = None
         self._loop = asyncio.get_running_loop()
         self._armed = False
-        self._loop.add_reader(source, self._read)
+        for one in sources:
+            self._loop.add_reader(one, self._read, one)
 
-    def _read(self) -> None:
+    def hold(self) -> None:
+        """Keep what comes from now on."""
+        if self._kept is None:
+            self._kept = deque(maxlen=HELD_MAX)
+
+    def release(self) -> None:
+        """Let what was kept, and what comes, into the lane."""
+        kept, self._kept = self._kept, None
+        for packet in kept or ():
+            self._take(packet, self._loop.time() * 1000)
+        self._go()
+
+    def _read(self, source: int) -> None:
         now_ms = self._loop.time() * 1000
         for _ in range(BATCH):
             try:
-                packet = os.read(self._source, PACKET_MAX_BYTES)
+                packet = os.read(source, PACKET_MAX_BYTES)
             except BlockingIOError:
                 break
-            due_ms = self.lane.packet(len(packet), now_ms)
-            if due_ms is not None:
-                self._waiting.append((due_ms, packet))
+            if self._kept is not None:
+                self._kept.append(packet)
+            else:
+                self._take(packet, now_ms)
+        self._go()
+
+    def _take(self, packet: bytes, now_ms: float) -> None:
+        due_ms = self.lane.packet(len(packet), now_ms)
+        if due_ms is not None:
+            self._waiting.append((due_ms, packet))
+
+    def _go(self) -> None:
         if self._waiting and not self._armed:
             self._write()
 
@@ -72,9 +106,10 @@ class Way:
         self._armed = False
         now_ms = self._loop.time() * 1000
         while self._waiting and self._waiting[0][0] <= now_ms:
+            packet = self._waiting.popleft()[1]
             # A packet that the other side cannot take is lost, as any other may be.
             with contextlib.suppress(OSError):
-                os.write(self._sink, self._waiting.popleft()[1])
+                os.write(self._sink(packet), packet)
         if self._waiting:
             self._armed = True
             self._loop.call_at(self._waiting[0][0] / 1000, self._write)
@@ -90,8 +125,8 @@ class LinkShim:
             device(link.cell_space, link.node),
         )
         node_end, cell_end = self._ends
-        self._from_node = Way(node_end, cell_end, Lane(chance))
-        self._to_node = Way(cell_end, node_end, Lane(chance))
+        self._from_node = Way([node_end], lambda _: cell_end, Lane(chance))
+        self._to_node = Way([cell_end], lambda _: node_end, Lane(chance))
         self._carrier = True
         self._carry(carrier=False)
 
@@ -107,7 +142,81 @@ class LinkShim:
             return
         self._carrier = carrier
         for end in self._ends:
-            fcntl.ioctl(end, _TUNSETCARRIER, struct.pack("I", carrier))
+            _carry(end, carrier=carrier)
+
+
+class RadioShim:
+    """The links of a node with one radio and one address, of which one carries at a time.
+
+    What leaves the node reaches the gateway that it is addressed to, or else that of the cell of
+    the moment; what comes from any gateway reaches the node. While the radio goes from one cell to
+    the next both sides keep what they send, as cells do (data forwarding, TS 36.300).
+    """
+
+    def __init__(self, links: Sequence[Link], chance: Callable[[], float]) -> None:
+        """Hold all devices. Raises OSError."""
+        self._at = links[0].cell
+        self._node_end = device(links[0].node_space, RADIO)
+        self._cell_ends = {one.cell: device(one.cell_space, one.node) for one in links}
+        self._gateways = {socket.inet_aton(one.host): self._cell_ends[one.cell] for one in links}
+        self._from_node = Way([self._node_end], self._towards, Lane(chance))
+        self._to_node = Way([*self._cell_ends.values()], lambda _: self._node_end, Lane(chance))
+        self._up = False
+        self._lost: asyncio.TimerHandle | None = None
+        _carry(self._node_end, carrier=False)
+
+    def become(self, said: Become) -> None:
+        """Have the radio at a cell, or leave the one where it is."""
+        now = said.conditions
+        if now.up:
+            self._at = said.cell
+            self._from_node.lane.become(now, now.up_mbit_per_s)
+            self._to_node.lane.become(now, now.down_mbit_per_s)
+            self._rise()
+        elif said.cell == self._at and self._up:
+            self._up = False
+            self._from_node.hold()
+            self._to_node.hold()
+            loop = asyncio.get_running_loop()
+            self._lost = loop.call_later(HELD_MS / 1000, self._gone)
+
+    def _rise(self) -> None:
+        if self._up:
+            return
+        self._up = True
+        if self._lost is None:
+            _carry(self._node_end, carrier=True)
+        else:
+            self._lost.cancel()
+            self._lost = None
+        self._from_node.release()
+        self._to_node.release()
+
+    def _gone(self) -> None:
+        """Have no link: what was kept is lost, and the node sees it."""
+        self._lost = None
+        for one in (self._from_node, self._to_node):
+            one.lane.become(DOWN, 1.0)
+            one.release()
+        _carry(self._node_end, carrier=False)
+
+    def _towards(self, packet: bytes) -> int:
+        own = self._cell_ends[self._at]
+        return self._gateways.get(packet[_DESTINATION], own)
+
+
+def _carry(end: int, *, carrier: bool) -> None:
+    fcntl.ioctl(end, _TUNSETCARRIER, struct.pack("I", carrier))
+
+
+def links(air: Air, chance: Callable[[], float]) -> dict[tuple[str, str], LinkShim | RadioShim]:
+    """Return who carries each link, by node and cell. Raises OSError."""
+    made: dict[tuple[str, str], LinkShim | RadioShim] = {}
+    for node, each in groupby(air.links, key=lambda one: one.node):
+        together = list(each)
+        whole = RadioShim(together, chance) if together[0].host else None
+        made |= {(node, one.cell): whole or LinkShim(one, chance) for one in together}
+    return made
 
 
 class Shim:
@@ -116,7 +225,7 @@ class Shim:
     def __init__(self, air: Air) -> None:
         """Hold every device. Raises OSError."""
         chance = random.Random(air.seed).random  # noqa: S311 - losses are no secret
-        self._links = {(one.node, one.cell): LinkShim(one, chance) for one in air.links}
+        self._links = links(air, chance)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         Path(air.socket).unlink(missing_ok=True)
