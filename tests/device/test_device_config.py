@@ -124,3 +124,10 @@ def test_neighbours_are_served_off_loopback_only_with_a_bundle(
             config.share_address(asked)
     else:
         assert config.share_address(asked) == share
+
+
+def test_whether_the_address_is_kept_is_one_of_two_words() -> None:
+    assert not config.keeps_address(config.read([], {}))
+    assert config.keeps_address(config.read(["--address=keep"], {}))
+    with pytest.raises(UserError, match="write keep, or change"):
+        config.keeps_address(config.read(["--address=both"], {}))

@@ -154,6 +154,22 @@ async def test_a_broker_dies_while_the_node_goes_there(world: Cells) -> None:
     untouched(world)
 
 
+async def test_who_keeps_its_address_is_served_first_and_has_its_link_switched_then(
+    world: Cells, tmp_path: Path
+) -> None:
+    switch, switched = tmp_path / "switch", tmp_path / "switched"
+    switch.write_text(f'#!/bin/sh\necho "$1" >> {switched}\ntest "$1" != a\n', encoding="utf-8")
+    switch.chmod(0o755)
+    await serve(world, "--address=keep", f"--switch={switch}")
+    times = await world.hand_over("b")
+    assert times.apart_ms == 0.0
+    await world.wait(lambda: switched.is_file() and switched.read_text("utf-8") == "b\n")
+    await world.hand_over("a")
+    await world.wait(lambda: switched.read_text("utf-8") == "b\na\n")
+    assert world.where == "a", "a link that did not follow is no reason to leave"
+    untouched(world)
+
+
 async def test_one_radio_has_its_link_switched(world: Cells, tmp_path: Path) -> None:
     switch = tmp_path / "switch"
     switch.write_text(

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controller.mobility.settings import BETTER, LOW, NEAR, MobilitySettings
 from device_agent.core.cells import CellWatch
@@ -55,6 +56,13 @@ def test_a_better_neighbour_is_reported_with_the_levels_of_all() -> None:
 def test_a_near_one_is_told_of_and_a_far_one_is_not() -> None:
     assert {one.rule for one in reports(CellWatch("a", told()), radio(a=-90.0, b=-91.0))} == {NEAR}
     assert not reports(CellWatch("a", told()), radio(a=-90.0, b=-99.0))
+
+
+def test_where_nobody_decides_nothing_is_told_and_levels_are_known() -> None:
+    quiet = MobilitySettings(decides="nobody").measuring
+    watch = CellWatch("a", structs.replace(told(), measuring=quiet))
+    assert not reports(watch, radio(a=-100.0, b=-90.0))
+    assert watch.levels == {"a": -100.0, "b": -90.0}
 
 
 def test_a_weak_cell_without_a_better_one_is_told_of() -> None:

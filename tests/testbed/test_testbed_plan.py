@@ -41,6 +41,19 @@ def test_the_last_nodes_have_one_radio() -> None:
     assert [spec.radios(one) for one in spec.node_names] == [2, 2, 1, 1]
 
 
+def test_who_keeps_an_address_has_one_link_and_every_gateway_knows_the_way() -> None:
+    spec = Spec(cells=2, nodes=2, one_radio=1)
+    assert [spec.keeps(one) for one in spec.node_names] == [False, True]
+    words = spec.interfaces({one: f"/ns/{one}" for one in spec.spaces})
+    assert "addr add 10.90.200.12/32 dev radio" in words["ue-2"]
+    assert not any("unreachable" in one for one in words["ue-2"])
+    for cell in spec.cell_names:
+        assert "route add 10.90.200.12/32 dev ue-2" in words[cell]
+    assert "route add 10.90.200.0/24 via 10.90.0.2" in words[CU]
+    assert spec.preferred("ue-2", "du-1") == []
+    assert not Spec(nodes=2, one_radio=1, keep_address=False).keeps("ue-2")
+
+
 def test_a_client_id_is_read_from_the_first_packet() -> None:
     packet = packets.connect("ue-1-0a1b2c", 5, 100_000, ("tona/1/c/node/ue-1/presence", b"x", 1))
     for cut in range(len(packet)):

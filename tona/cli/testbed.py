@@ -4,27 +4,38 @@ import asyncio
 import os
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from typer import Argument, Option
 
+from protocols.errors import UserError
 from tona.cli import errors
 from tona.cli.context import AsJson, or_dash, show, show_json, table
 from tona.cli.signals import told_to_end, unless
+from tona.cli.testbed_options import (
+    CELLS,
+    NODES,
+    Cells,
+    Folder,
+    InAddress,
+    InMode,
+    InRadios,
+    Mode,
+    Nodes,
+    Seed,
+    WhoMoves,
+    spec_of,
+)
+from tona.testbed.choices import Address, By, Radios
 
 if TYPE_CHECKING:
     from tona.testbed.bed import Ground, Standing
     from tona.testbed.plan import Spec
+    from tona.testbed.traces import Window
 
-CELLS: Final = 3
-NODES: Final = 6
-GOOD_DELAY_MS: Final = 10.0
-GOOD_JITTER_MS: Final = 2.0
-GOOD_MBIT_PER_S: Final = 50.0
 
 app = typer.Typer(
     help="Cells, nodes that move and radio links on this machine, to try and to measure handovers.",
@@ -32,39 +43,35 @@ app = typer.Typer(
 )
 
 
-class Mode(StrEnum):
-    """Where a testbed's traffic goes."""
-
-    NETNS = "netns"
-    LOOPBACK = "loopback"
-
-
-Cells = Annotated[int, Option(min=1, max=16, help="Cells, each with gateway, broker and TS.")]
-Nodes = Annotated[int, Option(min=1, max=32, help="Nodes that move among them.")]
-InMode = Annotated[
-    Mode,
-    Option(
-        help="netns: a network for each, needs root; loopback: a proxy per cell, needs nothing."
-    ),
-]
-Folder = Annotated[
-    Path | None, Option("--data", help="Its folder; else ~/.local/state/tona/testbed.")
-]
-
-
 @app.command()
 def up(
     cells: Cells = CELLS,
     nodes: Nodes = NODES,
+    traces: Annotated[
+        Path | None,
+        Option(help="Folder of radio traces that the nodes go through, over and over."),
+    ] = None,
+    by: WhoMoves = By.SIGNALS,
+    radios: InRadios = Radios.TWO,
+    address: InAddress = Address.KEEP,
+    seed: Seed = 0,
     mode: InMode = Mode.NETNS,
     data: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a testbed and keep it until Ctrl-C or `tona testbed down`."""
-    from tona.testbed.plan import Spec  # noqa: PLC0415 - slow to import
+    spec = spec_of(cells, nodes, radios, address, by, seed, mode)
+    windows: dict[str, list[Window]] = {}
+    if traces is not None:
+        from tona.testbed.timetable import timetable  # noqa: PLC0415 - slow to import
+        from tona.testbed.tracefiles import read  # noqa: PLC0415 - the same
 
-    spec = Spec(cells=cells, nodes=nodes)
-    ended = asyncio.run(_keep(spec, mode, folder_of(data), as_json))
+        if cells == 1:
+            raise UserError("--traces: a node needs two cells to go from one to the other")
+        found = read(traces.expanduser())
+        count = max(nodes, sum(one.moves for one in found))
+        windows = timetable(found, spec.node_names, count, seed)
+    ended = asyncio.run(_keep(spec, mode, folder_of(data), as_json, windows, by))
     if ended is signal.SIGINT:
         raise typer.Exit(errors.INTERRUPTED)
 
@@ -140,46 +147,44 @@ def complain(name: str, what: str) -> None:
     print(f"{name} {what}", file=sys.stderr, flush=True)  # noqa: T201 - a person started us
 
 
-async def _keep(spec: "Spec", mode: Mode, folder: Path, as_json: bool) -> signal.Signals:
+async def _keep(
+    spec: "Spec",
+    mode: Mode,
+    folder: Path,
+    as_json: bool,
+    windows: "dict[str, list[Window]]",
+    by: By,
+) -> signal.Signals:
     from tona.testbed.bed import Bed, clear, hold  # noqa: PLC0415 - slow to import
+    from tona.testbed.drives import Drives  # noqa: PLC0415 - the same
 
     told = told_to_end()
     lock = hold(folder)
     bed: Bed | None = None
+    drives: Drives | None = None
     try:
-        ground = make_ground(spec, mode, folder)
-        bed = Bed(ground, folder, complain)
-        standing = await unless(told, bed.start(lambda: _good(ground)))
+        bed = Bed(make_ground(spec, mode, folder), folder, complain)
+        drives = Drives(bed, windows, by)
+        drives.start()
+        standing = await unless(told, bed.start(drives.begin))
         if standing is not None:
             if as_json:
                 sys.stdout.write(msgspec.json.encode(standing).decode() + "\n")
                 sys.stdout.flush()
             else:
                 draw(standing)
-            failure = await unless(told, bed.failed())
-            if failure is not None:
+            if windows:
+                await unless(told, drives.replay(standing))
+            elif (failure := await unless(told, bed.failed())) is not None:
                 raise failure
         return told.result()
     finally:
+        if drives is not None:
+            await drives.stop()
         if bed is not None:
             await bed.stop()
         clear(folder)
         lock.close()
-
-
-def _good(ground: "Ground") -> None:
-    """Have every link up, as good as links are in the midst of a cell."""
-    from tona.testbed.lane import Conditions  # noqa: PLC0415 - slow to import
-
-    good = Conditions(
-        down_mbit_per_s=GOOD_MBIT_PER_S,
-        up_mbit_per_s=GOOD_MBIT_PER_S,
-        delay_ms=GOOD_DELAY_MS,
-        jitter_ms=GOOD_JITTER_MS,
-    )
-    for node in ground.spec.node_names:
-        for cell in ground.spec.cell_names:
-            ground.become(node, cell, good)
 
 
 def draw(found: "Standing") -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from enum import StrEnum
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
@@ -15,8 +15,22 @@ from typer import Option
 from tona.cli import errors
 from tona.cli.context import AsJson, console, or_dash, show, show_json, table
 from tona.cli.signals import Told, told_to_end, unless
-from tona.cli.testbed import CELLS, NODES, Folder, InMode, Mode, Nodes, complain, folder_of
+from tona.cli.testbed import complain, folder_of
 from tona.cli.testbed import make_ground as ground
+from tona.cli.testbed_options import (
+    CELLS,
+    NODES,
+    Folder,
+    InAddress,
+    InMode,
+    InRadios,
+    Mode,
+    Nodes,
+    Seed,
+    WhoMoves,
+    spec_of,
+)
+from tona.testbed.choices import Address, Ask, By, Radios
 
 if TYPE_CHECKING:
     from tona.testbed.plan import Spec
@@ -24,38 +38,11 @@ if TYPE_CHECKING:
 
 HANDOVERS: Final = 1000
 HANDOVERS_MAX: Final = 1_000_000
+COMPARED: Final = 200
 PER_S: Final = 50.0
+SAID_EVERY: Final = 10
+"""Where there is no bar: a line for each such part of the windows."""
 NAMES: Final = {"two_radios": "two radios", "one_radio": "one radio"}
-
-
-class Radios(StrEnum):
-    """How many links a node has at once."""
-
-    ONE = "1"
-    TWO = "2"
-    BOTH = "both"
-
-
-class Ask(StrEnum):
-    """Where the task is that is asked."""
-
-    DEVICE = "device"
-    EDGE = "edge"
-
-
-class By(StrEnum):
-    """Who asks for a handover."""
-
-    TRACE = "trace"
-    SIGNALS = "signals"
-    RESTART = "restart"
-
-
-class Address(StrEnum):
-    """What becomes of a node's address in another cell."""
-
-    KEEP = "keep"
-    CHANGE = "change"
 
 
 def run(  # noqa: PLR0917 - options
@@ -65,31 +52,26 @@ def run(  # noqa: PLR0917 - options
     ] = HANDOVERS,
     cells: Annotated[int, Option(min=2, max=16, help="Cells.")] = CELLS,
     nodes: Nodes = NODES,
-    radios: Annotated[
-        Radios, Option(help="Links that a node has at once; both: half of the nodes have one.")
-    ] = Radios.BOTH,
-    address: Annotated[
-        Address,
-        Option(
-            help="Of nodes with one radio, in another cell. keep: as in a mobile network, or a Wi-Fi "
-            "of many access points; change: each cell is a network of its own, as on loopback."
-        ),
-    ] = Address.KEEP,
+    radios: InRadios = Radios.BOTH,
+    address: InAddress = Address.KEEP,
     make_before_break: Annotated[
         bool | None, Option(help="With it, or without; else a run with and a run without.")
     ] = None,
+    compare: Annotated[
+        int,
+        Option(
+            min=1, max=HANDOVERS_MAX, help="Windows at most of the run without, after one with."
+        ),
+    ] = COMPARED,
     ask: Annotated[
         Ask, Option(help="device: the task is on the node; edge: it is at the edge, for the node.")
     ] = Ask.DEVICE,
     per_s: Annotated[float, Option(min=0.1, max=1000, help="Requests of each client.")] = PER_S,
-    by: Annotated[
-        By,
-        Option(
-            help="Who asks for handovers: the trace, when its cell changes; signals: whoever "
-            "controls mobility, by what nodes measure; restart: nobody, agents start anew."
-        ),
-    ] = By.TRACE,
-    seed: Annotated[int, Option(help="Of the order of windows, and of losses.")] = 0,
+    by: WhoMoves = By.TRACE,
+    minutes: Annotated[
+        float | None, Option(min=0.1, help="End each run after so long, with what it has.")
+    ] = None,
+    seed: Seed = 0,
     mode: InMode = Mode.NETNS,
     data: Folder = None,
     keep: Annotated[
@@ -98,25 +80,22 @@ def run(  # noqa: PLR0917 - options
     as_json: AsJson = False,
 ) -> None:
     """Drive nodes through radio traces and measure what their clients notice."""
-    from tona.testbed.plan import Spec  # noqa: PLC0415 - slow to import
-    from tona.testbed.run import Given  # noqa: PLC0415 - the same
+    from tona.testbed.run import Given  # noqa: PLC0415 - slow to import
     from tona.testbed.timetable import timetable  # noqa: PLC0415 - the same
     from tona.testbed.tracefiles import read  # noqa: PLC0415 - the same
 
-    one_radio = {Radios.ONE: nodes, Radios.TWO: 0, Radios.BOTH: nodes // 2}[radios]
-    spec = Spec(
-        cells=cells,
-        nodes=nodes,
-        one_radio=one_radio,
-        keep_address=address is Address.KEEP and mode is Mode.NETNS,
-        seed=seed,
-        decides="ts" if by is By.SIGNALS else "nobody",
-    )
+    spec = spec_of(cells, nodes, radios, address, by, seed, mode)
     found = read(traces.expanduser())
-    given = Given(timetable(found, spec.node_names, handovers, seed), ask.value, per_s, by.value)
-    ways = [True, False] if make_before_break is None else [make_before_break]
-    specs = [msgspec.structs.replace(spec, make_before_break=way) for way in ways]
-    phases, ended = asyncio.run(_phases(specs, given, mode, folder_of(data), keep))
+    counts = {True: handovers, False: min(handovers, compare)}
+    if make_before_break is not None:
+        counts = {make_before_break: handovers}
+    within_s = minutes * 60 if minutes is not None else None
+    runs = []
+    for way, count in counts.items():
+        table = timetable(found, spec.node_names, count, seed)
+        given = Given(table, ask.value, per_s, by, within_s)
+        runs.append((msgspec.structs.replace(spec, make_before_break=way), given))
+    phases, ended = asyncio.run(_phases(runs, mode, folder_of(data), keep))
     if as_json:
         said = {"mode": mode.value, "spec": spec, "seed": seed, "per_s": per_s, "phases": phases}
         show_json(msgspec.json.encode(said))
@@ -127,14 +106,14 @@ def run(  # noqa: PLR0917 - options
 
 
 async def _phases(
-    specs: "list[Spec]", given: "Given", mode: Mode, folder: Path, keep: bool
+    runs: "list[tuple[Spec, Given]]", mode: Mode, folder: Path, keep: bool
 ) -> "tuple[list[Phase], signal.Signals | None]":
     """Run one after the other, until the last or a signal."""
     from tona.testbed.bed import clear  # noqa: PLC0415 - slow to import
 
     told = told_to_end()
     phases: list[Phase] = []
-    for spec in specs:
+    for spec, given in runs:
         with Stage(sum(map(len, given.timetable.values()))) as stage:
             phase = await _phase(spec, given, mode, folder, told, stage)
         if not keep:
@@ -173,6 +152,9 @@ class Stage:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeRemainingColumn(), console=self._out, transient=True)
         self._all = self._bar.add_task("windows", total=windows)
+        self._windows = windows
+        self._passed = 0
+        self._begun_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._out.is_terminal:
@@ -192,8 +174,16 @@ class Stage:
         self._out.print(f"→ {text}", soft_wrap=True)
 
     def advanced(self) -> None:
-        """Move the bar."""
+        """Move the bar; say from time to time how far it is."""
         self._bar.advance(self._all)
+        if self._out.is_terminal:
+            return
+        self._passed += 1
+        part = self._windows / SAID_EVERY
+        if self._passed // part > (self._passed - 1) // part:
+            since_s = time.monotonic() - self._begun_s
+            left_min = since_s * (self._windows / self._passed - 1) / 60
+            self.step(f"{self._passed} of {self._windows} windows, {left_min:.0f} min to go")
 
 
 def draw(phases: "list[Phase]") -> None:

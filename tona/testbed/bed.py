@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -182,6 +182,23 @@ class Bed:
         """End everything; safe after a failed start."""
         await self.processes.stop()
         await self.ground.stop()
+
+
+async def unless_failed(
+    work: Coroutine[None, None, None], *parts: Coroutine[None, None, EnvironmentFailure]
+) -> None:
+    """Do something until it is done, or a part is beyond mending: then raise why."""
+    doing = asyncio.ensure_future(work)
+    failing = [asyncio.ensure_future(one) for one in parts]
+    try:
+        await asyncio.wait({doing, *failing}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise next(one.result() for one in failing if one.done())
+        doing.result()
+    finally:
+        for one in (doing, *failing):
+            one.cancel()
+        await asyncio.gather(doing, *failing, return_exceptions=True)
 
 
 def hold(folder: Path) -> DataFolder:

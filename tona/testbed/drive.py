@@ -76,6 +76,10 @@ class Driver:
             await self._pass(window)
             advanced()
 
+    def forget(self) -> None:
+        """Begin the account anew."""
+        self.driven = Driven()
+
     async def stop(self) -> None:
         """Give up what was asked for."""
         if self._order is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,10 @@ class NetworkGround:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._now: dict[tuple[str, str], Conditions] = {}
+        self._loop = asyncio.get_running_loop()
+        self._hands = ThreadPoolExecutor(1)
+        """One: of two routes for a node the later one stays."""
+        self._broken: asyncio.Future[EnvironmentFailure] = self._loop.create_future()
         self._again: asyncio.Task[None] | None = None
 
     @property
@@ -110,13 +115,31 @@ class NetworkGround:
             self._say(node, cell)
 
     def prefer(self, node: str, cell: str) -> None:
-        """Have a node reach what is beyond its cells over this one. Raises EnvironmentFailure."""
+        """Have a node reach what is beyond its cells over this one, soon."""
         if words := self.spec.preferred(node, cell):
-            self.spaces.ip(node, words)
+            # A process takes longer than the loop can do without: switches are timed there.
+            self._hands.submit(self.spaces.ip, node, words).add_done_callback(self._handled)
+
+    def _handled(self, done: Future[None]) -> None:
+        failure = done.exception()
+        if failure is not None:
+            self._loop.call_soon_threadsafe(self._broke, failure)
+
+    def _broke(self, failure: BaseException) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(failure)
 
     async def failed(self) -> EnvironmentFailure:
-        """Wait until the air is beyond mending, and return why; may never return."""
-        return await self._supervisor.failed()
+        """Wait until the air is beyond mending, and return why; may never return.
+
+        Raises what kept a route from being changed.
+        """
+        air = asyncio.ensure_future(self._supervisor.failed())
+        try:
+            done, _ = await asyncio.wait({air, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            return next(one.result() for one in done)
+        finally:
+            air.cancel()
 
     async def stop(self) -> None:
         """Take it all away; safe after a failed start."""
@@ -124,6 +147,8 @@ class NetworkGround:
             self._again.cancel()
             await asyncio.wait({self._again})
         await self._supervisor.stop(SHIM)
+        self._hands.shutdown()
+        self._broken.cancel()
         self._socket.close()
         self.spaces.close()
 

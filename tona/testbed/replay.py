@@ -42,6 +42,8 @@ LOSS_BELOW_DBM: Final = -110.0
 LOSS_AT_DBM: Final = -125.0
 LOSS_PERCENT: Final = 1.0
 FADE_DB_PER_S: Final = 3.0
+MIDST_DBM: Final = -85.0
+"""Of a cell that is heard well."""
 
 
 class Signal(Struct, frozen=True, omit_defaults=True):
@@ -97,6 +99,12 @@ def steps(window: Window, here: str, cells: Sequence[str]) -> list[Step]:
         )
         made.append(Step(sample.at_s if number else 0.0, serving, signals, links))
     return made
+
+
+def still(here: str, cells: Sequence[str]) -> Step:
+    """Return what a node meets that is in the midst of all cells."""
+    links = dict.fromkeys(cells, conditions(MIDST_DBM))
+    return Step(0.0, here, dict.fromkeys(cells, Signal(MIDST_DBM)), links)
 
 
 def conditions(

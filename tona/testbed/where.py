@@ -31,6 +31,17 @@ class Where:
             return False
         return True
 
+    async def all_seen(self, within_s: float) -> bool:
+        """Wait until every node was online; whether it came to that."""
+        try:
+            async with asyncio.timeout(within_s):
+                while len(self.cells) < len(self._nodes):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def run(self, api: Api) -> None:
         """Follow the fleet. Raises EnvironmentFailure."""
         async with aclosing(follow(api, NODES)) as states:
