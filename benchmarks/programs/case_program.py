@@ -1,11 +1,12 @@
 """A whole case in one process, as a program without any platform does it: bare metal.
 
-    python -I -S case_program.py FOLDER CASE [PACKAGES] < INPUTS > OUTPUTS
+    python -I -S case_program.py FOLDER CASE WHEN [PACKAGES] < INPUTS > OUTPUTS
 
-FOLDER holds what `benchmarks.case_study.native` has made: the guests of the steps compiled for this
-machine, the optimised models, the tables. Inputs and outputs are frames of named tensors. Only what
-the case needs is imported. The four cameras of `surround` go over two threads, ONNX Runtime takes
-as many as there are cores.
+Everything is loaded at the start where WHEN is `at-once`, else with the first inputs. FOLDER holds
+what `benchmarks.case_study.native` has made: the guests of the steps compiled for this machine, the
+optimised models, the tables. Inputs and outputs are frames of named tensors. Only what the case
+needs is imported. The four cameras of `surround` go over two threads, ONNX Runtime takes as many as
+there are cores.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FLOAT32, UINT8, INT32 = 1, 2, 6
 ITEM_BYTES: Final = {FLOAT32: 4, UINT8: 1, INT32: 4}
 SIDES: Final = ("front", "back", "left", "right")
 SESSION_THREADS: Final = 2
+AT_ONCE: Final = "at-once"
 
 Tensor = tuple[int, tuple[int, ...], Any]
 """dtype number, shape, bytes or a view of them."""
@@ -123,6 +125,9 @@ class Case:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ORT")
+        # Weights are pages of the file, which processes share, as those of the platform do.
+        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
         # Threads that spin for work take the processor from the other process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
@@ -214,9 +219,9 @@ CASES: Final[dict[str, type[Plates | Traffic | Surround]]] = {
 
 def main() -> None:
     """Serve frames until there is none: one for a process per request."""
-    folder, case, *packages = sys.argv[1:]
+    folder, case, when, *packages = sys.argv[1:]
     sys.path += packages
-    made = None
+    made = CASES[case](folder) if when == AT_ONCE else None
     while (inputs := read_tensors(sys.stdin.buffer)) is not None:
         made = made or CASES[case](folder)
         write_tensors(sys.stdout.buffer, made(inputs))

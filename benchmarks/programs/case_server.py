@@ -35,9 +35,9 @@ PROGRAM: Final = str(Path(case_program.__file__))
 READ_BYTES: Final = 1 << 26
 
 
-def _command(folder: str, case: str) -> list[str]:
+def _command(folder: str, case: str, when: str = "first") -> list[str]:
     """Return the leanest start of the program: no site, its packages named."""
-    return [sys.executable, "-I", "-S", PROGRAM, folder, case, *_packages()]
+    return [sys.executable, "-I", "-S", PROGRAM, folder, case, when, *_packages()]
 
 
 def _packages() -> list[str]:
@@ -184,6 +184,7 @@ async def way(name: str, case: str, folder: str, limit: int) -> AsyncIterator[Fr
             yield Fresh(bundle(Path(place), folder, case), limit)
     else:
         async with AsyncExitStack() as stack:
+            command = _command(folder, case, case_program.AT_ONCE)
             processes = [await _start(command) for _ in range(limit)]
             for one in processes:
                 stack.push_async_callback(one.end)

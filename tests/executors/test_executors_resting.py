@@ -76,6 +76,63 @@ async def test_a_model_that_nobody_asks_gives_back_what_its_run_took(
     assert onnx._by_task["t"] == [child], "it is the same process all the time"
 
 
+WEIGHTS = 1 << 20
+
+
+def heavy(shelf: Shelf) -> tuple[Path, Manifest]:
+    """Return a model with 4 MB of weights."""
+    weights = Model.tensor("w", 1, (WEIGHTS,), struct.pack(f"<{WEIGHTS}f", *range(WEIGHTS)))
+    graph = Model.graph(
+        [
+            Model.node("Add", ["x", "w"], ["sum"]),
+            Model.node("ReduceSum", ["sum"], ["y"], Model.number("keepdims", 1)),
+        ],
+        [Model.value("x", 1, 1)],
+        [Model.value("y", 1, 1)],
+        (weights,),
+    )
+    return shelf.task(
+        ExecutorKind.ONNX,
+        Model.whole(graph),
+        (Port("x", Dtype.FLOAT32, (1,)),),
+        (Port("y", Dtype.FLOAT32, (1,)),),
+    )
+
+
+def in_memory(pid: int, suffix: str) -> tuple[int, int]:
+    """Return how much of the files of such names a process has mapped and in memory, bytes."""
+    mapped = here = 0
+    ours = False
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+        first, *more = line.split()
+        if not first.endswith(":"):
+            ours = more[-1].endswith(suffix)
+        elif ours and first in {"Size:", "Rss:"}:
+            size = int(more[0]) * 1024
+            mapped, here = (mapped + size, here) if first == "Size:" else (mapped, here + size)
+    return mapped, here
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_weights_are_pages_of_the_form_and_in_memory_while_they_are_used(
+    onnx: OnnxExecutor, shelf: Shelf, threads: int
+) -> None:
+    artifact, manifest = heavy(shelf)
+    await onnx.start("t", artifact, manifest, {}, Setup(threads=threads))
+    (child,) = onnx._by_task["t"]
+    for at in range(2):
+        given = {"x": Bytes(Dtype.FLOAT32, (1,), struct.pack("<f", 0.0))}
+        result = await onnx.invoke("t", f"c{at}", dict(given), BUDGET_MS)
+        assert isinstance(result, Done), result
+        value = result.outputs["y"]
+        assert isinstance(value, Bytes)
+        assert struct.unpack("<f", value.data)[0] == pytest.approx(WEIGHTS * (WEIGHTS - 1) / 2)
+        async with asyncio.timeout(WAIT_S):
+            while in_memory(child.pid, ".ort")[1] > 0:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(POLL_S)
+    assert in_memory(child.pid, ".ort")[0] >= 4 * WEIGHTS
+
+
 FILLED_BYTES = 3 << 20
 FILL = f"(memory.fill (i32.const 65536) (i32.const 7) (i32.const {FILLED_BYTES})) {ECHO}"
 

@@ -64,11 +64,11 @@ DRIVER_BYTES: Final = 8 << 30
 DRIVER_FILES: Final = 1024
 
 
-def plan(request: Header) -> sandbox.Plan:
-    """Return what the process of a model may do."""
+def plan(request: Header, form: int = -1) -> sandbox.Plan:
+    """Return what the process of a model may do, which may map its open form."""
     chosen, _ = usable(request["providers"])
     common = sandbox.Plan(
-        look=(request["blobs"],),
+        look=(request["blobs"], *([f"/proc/self/fd/{form}"] if form >= 0 else ())),
         write=(f"{request['blobs']}/{MADE}",),
         memory_bytes=request["memory"],
         user=request["user"],
@@ -229,7 +229,7 @@ def serve(sock: socket.socket, stops: socket.socket) -> None:
         return
     stops.close()
     gc.collect()
-    resting.give_back(request["code"])
+    resting.give_back(model.mapped)
     gc.freeze()
 
     def become(_header: Header, socks: list[socket.socket]) -> None:
@@ -256,15 +256,21 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     form = -1
     if not usable(request["providers"])[0]:
         form = onnx_forms.form_of(request, handle, lambda form: _make(request, handle, form))
-    planned = plan(request)
-    request["code"] = resting.code()
+    planned = plan(request, form)
+    maps, file = resting.maps(), _name_of(form)
     kept = sandbox.enter(planned)
     model = Model(request, handle, blobs, form)
+    model.mapped = resting.mapped(maps, file)
     on_cpu = model.session.get_providers() == [CPU]
     # A provider that has not taken the model has perhaps left threads, and its sandbox forks none.
     forks = planned.forks and on_cpu and len(os.listdir(threads)) == 1
     os.close(threads)
     return model, kept, forks
+
+
+def _name_of(form: int) -> str:
+    """Return the name of an open form's file; empty where it has none."""
+    return os.readlink(f"/proc/self/fd/{form}") if form >= 0 and os.fstat(form).st_nlink else ""
 
 
 def _make(request: Header, handle: int, form: int) -> bool:

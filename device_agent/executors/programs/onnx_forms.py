@@ -1,9 +1,10 @@
 """The optimised form of each model, kept on this device: it loads faster and takes less memory.
 
-Whoever is about to load a model calls `form_of` before it enters the sandbox. The form is read and
-stored by a process of its own, for that one has the sealing key and never looks into the bytes; it
-is made by another one in the sandbox, which loads the model, writes the form into memory and exits.
-A form is bound to this processor and this ONNX Runtime; one that is broken or foreign is made anew.
+Whoever is about to load a model calls `form_of` before it enters the sandbox. The form is checked
+and stored by a process of its own, for that one has the sealing key and never looks into the bytes;
+it is made by another one in the sandbox, which loads the model, writes the form into memory and
+exits. What was stored is mapped by whoever loads it, so that its weights are pages of the file. A
+form is bound to this processor and this ONNX Runtime; one that is broken or foreign is made anew.
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ BOUND_TO: Final = f"{LAYOUT} {onnxruntime.__version__} {_processor()}"
 def form_of(request: Header, source: int, make: Callable[[int], bool]) -> int:
     """Return an open file with the optimised form of a model; it is empty where there is none.
 
-    `make` enters the sandbox, loads the model and writes its form; False when it has none. Raises
-    Refusal when it refuses the model.
+    It is the stored one, which no process of a model may write, or one in memory where it could not
+    be stored. `make` enters the sandbox, loads the model and writes its form; False when it has
+    none. Raises Refusal when it refuses the model.
     """
     folder, digest = request["cache"], request["digest"]
+    stored = _stored(folder, digest)
+    if stored >= 0:
+        return stored
     form = os.memfd_create("form", os.MFD_CLOEXEC)
-    if _apart(lambda: _fetch(folder, digest, form)) == _DONE:
-        return form
     said = os.memfd_create("said", os.MFD_CLOEXEC)
     try:
         status = _apart(lambda: _make(make, form, said))
@@ -79,11 +82,26 @@ def form_of(request: Header, source: int, make: Callable[[int], bool]) -> int:
         os.close(said)
     if status < 0:
         raise _died(-status)
-    if status == _DONE:
-        _apart(lambda: _keep(folder, digest, source, form))
-    else:
+    if status != _DONE:
         os.ftruncate(form, 0)
+    elif _apart(lambda: _keep(folder, digest, source, form)) == _DONE:
+        stored = _stored(folder, digest)
+        if stored >= 0:
+            os.close(form)
+            return stored
     return form
+
+
+def _stored(folder: str, digest: str) -> int:
+    """Open the stored form of a model and have its seal checked; -1 when there is none whole."""
+    try:
+        form = os.open(f"{folder}/{digest}{SUFFIX}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    if _apart(lambda: _check(folder, digest, form)) == _DONE:
+        return form
+    os.close(form)
+    return -1
 
 
 def _died(number: int) -> Refusal:
@@ -113,12 +131,10 @@ def _apart(work: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _fetch(folder: str, digest: str, form: int) -> int:
-    data = sealed.fetch(folder, digest + SUFFIX, _name(digest))
-    if data is None:
+def _check(folder: str, digest: str, form: int) -> int:
+    if not sealed.whole(folder, digest + SUFFIX, _name(digest), form):
         return _ABSENT
-    os.utime(f"{folder}/{digest}{SUFFIX}")
-    _write(form, data)
+    os.utime(form)
     return _DONE
 
 

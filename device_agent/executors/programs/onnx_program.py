@@ -42,6 +42,10 @@ IDENTITY: Final = (
 )
 """A model of one operator: the runtime gives memory back only at the end of a run."""
 SHRINK: Final = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+MAPPED: Final = (
+    "session.use_memory_mapped_ort_model",
+    "session.use_ort_model_bytes_for_initializers",
+)
 ARENA: Final = {"max_mem": 0, "arena_extend_strategy": -1}
 """As the runtime has it by itself."""
 
@@ -158,17 +162,18 @@ _arena: Final = Arena()
 
 
 def open_session(
-    model: bytes, threads: int, providers: list[str], *, form: bool = False, save: str = ""
+    model: bytes | str, threads: int, providers: list[str], *, form: bool = False, save: str = ""
 ) -> Any:
     """Load a model, or its optimised form; with `save` the form is written there.
 
-    Raises what the runtime raises, which is a dozen types.
+    The form may be the name of a file, which is mapped: its weights are that file's pages, of which
+    the kernel keeps what is in use. Raises what the runtime raises, which is a dozen types.
     """
     return _session(model, threads, providers, shared=_arena.shared(), form=form, save=save)
 
 
 def _session(
-    model: bytes,
+    model: bytes | str,
     threads: int,
     providers: list[str],
     *,
@@ -193,6 +198,9 @@ def _session(
         "optimization.constant_folding_max_output_size_in_bytes", str(MAX_FOLDED_BYTES)
     )
     options.add_session_config_entry("session.load_model_format", "ORT" if form else "ONNX")
+    if isinstance(model, str):
+        for entry in MAPPED:
+            options.add_session_config_entry(entry, "1")
     if save:
         options.optimized_model_filepath = save
         options.add_session_config_entry("session.save_model_format", "ORT")
@@ -213,7 +221,8 @@ class Model:
         With `make` the form is written there. Raises Refusal.
         """
         self.blobs = blobs
-        self._code: list[tuple[int, int]] = request.get("code", [])
+        self.mapped: list[tuple[int, int]] = []
+        """What the page cache has as well: address and bytes of each part."""
         self.limit: int = request["limit"]
         self.checks: list[Any] = request.get("checks", [])
         self.flags = ""
@@ -251,11 +260,13 @@ class Model:
         """Load the optimised form; None when there is none, or none that loads."""
         if form < 0:
             return None
-        with open(form, "rb", buffering=0) as file:
-            file.seek(0)
-            data = file.read()
         try:
-            found = open_session(data, request["threads"], [CPU], form=True) if data else None
+            with open(form, "rb", buffering=0) as file:
+                # What has no name is memory already: it is copied, and goes.
+                file.seek(0)
+                named = os.fstat(form).st_nlink > 0
+                data = f"/proc/self/fd/{form}" if named else file.read()
+                found = open_session(data, request["threads"], [CPU], form=True) if data else None
         except Exception:  # noqa: BLE001 - the runtime raises a dozen types
             return None
         if found is not None and self._lacking(found, request):
@@ -291,7 +302,7 @@ class Model:
     def rest(self) -> None:
         """Give back what the next call takes again: activations, free heap, code of libraries."""
         _arena.empty()
-        resting.give_back(self._code)
+        resting.give_back(self.mapped)
 
     def bind(self, constants: list[list[Any]], handles: list[int]) -> None:
         """Map the inputs that are the same for every call. Raises Refusal."""

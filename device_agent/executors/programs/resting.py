@@ -1,13 +1,15 @@
 """What a process gives back while nobody asks it: memory that its next call takes again.
 
 A model's activations leave the arena of the runtime, free heap goes back to the kernel, and the
-code of libraries is unmapped: it lies in the page cache, from where the next call maps it again.
-What was computed, weights and state, stays. Standard library only.
+code of libraries and the weights of a model's form are let go: they lie in the page cache, from
+where the next call maps them again. What was computed, and state, stays. Standard library only.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import select
 import socket
 from typing import Final
@@ -17,29 +19,44 @@ IDLE_S: Final = 0.1
 CODE: Final = "r-xp"
 _MADV_DONTNEED: Final = 4
 _libc = ctypes.CDLL(None)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+for _change in (_libc.madvise, _libc.mprotect):
+    _change.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def code() -> list[tuple[int, int]]:
-    """Return where libraries' code is mapped from files: address and bytes of each part.
+def maps() -> int:
+    """Open the list of what this process has mapped, to be read after a sandbox has hidden it.
 
-    To be called before a sandbox hides /proc; what is loaded later stays mapped.
+    -1 where there is none.
     """
-    found = []
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                area, mode, _, _, inode, *name = line.split(maxsplit=5)
-                if mode == CODE and inode != "0" and name:
-                    start, _, end = area.partition("-")
-                    found.append((int(start, 16), int(end, 16) - int(start, 16)))
+        return os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
+        return -1
+
+
+def mapped(handle: int, file: str = "") -> list[tuple[int, int]]:
+    """Return what lies in the page cache as well, address and bytes of each part; closes `handle`.
+
+    That is libraries' code, and the `file` if it is told: nobody can write to that any more. What
+    is mapped later stays in memory.
+    """
+    if handle < 0:
         return []
+    found = []
+    with open(handle, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            area, mode, _, _, inode, *rest = line.split(maxsplit=5)
+            name = rest[0].rstrip("\n") if rest else ""
+            start, _, end = area.partition("-")
+            part = int(start, 16), int(end, 16) - int(start, 16)
+            code = mode == CODE and inode != "0" and name
+            if code or (file and name == file and _libc.mprotect(*part, mmap.PROT_READ) == 0):
+                found.append(part)
     return found
 
 
 def give_back(parts: list[tuple[int, int]]) -> None:
-    """Let go of free heap, and of code until it runs again."""
+    """Let go of free heap, and of what is `mapped` until it is used again."""
     _libc.malloc_trim(0)
     for start, size in parts:
         # Nobody can have written there, so nothing is lost.

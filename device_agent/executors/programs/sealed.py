@@ -2,7 +2,8 @@
 
 What lies in it is used without another look, so each file has a seal beside it, a keyed hash over
 its name, what it is bound to and its bytes. The key never leaves the folder, and no process that
-reads an author's bytes may have read it.
+reads an author's bytes may have read it. A file is never written again: what is open stays as it
+was checked.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import mmap
 import os
 import stat
 from typing import Final
 
 KEY_BYTES: Final = 32
 SEAL: Final = ".seal"
+MODE: Final = 0o644
 
 
 def make_private(folder: str) -> None:
@@ -43,7 +46,7 @@ def read_key(folder: str) -> bytes:
     return key
 
 
-def seal(key: bytes, name: str, data: bytes | bytearray | memoryview) -> bytes:
+def seal(key: bytes, name: str, data: bytes | bytearray | memoryview | mmap.mmap) -> bytes:
     """Return the keyed hash over a file's name and bytes."""
     keyed = hashlib.blake2b(name.encode() + b"\0", key=key, digest_size=32)
     keyed.update(data)
@@ -55,21 +58,24 @@ def store(folder: str, file: str, name: str, data: bytes | memoryview) -> None:
     for path, content in ((file, data), (file + SEAL, seal(read_key(folder), name, data))):
         part = f"{folder}/.part-{os.getpid()}"
         with open(part, "wb") as written:
+            # Nobody else enters the folder; whom it is handed to may be somebody else.
+            os.fchmod(written.fileno(), MODE)
             written.write(content)
         os.rename(part, f"{folder}/{path}")
 
 
-def fetch(folder: str, file: str, name: str) -> bytes | None:
-    """Return a file whose seal is whole; None for any other, and where there is none."""
+def whole(folder: str, file: str, name: str, handle: int) -> bool:
+    """Whether the seal of a file is that of what is open there."""
     try:
         with open(f"{folder}/{file}{SEAL}", "rb") as sealed:
             wanted = sealed.read(64)
-        with open(f"{folder}/{file}", "rb", buffering=0) as opened:
-            data = opened.read()
-        whole = hmac.compare_digest(wanted, seal(read_key(folder), name, data))
+        size = os.fstat(handle).st_size
+        if not size:
+            return False
+        with mmap.mmap(handle, size, prot=mmap.PROT_READ) as data:
+            return hmac.compare_digest(wanted, seal(read_key(folder), name, data))
     except OSError:
-        return None
-    return data if whole else None
+        return False
 
 
 def trim(folder: str, suffix: str, limit_bytes: int) -> None:
