@@ -4,7 +4,9 @@ Real processes; memory is what no file backs.
 """
 
 import asyncio
+import socket
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,13 @@ from executor_models import Model
 
 from device_agent.executors.door import Bytes, Done, Setup
 from device_agent.executors.onnx import OnnxExecutor
+from device_agent.executors.process import PROGRAMS
 from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Manifest, Port
+
+sys.path.insert(0, str(PROGRAMS))
+
+import resting
 
 ITEMS = 6_000_000
 TAKEN_BYTES = 4 * ITEMS
@@ -131,6 +138,42 @@ async def test_weights_are_pages_of_the_form_and_in_memory_while_they_are_used(
             while in_memory(child.pid, ".ort")[1] > 0:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(POLL_S)
     assert in_memory(child.pid, ".ort")[0] >= 4 * WEIGHTS
+
+
+def test_nobody_waits_for_a_next_call_that_did_not_come_soon_of_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+    now_s = 0.0
+
+    def select(
+        readers: list[object], *_: object
+    ) -> tuple[list[object], list[object], list[object]]:
+        waited.append(float(_[-1]))  # type: ignore[arg-type]
+        return readers if now_s else [], [], []
+
+    monkeypatch.setattr(resting.select, "select", select)
+    monkeypatch.setattr(resting.time, "monotonic", lambda: now_s)
+    ours, theirs = socket.socketpair()
+    lull = resting.Lull()
+
+    def gap(seconds: float) -> float:
+        nonlocal now_s
+        lull.answered()
+        lull.begins(ours)
+        now_s += seconds
+        lull.heard()
+        return waited[-1]
+
+    with ours, theirs:
+        assert lull.begins(ours), "nothing has come"
+        late, soon = 2 * resting.IDLE_S, resting.IDLE_S / 2
+        # The first call has nothing before it.
+        assert [gap(late) for _ in range(resting.CALLS)] == [resting.IDLE_S] * resting.CALLS
+        assert gap(soon) == 0.0, "none came soon: it is given back at once"
+        assert [gap(late) for _ in range(resting.CALLS)] == [resting.IDLE_S] * resting.CALLS
+        assert gap(late) == 0.0
+        assert not lull.begins(ours), "something has come"
 
 
 FILLED_BYTES = 3 << 20

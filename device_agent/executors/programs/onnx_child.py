@@ -105,19 +105,21 @@ class Worker:
         """Serve frames until the daemon hangs up."""
         threading.stack_size(WATCH_STACK_BYTES)
         threading.Thread(target=self._watch, daemon=True).start()
-        rested = False
+        rested, lull = False, resting.Lull()
         while True:
-            if not (rested or self._stream.has_rest()) and resting.quiet(self._sock):
+            if not (rested or self._stream.has_rest()) and lull.begins(self._sock):
                 self._model.rest()
                 rested = True
             frame = self._stream.receive()
             if frame is None:
                 return
             rested = False
+            lull.heard()
             if frame[0].get("more"):
                 self._serve_together(frame)
             else:
                 self._serve(frame)
+            lull.answered()
 
     def _serve(self, frame: Frame) -> None:
         began, spent = time.perf_counter_ns(), time.process_time_ns()

@@ -12,10 +12,14 @@ import mmap
 import os
 import select
 import socket
+import time
+from collections import deque
 from typing import Final
 
 IDLE_S: Final = 0.1
 """Without a call, before anything is given back: what comes in a burst pays nothing for it."""
+CALLS: Final = 4
+"""When none of so many came within that time, nobody waits for the next one."""
 CODE: Final = "r-xp"
 _MADV_DONTNEED: Final = 4
 _libc = ctypes.CDLL(None)
@@ -63,6 +67,23 @@ def give_back(parts: list[tuple[int, int]]) -> None:
         _libc.madvise(start, size, _MADV_DONTNEED)
 
 
-def quiet(sock: socket.socket) -> bool:
-    """Whether nothing comes for a while."""
-    return not select.select([sock], [], [], IDLE_S)[0]
+class Lull:
+    """Whether nothing comes for a while: waits for it only where waiting has been of use lately."""
+
+    def __init__(self) -> None:
+        self._soon = deque([True] * CALLS, CALLS)
+        """Of the last calls: whether it came soon after the answer before it."""
+        self._answered_s = 0.0
+
+    def begins(self, sock: socket.socket) -> bool:
+        """Wait a while for something to read; at once where no call came so soon of late."""
+        wait_s = IDLE_S if any(self._soon) else 0.0
+        return not select.select([sock], [], [], wait_s)[0]
+
+    def answered(self) -> None:
+        """Note that an answer was sent."""
+        self._answered_s = time.monotonic()
+
+    def heard(self) -> None:
+        """Note that a call came."""
+        self._soon.append(time.monotonic() - self._answered_s < IDLE_S)
