@@ -173,6 +173,10 @@ class Output(Struct):
     reach: tuple[CellPoint, ...] | None = None
     """Cells that messages of this one are to be carried to; None: as before."""
     carries: list[Carry] = []
+    learnt: list[Record] = []
+    """Made durable soon, and nothing waits for it: what a crash takes back of it is told again by
+    whoever has told it.
+    """
 
     def extend(self, other: "Output") -> None:
         """Append everything that another output holds."""
@@ -184,6 +188,7 @@ class Output(Struct):
         self.early += other.early
         self.reach = self.reach if other.reach is None else other.reach
         self.carries += other.carries
+        self.learnt += other.learnt
 
 
 class Decider(Protocol):

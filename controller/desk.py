@@ -41,6 +41,10 @@ class Desk:
         """Make the newest state of something durable; None: it is gone."""
         self.output.records.append(Record(kind, key, value, cause))
 
+    def learn(self, kind: str, key: str, value: Struct, cause: str) -> None:
+        """Make durable what somebody has told and would tell again; nothing waits for it."""
+        self.output.learnt.append(Record(kind, key, value, cause))
+
     def show(self, kind: str, key: str, value: Struct | None) -> None:
         """Show people the newest state of something; None: it is gone."""
         self.output.views.append(View(kind, key, value))

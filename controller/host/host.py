@@ -3,8 +3,9 @@
 Theory of operation. Events wait in one queue per role; a turn hands each role its batch. An output
 without records leaves at once. One with records waits for the commit, and so does everything that
 the same role says after it, so that nobody hears of what a crash could take back. Outputs that
-gather while a commit runs share the next one (group commit). Roles in one host speak by calls, to
-those in other processes over links.
+gather while a commit runs share the next one (group commit). What a role has merely learnt takes
+its place among the commits, and nothing waits for it. Roles in one host speak by calls, to those in
+other processes over links.
 """
 
 import asyncio
@@ -48,10 +49,14 @@ MAX_HELD: Final = 100_000
 MAX_CALLS: Final = 1000
 ROUNDS_MAX: Final = 8
 """Times that the roles of a host hear each other in one turn, before the wire is heard again."""
+LEARN_S: Final = 0.1
+"""What was merely learnt is gathered for so long, unless something else is committed before."""
 COMMIT_RETRY_S: Final = 0.5
 """Pause before a refused commit is tried again; nothing is promised meanwhile."""
 
 
+NOBODY: Final = ""
+"""Whose outputs nobody's wait for."""
 _SERVING: Final = {
     "node": Role.TS,
     "node.handover": Role.TA,
@@ -121,7 +126,7 @@ class Host:
         self._linker = linker
         self._events: dict[str, deque[Event]] = {one.name: deque() for one in deciders}
         self._held: deque[tuple[str, Output]] = deque()
-        self._holding: dict[str, int] = dict.fromkeys(self.deciders, 0)
+        self._holding: dict[str, int] = dict.fromkeys((*self.deciders, NOBODY), 0)
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._calls: dict[str, asyncio.Future[Answer]] = {}
         self._call_number = 0
@@ -129,6 +134,7 @@ class Host:
         self._turn_due = False
         self._restored = False
         self._commit_wake = asyncio.Event()
+        self._learning: asyncio.TimerHandle | None = None
         self._failure: asyncio.Future[None] | None = None
 
     # From outside.
@@ -206,6 +212,8 @@ class Host:
         finally:
             for timer in self._timers.values():
                 timer.cancel()
+            if self._learning is not None:
+                self._learning.cancel()
             committer.cancel()
             self._failure.cancel()
             for future in self._calls.values():
@@ -241,16 +249,26 @@ class Host:
             self._send(role, send)
         if output.records:
             output.records = [_dated(record) for record in output.records]
+        if output.learnt:
+            # Before what this output or a later one makes durable of the same things.
+            self._hold(NOBODY, Output(records=output.learnt))
+            self._learn_soon()
         if output.records or self._holding[role]:
-            if len(self._held) >= MAX_HELD:
-                raise EnvironmentFailure(
-                    f"the store has taken nothing for long: {self.last_failure}"
-                )
-            self._holding[role] += 1
-            self._held.append((role, output))
+            self._hold(role, output)
             self._commit_wake.set()
         else:
             self._let_out(role, output)
+
+    def _hold(self, role: str, output: Output) -> None:
+        if len(self._held) >= MAX_HELD:
+            raise EnvironmentFailure(f"the store has taken nothing for long: {self.last_failure}")
+        self._holding[role] += 1
+        self._held.append((role, output))
+
+    def _learn_soon(self) -> None:
+        if self._learning is None:
+            loop = asyncio.get_running_loop()
+            self._learning = loop.call_later(LEARN_S, self._commit_wake.set)
 
     def _let_out(self, role: str, output: Output) -> None:
         if output.records or output.views:
@@ -299,6 +317,9 @@ class Host:
         while True:
             await self._commit_wake.wait()
             self._commit_wake.clear()
+            if self._learning is not None:
+                self._learning.cancel()
+                self._learning = None
             while self._held:
                 batch = list(self._held)
                 records = [record for _, output in batch for record in output.records]
@@ -308,6 +329,9 @@ class Host:
                     self._held.popleft()
                     self._holding[role] -= 1
                     self._let_out(role, output)
+                if not any(self._holding[role] for role in self.deciders):
+                    # What has been learnt meanwhile is gathered again.
+                    break
 
     async def _commit(self, records: list[Record]) -> None:
         while True:

@@ -28,6 +28,9 @@ from protocols.messages.host import BODY_MAX_BYTES
 CALL_TIMEOUT_S: Final = 10.0
 CALLS_MAX: Final = 1000
 """Under way at once, each way."""
+SLICE: Final = 64
+"""Rows that are shown at once; the others of a pace follow, so that roles are heard in between."""
+SLICE_S: Final = 0.01
 WAITING_MAX: Final = 500
 WAITING_MAX_BYTES: Final = 4 << 20
 """What may wait on a link before the mirror pauses."""
@@ -73,6 +76,8 @@ class Neighbours:
         self._serve = serve
         self._types = types
         self._shown: dict[str, Outgoing] = {}
+        self._left: dict[str, int] = {}
+        """By desk: how many rows the present pace has left to show."""
         self._waiting: dict[str, _Waiting] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._number = 0
@@ -183,17 +188,27 @@ class Neighbours:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for desk, outgoing in self._shown.items():
-            self._show(desk, outgoing)
-        if any(one.waiting for one in self._shown.values()):
-            self._later()
+        self._left = {desk: outgoing.pending for desk, outgoing in self._shown.items()}
+        self._slice()
 
-    def _show(self, desk: str, outgoing: Outgoing) -> None:
+    def _slice(self) -> None:
+        """Show some rows of what was there to show when this pace began."""
+        for desk, left in self._left.items():
+            self._left[desk] = left - self._show(desk, self._shown[desk], min(SLICE, left))
+        if any(left > 0 for left in self._left.values()):
+            self._timer = asyncio.get_running_loop().call_later(SLICE_S, self._slice)
+        elif any(one.waiting for one in self._shown.values()):
+            self._later()
+        else:
+            self._timer = None
+
+    def _show(self, desk: str, outgoing: Outgoing, most: int) -> int:
+        """Show up to so many rows; return how many less are left of this pace."""
         waiting, waiting_bytes = self._linker.links.waiting(desk_of(self.own), desk)
-        if waiting_bytes >= WAITING_MAX_BYTES:
-            return
-        for mirror in outgoing.take(max(0, WAITING_MAX - waiting)):
+        room = 0 if waiting_bytes >= WAITING_MAX_BYTES else max(0, WAITING_MAX - waiting)
+        for mirror in outgoing.take(min(most, room)):
             self._say(desk, mirror, "default", "mirror")
+        return most if room >= most else self._left[desk]
 
     def _say(self, desk: str, body: Mirror | RemoteCall, tenant: str, cause: str) -> None:
         self._linker.say(desk_of(self.own), desk, tenant, cause, body)

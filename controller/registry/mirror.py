@@ -91,9 +91,14 @@ class Outgoing:
         return bool(self._dirty)
 
     @property
+    def pending(self) -> int:
+        """How much there is to show."""
+        return len(self._dirty) + self._first + (self._old >= 0) if self._heard else 0
+
+    @property
     def waiting(self) -> bool:
         """Whether there is anything to show."""
-        return self._heard and (bool(self._dirty) or self._first or self._old >= 0)
+        return self.pending > 0
 
     def take(self, most: int) -> list[Mirror]:
         """Return up to `most` things to show, in the order of their first change."""

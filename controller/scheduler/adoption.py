@@ -15,6 +15,7 @@ from controller.desk import Desk
 from controller.scheduler import envelope
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
 from controller.scheduler.nodes import NodeTable
+from controller.scheduler.orphans import Orphans
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame
@@ -23,8 +24,6 @@ from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState, Reconcile
-
-MAX_ORPHANS: Final = 10_000
 
 _THERE: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
@@ -40,9 +39,9 @@ class Adoption:
         self._desk = desk
         self._nodes = nodes
         self._table = table
-        self._orphans: dict[tuple[str, str], tuple[Stamp, Holding]] = {}
-        self._refused_by: dict[tuple[str, str], set[str]] = {}
-        """Anchors that have said of an orphan that it is none of theirs."""
+        self._orphans = Orphans()
+        self._born: dict[str, tuple[frozenset[str], str]] = {}
+        """Nodes that have come in this turn, with the tasks that they hold, and the cause."""
 
     # What nodes say.
 
@@ -85,9 +84,10 @@ class Adoption:
 
     def _orphan_of(self, node: str, status: Status) -> Holding | None:
         """Return what a birth has told of a copy without an envelope, and its state now."""
-        _, orphan = self._orphans.get((node, status.task), (None, None))
-        if orphan is None or orphan.epoch != status.epoch:
+        found = self._orphans.get(node, status.task)
+        if found is None or found[1].epoch != status.epoch:
             return None
+        orphan = found[1]
         beside = orphan.serving_epoch if orphan.serving_epoch == status.serving_epoch else 0
         return msgspec.structs.replace(orphan, state=status.state, serving_epoch=beside)
 
@@ -160,8 +160,18 @@ class Adoption:
             self._table.mark(entry, cause)
         for holding in held.values():
             self._holding(node, stamp, holding, cause)
+        self._born[node] = frozenset(held), cause
+
+    def settle(self) -> None:
+        """Look once at every task that the nodes which have come in this turn may serve."""
+        born, self._born = self._born, {}
+        if not born:
+            return
+        first = next(iter(born.values()))
         for entry in self._table.tasks.values():
-            if entry.awaiting_node and entry.grant.current_node == node:
+            awaited = born.get(entry.grant.current_node) if entry.awaiting_node else None
+            held, cause = awaited or first
+            if awaited is not None:
                 entry.awaiting_node = entry.task in held
                 self._table.mark(entry, cause)
             elif entry.current is None or entry.current.state is not CopyState.READY:
@@ -170,58 +180,52 @@ class Adoption:
     def node_lost(self, node: str) -> None:
         """Forget what a lost node held beyond the grants; its next birth tells of it again."""
         self._table.releases.forget(node)
-        for key in [key for key in self._orphans if key[0] == node]:
-            del self._orphans[key]
-        for key in [key for key in self._refused_by if key not in self._orphans]:
-            del self._refused_by[key]
+        self._orphans.drop(node)
 
     # Orphans.
 
     def orphans_of(self, node: str) -> tuple[str, ...]:
         """Return the tasks that a node holds and nobody has granted."""
-        return tuple(sorted(task for one, task in self._orphans if one == node))
+        return self._orphans.tasks_on(node)
 
     def with_orphans(self) -> list[str]:
         """Return the nodes that hold what nobody has granted."""
-        return sorted({node for node, _ in self._orphans})
+        return self._orphans.nodes()
 
     def refused(
         self, node: str, task: str, anchor: str, anchors: tuple[str, ...], cause: str
     ) -> None:
         """Release what a node holds of a task, once no anchor wants it there."""
-        for key in [key for key in self._orphans if key[1] == task and node in ("", key[0])]:
-            said = self._refused_by.setdefault(key, set())
-            said.add(anchor)
-            if not said.issuperset(anchors):
+        for one in self._orphans.nodes_of(task):
+            if node not in ("", one):
                 continue
-            del self._refused_by[key]
-            _, holding = self._orphans.pop(key)
-            reason = "no envelope for this task"
-            self._table.release(key[0], task, holding.epoch, reason, cause)
+            if self._orphans.refuse(one, task, anchor).issuperset(anchors):
+                _, holding = self._orphans.pop(one, task)
+                reason = "no envelope for this task"
+                self._table.release(one, task, holding.epoch, reason, cause)
 
     def yielded(self, copy: Copy, task: str) -> None:
         """Keep a copy that another scheduler gets, should its anchor give it back to us."""
-        if self._nodes.state(copy.node) in _THERE and len(self._orphans) < MAX_ORPHANS:
+        if self._nodes.state(copy.node) in _THERE:
             state = copy.reported or InstanceState.DEPLOYING
             holding = Holding(task, copy.epoch, state, copy.generation, copy.tuning)
-            self._orphans[copy.node, task] = (copy.heard, holding)
+            self._orphans.put(copy.node, task, (copy.heard, holding))
 
     def anchors_welcomed(self, cause: str) -> None:
         """Release what nodes hold beyond the grants: all anchors have granted all they hold."""
         self.welcomed = True
         if self.roaming:
             return
-        for (node, task), (_, holding) in self._orphans.items():
+        for node, task in self._orphans:
+            _, holding = self._orphans.pop(node, task)
             reason = "no envelope for this task"
             self._table.release(node, task, holding.epoch, reason, cause)
-        self._orphans.clear()
 
     def adopt_orphans(self, entry: TaskEntry, cause: str) -> None:
         """Give a task that has just been granted the copies that nodes hold of it."""
-        found = [key for key in self._orphans if key[1] == entry.task]
-        for key in sorted(found, key=lambda key: -self._orphans[key][1].epoch):
-            stamp, holding = self._orphans.pop(key)
-            self._adopt(entry, key[0], stamp, holding, cause)
+        for node in self._orphans.nodes_of(entry.task):
+            stamp, holding = self._orphans.pop(node, entry.task)
+            self._adopt(entry, node, stamp, holding, cause)
 
     def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
         entry = self._table.tasks.get(holding.task)
@@ -229,8 +233,8 @@ class Adoption:
             if self.welcomed and not self.roaming:
                 reason = "no envelope for this task"
                 self._table.release(node, holding.task, holding.epoch, reason, cause)
-            elif len(self._orphans) < MAX_ORPHANS:
-                self._orphans[node, holding.task] = (stamp, holding)
+            else:
+                self._orphans.put(node, holding.task, (stamp, holding))
             return
         self._adopt(entry, node, stamp, holding, cause)
 

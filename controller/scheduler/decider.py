@@ -36,6 +36,7 @@ from controller.scheduler.fleet import Fleet
 from controller.scheduler.handovers import Handovers
 from controller.scheduler.inquiries import Inquiries
 from controller.scheduler.jobs import Jobs
+from controller.scheduler.joins import Joins
 from controller.scheduler.keeper import Keeper
 from controller.scheduler.leases import Leases
 from controller.scheduler.memories import Memories
@@ -94,9 +95,13 @@ from protocols.messages.task import InstanceState
 
 SWEEP_MS: Final = 200
 HELLO_MS: Final = 1000
+LOSSES_PAUSE_MS: Final = 5
+"""Between two turns that give up nodes."""
 __all__ = ["Scheduler", "Settings"]
 _SWEEP: Final = "sweep"
 _HELLO: Final = "hello"
+_JOINS: Final = "joins"
+_LOSSES: Final = "losses"
 _JOB: Final = "job/"
 
 
@@ -151,6 +156,7 @@ class Scheduler:
         self._refusals = 0
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
+        self.joins = Joins(self.fleet.counts, self.counters)
         self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
         """Anchors that have not answered the hello, and what they have granted since it."""
         self._on = self._table()
@@ -216,20 +222,32 @@ class Scheduler:
         for event in events:
             match event:
                 case Received():
-                    handler = self._on.get(type(event.body))
-                    if handler is None:
-                        self.counters["unexpected_message"] += 1
-                    else:
-                        handler(event, event.body)
+                    if self.joins.admits(event, now_ms):
+                        self._hear(event)
+                    elif self.fleet.counts(event):
+                        # It waits with a birth, but it lives.
+                        self.fleet.heard(event)
                 case Fired(key=key):
                     self._on_timer(key)
                 case Called():
                     self._on_call(event)
                 case Linked(role=role):
                     self._on_linked(role)
+        for waited in self.joins.next(now_ms):
+            self._hear(waited)
+        if self.joins:
+            self.desk.wake(_JOINS, self.joins.due_ms)
         return self._end()
 
+    def _hear(self, event: Received) -> None:
+        handler = self._on.get(type(event.body))
+        if handler is None:
+            self.counters["unexpected_message"] += 1
+        else:
+            handler(event, event.body)
+
     def _end(self) -> Output:
+        self.adoption.settle()
         self.mover.settle()
         for service in self.table.take_changed_services():
             routed = self.serving.renew(service)
@@ -459,7 +477,7 @@ class Scheduler:
             self._hello()
         elif key == _SWEEP:
             self.leases.sweep()
-            self.fleet.sweep()
+            self._losses()
             self.handovers.sweep()
             self.mobility.sweep()
             self.mover.sweep()
@@ -469,12 +487,19 @@ class Scheduler:
             self.keeper.sweep()
             self.figures.sweep()
             self.desk.wake(_SWEEP, self.desk.now_ms + SWEEP_MS)
+        elif key == _LOSSES:
+            self._losses()
         elif key.startswith(_JOB):
             self.jobs.fired(key)
         elif key.startswith(inquiries.TIMER):
             self.inquiries.fired(key.removeprefix(inquiries.TIMER))
-        else:
+        elif key != _JOINS:
             raise TonaBug(f"the scheduler set no timer {key!r}")
+
+    def _losses(self) -> None:
+        """Give up who is silent; of many at once the rest in another turn, soon."""
+        if self.fleet.sweep():
+            self.desk.wake(_LOSSES, self.desk.now_ms + LOSSES_PAUSE_MS)
 
     def _hello(self) -> None:
         if not self._unwelcome:

@@ -40,6 +40,8 @@ SUMMARY_STEP_PERCENT: Final = 20.0
 DRAINED: Final = "drained by an operator"
 MOVED_MS: Final = 30_000
 """A node that has moved and turned up nowhere is lost after this."""
+LOSSES_MAX: Final = 64
+"""Nodes that are suspected, and given up, in one turn."""
 AWAY: Final = (NodeState.LOST, NodeState.MOVED)
 """Nobody can be told anything here."""
 
@@ -127,7 +129,10 @@ class Fleet:
         )
         self._desk.tell(ToNode(node), welcome, event.cause)
         record = NodeRecord(node, birth.agent_version, birth.boot_id, birth.inventory, wanted)
-        self._keep(record, event.cause)
+        if self.recorded.get(node) != record:
+            self.recorded[node] = record
+            # It says so with every birth: nobody waits until this is durable.
+            self._desk.learn(NODE, node, record, event.cause)
         self.summarise(slot, event.cause)
         return True
 
@@ -214,6 +219,13 @@ class Fleet:
             return None
         return slot
 
+    def counts(self, event: Received) -> bool:
+        """Whether the word of a node counts without another birth."""
+        slot = self._nodes.slots.get(event.sender)
+        if slot is None or self._nodes.states[slot] in AWAY:
+            return False
+        return event.incarnation == self._nodes.incarnations[slot]
+
     def ask_birth(self, node: str, reason: str, cause: str) -> None:
         """Have a node introduce itself again, at most now and then."""
         asked_ms = self._asked_ms.get(node)
@@ -239,19 +251,20 @@ class Fleet:
 
     # Time, and people.
 
-    def sweep(self) -> None:
-        """Suspect who is silent, give up who stays so."""
+    def sweep(self) -> bool:
+        """Suspect who is silent, give up who stays so; returns whether more are due now."""
         now_ms = self._desk.now_ms
-        for node, since_ms in list(self._moved_ms.items()):
-            if now_ms - since_ms >= MOVED_MS:
-                del self._moved_ms[node]
-                slot = self._nodes.slots.get(node)
-                if slot is not None and self._nodes.states[slot] is NodeState.MOVED:
-                    self._advance(slot, NodeEvent.TIMEOUT, self._nodes.reasons[slot], "sweep")
-        for slot in self._nodes.unconfirmed(now_ms):
+        moved = [one for one, since in self._moved_ms.items() if now_ms - since >= MOVED_MS]
+        for node in moved[:LOSSES_MAX]:
+            del self._moved_ms[node]
+            slot = self._nodes.slots.get(node)
+            if slot is not None and self._nodes.states[slot] is NodeState.MOVED:
+                self._advance(slot, NodeEvent.TIMEOUT, self._nodes.reasons[slot], "sweep")
+        unconfirmed, silent = self._nodes.unconfirmed(now_ms), self._nodes.silent(now_ms)
+        for slot in unconfirmed[:LOSSES_MAX]:
             silent_ms = self._nodes.silent_ms(slot, now_ms)
             self._advance(slot, NodeEvent.TIMEOUT, f"silent for {silent_ms} ms", "sweep")
-        for slot in self._nodes.silent(now_ms):
+        for slot in silent[:LOSSES_MAX]:
             reason = f"silent for {self._nodes.silent_ms(slot, now_ms)} ms"
             if self._nodes.states[slot] is NodeState.DRAINING:
                 self._advance(slot, NodeEvent.TIMEOUT, reason, "sweep")
@@ -259,6 +272,7 @@ class Fleet:
             self._advance(slot, NodeEvent.SILENCE, reason, "sweep")
             self.ask_birth(self._nodes.names[slot], "you have been silent", "sweep")
         self.pace.sweep()
+        return max(len(moved), len(unconfirmed), len(silent)) > LOSSES_MAX
 
     def drain(self, node: str, cause: str, tenant: str) -> NodeState | None:
         """Have a node emptied, also one that is away; returns its state, None: nobody knows it."""

@@ -37,6 +37,8 @@ FORWARD_MS: Final = 30_000
 COMPLETE_AGAIN_MS: Final = 1000
 COMPLETE_REPEATS: Final = 3
 """A node is told that its handover is complete so often: it has no reason to acknowledge it."""
+AGAIN_MAX: Final = 64
+"""Nodes of which something is said again at once; the others a sweep later."""
 KEPT_AGAIN_MS: Final = 1000
 """What a node has brought along is said again to the anchors after this, until they answer."""
 MAX_ARRIVALS: Final = 100_000
@@ -76,6 +78,8 @@ class Handovers:
         self.loads: dict[str, float] = {}
         """By cell, as anchors say."""
         self._arrivals: dict[str, _Arrival] = {}
+        self._untold: dict[str, None] = {}
+        """Those of them that were not told yet that all is done."""
         self._kept_ms: dict[str, int] = {}
         """Nodes with tasks that nobody has granted: when that was said last."""
         self._carried: dict[str, str] = {}
@@ -129,12 +133,18 @@ class Handovers:
         if self._carried.pop(node, None) is not None:
             self._desk.output.carries.append(Carry(node, "", 0))
         arrival = birth.arrival
+        self._arrived(node)
         if arrival is None:
-            self._arrivals.pop(node, None)
             return
         if len(self._arrivals) >= MAX_ARRIVALS:
-            del self._arrivals[next(iter(self._arrivals))]
+            self._arrived(next(iter(self._arrivals)))
         self._arrivals[node] = _Arrival(arrival.source, arrival.handover, incarnation)
+        self._untold[node] = None
+
+    def _arrived(self, node: str) -> None:
+        """Wait for nothing more of a node's arrival."""
+        self._arrivals.pop(node, None)
+        self._untold.pop(node, None)
 
     def _shown(self, node: str) -> str:
         if node in self._going:
@@ -145,7 +155,7 @@ class Handovers:
     def gone(self, node: str) -> None:
         """Forget the handover of a node that is lost, or has gone on."""
         self._going.pop(node, None)
-        self._arrivals.pop(node, None)
+        self._arrived(node)
         self._kept_ms.pop(node, None)
 
     def carry(self, node: str, cell: str) -> None:
@@ -244,10 +254,10 @@ class Handovers:
 
     def settle(self) -> None:
         """Tell the nodes whose tasks have all found their owner."""
-        for node, arrival in self._arrivals.items():
-            if not arrival.told and not self._adoption.orphans_of(node):
-                self._complete(node, arrival)
-                self._fleet.touch(node)
+        for node in [one for one in self._untold if not self._adoption.orphans_of(one)]:
+            del self._untold[node]
+            self._complete(node, self._arrivals[node])
+            self._fleet.touch(node)
 
     def _complete(self, node: str, arrival: _Arrival) -> None:
         arrival.told += 1
@@ -261,12 +271,16 @@ class Handovers:
         for node in [one for one, (_, until_ms) in self._going.items() if now_ms >= until_ms]:
             del self._going[node]
             self._fleet.touch(node)
-        for node, arrival in list(self._arrivals.items()):
-            if arrival.told >= COMPLETE_REPEATS:
-                del self._arrivals[node]
-            elif arrival.told and now_ms >= arrival.due_ms:
+        due = [one for one, two in self._arrivals.items() if two.told and now_ms >= two.due_ms]
+        for node in due[:AGAIN_MAX]:
+            arrival = self._arrivals.pop(node)
+            if arrival.told < COMPLETE_REPEATS:
+                # Behind those that were not told again for longer.
+                self._arrivals[node] = arrival
                 self._complete(node, arrival)
-        for node in self._adoption.with_orphans():
-            if now_ms - self._kept_ms.get(node, 0) >= KEPT_AGAIN_MS and node in self._nodes:
-                self._kept_ms[node] = now_ms
+        kept = self._adoption.with_orphans()
+        again = [one for one in kept if now_ms - self._kept_ms.get(one, 0) >= KEPT_AGAIN_MS]
+        for node in again[:AGAIN_MAX]:
+            self._kept_ms[node] = now_ms
+            if node in self._nodes:
                 self._fleet.summarise(self._nodes.slots[node], "kept")

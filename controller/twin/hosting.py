@@ -31,7 +31,7 @@ from controller.decider import (
     ToTopic,
 )
 from controller.host import links
-from controller.host.host import COMMIT_RETRY_S, ROUNDS_MAX
+from controller.host.host import COMMIT_RETRY_S, NOBODY, ROUNDS_MAX
 from controller.host.relay import Relay
 from controller.host.routing import (
     heard_directly,
@@ -143,7 +143,7 @@ class SimHost:
         self.deciders = {one.name: one for one in made}
         self.roles = {one.name: one.role for one in made}
         self._events = {name: deque() for name in self.deciders}
-        self._holding = dict.fromkeys(self.deciders, 0)
+        self._holding = dict.fromkeys((*self.deciders, NOBODY), 0)
         self._held.clear()
         self._timers.clear()
         self._turn_due = self._committing = False
@@ -283,16 +283,21 @@ class SimHost:
         self.checkers.hurried(output)
         for send in output.early:
             self._send(role, send)
+        if output.learnt:
+            self._hold(NOBODY, Output(records=output.learnt))
         if output.records or self._holding[role]:
-            self._holding[role] += 1
-            self._held.append((role, output))
-            if not self._committing:
-                self._committing = True
-                self._later(COMMIT_MS, self._commit)
+            self._hold(role, output)
             if not self.record_first:
                 self._let_out(role, output)
         else:
             self._let_out(role, output)
+
+    def _hold(self, role: str, output: Output) -> None:
+        self._holding[role] += 1
+        self._held.append((role, output))
+        if not self._committing:
+            self._committing = True
+            self._later(COMMIT_MS, self._commit)
 
     def _commit(self) -> None:
         """Make what has gathered durable, then let it out; a crash may come before or after."""
@@ -313,7 +318,7 @@ class SimHost:
             return
         self._committing = False
         self._held.clear()
-        self._holding = dict.fromkeys(self.deciders, 0)
+        self._holding = dict.fromkeys((*self.deciders, NOBODY), 0)
         for role, output in batch:
             if self.record_first:
                 self._let_out(role, output)

@@ -17,7 +17,9 @@ from controller.decider import (
     Received,
     Record,
     Role,
+    Send,
     Timer,
+    ToNode,
 )
 from controller.host import host as hosting
 from controller.host.host import Host
@@ -173,3 +175,35 @@ async def test_what_waits_for_a_dead_disk_is_bounded(monkeypatch: pytest.MonkeyP
             await asyncio.wait([task], timeout=0.001)
         with pytest.raises(EnvironmentFailure, match="disk is full"):
             await task
+
+
+async def test_nothing_waits_for_what_was_merely_learnt_and_it_is_kept_in_order() -> None:
+    sent, all_taken, taken = asyncio.Event(), asyncio.Event(), list[str]()
+
+    class Ordered(Disk):
+        async def append(self, owner: int, expected: Any, records: Sequence[Record]) -> None:
+            await super().append(owner, expected, records)
+            taken.extend(one.cause for one in records)
+            if len(taken) == 3:
+                all_taken.set()
+
+    def act(event: Event, out: Output) -> None:
+        if isinstance(event, Called):
+            answer(event, out)
+        else:
+            out.learnt.append(Record("node", "n1", None, "learnt"))
+            out.sends.append(Send(ToNode("n1"), Probe(1), "x"))
+
+    disk = Ordered()
+    disk.failures = 1
+    role = Scripted(act)
+    host = Host([role], disk, 1, disk, lambda *_: sent.set() or True)  # type: ignore[arg-type,func-returns-value]
+    async with serving(host):
+        host.post("namo-main", message())
+        await asyncio.wait_for(sent.wait(), WAIT_S)
+        assert not taken, "it has left before anything was durable"
+        done = await asyncio.wait_for(host.call("usecase.submit", Arguments()), WAIT_S)
+        assert done.value == "done"
+        assert taken == ["learnt", "x"]
+        host.post("namo-main", message())
+        await asyncio.wait_for(all_taken.wait(), WAIT_S)

@@ -37,8 +37,8 @@ def test_a_birth_is_welcomed_and_told_upwards() -> None:
     output = bench.born("n1")
     [welcome] = told(output, "n1", Welcome)
     assert (welcome.incarnation, welcome.store_urls) == (1, ("http://s",))
-    assert [record.kind for record in output.records] == ["node"]
-    assert not bench.born("n1").records, "an unchanged node writes nothing"
+    assert [record.kind for record in output.learnt] == ["node"]
+    assert not bench.born("n1").learnt, "an unchanged node writes nothing"
 
 
 def test_an_unknown_node_is_asked_for_its_birth_once_a_while() -> None:

@@ -106,6 +106,6 @@ def test_born_again_it_is_simply_known_again(bench: Bench) -> None:
     output = bench.born("n1")
     assert told(output, "n1", Welcome)
     assert bench.ts.nodes.state("n1") is NodeState.ONLINE, "the wish to drain it was forgotten too"
-    assert [one.key for one in output.records if one.kind == NODE] == ["n1"]
+    assert [one.key for one in output.learnt if one.kind == NODE] == ["n1"]
     running(bench, "n1")
     assert said(Output(sends=bench.seen), Assign)

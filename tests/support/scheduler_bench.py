@@ -59,6 +59,15 @@ class Bench:
         for node in nodes:
             self.incarnations[node] = self.incarnations.get(node, 0) + 1
             output.extend(self.node(node, Birth("1", "boot", INVENTORY, holdings, feeds=feeds)))
+            output.extend(self.joined())
+        return output
+
+    def joined(self) -> Output:
+        """Let time pass until nobody waits in line."""
+        output = Output()
+        while self.ts.joins:
+            self.now_ms = max(self.now_ms, self.ts.joins.due_ms or 0)
+            output.extend(self.feed(Fired("joins")))
         return output
 
     def passes(self, ms: int, *alive: str) -> Output:

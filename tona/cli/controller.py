@@ -1,6 +1,7 @@
 """`tona controller`: the gateway of one cell in the foreground."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -92,6 +93,9 @@ async def _run(config: Config, as_json: bool) -> signal.Signals:
     try:
         running = await unless(told, gateway.start())
         if running is not None:
+            # What is there now stays: to look through it again and again would stop everything.
+            gc.collect()
+            gc.freeze()
             _announce(config, running, as_json)
             notifier.say(READY)
             _alive(notifier)

@@ -1,0 +1,80 @@
+"""What nodes hold and nobody has granted, by node and by task: looked up for every birth."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from controller.scheduler.copies import Stamp
+from protocols.messages.presence import Holding
+
+MAX_ORPHANS: Final = 10_000
+
+Held = tuple[Stamp, Holding]
+"""When a node said so, and what it holds."""
+
+
+class Orphans:
+    """Copies without an envelope, and which anchors have refused each; at most MAX_ORPHANS."""
+
+    def __init__(self) -> None:
+        self._on: dict[str, dict[str, Held]] = {}
+        """By node and task."""
+        self._nodes: dict[str, set[str]] = {}
+        """By task."""
+        self._refused_by: dict[tuple[str, str], set[str]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter([(node, task) for node, held in self._on.items() for task in held])
+
+    def put(self, node: str, task: str, held: Held) -> None:
+        """Note what a node holds; nothing when there are too many already."""
+        if self._count >= MAX_ORPHANS and self.get(node, task) is None:
+            return
+        on = self._on.setdefault(node, {})
+        self._count += task not in on
+        on[task] = held
+        self._nodes.setdefault(task, set()).add(node)
+
+    def get(self, node: str, task: str) -> Held | None:
+        """Return what a node holds of a task."""
+        return self._on.get(node, {}).get(task)
+
+    def pop(self, node: str, task: str) -> Held:
+        """Take an orphan that is there."""
+        on, nodes = self._on[node], self._nodes[task]
+        held = on.pop(task)
+        nodes.discard(node)
+        self._count -= 1
+        if not on:
+            del self._on[node]
+        if not nodes:
+            del self._nodes[task]
+        self._refused_by.pop((node, task), None)
+        return held
+
+    def refuse(self, node: str, task: str, anchor: str) -> set[str]:
+        """Note that an anchor does not want an orphan; return all that have said so."""
+        said = self._refused_by.setdefault((node, task), set())
+        said.add(anchor)
+        return said
+
+    def tasks_on(self, node: str) -> tuple[str, ...]:
+        """Return the tasks of a node's orphans, by name."""
+        return tuple(sorted(self._on.get(node, ())))
+
+    def nodes_of(self, task: str) -> list[str]:
+        """Return the nodes that hold a task, the newest epoch first."""
+        found = sorted(self._nodes.get(task, ()))
+        return sorted(found, key=lambda node: -self._on[node][task][1].epoch)
+
+    def nodes(self) -> list[str]:
+        """Return the nodes that hold any."""
+        return sorted(self._on)
+
+    def drop(self, node: str) -> None:
+        """Forget what a node holds."""
+        for task in self.tasks_on(node):
+            self.pop(node, task)
