@@ -378,6 +378,8 @@ class NodeView(Struct, frozen=True):
     """What its tasks may take if all are asked at once: above its task memory, those that follow
     the requests take turns.
     """
+    incarnation: int = 0
+    """Of its connection to that cell: it grows with every one, to whatever cell."""
 
 
 class CellView(Struct, frozen=True):

@@ -1,11 +1,12 @@
 """Many nodes that lose their cell at once and find another one, each as a device agent does.
 
-    python -m benchmarks.programs.storm_fleet COUNT CELL=HOST:PORT...
+    python -m benchmarks.programs.storm_fleet COUNT STAYING CELL=HOST:PORT...
 
 Answers `[cells]` by having the nodes attach to these in turn, at once, and says when each of them
-was welcomed, in seconds since the order. A node that is attached elsewhere drops that without a
-word; one that gets no welcome or no connection tries again in the times of the device agent. All of
-them report once a second.
+was welcomed, in seconds since the order, and how many births it took. A node that is attached
+elsewhere drops that without a word; one that gets no welcome or no connection tries again in the
+times of the device agent. All of them report once a second, and so do STAYING more, which are
+attached to all cells but the first from the beginning.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ from protocols.transport.settings import Settings
 
 MARGIN_FILES: Final = 100
 REPORT_S: Final = 1.0
+BURST: Final = 100
+"""Reports that are said together."""
 PATIENCE_S: Final = 120.0
 
 
@@ -43,6 +46,7 @@ class Node:
         self._birth: asyncio.TimerHandle | None = None
         self._wait_ms = WELCOME_FIRST_MS
         self._incarnation = 0
+        self.births = 0
         self.welcomed_at = 0.0
         self.welcomed = asyncio.Event()
 
@@ -84,6 +88,7 @@ class Node:
 
     def _say_birth(self) -> None:
         assert self._session is not None
+        self.births += 1
         arrival = Arrival(self._before, self._incarnation - 1) if self._before else None
         birth = Birth("0", f"boot-{self.name}", INVENTORY, arrival=arrival)
         topic = topics.build(self._cell, Party.NODE, self.name, Channel.PRESENCE)
@@ -109,35 +114,45 @@ class Node:
 
 async def main() -> None:
     """Make the nodes, then attach them as told."""
-    count = int(sys.argv[1])
+    count, staying = int(sys.argv[1]), int(sys.argv[2])
     places: dict[str, tuple[str, int]] = {}
-    for word in sys.argv[2:]:
+    for word in sys.argv[3:]:
         cell, _, address = word.partition("=")
         host, _, port = address.rpartition(":")
         places[cell] = host, int(port)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * count + MARGIN_FILES), hard))
+    wanted = 2 * (count + staying) + MARGIN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
     nodes = [Node(f"storm-{number}", places) for number in range(count)]
+    others = [Node(f"stays-{number}", places) for number in range(staying)]
 
     async def beat() -> None:
+        everyone = nodes + others
         while True:
-            for number, node in enumerate(nodes):
+            for number, node in enumerate(everyone):
                 node.report()
-                if number % 100 == 99:
-                    await asyncio.sleep(REPORT_S * 100 / count)
-            await asyncio.sleep(REPORT_S * (count % 100) / count)
+                if number % BURST == BURST - 1:
+                    await asyncio.sleep(REPORT_S * BURST / len(everyone))
+            await asyncio.sleep(REPORT_S * (len(everyone) % BURST) / len(everyone))
 
-    async def storm(cells: Any) -> list[float]:
-        began = time.monotonic()
+    async def attach(moving: list[Node], cells: list[str]) -> None:
         attaching = [
             asyncio.create_task(node.attach(cells[number % len(cells)]))
-            for number, node in enumerate(nodes)
+            for number, node in enumerate(moving)
         ]
         await asyncio.wait(attaching, timeout=PATIENCE_S)
-        return [
-            round(node.welcomed_at - began, 4) if node.welcomed.is_set() else -1.0 for node in nodes
-        ]
 
+    async def storm(cells: Any) -> dict[str, Any]:
+        began, before = time.monotonic(), sum(node.births for node in nodes)
+        await attach(nodes, cells)
+        times = (
+            round(node.welcomed_at - began, 4) if node.welcomed.is_set() else -1.0 for node in nodes
+        )
+        births = sum(node.births for node in nodes) - before
+        return {"welcomed_s": list(times), "births": births}
+
+    if others:
+        await attach(others, list(places)[1:])
     beating = asyncio.create_task(beat())
     say({})
     await serve(storm)

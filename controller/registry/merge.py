@@ -1,9 +1,9 @@
 """The rows of several processes as one table: each keeps its own, one of them is shown. Pure.
 
 The newest word about a thing is shown, whoever it comes from; when that source drops it, what
-another still holds is shown again. Of a node that several schedulers know, those that have lost
-it are believed least: it has gone over to another cell. While a source is away, what it said of
-nodes is shown as suspect: they may work on, but nobody says so.
+another still holds is shown again. Of a node that several schedulers know, the one that it has
+come to last is believed; of one connection, those that have lost it are believed least. While a
+source is away, what it said of nodes is shown as suspect: they may work on, but nobody says so.
 """
 
 from collections.abc import Iterable
@@ -90,6 +90,8 @@ class Merger:
             del self._rows[key]
         values = list(rows.values())
         if key[0] == FLEET:
+            newest = max((one.incarnation for one in values), default=0)
+            rows = {source: view for source, view in rows.items() if view.incarnation == newest}
             values = [self._believed(source, view) for source, view in rows.items()]
             there = [one for one in values if one.state not in _LEFT]
             values = there or [one for one in values if one.state is not NodeState.LOST] or values

@@ -407,5 +407,6 @@ class Fleet:
             handover=self.handover(node),
             reserved_bytes=self._table.holds.reserved_bytes(node),
             promised_bytes=self._table.holds.promised_bytes(node),
+            incarnation=self._nodes.incarnations[slot],
         )
         self._desk.show(FLEET, node, view)

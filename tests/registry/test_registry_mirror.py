@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests_support import INVENTORY, task_spec
 
 from controller.decider import View
@@ -136,6 +137,25 @@ def test_a_node_that_went_over_is_shown_as_its_new_scheduler_sees_it() -> None:
     assert live.model.get(FLEET, "n").state is NodeState.LOST
     live.show(live.merger.merge("du-1", [View(FLEET, "n", None)]))
     assert live.model.get(FLEET, "n") is None
+
+
+def test_a_node_that_is_lost_in_the_cell_it_came_to_last_is_shown_there() -> None:
+    live = LiveRegistry(Registry("e"))
+
+    def shown(source: str, state: NodeState, incarnation: int) -> tuple[str, NodeState]:
+        view = structs.replace(node(f"ts-{source}", state), incarnation=incarnation)
+        live.show(live.merger.merge(source, [View(FLEET, "n", view)]))
+        seen = live.model.get(FLEET, "n")
+        return seen.scheduler, seen.state
+
+    assert shown("b", NodeState.LOST, 3) == ("ts-b", NodeState.LOST)
+    assert shown("a", NodeState.ONLINE, 5) == ("ts-a", NodeState.ONLINE)
+    assert shown("a", NodeState.MOVED, 5) == ("ts-a", NodeState.MOVED), "it is on its way"
+    assert shown("b", NodeState.ONLINE, 6) == ("ts-b", NodeState.ONLINE)
+    assert shown("a", NodeState.ONLINE, 5) == ("ts-b", NodeState.ONLINE), "a late word"
+    assert shown("b", NodeState.LOST, 6) == ("ts-b", NodeState.LOST)
+    assert shown("a", NodeState.LOST, 5) == ("ts-b", NodeState.LOST)
+    assert shown("a", NodeState.ONLINE, 7) == ("ts-a", NodeState.ONLINE)
 
 
 def test_nodes_of_a_silent_process_are_suspect_until_it_is_heard() -> None:
