@@ -30,6 +30,7 @@ FOLDER_MODE: Final = 0o700
 _FORMAT: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS assignments (task TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS older (task TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tombstones (
     number INTEGER PRIMARY KEY, task TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL
 );
@@ -75,11 +76,12 @@ class Journal:
     def restored(self) -> Restored:
         """Return everything that was kept; a line that cannot be read is dropped with a warning."""
         assigns = self._all("assignments", "task", _assign)
+        older = self._all("older", "task", _assign)
         feeds = self._all("feeds", "service", _feed)
         rows = self._file.execute("SELECT task, epoch FROM tombstones ORDER BY number").fetchall()
         tombstones = tuple((task, epoch) for task, epoch in rows)
         place = next(iter(self._all("place", "one", _place)), None)
-        return Restored(tuple(assigns), tombstones, tuple(feeds), place=place)
+        return Restored(tuple(assigns), tombstones, tuple(feeds), 0, place, tuple(older))
 
     def _all(self, table: str, key: str, decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
         found = []
@@ -116,6 +118,9 @@ class Journal:
                     task, body = change.assign.task, _encode(change.assign)
                     run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
                     run("DELETE FROM tombstones WHERE task = ?", (task,))
+                    run("DELETE FROM older WHERE task = ?", (task,))
+                    if change.older is not None:
+                        run("INSERT INTO older VALUES (?, ?)", (task, _encode(change.older)))
                 elif isinstance(change, KeepFeed):
                     service, body = change.feed.service, _encode(change.feed)
                     run("INSERT OR REPLACE INTO feeds VALUES (?, ?)", (service, body))
@@ -126,6 +131,7 @@ class Journal:
                 else:
                     line = (change.task, change.epoch)
                     run("DELETE FROM assignments WHERE task = ?", line[:1])
+                    run("DELETE FROM older WHERE task = ?", line[:1])
                     run("INSERT OR REPLACE INTO tombstones VALUES (NULL, ?, ?)", line)
                     run(_PRUNE, (TOMBSTONES_MAX,))
             run("COMMIT")

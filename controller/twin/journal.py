@@ -27,6 +27,7 @@ class SimJournal:
         self.full = False
         self.place: Place | None = None
         self._assigns: dict[str, Assign] = {}
+        self._older: dict[str, Assign] = {}
         self._tombstones: dict[str, int] = {}
         self._feeds: dict[str, Feed] = {}
         self._next: int | None = None
@@ -39,6 +40,7 @@ class SimJournal:
             tuple(self._feeds.values()),
             incarnation,
             self.place,
+            tuple(self._older.values()),
         )
 
     def reserve(self, unix_ms: int) -> int:
@@ -55,11 +57,15 @@ class SimJournal:
             raise DiskFull
         for change in changes:
             match change:
-                case Keep(assign=assign):
+                case Keep(assign=assign, older=older):
                     self._assigns[assign.task] = assign
+                    self._older.pop(assign.task, None)
+                    if older is not None:
+                        self._older[assign.task] = older
                     self._tombstones.pop(assign.task, None)
                 case Forget(task=task, epoch=epoch):
                     self._assigns.pop(task, None)
+                    self._older.pop(task, None)
                     self._tombstones.pop(task, None)
                     self._tombstones[task] = epoch
                 case KeepFeed(feed=feed):

@@ -5,7 +5,8 @@ with the present status. The same assignment again only repeats the status. A hi
 already runs is adopted without touching it, so a new scheduler or a reconnection restarts nothing;
 requests of the epoch before are served for `grace_ms` more, for routes are on their way. Another
 generation, variant, provider or number of threads is prepared beside the old instance, which serves
-its own epoch until the new one is ready and for `grace_ms` more.
+its own epoch until the new one is ready and for `grace_ms` more; both are journalled until then, so
+that a reboot ends no service whose next version cannot come.
 
 A `Tune` changes what needs no other instance. Its order is that of its sender's incarnation and its
 number; what it says is journalled as part of the assignment.
@@ -55,13 +56,19 @@ class Assignments:
         """Take in the journal and begin to run what it kept; nobody has to be in reach."""
         for task, epoch in event.tombstones[-TOMBSTONES_MAX:]:
             self._tasks.tombstones[task] = epoch
+        older = {one.task: one for one in event.older}
         for assign in event.assigns[:HELD_MAX]:
-            held = self.held[assign.task] = Held(assign)
-            held.current = self._upkeep.create(assign)
+            held = self.held[assign.task] = Held(assign, older=older.get(assign.task))
+            held.current = self._upkeep.create(held.older or assign)
+        self._share_room("journal")
+        for held in self.held.values():
+            if held.older is not None:
+                held.coming = self._upkeep.create(held.assign)
         self._share_room("journal")
         for task, held in self.held.items():
-            if held.current is not None:
-                self._upkeep.fetch(held.current, "journal")
+            for instance in (held.current, held.coming):
+                if instance is not None:
+                    self._upkeep.fetch(instance, "journal")
             self._tasks.tell(task, "journal")
 
     def assign(self, message: Assign, cause: str) -> None:
@@ -82,11 +89,12 @@ class Assignments:
             self._turn.counts["refused"] += 1
             self._post_failed(message, refused, cause)
             return
-        self._turn.out.append(Keep(message, cause))
+        older = self._older(message, held)
+        self._turn.out.append(Keep(message, cause, older))
         self._tasks.tombstones.pop(message.task, None)
         if held is None:
             held = self.held[message.task] = Held(message)
-        held.assign, held.released, held.fresh = message, False, True
+        held.assign, held.older, held.released, held.fresh = message, older, False, True
         instance = self._adopt(held, message, cause)
         if instance is None:
             self._prepare(held, message, cause)
@@ -136,7 +144,7 @@ class Assignments:
                 tuning = structs.replace(tuning, warmth=have.warmth)
             if tuning != have:
                 held.assign = structs.replace(held.assign, tuning=tuning)
-                self._turn.out.append(Keep(held.assign, cause))
+                self._turn.out.append(Keep(held.assign, cause, held.older))
                 self._share_room(cause, held.shown)
         self._tasks.tell(message.task, cause)
 
@@ -179,7 +187,7 @@ class Assignments:
         """Journal what could not be journalled."""
         held = self.held.get(task)
         if held is not None and not held.released:
-            self._turn.out.append(Keep(held.assign, "journal"))
+            self._turn.out.append(Keep(held.assign, "journal", held.older))
         elif task in self._tasks.tombstones:
             self._turn.out.append(Forget(task, self._tasks.tombstones[task], "journal"))
 
@@ -223,22 +231,31 @@ class Assignments:
         )
         self._outbox.post(status, cause)
 
+    def _older(self, message: Assign, held: Held | None) -> Assign | None:
+        """Return what will serve while an assignment is prepared; None: nothing else will."""
+        if held is None or held.released or held.current is None:
+            return None
+        if held.coming is not None and _fits(held.coming, message):
+            return held.older
+        if held.current.state is not _State.READY or _fitting(held, message) is not None:
+            return None
+        return held.assign if held.coming is None else held.older
+
     def _adopt(self, held: Held, message: Assign, cause: str) -> Instance | None:
         """Take over a new epoch for what runs or comes already; None when nothing fits."""
-        for instance in (held.coming, held.current, held.leaving):
-            if instance is None or instance.state not in _LIVE or not runs_as(instance, message):
-                continue
-            if instance is held.leaving:
-                self._return(held, instance, cause)
-            instance.awaits = message.origin
-            instance.former = instance.epoch
-            instance.former_until_ms = self._turn.now_ms + message.grace_ms
-            instance.epoch = message.epoch
-            held.story.append(Entry(instance.state, f"epoch {message.epoch} adopted", cause))
-            if instance is held.current and held.coming is not None:
-                self._upkeep.retire(held, held.coming, cause)
-            return instance
-        return None
+        instance = _fitting(held, message)
+        if instance is None:
+            return None
+        if instance is held.leaving:
+            self._return(held, instance, cause)
+        instance.awaits = message.origin
+        instance.former = instance.epoch
+        instance.former_until_ms = self._turn.now_ms + message.grace_ms
+        instance.epoch = message.epoch
+        held.story.append(Entry(instance.state, f"epoch {message.epoch} adopted", cause))
+        if instance is held.current and held.coming is not None:
+            self._upkeep.retire(held, held.coming, cause)
+        return instance
 
     def _return(self, held: Held, instance: Instance, cause: str) -> None:
         """Let what was replaced a moment ago serve again, and its successor leave."""
@@ -289,6 +306,18 @@ class Assignments:
         for instance in (held.coming, held.current, held.leaving):
             if instance is not None:
                 self._upkeep.retire(held, instance, cause)
+
+
+def _fits(instance: Instance, message: Assign) -> bool:
+    return instance.state in _LIVE and runs_as(instance, message)
+
+
+def _fitting(held: Held, message: Assign) -> Instance | None:
+    """Return what runs or comes already as an assignment asks for it."""
+    for instance in (held.coming, held.current, held.leaving):
+        if instance is not None and _fits(instance, message):
+            return instance
+    return None
 
 
 def _pace(instance: Instance | None) -> tuple[float, int]:

@@ -58,6 +58,8 @@ class Keep(Struct, frozen=True):
 
     assign: Assign
     cause: str
+    older: Assign | None = None
+    """What serves while that is prepared; None: nothing else does."""
 
 
 class Forget(Struct, frozen=True):

@@ -34,6 +34,8 @@ class Restored(Struct, frozen=True):
     """Below every incarnation of this process, above those of the ones before."""
     place: Place | None = None
     """Where the node was; None: at home, alone."""
+    older: tuple[Assign, ...] = ()
+    """What served while the newest assignment of its task was prepared."""
 
 
 class JournalFailed(Struct, frozen=True):

@@ -144,6 +144,8 @@ class Held(Struct, eq=False):
     """Serves, or is on its way to."""
     coming: Instance | None = None
     """Another generation or variant, until it is ready to take over."""
+    older: Assign | None = None
+    """What the present one runs, while another is coming: a reboot must not end it."""
     leaving: Instance | None = None
     """What served before the present one, for requests of its epoch that are on their way."""
     retiring: list[Instance] = field(default_factory=list)

@@ -6,7 +6,7 @@ What the table in `lifecycle` allows happens here; `assignments` decides which i
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from device_agent.core.commands import FetchArtifact, StartInstance, StopInstance
+from device_agent.core.commands import FetchArtifact, Keep, StartInstance, StopInstance
 from device_agent.core.events import (
     ArtifactFailed,
     ArtifactReady,
@@ -177,6 +177,9 @@ class Upkeep:
         held.fresh = False
         if held.coming is instance:
             old, held.current, held.coming = held.current, instance, None
+            if held.older is not None:
+                held.older = None
+                self._turn.out.append(Keep(held.assign, name))
             if old is not None:
                 self.stay(held, old, f"epoch {instance.epoch} is ready")
         self._tasks.tell(instance.task, name)

@@ -86,14 +86,17 @@ class SimNode:
         restored: events.Restored | None = None,
         inventory: Inventory = INVENTORY,
         trust: Trust | None = None,
+        *,
+        helpful: bool = True,
     ) -> None:
         self.core = Core(
             node=NODE, agent_version="0", boot_id="b", inventory=inventory, trust=trust
         )
         self.now_ms = 1000.0
-        self.helpful = True
+        self.helpful = helpful
         self.said: list[commands.Command] = []
         self.journal: dict[str, Assign] = {}
+        self.older: dict[str, Assign | None] = {}
         self.tombstones: dict[str, int] = {}
         self.calls: dict[str, commands.Execute] = {}
         self.started: list[commands.StartInstance] = []
@@ -102,6 +105,7 @@ class SimNode:
         """Workers that an instance has ever had: fewer are had only when calls have ended."""
         if restored is not None:
             self.journal = {one.task: one for one in restored.assigns}
+            self.older |= {one.task: one for one in restored.older}
         self.tell(restored or events.Restored())
 
     def tell(self, event: events.Event) -> list[commands.Command]:
@@ -118,10 +122,12 @@ class SimNode:
 
     def _serve(self, command: commands.Command) -> list[events.Event]:
         match command:
-            case commands.Keep(one, _):
+            case commands.Keep(one, _, older):
                 self.journal[one.task] = one
+                self.older[one.task] = older
             case commands.Forget(task, epoch, _):
                 self.journal.pop(task, None)
+                self.older.pop(task, None)
                 self.tombstones[task] = epoch
             case commands.Execute():
                 self.calls[command.call] = command
@@ -162,6 +168,8 @@ class SimNode:
             assert len(set(epochs)) == len(epochs), "one instance an epoch"
             if not held.released:
                 assert self.journal[task] == held.assign
+                assert self.older.get(task) == held.older
+                assert held.older is None or (held.coming and held.current)
 
     def at(self, now_ms: float) -> list[commands.Command]:
         """Let time pass up to `now_ms`, with every tick on the way."""

@@ -24,12 +24,15 @@ def keep(task: str, epoch: int = 1) -> Keep:
 def test_what_was_written_is_restored(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.db", 1)
     assert journal.restored().assigns == ()
-    journal.write([keep("a"), keep("b"), keep("a", 2), Forget("c", 7, "test")])
+    older = Keep(assign("a", 2), "test", assign("a", 1))
+    gone = (Keep(assign(one, 2), "test", assign(one, 1)) for one in ("b", "c"))
+    journal.write([keep("a"), *gone, keep("b"), older, Forget("c", 7, "test")])
     journal.close()
     again = Journal(tmp_path / "j.db", 1)
     restored = again.restored()
     assert {one.task: one.epoch for one in restored.assigns} == {"a": 2, "b": 1}
     assert restored.assigns[0] == assign("a", 2)
+    assert restored.older == (assign("a", 1),)
     assert restored.tombstones == (("c", 7),)
     assert not again.warning
     again.close()

@@ -243,6 +243,36 @@ def test_a_reboot_keeps_the_tuning_and_the_birth_tells_it() -> None:
     assert birth.holdings[0].tuning == Tuning("small", 2, replicas=2, priority=8)
 
 
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_reboot_ends_no_version_that_serves_while_another_cannot_come(comes: bool) -> None:
+    node = joined()
+    node.hear(variant(1, replicas=2))
+    node.helpful = False
+    node.hear(variant(2, manifest("m2")))
+    node.hear(variant(3, manifest("m3"), grace_ms=0))
+    node.hear(variant(4, manifest("m3"), grace_ms=0))
+    kept = events.Restored(
+        tuple(node.journal.values()), older=tuple(filter(None, node.older.values()))
+    )
+    again = SimNode(kept, helpful=False)
+    again.join()
+    again.tell(events.ArtifactFailed(digest("m3"), "404", Blame.ENVIRONMENT, retryable=True))
+    again.tell(events.ArtifactReady(digest("m1")))
+    assert again.started[-1].replicas == 2
+    again.tell(events.InstanceReady(again.started[-1].instance))
+    assert (last(again).epoch, last(again).serving_epoch) == (4, 1)
+    assert code(again, 1) is None
+    if comes:
+        again.after(BACKOFF_MAX_MS)
+        again.tell(events.ArtifactReady(digest("m3")))
+        again.tell(events.InstanceReady(again.started[-1].instance))
+        assert (code(again, 4), last(again).serving_epoch) == (None, 0)
+    else:
+        again.hear(variant(5, replicas=2))
+        assert (code(again, 5), last(again).state) == (None, InstanceState.READY)
+    assert again.older == {"t": None}, "what serves no more is kept no more"
+
+
 def test_a_full_disk_loses_no_task_to_a_tune() -> None:
     node = joined()
     node.hear(variant(1))

@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from loop_cell import Stream, chain, echo_module, running_loop
+from loop_cell import Loop, Stream, below, chain, echo_module, expecting, running_loop
 
 import tona
 
@@ -27,6 +29,10 @@ async def test_a_version_that_cannot_come_disturbs_nobody_and_is_gone_back_from(
             (await loop.http.post("/v1/usecases", json=body)).raise_for_status()
             await loop.until("/v1/tasks", lambda tasks: "404" in tasks[0]["reason"])
             await stream.more(20)
+            _reboot(loop, "node-1")
+            with expecting("the reboot of a node whose new version cannot come"):
+                await stream.more(20)
+            await loop.until("/v1/tasks", lambda tasks: "404" in tasks[0]["reason"])
             assert digest in (await loop.get("/v1/usecases/echo"))["document"]
             answer = await loop.http.post("/v1/usecases/echo/rollback", json={})
             assert answer.json()["generation"] == 3
@@ -38,3 +44,10 @@ async def test_a_version_that_cannot_come_disturbs_nobody_and_is_gone_back_from(
             await asyncio.gather(*workers)
         assert stream.failures == []
         assert stream.wrong == 0
+
+
+def _reboot(loop: Loop, node: str) -> None:
+    """End all that runs on a node at once; what it has written stays."""
+    agent = loop.cell.pid(node)
+    for pid in [*below(agent), agent]:
+        os.kill(pid, signal.SIGKILL)
