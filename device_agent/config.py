@@ -227,7 +227,7 @@ def data_folder(config: Config, node: str, environment: Mapping[str, str]) -> Pa
     if config.data:
         return Path(config.data).expanduser().absolute()
     state = environment.get("XDG_STATE_HOME", "")
-    base = Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()  # noqa: PTH117
+    base = Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()  # noqa: PTH117 - a string is asked
     return base / "tona" / node
 
 

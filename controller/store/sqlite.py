@@ -186,5 +186,5 @@ def _attempt(database: Database, jobs: list[_Job]) -> Sequence[Any]:
             return database.append(appends)
         return [job.work(database) for job in jobs if not isinstance(job.work, Append)]
     # The edge of the thread: whatever went wrong belongs to those who wait, or they wait for ever.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - as said
         return [error] * len(jobs)

@@ -213,7 +213,7 @@ def _pace(manifest: Manifest) -> "Pace | None":
     if manifest.batch <= 1 or manifest.carries:
         return None
     # Only nodes with such a model carry the code for it.
-    from device_agent.core.batches import Pace  # noqa: PLC0415
+    from device_agent.core.batches import Pace  # noqa: PLC0415 - as said
 
     return Pace()
 

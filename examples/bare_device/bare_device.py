@@ -209,7 +209,7 @@ class Device:
                 self._scheduler_epoch, self._welcomed = epoch, False
             case ["set-sensing", *rest]:
                 self._pace(rest)
-                self._cpu_step_percent = rest[2] if len(rest) > 2 else 10.0  # noqa: PLR2004
+                self._cpu_step_percent = rest[2] if len(rest) > 2 else 10.0  # noqa: PLR2004 - a third word
             case ["assign", task, _, epoch, *_]:
                 self._status(task, epoch, "failed", "this device has no executor", cause)
             case ["release", task, epoch, *_]:

@@ -291,7 +291,7 @@ def acknowledged(body: bytes) -> tuple[int, int]:
     """Take a PUBACK apart: packet id and reason code. Raises MalformedPacket."""
     if len(body) < 2:  # noqa: PLR2004 - the packet id
         raise MalformedPacket("the broker sent a PUBACK without a packet id")
-    return (body[0] << 8) | body[1], body[2] if len(body) > 2 else 0  # noqa: PLR2004
+    return (body[0] << 8) | body[1], body[2] if len(body) > 2 else 0  # noqa: PLR2004 - a reason code
 
 
 def suback(body: bytes) -> tuple[int, bytes]:

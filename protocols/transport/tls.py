@@ -6,7 +6,7 @@ switch turns any of it off. Validity is held against this machine's clock: a boa
 """
 
 # The device agent reads its bundle: pathlib, which nothing else here needs, would cost it 0.6 MB.
-# ruff: noqa: PTH105, PTH123
+# ruff: noqa: PTH105, PTH123 - as said
 
 import os
 import ssl

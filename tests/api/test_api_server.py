@@ -51,7 +51,7 @@ def server(cell: Any, host: str, port: int, context: ssl.SSLContext | None = Non
     )
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "controller.lan"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "controller.lan"])  # noqa: S104 - refused or secured
 async def test_without_tls_nothing_but_loopback_is_served(cell: Any, host: str) -> None:
     with pytest.raises(UserError, match="without TLS: make certificates with 'tona ca init'"):
         server(cell, host, 0)
@@ -61,7 +61,7 @@ async def test_tls_is_served_and_verified(cell: Any, tmp_path: Path) -> None:
     certificate_path, key_path = certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate_path, key_path)
-    one = server(cell, "0.0.0.0", 0, context)  # noqa: S104
+    one = server(cell, "0.0.0.0", 0, context)  # noqa: S104 - refused or secured
     _, port = one.bind()
     await one.start()
     trusting = ssl.create_default_context(cafile=str(certificate_path))

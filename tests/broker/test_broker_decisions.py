@@ -72,7 +72,7 @@ def test_mosquitto_on_loopback_lets_everyone_in() -> None:
 
 
 def test_mosquitto_with_certificates_lets_nobody_else_in() -> None:
-    lines = mosquitto_conf.render("0.0.0.0", 8883, FILES, tls=True, user="me").splitlines()  # noqa: S104
+    lines = mosquitto_conf.render("0.0.0.0", 8883, FILES, tls=True, user="me").splitlines()  # noqa: S104 - is only written
     for line in (
         "allow_anonymous false",
         "require_certificate true",

@@ -195,7 +195,7 @@ async def test_a_release_and_a_broken_artifact_are_told(
 async def test_ten_thousand_bad_frames_do_no_harm(
     agent: Agent, scheduler: Peer, client: Peer, store: Store, broker: Broker
 ) -> None:
-    import paho.mqtt.client as paho  # noqa: PLC0415
+    import paho.mqtt.client as paho  # noqa: PLC0415 - for one test alone
 
     await agent.start()
     await scheduler.expect(Birth)

@@ -12,7 +12,7 @@ DRIVING = Path(__file__).resolve().parents[2] / "examples" / "driving"
 sys.path.insert(0, str(DRIVING))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference import Guest, Runner, load  # noqa: E402
+from reference import Guest, Runner, load  # noqa: E402 - after the path
 
 
 @pytest.fixture(scope="session")

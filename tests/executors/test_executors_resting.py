@@ -194,6 +194,6 @@ async def test_a_host_that_nobody_asks_gives_back_the_room_of_its_guests(
         assert result.outputs["y"] == floats(at)
         async with asyncio.timeout(WAIT_S):
             # As above; the module itself, mapped with its first call, takes about as much.
-            while status(host.pid, "RssAnon") > before + FILLED_BYTES * 3 // 2:  # noqa: ASYNC110
+            while status(host.pid, "RssAnon") > before + FILLED_BYTES * 3 // 2:  # noqa: ASYNC110 - the kernel tells nobody
                 await asyncio.sleep(POLL_S)
     assert status(host.pid, "VmHWM") > before + 2 * FILLED_BYTES

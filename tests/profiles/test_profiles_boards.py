@@ -36,13 +36,13 @@ class FakeNvml:
         self.lost = False
         self.open = 0
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:  # noqa: N802 - the library names it
         self.open += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:  # noqa: N802 - the library names it
         self.open -= 1
 
-    def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> str:  # noqa: N802 - the library names it
         if address != b"0000:01:00.0":
             raise NvmlError
         return "handle"

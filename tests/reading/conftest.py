@@ -15,8 +15,8 @@ READING = ROOT / "examples" / "reading"
 # The example is no package: its files find each other as siblings.
 sys.path.insert(0, str(READING))
 
-from guest import Guest  # noqa: E402
-from local import Runner  # noqa: E402
+from guest import Guest  # noqa: E402 - after the path
+from local import Runner  # noqa: E402 - after the path
 
 
 @pytest.fixture(scope="session")

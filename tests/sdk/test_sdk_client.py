@@ -367,4 +367,4 @@ def test_the_package_names_what_it_offers() -> None:
     for name in tona.__all__:
         assert getattr(tona, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        tona.nothing  # noqa: B018
+        tona.nothing  # noqa: B018 - the look-up itself

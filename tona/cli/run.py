@@ -100,7 +100,7 @@ def _say(text: str, code: int, hint: str = "") -> int:
     link = " " if text.endswith("?") else "; "
     text = plain(text)
     try:
-        print(f"tona: {text}{link}{hint}" if hint else f"tona: {text}", file=sys.stderr)  # noqa: T201
+        print(f"tona: {text}{link}{hint}" if hint else f"tona: {text}", file=sys.stderr)  # noqa: T201 - the command line speaks
     except BrokenPipeError:
         _silence()
     return code

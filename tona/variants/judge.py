@@ -78,7 +78,7 @@ def _guess(outputs: Outputs) -> str:
         return "close"
     if first.ndim == 3 and first.shape[-1] >= MIN_CLASSES:  # noqa: PLR2004 - row, step, class
         return "sequence"
-    return "top1" if first.ndim <= 2 and first.shape[-1:] > (1,) else "close"  # noqa: PLR2004
+    return "top1" if first.ndim <= 2 and first.shape[-1:] > (1,) else "close"  # noqa: PLR2004 - row, class
 
 
 def _top1(outputs: Outputs) -> str:

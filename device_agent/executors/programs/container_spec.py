@@ -203,7 +203,7 @@ def _mounts(wanted: Wanted, uid: int) -> list[dict[str, Any]]:
         _mount("/dev/shm", "tmpfs", "shm", [*plain, "mode=1777", *room]),  # noqa: S108 - inside
         _mount("/sys", "sysfs", "sysfs", [*plain, "ro"]),
         # Programs unpack themselves there and run what they unpacked.
-        _mount("/tmp", "tmpfs", "tmpfs", ["nosuid", "nodev", "mode=1777", *room]),  # noqa: S108
+        _mount("/tmp", "tmpfs", "tmpfs", ["nosuid", "nodev", "mode=1777", *room]),  # noqa: S108 - inside
         _mount(IN, "bind", wanted.inputs, [*plain, "bind", "ro"]),
         _mount(OUT, "bind", wanted.outputs, [*plain, "bind", "rw"]),
     ]
