@@ -275,6 +275,8 @@ def test_black_that_is_seen_differs_from_what_is_not(guest: Guests) -> None:
     straight = [1, 0, 0, 0, 1, 0, 0, 0, 1, 1e-3, 1e-3, 2, 2, 0, 0, 0, 0, 3, 2]
     (patch,) = guest("project")([np.zeros((5, 5, 3), np.uint8), np.array(straight, "f4")], 1)
     assert (patch == 1).all()
+    with pytest.raises(GuestError, match="smaller than 2 pixels"):
+        guest("project")([np.zeros((5, 1, 3), np.uint8), np.array(straight, "f4")], 1)
 
 
 @pictures

@@ -95,3 +95,39 @@ def test_a_damaged_stream_gives_pixels_or_a_sentence(guest: Guests) -> None:
         else:
             assert image.shape == pixels.shape
     assert refused > MUTANTS / 2
+
+
+def filtered(pixels: Any, kinds: Any) -> bytes:
+    """Give the rows of a picture, each with a filter of its own, as the specification has it."""
+    height, width, _ = pixels.shape
+    padded = np.zeros((height + 1, width + 1, 3), int)
+    padded[1:, 1:] = pixels
+    left, above, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    distance = np.abs(left + above - corner - np.stack([left, above, corner]))
+    nearest = np.choose(distance.argmin(0), [left, above, corner])
+    guesses = np.stack([np.zeros_like(left), left, above, (left + above) // 2, nearest])
+    return b"".join(
+        bytes([kind]) + (pixels[y].astype(int) - guesses[kind, y]).astype(np.uint8).tobytes()
+        for y, kind in enumerate(kinds)
+    )
+
+
+@pytest.mark.parametrize("width", [30, 31, 32, 33, 47])
+def test_every_filter_and_data_in_many_chunks(guest: Guests, width: int) -> None:
+    chance = np.random.default_rng(width)
+    pixels = chance.integers(0, 256, (60, width, 3), np.uint8)
+    for first in range(5):
+        kinds = [first, *chance.integers(0, 5, 59)]
+        stream = zlib.compress(filtered(pixels, kinds))
+        header = struct.pack(">IIBBBBB", width, 60, 8, 2, 0, 0, 0)
+        data = [chunk(b"IDAT", stream[at : at + 700]) for at in range(0, len(stream), 700)]
+        parts = chunk(b"IHDR", header), chunk(b"gAMA", bytes(4)), *data, chunk(b"IEND", b"")
+        file = np.frombuffer(b"\x89PNG\r\n\x1a\n" + b"".join(parts), np.uint8)
+        assert np.array_equal(guest("decode")([file], 2)[0], pixels)
+
+
+def test_a_filter_that_nobody_knows_is_refused(guest: Guests) -> None:
+    pixels = pictures()[0]
+    stream = zlib.compress(filtered(pixels, [0] * 70).replace(b"\0", b"\5", 1))
+    with pytest.raises(Exception, match="cannot be decoded"):
+        guest("decode")([picture(pixels, stream)], 2)

@@ -33,12 +33,12 @@ typedef struct {
     int height;
 } Layout;
 
-static const uint8_t *seen_at(const Layout *layout, int camera, int x, int y) {
+static const uint8_t *pixel_at(const Layout *layout, int camera, int x, int y) {
     const Image *part = &layout->part[camera];
-    const uint8_t *rgb = part->rgb + 3 * ((size_t)(y - layout->y[camera]) * part->width +
-                                          (x - layout->x[camera]));
-    return rgb[0] | rgb[1] | rgb[2] ? rgb : 0;
+    return part->rgb + 3 * ((size_t)(y - layout->y[camera]) * part->width + (x - layout->x[camera]));
 }
+
+static inline int is_seen(const uint8_t *rgb) { return (rgb[0] | rgb[1] | rgb[2]) != 0; }
 
 static int lay_out(const Port *in, Layout *layout) {
     for (int i = 0; i < CAMERAS; i++)
@@ -68,17 +68,21 @@ static Area corner_area(const Layout *layout, int corner) {
 /* By what the camera after a corner has to be scaled, beside the one before it, to agree; its log. */
 static void disagreement(const Layout *layout, int corner, double log_ratio[3]) {
     Area area = corner_area(layout, corner);
-    double sum[2][3] = {{0}};
-    for (int y = area.y0; y < area.y1; y++)
-        for (int x = area.x0; x < area.x1; x++) {
-            const uint8_t *a = seen_at(layout, BEFORE[corner], x, y);
-            const uint8_t *b = seen_at(layout, AFTER[corner], x, y);
-            if (!a || !b) continue;
+    uint64_t sum[2][3] = {{0}};
+    for (int y = area.y0; y < area.y1; y++) {
+        const uint8_t *a = pixel_at(layout, BEFORE[corner], area.x0, y);
+        const uint8_t *b = pixel_at(layout, AFTER[corner], area.x0, y);
+        uint32_t row[2][3] = {{0}};
+        for (int x = area.x0; x < area.x1; x++, a += 3, b += 3) {
+            uint32_t both = -(uint32_t)(is_seen(a) & is_seen(b));
             for (int channel = 0; channel < 3; channel++)
-                sum[0][channel] += a[channel], sum[1][channel] += b[channel];
+                row[0][channel] += a[channel] & both, row[1][channel] += b[channel] & both;
         }
+        for (int channel = 0; channel < 3; channel++)
+            sum[0][channel] += row[0][channel], sum[1][channel] += row[1][channel];
+    }
     for (int channel = 0; channel < 3; channel++)
-        log_ratio[channel] = log((sum[0][channel] + 1) / (sum[1][channel] + 1));
+        log_ratio[channel] = log((double)(sum[0][channel] + 1) / (double)(sum[1][channel] + 1));
 }
 
 /* Fills a table of the scaled value of every level, for each camera and channel. */
@@ -120,14 +124,19 @@ static inline void scale_row(uint8_t (*scaled)[256], const uint8_t *from, int co
 static void mix_row(const Layout *layout, uint8_t (*scaled)[3][256], int along, int across, int x,
                     int y, uint8_t *rgb) {
     const Image *front = &layout->part[along], *side = &layout->part[across];
-    const uint8_t *a = front->rgb + 3 * ((size_t)(y - layout->y[along]) * front->width + x);
-    const uint8_t *b = side->rgb + 3 * ((size_t)y * side->width + (x - layout->x[across]));
+    const uint8_t *a = pixel_at(layout, along, x, y), *b = pixel_at(layout, across, x, y);
     float dy = (float)(along == FRONT ? front->height - y : y - layout->y[BACK] + 1);
     float first = across == LEFT ? (float)side->width : 1, step = across == LEFT ? -1 : 1;
     float shares[MAX_SIDE];
     for (int i = 0; i < side->width; i++) shares[i] = share_along(first + step * (float)i, dy);
     for (int i = 0; i < side->width; i++, a += 3, b += 3, rgb += 3) {
-        float share = !(b[0] | b[1] | b[2]) ? 1 : !(a[0] | a[1] | a[2]) ? 0 : shares[i];
+        float share = !is_seen(b) ? 1 : !is_seen(a) ? 0 : shares[i];
+        if (share == 0 || share == 1) {
+            /* one alone: most of a corner lies beyond the band */
+            int alone = share == 1 ? along : across;
+            scale_row(scaled[alone], alone == along ? a : b, 1, rgb);
+            continue;
+        }
         for (int channel = 0; channel < 3; channel++) {
             float value = share * (float)scaled[along][channel][a[channel]] +
                           (1 - share) * (float)scaled[across][channel][b[channel]];

@@ -39,7 +39,7 @@ static void *resize_memory(void *old, uint32_t old_bytes, uint32_t new_bytes);
 #define STBI_NO_ZLIB
 #include <stb_image.h>
 
-#include "inflate.h"
+#include "png.h"
 
 enum { MIN_SIDE = 30, MAX_SIDE = 2000, MAX_PIXELS = 50 * 1000 * 1000, MAX_FILE_BYTES = 256 << 20 };
 
@@ -114,10 +114,6 @@ static void bound_size(int *width, int *height) {
     *height = round_to_32((int)(*height * ratio));
 }
 
-static uint32_t big_endian(const uint8_t *at) {
-    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
-}
-
 static int check_size(uint32_t width, uint32_t height) {
     if (width < 1 || height < 1) return fail(BAD_INPUT, "the image has no pixels", 0, 0);
     if ((uint64_t)width * height <= MAX_PIXELS) return OK;
@@ -162,6 +158,22 @@ static int say_why(int width, int height) {
     return BAD_INPUT;
 }
 
+/* The pixels of a file, as they lie in it; 0: `say_why` does. */
+static uint8_t *load(const Port *file, int *width, int *height, int channels) {
+    Image image = {0};
+    switch (read_png((uint8_t *)(uintptr_t)file->data, file->size_bytes, &image)) {
+    case PNG_READ: return image.rgb;
+    case PNG_NO_MEMORY: memory_refused = 1; return 0;
+    case PNG_DAMAGED: stbi__err("its data is damaged", "Corrupt PNG"); return 0;
+    default: break;
+    }
+    int wanted = channels == 2 || channels == 4 ? 4 : 3;
+    uint8_t *pixels = stbi_load_from_memory(tensor(file), (int)file->size_bytes, width, height,
+                                            &channels, wanted);
+    if (pixels && wanted == 4) lay_on_white(pixels, (size_t)*width * (size_t)*height);
+    return pixels;
+}
+
 EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32_t n_out) {
     if (n_in != 1 || n_out != 2 || !holds(in, UINT8, 1))
         return fail(BAD_INPUT, "decode takes one file uint8[-1] and gives image and size", 0, 0);
@@ -170,12 +182,9 @@ EXPORT("tona_run") int tona_run(const Port *in, uint32_t n_in, Port *out, uint32
     if (code) return code;
     int *size = take(2 * sizeof(int));
     if (!size) return too_heavy(width, height);
-    int wanted = channels == 2 || channels == 4 ? 4 : 3;
     int kept_width = width, kept_height = height; /* a failure may leave them undefined */
-    uint8_t *pixels = stbi_load_from_memory(tensor(in), (int)in->size_bytes, &width, &height,
-                                            &channels, wanted);
+    uint8_t *pixels = load(in, &width, &height, channels);
     if (!pixels) return say_why(kept_width, kept_height);
-    if (wanted == 4) lay_on_white(pixels, (size_t)width * (size_t)height);
     Image image = {pixels, width, height}, bounded = image;
     bound_size(&bounded.width, &bounded.height);
     if (bounded.width != width || bounded.height != height) {

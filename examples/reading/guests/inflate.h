@@ -19,8 +19,12 @@ enum {
     TABLE_ROOM = 4096, /* both tables with their second ones stay below (Kraft) */
     MATCH_MAX_BYTES = 258,
     SLACK_BYTES = MATCH_MAX_BYTES + 16,
-    PAST_MAX_BYTES = 16
+    PAST_MAX_BYTES = 16,
+    TURN_BYTES = MATCH_MAX_BYTES + 5
 };
+
+/* How a block stands. */
+enum { DAMAGED, ENDED, MORE };
 
 /* An entry: base value above, then flags, extra bits, bits of the code. */
 #define ENTRY(base, flags, extra, bits) \
@@ -90,31 +94,33 @@ static uint32_t distance_entry(int symbol, int length) {
 static uint32_t length_entry(int symbol, int length) { return ENTRY(symbol, IS_LITERAL, 0, length); }
 
 static uint32_t reversed(uint32_t code, int length) {
-    uint32_t found = 0;
-    for (int i = 0; i < length; i++) found = found << 1 | (code >> i & 1);
-    return found;
+    code = (code >> 1 & 0x5555) | (code & 0x5555) << 1;
+    code = (code >> 2 & 0x3333) | (code & 0x3333) << 2;
+    code = (code >> 4 & 0x0F0F) | (code & 0x0F0F) << 4;
+    return ((code >> 8) | (code & 0xFF) << 8) >> (16 - length);
 }
 
 /* Fills a table for canonical codes of these lengths; 0 when there are more codes than fit. A code
  * that nothing has is bad when it comes. */
 static int build(uint32_t *table, const uint8_t *lengths, int count, int wide,
                  uint32_t (*entry)(int, int)) {
-    uint32_t sizes[CODE_MAX_BITS + 1] = {0}, code[CODE_MAX_BITS + 2] = {0};
+    uint32_t sizes[CODE_MAX_BITS + 1] = {0}, code = 0, room = 1u << wide;
+    uint16_t sorted[LITERALS], first[CODE_MAX_BITS + 2] = {0};
     for (int i = 0; i < count; i++) sizes[lengths[i]]++;
-    sizes[0] = 0;
-    for (int length = 1; length <= CODE_MAX_BITS; length++) {
-        code[length + 1] = (code[length] + sizes[length]) << 1;
-        if (code[length] + sizes[length] > 1u << length) return 0;
-    }
-    for (int i = 0; i < 1 << wide; i++) table[i] = ENTRY(0, IS_BAD, 0, 1);
-    uint32_t room = 1u << wide;
     for (int length = 1; length <= CODE_MAX_BITS; length++)
-        for (int symbol = 0; symbol < count; symbol++) {
-            if (lengths[symbol] != length) continue;
-            uint32_t turned = reversed(code[length]++, length), low = turned & ((1u << wide) - 1);
+        first[length + 1] = (uint16_t)(first[length] + sizes[length]);
+    for (int i = 0; i < count; i++)
+        if (lengths[i]) sorted[first[lengths[i]]++] = (uint16_t)i;
+    for (uint32_t i = 0; i < 1u << wide; i++) table[i] = ENTRY(0, IS_BAD, 0, 1);
+    const uint16_t *next = sorted;
+    for (int length = 1; length <= CODE_MAX_BITS; length++, code <<= 1) {
+        if (code + sizes[length] > 1u << length) return 0;
+        for (uint32_t left = sizes[length]; left; left--) {
+            int symbol = *next++;
+            uint32_t turned = reversed(code++, length), low = turned & ((1u << wide) - 1);
             if (length <= wide) {
-                for (uint32_t at = turned; at < 1u << wide; at += 1u << length)
-                    table[at] = entry(symbol, length);
+                uint32_t found = entry(symbol, length);
+                for (uint32_t at = turned; at < 1u << wide; at += 1u << length) table[at] = found;
                 continue;
             }
             int more = CODE_MAX_BITS - wide;
@@ -128,6 +134,7 @@ static int build(uint32_t *table, const uint8_t *lengths, int count, int wide,
             for (uint32_t at = turned >> wide; at < 1u << more; at += 1u << (length - wide))
                 second[at] = entry(symbol, length - wide);
         }
+    }
     return 1;
 }
 
@@ -194,9 +201,91 @@ static inline void repeat(uint8_t *out, uint32_t distance, uint32_t length) {
     }
 }
 
+/* Most of a picture: as `coded_block`, as long as 8 bytes of input are left and a whole turn's output
+ * has room. Of `held` the low six bits count alone, so that an entry is taken off as it is. */
+static int coded_block_fast(Inflate *z) {
+    const uint32_t *literals = z->literals, *distances = z->distances;
+    const uint8_t *in = z->in, *start = z->out_start;
+    uint8_t *out = z->out;
+    uint64_t word = z->word;
+    uint32_t held = (uint32_t)z->held, entry = 0;
+    int state = MORE;
+#define TAKE(count) (word >>= (count) & 63, held -= (count))
+#define LOOK(table, wide) (table)[word & ((1u << (wide)) - 1)]
+#define REFILL()                                     \
+    do {                                             \
+        uint64_t more;                               \
+        __builtin_memcpy(&more, in, 8);              \
+        word |= more << (held & 63);                 \
+        in += (~held & 63) >> 3;                     \
+        held |= 56;                                  \
+    } while (0)
+#define LITERAL() (TAKE(entry), *out++ = (uint8_t)BASE(entry), entry = LOOK(literals, LITERAL_BITS))
+    while (z->in_end - in >= 2 * 8 && z->out_end - out >= TURN_BYTES) {
+        REFILL();
+        entry = LOOK(literals, LITERAL_BITS);
+        /* four of 11 bits; 12 are left for a fifth look */
+        if (entry & IS_LITERAL) {
+            LITERAL();
+            if (entry & IS_LITERAL) {
+                LITERAL();
+                if (entry & IS_LITERAL) {
+                    LITERAL();
+                    if (entry & IS_LITERAL) {
+                        LITERAL();
+                        if (entry & IS_LITERAL) {
+                            TAKE(entry);
+                            *out++ = (uint8_t)BASE(entry);
+                            continue;
+                        }
+                    }
+                }
+            }
+        }
+        REFILL();
+        if (entry & IS_SECOND) {
+            TAKE(LITERAL_BITS);
+            entry = literals[BASE(entry) + (word & ((1u << EXTRA(entry)) - 1))];
+        }
+        TAKE(entry);
+        if (entry & IS_LITERAL) {
+            *out++ = (uint8_t)BASE(entry);
+            continue;
+        }
+        if (entry & (IS_END | IS_BAD)) {
+            state = entry & IS_END ? ENDED : DAMAGED;
+            break;
+        }
+        uint32_t length = BASE(entry) + ((uint32_t)word & ((1u << EXTRA(entry)) - 1));
+        TAKE(EXTRA(entry));
+        entry = LOOK(distances, DISTANCE_BITS);
+        if (entry & IS_SECOND) {
+            TAKE(DISTANCE_BITS);
+            entry = distances[BASE(entry) + (word & ((1u << EXTRA(entry)) - 1))];
+        }
+        TAKE(entry);
+        uint32_t distance = BASE(entry) + ((uint32_t)word & ((1u << EXTRA(entry)) - 1));
+        TAKE(EXTRA(entry));
+        if (entry & IS_BAD || distance > (uint32_t)(out - start)) {
+            state = DAMAGED;
+            break;
+        }
+        repeat(out, distance, length);
+        out += length;
+    }
+#undef LITERAL
+#undef REFILL
+#undef LOOK
+#undef TAKE
+    z->in = in, z->out = out, z->word = word, z->held = (int)(held & 63);
+    return state;
+}
+
 /* 1 at the end of the block or of the room, 0 when it is damaged. The state is a copy, for what is
  * written to `out` could else be part of it, and none of it would stay in registers. */
 static int coded_block(Inflate *from) {
+    int state = coded_block_fast(from);
+    if (state != MORE) return state == ENDED;
     Inflate own = *from, *z = &own;
     const uint32_t *literals = own.literals, *distances = own.distances;
     const uint8_t *start = own.out_start, *end = own.out_end;
