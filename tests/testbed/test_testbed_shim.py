@@ -66,7 +66,8 @@ async def test_what_is_sent_while_the_radio_switches_waits_and_any_gateway_is_re
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await received(cells["du-1"])
-    radio.become(Become("ue-1", "du-2", UP))
+    radio.become(Become("ue-1", "du-2", UP, after_ms=1))
+    radio.become(Become("ue-1", "du-2", DOWN))
     node.send(packet("10.90.0.1", b"from its new cell"))
     assert (await received(cells["du-1"]))[20:] == b"meanwhile"
     assert (await received(node))[20:] == b"the other way"

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from protocols.base import Name
-from tona.testbed.lane import Conditions
+from tona.testbed.lane import Conditions, Milliseconds
 
 LINKS_MAX: Final = 512
 MESSAGE_MAX_BYTES: Final = 65_536
@@ -38,3 +38,5 @@ class Become(Struct, frozen=True):
     node: Name
     cell: Name
     conditions: Conditions
+    after_ms: Milliseconds = 0.0
+    """Of a node with one radio and one address: when it comes there; until then it is nowhere."""

@@ -72,6 +72,9 @@ class Antenna:
             while self.at != self._wanted:
                 goal, self.at = self._wanted, ""
                 self._again()
+                if self._step is not None:
+                    link = self._step.links[goal]
+                    self._ground.arrive(self.node, goal, link, SWITCH_MS)
                 await asyncio.sleep(SWITCH_MS / 1000)
                 self.at = goal
                 self._again()

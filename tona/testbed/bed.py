@@ -79,6 +79,12 @@ class Ground(Protocol):
     def become(self, node: str, cell: str, conditions: Conditions) -> None:
         """Change a link."""
 
+    def arrive(self, node: str, cell: str, conditions: Conditions, after_ms: float) -> None:
+        """Bring a radio that keeps its address to a cell after so long: timed where the air is.
+
+        For others it does nothing: they arrive when their link comes up.
+        """
+
     def prefer(self, node: str, cell: str) -> None:
         """Have a node reach whatever is beyond its cells over this one."""
 

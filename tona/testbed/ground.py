@@ -114,6 +114,11 @@ class NetworkGround:
             self._now[node, cell] = conditions
             self._say(node, cell)
 
+    def arrive(self, node: str, cell: str, conditions: Conditions, after_ms: float) -> None:
+        """Bring a radio that keeps its address to a cell after so long."""
+        if self.spec.keeps(node):
+            self._tell(Become(node, cell, conditions, after_ms))
+
     def prefer(self, node: str, cell: str) -> None:
         """Have a node reach what is beyond its cells over this one, soon."""
         if words := self.spec.preferred(node, cell):
@@ -153,10 +158,12 @@ class NetworkGround:
         self.spaces.close()
 
     def _say(self, node: str, cell: str) -> None:
-        said = msgspec.json.encode(Become(node, cell, self._now[node, cell]))
         # A shim that is away, or full, hears it again.
+        self._tell(Become(node, cell, self._now[node, cell]))
+
+    def _tell(self, said: Become) -> None:
         with suppress(OSError):
-            self._socket.sendto(said, str(self._at))
+            self._socket.sendto(msgspec.json.encode(said), str(self._at))
 
     async def _repeat(self) -> None:
         while True:

@@ -65,6 +65,9 @@ class LoopbackGround:
         """Change a link."""
         self._proxies[cell].become(node, conditions)
 
+    def arrive(self, node: str, cell: str, conditions: Conditions, after_ms: float) -> None:
+        """Do nothing: nobody keeps an address here."""
+
     def prefer(self, node: str, cell: str) -> None:
         """Do nothing: on loopback everything else is reached without a link."""
 
