@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tona.testbed.figures import Called, Driven, Passed, Sums, chosen, gaps, quantile, verdict
+from tona.testbed.owning import called
 from tona.testbed.radio import SIGNALS, SWITCH, Radio
 from tona.testbed.replay import Signal
 
@@ -88,3 +89,20 @@ async def test_a_radio_tells_what_it_hears_and_is_switched(tmp_path: Path) -> No
     finally:
         radio.stop()
         radio.stop()
+
+
+def test_what_a_log_says_of_requests_that_are_numbered() -> None:
+    log = [
+        (3, 60, ""),
+        (1, 20, ""),
+        (2, 40, "n-2: busy"),
+        (5, 100, ""),
+        (5, 101, ""),
+        (6, 120, "x"),
+    ]
+    found = called(log, until_ms=110)
+    assert (found.sums.sent, found.sums.answered, found.sums.lost) == (5, 3, 2)
+    assert found.sums.failures == ("n-2: busy", "request 4 left no record")
+    assert found.sums.doubled == 1
+    assert found.answers_ns == [20_000_000, 60_000_000, 100_000_000]
+    assert called([], until_ms=1).sums.sent == 0

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from tona.testbed.bed import Bed, hold
-from tona.testbed.choices import By
+from tona.testbed.choices import Ask, By
 from tona.testbed.loopback import LoopbackGround
 from tona.testbed.plan import Spec
 from tona.testbed.run import Given, Run
-from tona.testbed.services import DEVICE
 from tona.testbed.traces import Sample, Window
 
 pytestmark = pytest.mark.timeout(180)
@@ -36,7 +35,7 @@ async def test_a_node_is_handed_over_while_its_client_asks(tmp_path: Path) -> No
     spec = Spec(cells=2, nodes=1)
     moving = Window("drive", (sample(0, "a"), sample(1, "b")), moves=True, length_s=MOVE_S)
     steady = Window("drive", (sample(0, "b"),), moves=False, length_s=1.0)
-    given = Given({"ue-1": [moving, steady]}, DEVICE, 20.0, By.TRACE)
+    given = Given({"ue-1": [moving, steady]}, Ask.DEVICE, 20.0, By.TRACE)
     lock, stage, died = hold(tmp_path), Stage(), list[str]()
 
     def told(name: str, what: str) -> None:

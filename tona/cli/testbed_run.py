@@ -64,7 +64,11 @@ def run(  # noqa: PLR0917 - options
         ),
     ] = COMPARED,
     ask: Annotated[
-        Ask, Option(help="device: the task is on the node; edge: it is at the edge, for the node.")
+        Ask,
+        Option(
+            help="own: the task is on the node, which asks it itself; device: it is on the node, "
+            "asked from afar; edge: it is at the edge, asked beside the node."
+        ),
     ] = Ask.DEVICE,
     per_s: Annotated[float, Option(min=0.1, max=1000, help="Requests of each client.")] = PER_S,
     by: WhoMoves = By.TRACE,
@@ -93,7 +97,7 @@ def run(  # noqa: PLR0917 - options
     runs = []
     for way, count in counts.items():
         table = timetable(found, spec.node_names, count, seed)
-        given = Given(table, ask.value, per_s, by, within_s)
+        given = Given(table, ask, per_s, by, within_s)
         runs.append((msgspec.structs.replace(spec, make_before_break=way), given))
     phases, ended = asyncio.run(_phases(runs, mode, folder_of(data), keep))
     if as_json:

@@ -32,6 +32,11 @@ WHO: Final = "`tona testbed`"
 STATE: Final = "testbed.json"
 LOCK: Final = "lock"
 CONFIG: Final = "controllers.toml"
+NODE_CONFIG: Final = "nodes.toml"
+SENSOR: Final = "noise"
+SENSOR_BYTES: Final = 8
+"""Of the sensor that every node has: as random as its machine."""
+_SENSORS: Final = f'[sensors.{SENSOR}]\npath = "/dev/urandom"\nshape = [{SENSOR_BYTES}]\n'
 RADIO: Final = "radio"
 DOWN_WITHIN_S: Final = 40.0
 """For an owner that is told to end; longer than its processes are given."""
@@ -147,7 +152,8 @@ class Bed:
 
     def _options(self, node: str) -> tuple[str, ...]:
         spec, radio = self.spec, self.radio(node)
-        said = [f"--radio=file:{radio / SIGNALS}", f"--attachment={radio / ATTACHMENT}"]
+        said = [f"--config={self.folder / NODE_CONFIG}"]
+        said += [f"--radio=file:{radio / SIGNALS}", f"--attachment={radio / ATTACHMENT}"]
         if spec.radios(node) == 1:
             said.append(f"--switch={radio / SWITCH}")
         if spec.keeps(node):
@@ -163,6 +169,7 @@ class Bed:
         """
         note(self.folder, self._standing)
         (self.folder / CONFIG).write_text(self.spec.config, encoding="utf-8")
+        (self.folder / NODE_CONFIG).write_text(_SENSORS, encoding="utf-8")
         for node in self.spec.node_names:
             self.radio(node).mkdir(mode=0o700, parents=True, exist_ok=True)
         await self.ground.start()

@@ -11,11 +11,13 @@ from controller.child import module_command
 from protocols.errors import EnvironmentFailure
 from tona.local.supervisor import Supervisor, Told
 from tona.testbed.bed import Bed
-from tona.testbed.caller import RECORD, Ask
+from tona.testbed.caller import RECORD
+from tona.testbed.caller import Ask as Asked
+from tona.testbed.choices import Ask
 from tona.testbed.figures import Called, Sums
 from tona.testbed.identities import client_of
 from tona.testbed.radio import ATTACHMENT
-from tona.testbed.services import DEVICE, service_of
+from tona.testbed.services import service_of
 
 DEADLINE_S: Final = 30.0
 """A request that has no answer by then is lost."""
@@ -26,10 +28,10 @@ CLOSE_S: Final = 10.0
 class Callers:
     """Starts, tells and ends them."""
 
-    def __init__(self, bed: Bed, shape: str, per_s: float, told: Told) -> None:
+    def __init__(self, bed: Bed, ask: Ask, per_s: float, told: Told) -> None:
         self._bed = bed
         self._ground = bed.ground
-        self._beside = shape != DEVICE
+        self._beside = ask is Ask.EDGE
         self._per_s = per_s
         self._folder = bed.folder / "callers"
         self._supervisor = Supervisor(bed.processes.logs, told)
@@ -46,7 +48,7 @@ class Callers:
     async def _start(self, node: str, homes: Mapping[str, str]) -> None:
         ground, cell = self._ground, homes[service_of(node)]
         (host, port), bundle = ground.broker_at(cell), ground.bundle(client_of(node))
-        ask = Ask(
+        asked = Asked(
             service=service_of(node),
             # Without certificates it is the name that tells over whose link a client comes.
             identity=client_of(node) if self._beside or bundle else f"edge-{client_of(node)}",
@@ -61,7 +63,7 @@ class Callers:
             follow=str(self._bed.radio(node) / ATTACHMENT) if self._beside else "",
         )
         file = self._file(node, "json")
-        file.write_bytes(msgspec.json.encode(ask))
+        file.write_bytes(msgspec.json.encode(asked))
         command = module_command("tona.testbed.caller", str(file))
         space = ground.paths.get(node if self._beside else cell, "")
         self._begun.append(node)

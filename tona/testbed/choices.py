@@ -27,6 +27,8 @@ class Address(StrEnum):
 class Ask(StrEnum):
     """Where the task is that is asked."""
 
+    OWN = "own"
+    """On the node, which asks it with what a sensor of its own gives: nothing crosses the air."""
     DEVICE = "device"
     """On the node; its client stands at a gateway."""
     EDGE = "edge"

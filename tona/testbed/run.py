@@ -10,9 +10,10 @@ from tona.cli.api import Api
 from tona.local.supervisor import Told
 from tona.testbed.bed import Bed, unless_failed
 from tona.testbed.calling import Callers
-from tona.testbed.choices import By
+from tona.testbed.choices import Ask, By
 from tona.testbed.drives import Drives, operator
 from tona.testbed.figures import Verdict, verdict
+from tona.testbed.owning import OwnCalls
 from tona.testbed.services import deploy
 from tona.testbed.traces import WINDOW_S, Window
 
@@ -38,7 +39,7 @@ class Given(Struct, frozen=True):
 
     timetable: dict[str, list[Window]]
     """Of each node."""
-    shape: str
+    ask: Ask
     per_s: float
     by: By
     within_s: float | None = None
@@ -55,8 +56,8 @@ class Phase(Struct, frozen=True):
     """What came of a run."""
 
     make_before_break: bool
-    shape: str
-    by: str
+    ask: Ask
+    by: By
     verdicts: dict[str, Verdict]
     """Of nodes with two radios, and with one."""
     elapsed_s: float
@@ -75,7 +76,9 @@ class Run:
         self._bed = bed
         self._given = given
         self._stage = stage
-        self._callers = Callers(bed, given.shape, given.per_s, told)
+        self._callers = (
+            OwnCalls(bed) if given.ask is Ask.OWN else Callers(bed, given.ask, given.per_s, told)
+        )
         self._drives = Drives(bed, given.timetable, given.by)
         self._elapsed_s = 0.0
         self._whole = False
@@ -89,8 +92,9 @@ class Run:
         async with operator(standing) as api:
             stage.step("services are placed")
             folder, identities = self._bed.folder, self._bed.ground.identities
-            homes = await deploy(api, spec, given.shape, folder, identities)
-            stage.step(f"{spec.nodes} clients ask {given.per_s:g} times a second each")
+            homes = await deploy(api, spec, given.ask, given.per_s, folder, identities)
+            who = "nodes" if given.ask is Ask.OWN else "clients"
+            stage.step(f"{spec.nodes} {who} ask {given.per_s:g} times a second each")
             await self._callers.start(homes)
             await asyncio.sleep(SETTLE_S)
             minutes = given.expected_s / 60
@@ -123,7 +127,7 @@ class Run:
                 reasons += [*driven[node].reasons, *called[node].sums.failures]
         return Phase(
             make_before_break=spec.make_before_break,
-            shape=self._given.shape,
+            ask=self._given.ask,
             by=self._given.by,
             verdicts=verdicts,
             elapsed_s=self._elapsed_s,

@@ -2,21 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from controller.records import TaskState
 from protocols.messages.hierarchy import NodeState
 from tona.bundle import bundle
 from tona.cli.api import Api
 from tona.cli.follow import NODES, TASKS, Things, until
+from tona.testbed.bed import SENSOR, SENSOR_BYTES
+from tona.testbed.choices import Ask
 from tona.testbed.identities import Identities
 from tona.testbed.plan import Spec
 
-DEVICE: Final = "device"
-"""The task runs on the node, its client stands at a gateway."""
-EDGE: Final = "edge"
-"""The task runs at the edge, its client stands beside the node."""
-SHAPES: Final = (DEVICE, EDGE)
 USE_CASE: Final = "testbed"
 ONLINE_S: Final = 60.0
 RUNNING_S: Final = 120.0
@@ -36,21 +33,21 @@ def service_of(node: str) -> str:
     return f"for-{node}"
 
 
-def document(spec: Spec, shape: str) -> str:
+def document(spec: Spec, ask: Ask, per_s: float) -> str:
     """Return the use case; the module lies beside it as `echo.wasm`. Pure."""
     edges = list(spec.edge_nodes)
-    services = [
+    services: list[dict[str, Any]] = [
         {
             "name": service_of(node),
             "kind": "computing",
-            "spares": 0 if shape == DEVICE else len(edges) - 1,
+            "spares": len(edges) - 1 if ask is Ask.EDGE else 0,
             "outputs": {"y": "echo.y"},
             "tasks": [
                 {
                     "name": "echo",
                     "executor": "wasm",
                     "artifact": "echo.wasm",
-                    "nodes": [node] if shape == DEVICE else edges,
+                    "nodes": edges if ask is Ask.EDGE else [node],
                     "limits": {"memory_bytes": 2 << 20},
                     "demand": {"cpu_percent": 0},
                     "expected_ms": 1,
@@ -61,11 +58,15 @@ def document(spec: Spec, shape: str) -> str:
         }
         for node in spec.node_names
     ]
+    if ask is Ask.OWN:
+        for node, service in zip(spec.node_names, services, strict=True):
+            source = {"kind": "sensor", "name": SENSOR, "nodes": [node], "rate_per_s": per_s}
+            service["sources"] = {"x": {**source, "dtype": "uint8", "shape": [SENSOR_BYTES]}}
     return json.dumps({"name": USE_CASE, "services": services})
 
 
 async def deploy(
-    api: Api, spec: Spec, shape: str, folder: Path, identities: Identities | None
+    api: Api, spec: Spec, ask: Ask, per_s: float, folder: Path, identities: Identities | None
 ) -> dict[str, str]:
     """Submit the services and wait until all of them run; return the cell of each.
 
@@ -78,7 +79,7 @@ async def deploy(
     place = folder / "services"
     place.mkdir()
     (place / "echo.wasm").write_bytes(bytes(wat2wasm(ECHO)))
-    (place / "usecase.json").write_text(document(spec, shape), encoding="utf-8")
+    (place / "usecase.json").write_text(document(spec, ask, per_s), encoding="utf-8")
     made = bundle(place / "usecase.json")
     for file in made.files:
         await api.push(file, lambda _: None)
