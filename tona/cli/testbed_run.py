@@ -59,9 +59,7 @@ def run(  # noqa: PLR0917 - options
     ] = None,
     compare: Annotated[
         int,
-        Option(
-            min=1, max=HANDOVERS_MAX, help="Windows at most of the run without, after one with."
-        ),
+        Option(min=1, max=HANDOVERS_MAX, help="Windows at most without, after the run with it."),
     ] = COMPARED,
     ask: Annotated[
         Ask,
@@ -93,11 +91,10 @@ def run(  # noqa: PLR0917 - options
     counts = {True: handovers, False: min(handovers, compare)}
     if make_before_break is not None:
         counts = {make_before_break: handovers}
-    within_s = minutes * 60 if minutes is not None else None
     runs = []
     for way, count in counts.items():
         table = timetable(found, spec.node_names, count, seed)
-        given = Given(table, ask, per_s, by, within_s)
+        given = Given(table, ask, per_s, by, minutes and minutes * 60)
         runs.append((msgspec.structs.replace(spec, make_before_break=way), given))
     phases, ended = asyncio.run(_phases(runs, mode, folder_of(data), keep))
     if as_json:
