@@ -63,6 +63,9 @@ class Remedies:
         """Return what of this kind can be done for a task, or why nothing can."""
         if task.leaving is not None:
             return "it is on its way to another cell"
+        if any(one.heir for one in self._book.ordered(task.service)):
+            # It has no scheduler for a moment: nobody there could be let go, or asked.
+            return "it follows its node to another cell"
         if hopeless(task):
             return f"its generation {task.generation} can run nowhere"
         return self._makers[kind](task, why)

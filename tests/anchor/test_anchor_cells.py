@@ -216,6 +216,20 @@ def test_a_service_follows_its_node_without_a_second_copy(bench: Bench) -> None:
     assert bench.task().scheduler == B
 
 
+def test_a_service_that_follows_its_node_is_not_moved_for_its_quality(bench: Bench) -> None:
+    runs(bench, "a")
+    home, epoch = bench.task().node, bench.task().epoch
+    bench.tight("b1", 2, B)
+    [revoke] = said(bench.node(home, scheduler=B, incarnation=2), EnvelopeRevoke, A)
+    output = bench.hear(Escalation("q", "svc.a", 1, "slow", indicator="latency_ms"), A)
+    assert not said(output, EscalationAnswer)[0].granted
+    assert not said(output, EnvelopeGrant)
+    assert bench.task().leaving is None
+    gone = Relinquished("svc.a", 1, home, epoch, epoch, revoke.leased)
+    [grant] = said(bench.hear(gone, A), EnvelopeGrant, B)
+    assert (grant.current_node, grant.current_epoch) == (home, epoch)
+
+
 def test_namo_hears_of_the_fleet_coarsely(bench: Bench) -> None:
     runs(bench, "a")
     bench.tight("b1", 3, B)
