@@ -205,8 +205,9 @@ def draw(phases: "list[Phase]") -> None:
         made.add_row(label, *(value(one) for _, _, one in columns))
     show(made)
     for phase in phases:
-        rest = "" if phase.whole else ", interrupted"
-        show(f"{_way(phase)}: {phase.elapsed_s:.0f} s, load {phase.load:.1f}{rest}")
+        rest = "" if phase.whole else ", cut short"
+        how = f"asked {phase.ask}, moved by {phase.by}, {phase.elapsed_s:.0f} s"
+        show(f"{_way(phase)}: {how}, load {phase.load:.1f}{rest}")
         for reason in phase.reasons:
             show(f"  {reason}")
 
