@@ -79,6 +79,8 @@ class HandoverRecord(Struct, frozen=True):
     """Requests that came to the node once more; None: it has not told."""
     said_again: int | None = None
     """Answers and requests that the node has sent once more."""
+    edge: dict[str, str] = {}
+    """Tasks that serve the node from other nodes: whether each follows or stays, and why."""
 
 
 class PointRecord(Struct, frozen=True):

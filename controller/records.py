@@ -242,6 +242,17 @@ class Leaving(Struct, frozen=True):
     """What the envelope there is for, where it is not the newest."""
     granted: int = 0
     """The generation of that."""
+    follows: str = ""
+    """The device that it follows there; empty: its service goes to another cell."""
+
+
+class Home(Struct, frozen=True):
+    """Where what a task remembers still is, in the cell that it has left."""
+
+    scheduler: str
+    node: str
+    epoch: int
+    """Under which it ran there."""
 
 
 class Asked(Struct, frozen=True):
@@ -310,6 +321,10 @@ class TaskRecord(Struct, frozen=True):
     attached: int = 0
     """Incarnation of its node's attachment after which it went to its scheduler; 0: it was placed.
     """
+    memory: Home | None = None
+    """Until all that it remembers has come to the cell of its scheduler."""
+    following: str = ""
+    """Why it follows the devices that it serves to their cell, or stays; empty: none has moved."""
 
 
 class StoryRecord(Struct, frozen=True):

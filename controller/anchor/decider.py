@@ -17,6 +17,7 @@ from controller.anchor import (
     direct,
     escalations,
     fleet,
+    following,
     handing,
     handovers,
     placing,
@@ -29,6 +30,7 @@ from controller.anchor.direct import Direct
 from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.escalations import Escalations
 from controller.anchor.fleet import Fleet
+from controller.anchor.following import Following
 from controller.anchor.granting import Granting
 from controller.anchor.handing import Handing
 from controller.anchor.handovers import Handovers
@@ -68,6 +70,8 @@ from protocols.messages import (
     JobSubmit,
     LeaseRequest,
     Measurement,
+    MemoryRequest,
+    MemoryState,
     NodeSummary,
     Relinquished,
     RunFigures,
@@ -116,6 +120,8 @@ class Anchor:
         self.switching.going = self.handing.going
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
+        moves = self.transfers, self.elsewheres, self.handovers
+        self.following = Following(self.book, self.placing, *moves)
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
         self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
         self.quarantines = Quarantines(*parts, self.upward)
@@ -132,6 +138,7 @@ class Anchor:
             switching.TIMER: self.switching.fired,
             handovers.TIMER: self.handovers.fired,
             handing.TIMER: self.handing.fired,
+            following.TIMER: self.following.fired,
         }
 
     def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
@@ -141,7 +148,9 @@ class Anchor:
             ServiceDelete: self._on_order,
             EscalationAnswer: self.escalations.answered,
             NodeSummary: self.fleet.summary,
-            TaskReport: self.reports.report,
+            TaskReport: self._on_report,
+            MemoryRequest: self.following.asked,
+            MemoryState: self.following.said,
             TaskEvent: self.escalations.told,
             Escalation: self.escalations.escalation,
             Flagged: self.quarantines.flagged,
@@ -189,6 +198,7 @@ class Anchor:
         self.handovers.restored()
         self.handing.restore(records)
         self.handing.restored()
+        self.following.restored()
         self.fleet.begin()
         return self.desk.output
 
@@ -213,6 +223,7 @@ class Anchor:
                     raise TonaBug(f"the anchor has no operation {event.operation!r}")
         self.switching.settle()
         self.handovers.settle()
+        self.following.settle()
         self.fleet.settle()
         self.cells.settle()
         self.placing.settle()
@@ -234,6 +245,10 @@ class Anchor:
             self.orders.order(event, body)
         else:
             self.orders.delete(event, body)
+
+    def _on_report(self, event: Received, report: TaskReport) -> None:
+        self.reports.report(event, report)
+        self.following.reported(event, report)
 
     def _followed(self, node: str, task: str) -> None:
         self.handovers.task_done(node, task)

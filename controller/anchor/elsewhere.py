@@ -29,6 +29,8 @@ class Elsewheres:
         self._book = book
         self.points: dict[str, CellPoint] = {}
         """Where each scheduler's cell is reached, as it has said."""
+        self.ways: dict[tuple[str, str], float] = {}
+        """Round trips in ms from the gateway of one scheduler to that of another, as measured."""
         self._told: dict[tuple[str, str], tuple[object, ...]] = {}
         """By scheduler and task: what it was told last."""
 
@@ -50,6 +52,11 @@ class Elsewheres:
         """Return the cell of a scheduler; empty: it has not said so."""
         point = self.points.get(scheduler)
         return point.cell if point is not None else ""
+
+    def between_ms(self, one: str, other: str) -> float | None:
+        """Return what a round trip between the gateways of two schedulers takes, as measured."""
+        ways = [self.ways.get((one, other)), self.ways.get((other, one))]
+        return min((ms for ms in ways if ms is not None), default=None)
 
     def moved(self, service: str, before: str, cause: str) -> None:
         """Take in that a scheduler has lost a task of a service."""
@@ -107,13 +114,17 @@ class Elsewheres:
 
     def _tell(self, scheduler: str, task: TaskRecord, cause: str) -> None:
         key = scheduler, task.spec.task
-        if task.scheduler == scheduler:
+        if task.scheduler == scheduler and task.leaving is None:
             self._told.pop(key, None)
             return
-        serves = task.state in SERVING
+        serves, left = task.state in SERVING, task.leaving
         node, epoch = (task.node, task.epoch) if serves else ("", 0)
-        served = task.served or task.generation
-        said = (node, epoch, served, task.scheduler)
+        served, home = task.served or task.generation, task.scheduler
+        if left is not None:
+            # Who serves it until the next one is ready.
+            node, epoch, home = left.node, left.epoch, left.scheduler
+            served = left.granted or served
+        said = (node, epoch, served, home)
         if self._told.get(key) == said:
             return
         self._told[key] = said
@@ -126,7 +137,7 @@ class Elsewheres:
             order.outputs,
             node,
             epoch,
-            self.cell_of(task.scheduler),
+            self.cell_of(home),
         )
         self._book.desk.tell_role(scheduler, body, cause, task.tenant)
 

@@ -8,6 +8,7 @@ from msgspec import structs
 from controller.anchor.book import Book
 from controller.records import AnchoredRecord, TaskRecord
 from protocols.messages import EnvelopeGrant, EnvelopeRevoke
+from protocols.messages.task import Origin
 from protocols.qoais_map import resource_bounds
 
 EPOCH_BLOCK: Final = 32
@@ -70,6 +71,8 @@ class Granting:
                 reserved=_reserved(task, left.nodes or (left.node,)),
                 current_node=left.node,
                 current_epoch=left.epoch,
+                arriving=False,
+                origin=None,
             )
             self._book.desk.tell_role(scheduler, grant, cause, task.tenant)
             grants += 1
@@ -107,6 +110,8 @@ def _grant(task: TaskRecord, held: AnchoredRecord, first: int, last: int) -> Env
         sources=held.sources,
         sinks=order.sinks,
         reserved=_reserved(task, task.nodes),
+        arriving=arriving,
+        origin=Origin(task.memory.node, task.memory.epoch) if task.memory is not None else None,
     )
 
 

@@ -150,6 +150,7 @@ class Handing:
             one.state in SERVING
             and one.held is None
             and one.leaving is None
+            and one.memory is None
             and one.asked is None
             and not one.heir
             for one in self._book.ordered(service)

@@ -17,6 +17,7 @@ from msgspec import structs
 from controller.anchor.book import Book
 from controller.anchor.crossings import Crossings
 from controller.anchor.elsewhere import Elsewheres
+from controller.anchor.nearness import STAY_S
 from controller.decider import Answer, Called, Received, Record
 from controller.handover_records import OWNERLESS, HandoverRecord, HandoverState
 from controller.records import HANDOVER
@@ -77,6 +78,8 @@ class Handovers:
         """Who waits for the answer of a target, by node."""
         self.watch: Callable[[HandoverRecord], None] = lambda _: None
         """Is told of every handover that fails, and of every node that has come."""
+        self.changed: Callable[[HandoverRecord], None] = lambda _: None
+        """Is told of every step of every handover."""
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take in the history."""
@@ -420,7 +423,30 @@ class Handovers:
     def _wake(self, node: str, in_ms: int) -> None:
         self._book.desk.wake(TIMER + node, self._book.desk.now_ms + in_ms)
 
+    def serves(self, node: str, task: str, verdict: str, cause: str) -> None:
+        """Note in a node's newest handover whether a task that serves it follows."""
+        of_node = self.records.get(node)
+        if of_node and of_node[-1].edge.get(task) != verdict:
+            edge = {**of_node[-1].edge, task: verdict}
+            self._write(structs.replace(of_node[-1], edge=edge), cause)
+
+    def stays_s(self, node: str) -> float:
+        """Return how long a node is thought to stay in a cell: the mean of what it has done."""
+        began = [
+            one.started_unix_ms
+            for one in self.records.get(node, ())
+            if one.state in (_S.COMPLETED, _S.SWITCHING)
+        ]
+        if len(began) < 3:  # noqa: PLR2004 - two stays, of which one may be an exception
+            return STAY_S
+        return max(1.0, (began[-1] - began[0]) / (len(began) - 1) / 1000)
+
     def _put(self, record: HandoverRecord, cause: str) -> HandoverRecord:
+        self._write(record, cause)
+        self.changed(record)
+        return record
+
+    def _write(self, record: HandoverRecord, cause: str) -> HandoverRecord:
         self._keep(record)
         key = self._key(record.node, record.number)
         self._book.desk.keep(HANDOVER, key, record, cause)

@@ -19,7 +19,7 @@ from controller.anchor.privacy import taken_in
 from controller.anchor.search import Found, Search, sought, unplaced
 from controller.anchor.upward import Upward
 from controller.booking import booked_bytes, may_grow_to
-from controller.records import AnchoredRecord, Leaving, Placement, TaskRecord, TaskState
+from controller.records import AnchoredRecord, Home, Leaving, Placement, TaskRecord, TaskState
 from protocols.errors import TonaBug
 from protocols.messages.hierarchy import Attempt, NodeState
 from protocols.messages.quality import Leeway, Source, Tuning
@@ -155,18 +155,26 @@ class Placing:
         self._wait(service, whole[0], cause)
         return False
 
-    def apply(self, service: str, found: Found, cause: str, why: str = "") -> bool:
-        """Reserve and grant what a complete plan says; False when there is no room for it."""
+    def apply(
+        self, service: str, found: Found, cause: str, why: str = "", follows: str = ""
+    ) -> bool:
+        """Reserve and grant what a complete plan says; False when there is no room for it.
+
+        `follows` is the device that tasks follow to another cell.
+        """
         book = self._book
         if any(one.revision != book.revision for one in found.plan.values()):
             raise TonaBug(f"a plan for {service} is stale at revision {book.revision}")
         tasks = book.ordered(service)
         before = {one.spec.task: one.scheduler for one in tasks}
         changed = [
-            self._moved(one, found, away=one.scheduler not in ("", found.scheduler))
+            self._moved(one, found, follows, away=one.scheduler not in ("", found.scheduler))
             for one in tasks
             if one.spec.task in found.free
         ]
+        if any(one.memory is not None and self._takes_along(one, found) for one in tasks):
+            # What it remembers is on its way still: it does not leave before that has come.
+            return False
         fitting = self._fit(changed, found)
         if fitting is None:
             return False
@@ -200,15 +208,24 @@ class Placing:
         if sources != held.sources:
             self._book.put_service(service, structs.replace(held, sources=sources), cause)
 
-    def _moved(self, task: TaskRecord, found: Found, *, away: bool) -> TaskRecord:
+    def _takes_along(self, task: TaskRecord, found: Found) -> bool:
+        """Whether a plan has a task that serves prepared in another cell beside that."""
+        away = task.scheduler not in ("", found.scheduler) and task.spec.task in found.free
+        return away and task.state in SERVING and bool(task.node)
+
+    def _moved(
+        self, task: TaskRecord, found: Found, follows: str = "", *, away: bool
+    ) -> TaskRecord:
         """Return a task with the envelope that a plan gives it."""
         placement = found.plan[task.spec.task]
         shunned = {*self.search.failed.get(task.spec.task, ()), *found.avoid}
         nodes = tuple(one for one in placement.chosen if one not in shunned)
-        leaving = None
-        if away and task.state in SERVING and task.node:
+        leaving, memory = None, task.memory
+        if self._takes_along(task, found):
             granted = task.granted if task.held is not None else task.generation
-            leaving = Leaving(task.scheduler, task.node, task.epoch, task.nodes, task.held, granted)
+            place = task.scheduler, task.node, task.epoch
+            leaving = Leaving(*place, task.nodes, task.held, granted, follows)
+            memory = Home(*place) if task.spec.manifest.remembers else None
         elif not away:
             wanted = 1 + self._book.services[task.service].order.spares - len(nodes)
             nodes += self.search.spares(
@@ -222,6 +239,7 @@ class Placing:
             reason="",
             scheduler=found.scheduler,
             leaving=leaving,
+            memory=memory,
             held=None,
             node="" if away and leaving is None else task.node,
             tuning=Tuning(
@@ -254,6 +272,10 @@ class Placing:
         """Return what is set aside for a task on each node, with this leeway."""
         per_s = self._book.figures.demand(task.spec.task).per_s
         return booked_bytes(task.held or task.spec, task.tuning, granted, per_s)
+
+    def renew(self, task: TaskRecord, cause: str) -> None:
+        """Grant a task the envelope that it has once more, as its record says now."""
+        self._granting.renew(task, cause)
 
     def _rebook_all(self, cause: str) -> bool:
         """Give back what was set aside for requests that do not come any more; whether any was."""

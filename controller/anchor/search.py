@@ -146,6 +146,12 @@ class Search:
         )
         return self._try(service, ours, "", away_from=cell)
 
+    def toward(self, service: str, free: Collection[str], cell: str, to: str) -> Found:
+        """Find nodes for these tasks of one cell in another one."""
+        return self._try(
+            service, self._grouped(self._book.ordered(service), free), to, away_from=cell
+        )
+
     def spares(self, task: TaskRecord, wanted: int, beside: Collection[str]) -> tuple[str, ...]:
         """Return up to so many further nodes for a task, best first."""
         name = task.spec.task

@@ -225,6 +225,11 @@ class Switching:
             if task is None and self.going(name):
                 # Whoever gets it grants it.
                 continue
+            left = task.leaving if task is not None else None
+            if left is not None and (left.scheduler, left.node) == (scheduler, node):
+                # It serves there until the next one is ready in another cell.
+                self._granting.leaving(scheduler, cause)
+                continue
             over = task is None or task.state in (TaskState.DELETING, TaskState.DELETED)
             if task is None or over or (task.state not in HOMELESS and _home(task) != node):
                 revoke = EnvelopeRevoke(name, 0, "it is not to run there", node=node)

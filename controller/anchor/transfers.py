@@ -4,6 +4,8 @@ The old scheduler serves until every task is ready at the new one, and is told t
 made ready there in time returns: the old scheduler gets its envelopes again.
 """
 
+from collections.abc import Callable
+
 from msgspec import structs
 
 from controller.anchor.book import Book
@@ -25,6 +27,8 @@ class Transfers:
         self._granting = granting
         self._placing = placing
         self._elsewheres = elsewheres
+        self.awaited: Callable[[str], bool] = lambda _: False
+        """Whether the device that a service's tasks follow has not come to stay yet."""
 
     def restored(self) -> None:
         """Watch over the transfers that a crash has interrupted."""
@@ -37,11 +41,11 @@ class Transfers:
         """Let the old scheduler go, once everything is ready at the new one."""
         tasks = self._book.ordered(service)
         moving = [one for one in tasks if one.leaving is not None]
-        if not moving or not all(_arrived(one) for one in tasks):
+        there = {one.scheduler for one in moving}
+        arriving = [one for one in tasks if one.scheduler in there or not _follow(moving)]
+        if not moving or not all(_arrived(one) for one in arriving) or self.awaited(service):
             return
-        self._follow(service, moving, cause)
-        for task in moving:
-            self._let_go(task, "it serves in another cell", cause)
+        self._let_go(service, moving, "it serves in another cell", cause)
         self._book.desk.wake(TRANSFER + service, None)
         self._placing.later(service, cause)
         self._placing.room(cause)
@@ -56,12 +60,10 @@ class Transfers:
         moving = [one for one in book.ordered(service) if one.leaving is not None]
         lost = [one for one in moving if not self._still_there(one)]
         if not moving or lost:
-            self._follow(service, moving, cause)
-            for task in moving:
-                self._let_go(task, "its node there is lost", cause)
+            self._let_go(service, moving, "its node there is lost", cause)
             return False
         arriving = {one.scheduler for one in moving}
-        for task in book.ordered(service):
+        for task in moving if _follow(moving) else book.ordered(service):
             if task.scheduler not in arriving or (task.leaving is None and task.attached):
                 # It has never left, or has come along with its node.
                 continue
@@ -91,6 +93,7 @@ class Transfers:
             node=left.node,
             epoch=left.epoch,
             leaving=None,
+            memory=None,
             held=left.spec,
             granted=left.granted,
             served=left.granted,
@@ -99,19 +102,27 @@ class Transfers:
         book.tell(task.spec.task, "returned", f"to {left.scheduler}: {why}", cause)
         self._granting.renew(after, cause)
 
-    def _let_go(self, task: TaskRecord, reason: str, cause: str) -> None:
-        left = task.leaving
-        if left is None:
-            return
-        self._granting.revoke(task, left.scheduler, reason, cause)
-        reserved = {
-            node: held
-            for node, held in task.reserved.items()
-            if node in task.nodes or (node == task.node and node != left.node)
-        }
-        node = "" if task.node == left.node else task.node
-        self._book.put(structs.replace(task, leaving=None, reserved=reserved, node=node), cause)
-        self._book.tell(task.spec.task, "left", f"{left.scheduler}: {reason}", cause)
+    def _let_go(self, service: str, moving: list[TaskRecord], reason: str, cause: str) -> None:
+        """Have the new schedulers serve alone; old ones know where to before they forget."""
+        book = self._book
+        for task in moving:
+            left = task.leaving
+            if left is None:
+                continue
+            reserved = {
+                node: held
+                for node, held in task.reserved.items()
+                if node in task.nodes or (node == task.node and node != left.node)
+            }
+            node = "" if task.node == left.node else task.node
+            book.put(structs.replace(task, leaving=None, reserved=reserved, node=node), cause)
+        self._follow(service, moving, cause)
+        for task in moving:
+            if task.leaving is not None:
+                self._granting.revoke(task, task.leaving.scheduler, reason, cause)
+                self._granting.renew(book.tasks[task.spec.task], cause)
+                detail = f"{task.leaving.scheduler}: {reason}"
+                book.tell(task.spec.task, "left", detail, cause)
 
     def _follow(self, service: str, moved: list[TaskRecord], cause: str) -> None:
         """Have old schedulers that clients still ask told of a service that is in several cells.
@@ -134,6 +145,11 @@ class Transfers:
             and facts.scheduler == left.scheduler
             and facts.state is not NodeState.LOST
         )
+
+
+def _follow(moving: list[TaskRecord]) -> bool:
+    """Whether tasks follow a device: the others of their service have nothing to do with it."""
+    return any(one.leaving is not None and one.leaving.follows for one in moving)
 
 
 def _arrived(task: TaskRecord) -> bool:

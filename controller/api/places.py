@@ -28,6 +28,9 @@ class Explanation(Struct, frozen=True):
     reason: str
     placement: Placement | None
     """The last decision; None: there was none yet."""
+    following: str = ""
+    """Whether it follows the devices that it serves to their cell, and why; empty: none has moved.
+    """
 
 
 class ServicePlace(Struct, frozen=True):

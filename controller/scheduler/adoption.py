@@ -64,7 +64,9 @@ class Adoption:
         copy = next((one for one in mine if one.epoch == status.epoch), None)
         if entry is not None and copy is not None:
             if stamp >= copy.heard:
-                copy.origin = copy.origin if status.awaits else None
+                if status.state is not InstanceState.FAILED:
+                    # One that was refused has never asked for it.
+                    copy.origin = copy.origin if status.awaits else None
                 copy.remembers = status.remembers
             self._learn(entry, copy, stamp, status.state, cause, status.reason, status.blame)
             return False

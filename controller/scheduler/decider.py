@@ -82,6 +82,7 @@ from protocols.messages import (
     LinkReport,
     LoadReport,
     Measurement,
+    MemoryRequest,
     MemoryState,
     Neighbours,
     ProfileReport,
@@ -173,6 +174,7 @@ class Scheduler:
             Death: self.fleet.death,
             Status: self._on_status,
             MemoryState: self._on_memory,
+            MemoryRequest: self._on_memory_asked,
             Invoke: self.serving.invoke,
             RouteRequest: self.serving.requested,
             EnvelopeGrant: self._on_grant,
@@ -327,8 +329,14 @@ class Scheduler:
             self.handovers.took(event, times)
 
     def _on_memory(self, event: Received, state: MemoryState) -> None:
-        if self.fleet.heard(event) is not None:
+        if event.sender in self.settings.anchors:
+            self.memories.came(state, event.cause)
+        elif self.fleet.heard(event) is not None:
             self.memories.told(event.sender, state, event.cause)
+
+    def _on_memory_asked(self, event: Received, request: MemoryRequest) -> None:
+        if event.sender in self.settings.anchors:
+            self.memories.lend(event.sender, request, event.cause)
 
     def _node_changed(
         self, node: str, after: NodeState, reason: str, cause: str, *, orderly: bool

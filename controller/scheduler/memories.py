@@ -7,6 +7,9 @@ says nothing as final before its assignment is buried there, and the new one run
 has journalled that it has everything: so no two ever write, and whoever dies in between, one node
 has it all. Nothing here is kept over a restart: what a copy still awaits its node tells.
 
+From another cell (`EnvelopeGrant.origin`) it comes the same way, by the anchor and the scheduler
+there; the route switches when the anchor says that the task has arrived.
+
 A loss. When the node with the memory is lost, its successor goes on with the newest copy that was
 heard of, and the task's story says how old that is.
 """
@@ -32,6 +35,8 @@ WAIT_MAX_MS: Final = 45_000
 """So long requests wait for a memory: as long as a node has to end its runs, and to be heard."""
 STORE_MS: Final = 1_800_000
 """A checkpoint in the cell's store is brought there anew after this: it is not kept for ever."""
+LENT_MAX: Final = 1024
+"""Memories that other cells ask for; the oldest is forgotten, and asked for again."""
 KEPT_MAX_BYTES: Final = 64 << 20
 """Of all checkpoints in messages; beyond it no further task has one."""
 
@@ -57,6 +62,8 @@ class _Way(Struct):
     """Whether there is nobody to take a first copy from."""
     lost: str = ""
     """Why it is not what the task remembered last."""
+    missed_ms: int | None = None
+    """Since when it is said that a node of another cell cannot say it."""
 
 
 class _Kept(Struct):
@@ -69,6 +76,14 @@ class _Kept(Struct):
     stored_ms: int = 0
 
 
+class _Lent(Struct):
+    """A memory that another cell asks for."""
+
+    anchor: str
+    request: MemoryRequest
+    """To be repeated when the task has ended: only what follows on what was said is asked for."""
+
+
 class Memories:
     """Moves and keeps what the tasks of a cell remember."""
 
@@ -79,6 +94,8 @@ class Memories:
         self._ways: dict[str, _Way] = {}
         self._kept: dict[str, _Kept] = {}
         self._kept_bytes = 0
+        self._lent: dict[tuple[str, str], _Lent] = {}
+        """By node and task."""
 
     # What the mover asks.
 
@@ -89,6 +106,8 @@ class Memories:
         current, grant = entry.current, entry.grant
         if current is not None:
             home = current.origin or Origin(current.node, current.epoch)
+        elif grant.origin is not None:
+            home = grant.origin
         elif grant.current_node and grant.current_epoch:
             home = Origin(grant.current_node, grant.current_epoch)
         else:
@@ -103,10 +122,20 @@ class Memories:
         serves = current is not None and current.state is CopyState.READY
         if not serves or current is None or current.node != coming.origin.node:
             return True
+        return self._copied(entry, coming)
+
+    def arrived(self, entry: TaskEntry) -> bool:
+        """Whether the copy here may take over from one in another cell, as `prepared`."""
+        current = entry.current
+        if not entry.grant.arriving or current is None or current.origin is None:
+            return True
+        return self._copied(entry, current)
+
+    def _copied(self, entry: TaskEntry, copy: Copy) -> bool:
         way = self._ways.get(entry.task)
-        if way is None or way.epoch != coming.epoch:
+        if way is None or way.epoch != copy.epoch:
             return False
-        copied = way.copied is not None and way.copied.digest == coming.remembers
+        copied = way.copied is not None and way.copied.digest == copy.remembers
         return copied or way.over or self._desk.now_ms - way.since_ms >= COPY_MAX_MS
 
     def binds(self, entry: TaskEntry) -> bool:
@@ -125,6 +154,11 @@ class Memories:
 
     def told(self, node: str, state: MemoryState, cause: str) -> None:
         """Take in what a node says that a task remembers."""
+        lent = self._lent.get((node, state.task))
+        if lent is not None and lent.request.epoch == state.epoch:
+            known, known_bytes = state.digest or "", state.size_bytes
+            lent.request = structs.replace(lent.request, known=known, known_bytes=known_bytes)
+            self._desk.tell(ToRole(lent.anchor), state, cause)
         entry = self._table.tasks.get(state.task)
         if entry is None:
             return
@@ -142,6 +176,9 @@ class Memories:
 
     def ended(self, node: str, task: str, cause: str) -> None:
         """Ask at once: a node has ended what was asked for."""
+        lent = self._lent.get((node, task))
+        if lent is not None:
+            self._desk.tell(ToNode(node), lent.request, cause)
         entry, way = self._table.tasks.get(task), self._ways.get(task)
         if entry is None or way is None or not way.final:
             return
@@ -150,12 +187,40 @@ class Memories:
             way.asked_ms = -(10**12)
             self._table.mark(entry, cause)
 
+    # From cell to cell.
+
+    def lend(self, anchor: str, request: MemoryRequest, cause: str) -> None:
+        """Ask a node for a memory that another cell awaits."""
+        key = request.node, request.task
+        self._lent.pop(key, None)
+        if len(self._lent) >= LENT_MAX:
+            del self._lent[next(iter(self._lent))]
+        asked = structs.replace(request, node="")
+        self._lent[key] = _Lent(anchor, asked)
+        self._desk.tell(ToNode(request.node), asked, cause)
+
+    def came(self, state: MemoryState, cause: str) -> None:
+        """Take in what a task remembers in another cell."""
+        entry = self._table.tasks.get(state.task)
+        waiting = _waiting(entry) if entry is not None else None
+        if entry is not None and waiting is not None and waiting.origin is not None:
+            home = waiting.origin
+            if self._far(entry, home) and home.epoch == state.epoch:
+                self._arrived(entry, waiting, self._way(entry, waiting), state, cause)
+
+    def _far(self, entry: TaskEntry, origin: Origin) -> bool:
+        """Whether a memory is in another cell, where its node has not come here meanwhile."""
+        away = self._nodes.state(origin.node) in (NodeState.LOST, NodeState.MOVED)
+        return away and origin == entry.grant.origin
+
     def _arrived(
         self, entry: TaskEntry, copy: Copy, way: _Way, state: MemoryState, cause: str
     ) -> None:
         if state.digest is None or way.final != state.final:
             # It has ended there already: whoever is prepared takes over and asks for all of it.
             way.over = way.over or (state.final and not way.final)
+            if state.final and way.missed_ms is None:
+                way.missed_ms = self._desk.now_ms
             self._table.mark(entry, cause)
             return
         if not _follows(copy, way, state):
@@ -200,7 +265,7 @@ class Memories:
         if way.final and self._gone(entry, copy.origin, way):
             self._give_up(entry, copy, copy.origin, way, cause)
         elif self._desk.now_ms - way.asked_ms >= ASK_AGAIN_MS and (
-            way.final or not self.prepared(entry)
+            way.final or not (self.prepared(entry) and self.arrived(entry))
         ):
             self._ask(entry, copy, copy.origin, way, cause)
 
@@ -208,7 +273,7 @@ class Memories:
         way, now_ms = self._ways.get(entry.task), self._desk.now_ms
         if way is None or way.epoch != copy.epoch:
             way = self._ways[entry.task] = _Way(copy.epoch, now_ms)
-        if copy is entry.current and not way.final:
+        if copy is entry.current and not way.final and not entry.grant.arriving:
             way.final, way.asked_ms = True, now_ms
             way.since_ms = way.heard_ms = now_ms
             if copy.origin and not self._table.releases.waits(copy.origin.node, entry.task):
@@ -220,6 +285,12 @@ class Memories:
         policy, now_ms = entry.grant.spec.policy, self._desk.now_ms
         if way.lost:
             return False
+        if self._far(entry, origin):
+            if way.missed_ms is not None and (not policy.replace or way.rest is not None):
+                way.heard_ms = now_ms
+            missed_ms = now_ms - way.missed_ms if way.missed_ms is not None else -1
+            silent = now_ms - way.heard_ms >= WAIT_MAX_MS
+            return silent or (policy.replace and missed_ms >= policy.lost_after_ms)
         if self._nodes.state(origin.node) is not NodeState.LOST:
             return now_ms - way.heard_ms >= WAIT_MAX_MS
         if way.rest is not None or not policy.replace:
@@ -242,7 +313,11 @@ class Memories:
         way.asked_ms = self._desk.now_ms
         kind = entry.grant.spec.manifest.kind
         request = MemoryRequest(entry.task, origin.epoch, kind, known, size_bytes)
-        self._desk.tell(ToNode(origin.node), request, cause)
+        if self._far(entry, origin):
+            asked = structs.replace(request, node=origin.node)
+            self._desk.tell(ToRole(entry.anchor), asked, cause, entry.tenant)
+        else:
+            self._desk.tell(ToNode(origin.node), request, cause)
 
     def _give_up(self, entry: TaskEntry, copy: Copy, origin: Origin, way: _Way, cause: str) -> None:
         """Have a copy go on with the newest that was heard of a memory which is lost."""

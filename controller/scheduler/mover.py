@@ -63,7 +63,7 @@ class Mover:
         self._life = epoch
         self._tunes = epoch << EPOCH_SHIFT
         """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
-        self._reported: dict[str, tuple[str, int, str, str]] = {}
+        self._reported: dict[str, tuple[str, int, str, str, bool]] = {}
         self._resting: dict[str, str] = {}
         """Tasks that would change if their anchor gave leave, and why."""
 
@@ -83,7 +83,6 @@ class Mover:
             entry.awaiting_node = bool(grant.current_node)
             entry.tuning = envelope.initial(grant)
             self._table.tasks[task] = entry
-            self._table.put_away(task, None)
         elif grant.generation < entry.grant.generation:
             return False
         else:
@@ -102,6 +101,8 @@ class Mover:
                 # The TA may have given up waiting for what goes on there now.
                 self._reported.pop(entry.task, None)
         entry.escalated, entry.refusals = "", 0
+        if not grant.arriving:
+            self._table.put_away(task, None)
         self._table.withdrawn.pop(task, None)
         self._table.services[grant.service] = grant.plan_tasks
         self._table.mark(entry, cause)
@@ -476,9 +477,10 @@ class Mover:
 
     def _report(self, entry: TaskEntry, cause: str) -> None:
         copy = entry.current
-        if copy is None:
+        if copy is None or (copy.state is CopyState.READY and not self._memories.arrived(entry)):
             return
-        key = (copy.node, copy.epoch, copy.state.value, copy.tuning.variant)
+        awaits = copy.origin is not None
+        key = (copy.node, copy.epoch, copy.state.value, copy.tuning.variant, awaits)
         if self._reported.get(entry.task) != key:
             self._reported[entry.task] = key
             self._table.say(upward.report(entry, copy, cause))

@@ -123,7 +123,7 @@ class TaskTable:
     def copies_of(self, task: str) -> list[Copy]:
         """Return the copies that serve a task, wherever; the one that routes point to first."""
         entry, away = self.tasks.get(task), self.away.get(task)
-        if entry is not None:
+        if entry is not None and (away is None or not entry.grant.arriving):
             serves = entry.current is not None and entry.current.state is CopyState.READY
             return entry.served() if serves else []
         return [away.copy] if away is not None and away.copy.state is CopyState.READY else []

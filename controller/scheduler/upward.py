@@ -31,6 +31,7 @@ def report(entry: TaskEntry, copy: Copy, cause: str) -> Send:
         copy.reason,
         Blame.ENVIRONMENT if copy.state is CopyState.GONE else copy.blame,
         variant=copy.tuning.variant,
+        awaits=copy.origin is not None,
     )
     return Send(ToRole(entry.anchor), body, copy.cause or cause, entry.tenant)
 

@@ -28,7 +28,7 @@ from protocols.messages.quality import (
     UserZone,
     Variant,
 )
-from protocols.messages.task import Deviceless, InstanceState, LostPolicy, Quarantine
+from protocols.messages.task import Deviceless, InstanceState, LostPolicy, Origin, Quarantine
 from protocols.sla import Bound, ServiceKind, Sla
 
 MAX_RESERVED: Final = 256
@@ -261,6 +261,10 @@ class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
     """Bytes of task memory set aside on each of the nodes, in their order; without them it is the
     manifest's limit on each.
     """
+    arriving: bool = False
+    """Whether another TS serves it still: a copy is prepared here, and routes stay as they are."""
+    origin: Origin | None = None
+    """Where what the task remembers is to come from, in another cell; null: it is in this one."""
 
 
 class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
@@ -320,6 +324,8 @@ class TaskReport(Message, tag="task-report", frozen=True):
     """As in Status."""
     variant: str = ""
     """Which one runs; empty: the manifest of the specification."""
+    awaits: bool = False
+    """Whether the copy waits for what it is to remember, and answers nothing before."""
 
 
 class TaskEvent(Message, tag="task-event", frozen=True):

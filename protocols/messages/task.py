@@ -181,6 +181,8 @@ class MemoryRequest(Message, tag="memory-request", frozen=True):
     known: Annotated[str, Meta(max_length=71)] = ""
     """Digest of what the asker has; what begins with that is said without it."""
     known_bytes: Annotated[int, Meta(ge=0, le=2 * MAX_STATE_BYTES)] = 0
+    node: str = ""
+    """Between roles: whose node is asked, in another cell than the asker's."""
 
 
 class MemoryState(Message, tag="memory-state", frozen=True):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from anchor_bench import chain
-from msgspec import Struct
+from msgspec import Struct, structs
 from tests_support import INVENTORY
 
 from controller.anchor.decider import Anchor
@@ -25,10 +25,20 @@ from controller.handover_records import HandoverRecord
 from controller.records import TaskRecord
 from controller.scheduler.decider import Scheduler
 from controller.scheduler.decider import Settings as SchedulerSettings
-from protocols.messages import Assign, Birth, Death, LoadReport, Release, Status
+from device_agent.core.memories import digest_of, tell_of, whole_of
+from protocols.messages import (
+    Assign,
+    Birth,
+    Death,
+    LoadReport,
+    MemoryRequest,
+    MemoryState,
+    Release,
+    Status,
+)
 from protocols.messages.mobility import CellPoint
 from protocols.messages.presence import Arrival, Holding
-from protocols.messages.task import InstanceState
+from protocols.messages.task import InstanceState, Origin
 
 
 class HandOver(Struct, frozen=True):
@@ -55,6 +65,9 @@ class CellsBench:
         self.nodes: dict[str, tuple[str, int]] = {}
         """Where each node is, and its incarnation."""
         self.held: dict[str, dict[str, Holding]] = {}
+        self.memory: dict[tuple[str, str], bytes] = {}
+        """What each node remembers of each task; it outlives the task there."""
+        self.awaits: dict[tuple[str, str], Origin] = {}
         self.queue: list[tuple[str, Event]] = []
         for role in self.lives:
             self.start(role)
@@ -131,13 +144,56 @@ class CellsBench:
             if known is not None and known.epoch >= body.epoch:
                 return
             ready = InstanceState.READY
-            held[body.task] = Holding(body.task, body.epoch, ready, body.generation, body.tuning)
-            status = Status(1, body.task, body.epoch, ready, generation=body.generation)
-            self.say(node, status, cell)
+            held[body.task] = Holding(
+                body.task, body.epoch, ready, body.generation, body.tuning, origin=body.origin
+            )
+            if body.origin is not None:
+                self.awaits[node, body.task] = body.origin
+            self._tell(node, body.task, cell)
         elif isinstance(body, Release):
             for task in [one for one in held if one == body.task]:
                 if held[task].epoch <= body.epoch:
                     del held[task]
+                    self.awaits.pop((node, task), None)
+                    status = Status(1, task, body.epoch, InstanceState.STOPPED)
+                    self.say(node, status, cell)
+        elif isinstance(body, MemoryRequest) and (node, body.task) not in self.awaits:
+            self.say(node, self._remembered(node, body), cell)
+        elif isinstance(body, MemoryState):
+            self._given(node, body, cell)
+
+    # What tasks remember.
+
+    def _remembered(self, node: str, asked: MemoryRequest) -> MemoryState:
+        final = asked.task not in self.held.get(node, {})
+        said = MemoryState(asked.task, asked.epoch, final=final)
+        return tell_of(said, self.memory.get((node, asked.task), b""), asked)
+
+    def _given(self, node: str, state: MemoryState, cell: str) -> None:
+        key = node, state.task
+        if key not in self.awaits or self.awaits[key].epoch != state.epoch:
+            return
+        if state.digest is not None:
+            self.memory[key] = whole_of(state, self.memory.get(key, b""))
+        if state.final:
+            del self.awaits[key]
+            known = self.held[node][state.task]
+            self.held[node][state.task] = structs.replace(known, origin=None)
+        self._tell(node, state.task, cell)
+
+    def _tell(self, node: str, task: str, cell: str) -> None:
+        held, origin = self.held[node][task], self.awaits.get((node, task))
+        whole = self.memory.get((node, task))
+        status = Status(
+            1,
+            task,
+            held.epoch,
+            InstanceState.READY,
+            generation=held.generation,
+            awaits=origin.epoch if origin is not None else 0,
+            remembers=digest_of(whole) if origin is not None and whole is not None else "",
+        )
+        self.say(node, status, cell)
 
     def say(self, node: str, body: Any, cell: str = "") -> None:
         """Have a node say something where it is."""

@@ -111,6 +111,8 @@ def _details(one: HandoverRecord) -> Table:
         ("executed", "by the node, on its condition" if one.conditional else "on command"),
         ("attached", "to both cells at once" if one.attached else "to one cell at a time"),
         ("tasks", ", ".join(one.tasks) or "-"),
+        ("at the edge", "" if one.edge else "-"),
+        *((f"  {task}", verdict) for task, verdict in one.edge.items()),
         ("started", moment(one.started_unix_ms)),
         ("phases", "since the start"),
         *phases,

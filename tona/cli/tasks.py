@@ -121,6 +121,8 @@ def explain(name: TaskName, as_json: AsJson = False) -> None:
 def draw_explanation(one: Any) -> None:
     """Print the feasible nodes with the terms of their score, then the others with reasons."""
     show(f"{one.task}: {stated(f'{one.state} on {or_dash(one.node)}', one.reason)}")
+    if one.following:
+        show(one.following)
     placement = one.placement
     if placement is None:
         show("there was no decision about its place yet")

@@ -1,0 +1,124 @@
+"""Whether a task at the edge follows the device that it serves to another cell: predicted quality.
+
+A request of the device either goes on to where the task is (*afar*): by the gateways of both cells
+to its node there and back; or to the node that the target cell has for it (*near*). What the move
+costs is what requests wait at the switch, once for each stay of the device. Pure.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+LEAST_GAIN_MS: Final = 1.0
+"""Of a request: what is less is not worth a second instance."""
+BUSY_MAX: Final = 0.9
+"""A node is not taken to be busier: what waits there longer is not foreseen by its load."""
+BETWEEN_MS: Final = 10.0
+"""From gateway to gateway and back, where nobody has measured it."""
+STAY_S: Final = 60.0
+"""A device that has not been seen to go on is taken to stay so long."""
+LEAST_PER_S: Final = 0.1
+"""A task that serves a device is asked so often at least."""
+COMES_ALONG_MS: Final = 4.0
+"""Round trips between the gateways while requests wait for a memory, times this, and..."""
+BYTES_PER_MS: Final = 5000.0
+"""...what of it changes meanwhile, over what a backhaul carries of it at least."""
+CHANGES_SHARE: Final = 0.05
+"""Of a declared memory: what is to follow when the route has switched."""
+START_SHARE: Final = 0.02
+"""Of a start beside what serves: it delays no request, and takes the processor of others."""
+
+
+class Place(Struct, frozen=True):
+    """A node that serves the task, or could."""
+
+    node: str
+    cell: str
+    round_trip_ms: float
+    """From its gateway to it and back."""
+    run_ms: float
+    """A run there, with nobody beside it; 0: not known."""
+    busy: float
+    """Share of its processors, by what others do."""
+
+
+class Device(Struct, frozen=True):
+    """A device that the task serves."""
+
+    node: str
+    cell: str
+    round_trip_ms: float
+    stays_s: float
+    """In that cell, as it was seen to move so far."""
+
+
+class Question(Struct, frozen=True):
+    """All that is weighed."""
+
+    task: str
+    here: Place
+    there: Place | None
+    """None: no node of the target cell takes it."""
+    refused: str
+    """Why not."""
+    devices: tuple[Device, ...]
+    between_ms: float | None
+    """From gateway to gateway and back, as measured; None: it was not."""
+    bound_ms: float | None
+    """The latency that is agreed."""
+    per_s: float
+    """Requests."""
+    memory_bytes: int
+    """That it may remember; 0: it remembers nothing."""
+    start_ms: float
+
+
+class Verdict(Struct, frozen=True):
+    """Whether a task follows, and why, for people."""
+
+    follows: bool
+    reason: str
+
+
+def weigh(asked: Question) -> Verdict:
+    """Return whether a task follows its devices to the target cell."""
+    there = asked.there
+    if there is None:
+        return Verdict(False, f"stays on {asked.here.node}: {asked.refused}")
+    afar_ms, near_ms = _mean(asked, asked.here), _mean(asked, there)
+    gain_ms, cost_ms = afar_ms - near_ms, switch_ms(asked)
+    found = f"a request takes {afar_ms:.1f} ms from {asked.here.cell}, {near_ms:.1f} ms in"
+    found += f" {there.cell}"
+    bound = asked.bound_ms
+    if bound is not None and near_ms <= bound < afar_ms:
+        return Verdict(True, f"follows to {there.node}: {found}, and {bound:g} ms are agreed")
+    if gain_ms < LEAST_GAIN_MS:
+        return Verdict(False, f"stays on {asked.here.node}: {found}")
+    stays_s = min(one.stays_s for one in asked.devices)
+    won_ms = gain_ms * max(asked.per_s, LEAST_PER_S) * stays_s
+    if won_ms <= cost_ms:
+        why = f"in the {stays_s:.0f} s that the device is thought to stay less is won than lost"
+        return Verdict(False, f"stays on {asked.here.node}: {found}; {why}")
+    return Verdict(True, f"follows to {there.node}: {found}")
+
+
+def switch_ms(asked: Question) -> float:
+    """Return what all requests together wait because of one move."""
+    wait_ms = 0.0
+    if asked.memory_bytes:
+        between_ms = BETWEEN_MS if asked.between_ms is None else asked.between_ms
+        wait_ms = COMES_ALONG_MS * between_ms
+        wait_ms += CHANGES_SHARE * asked.memory_bytes / BYTES_PER_MS
+    # Who comes at the beginning of the wait waits for all of it, who comes at its end for nothing.
+    waiting = max(asked.per_s, LEAST_PER_S) * wait_ms / 1000
+    return waiting * wait_ms / 2 + START_SHARE * asked.start_ms
+
+
+def _mean(asked: Question, place: Place) -> float:
+    """Return what a request takes, over all devices."""
+    between_ms = BETWEEN_MS if asked.between_ms is None else asked.between_ms
+    ways = [
+        one.round_trip_ms + (0.0 if one.cell == place.cell else between_ms) for one in asked.devices
+    ]
+    run_ms = place.run_ms / (1 - min(place.busy, BUSY_MAX))
+    return sum(ways) / max(1, len(ways)) + place.round_trip_ms + run_ms
