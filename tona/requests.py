@@ -6,7 +6,8 @@ work there (ACCEPTED), or waits for its next attempt (PAUSED). It is sent again 
 with the next attempt number when
 
 * an attempt failed in a way that may be retried: after a pause, or at once when a new route comes;
-* a new route runs one of its steps elsewhere, or the connection was lost and is back: at once;
+* a new route runs one of its steps elsewhere: at once, or after `DRAIN_MS` where the node before
+  ends what it has begun; or the connection was lost and is back: at once;
 * a node has neither answered nor accepted it for `ACCEPT_MS`, doubled with each attempt.
 
 Nodes know a request by its id and repeat the answer they gave, so asking again does no harm. Of all
@@ -64,6 +65,8 @@ MAX_ATTEMPTS: Final = 64
 ACCEPT_MS: Final = 1000
 """Silence of a node after which a request is sent again; a node accepts after 20 ms."""
 ACCEPT_CAP_MS: Final = 8000
+DRAIN_MS: Final = 1000
+"""So long a node may take to end what it has begun after its task has gone elsewhere."""
 PAUSE_FIRST_MS: Final = 50
 PAUSE_CAP_MS: Final = 2000
 _MISPLACED: Final = (FailureCode.STALE, FailureCode.NODE_LOST, FailureCode.NOT_READY)
@@ -278,7 +281,8 @@ class Requests:
             request.silent.discard(body.node)
             if not request.silent:
                 request.phase = Phase.ACCEPTED
-                self._wake(request, request.deadline_ms)
+                if request.service.holds(request.plan):
+                    self._wake(request, request.deadline_ms)
 
     def _answered(self, request: _Request, result: Result) -> None:
         failure = result.failure
@@ -325,7 +329,12 @@ class Requests:
             for name in list(service.requests):
                 request = self._requests[name]
                 sent = request.phase in _IN_WORK or request.phase is Phase.PAUSED
-                if sent and not service.holds(request.plan):
+                if not sent or service.holds(request.plan):
+                    continue
+                if route.drains and request.phase in _IN_WORK:
+                    drained_ms = self._now_ms + DRAIN_MS
+                    self._wake(request, min(request.deadline_ms, drained_ms))
+                else:
                     self._again(request)
         self._pump(service)
         if service.plan is None and service.waiting and service.ask_at_ms is None:
@@ -435,7 +444,7 @@ class Requests:
     def _overdue(self, request: _Request) -> None:
         if self._now_ms >= request.deadline_ms:
             self._expire(request)
-        elif request.phase is Phase.PAUSED:
+        elif request.phase in (Phase.PAUSED, Phase.ACCEPTED):
             self._again(request)
         elif request.phase is Phase.SENT:
             # A node that says nothing may be gone: its scheduler knows.

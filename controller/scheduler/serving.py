@@ -9,6 +9,7 @@ import msgspec
 from controller.decider import Received, ToInvoke, ToService, ToTopic
 from controller.desk import Desk
 from controller.scheduler import routes
+from controller.scheduler.mover import LISTENING
 from controller.scheduler.settings import EPOCH_SHIFT, Settings
 from controller.scheduler.table import TaskTable
 from protocols.errors import Blame, UnknownTopic
@@ -62,12 +63,27 @@ class Serving:
             return False
         self._epoch += 1
         new = routes.route(service, self._epoch, plans, self._store_urls, credit, encoding)
+        if old is not None and new.plan is not None and self._drains(_plans_of(old), new.plan):
+            new = msgspec.structs.replace(new, drains=True)
         if tasks or withdrawn:
             self.routes[service] = new
         else:
             self.routes.pop(service, None)
         self._desk.tell(ToService(service), new, "route")
         return True
+
+    def _drains(self, before: tuple[Plan, ...], plan: Plan) -> bool:
+        """Whether the nodes that a service leaves are there still, and end what they have begun."""
+        after = {step.task: step for step in plan.steps}
+        steps = [one for each in before for one in each.steps if one.task in after]
+        left = [one for one in steps if one.node != after[one.task].node]
+        for one in steps:
+            here = (one.cell or self._cell) == self._cell
+            gone = here and self._table.nodes.state(one.node) not in LISTENING
+            moved = (one.cell or self._cell) != (after[one.task].cell or self._cell)
+            if gone if one in left else moved:
+                return False
+        return bool(left)
 
     def _plans(
         self, service: str, old: Route | None, tasks: tuple[str, ...]

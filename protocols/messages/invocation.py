@@ -281,3 +281,7 @@ class Route(Message, tag="route", frozen=True):
     """Further plans that do the same elsewhere: a client shares its requests among all of them. A
     request that is repeated goes where it was, unless that has refused it.
     """
+    drains: bool = False
+    """Whether a node that the route before led to is there and ends what it has begun: that is not
+    asked for elsewhere at once.
+    """

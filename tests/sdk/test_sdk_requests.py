@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from protocols.errors import Blame
 from protocols.manifest import Dtype
@@ -39,7 +40,7 @@ from tona.events import (
     Wake,
     Woken,
 )
-from tona.requests import ACCEPT_MS, MAX_ATTEMPTS, Requests
+from tona.requests import ACCEPT_MS, DRAIN_MS, MAX_ATTEMPTS, Requests
 
 ONE = Tensor(Dtype.UINT8, (1,), b"1")
 TWO = Tensor(Dtype.UINT8, (1,), b"2")
@@ -234,6 +235,19 @@ def test_a_new_route_moves_what_is_under_way_at_once(warm: Desk) -> None:
     assert sent(warm.hear(route(step("t", "n2", 2, "x"), epoch=2))) == [("n2", "r", 2)]
     assert sent(warm.hear(route(step("t", "n2", 2, "x"), epoch=3))) == []
     assert finish(warm.hear(Result("r", 1, {"y": ONE}))).attempts == 2
+
+
+def test_what_a_node_ends_before_it_leaves_is_not_asked_for_elsewhere_at_once(warm: Desk) -> None:
+    for name in "rqp":
+        warm.submit(name)
+    warm.hear(Accepted("r", 1, "n1"))
+    drained = structs.replace(route(step("t", "n2", 2, "x"), epoch=2), drains=True)
+    assert sent(warm.hear(drained)) == []
+    warm.hear(Accepted("q", 1, "n1"))
+    assert finish(warm.hear(Result("p", 1, {"y": ONE}))).attempts == 1
+    # A node that does not answer after all is not waited for any longer.
+    again = sent(warm.sleep(DRAIN_MS))
+    assert sorted(again) == [("n2", "q", 2), ("n2", "r", 2)]
 
 
 def test_an_older_route_is_dropped_unless_the_newer_has_expired(warm: Desk) -> None:
