@@ -1,8 +1,10 @@
 """What a process gives back while nobody asks it: memory that its next call takes again.
 
-A model's activations leave the arena of the runtime, free heap goes back to the kernel, and the
-code of libraries and the weights of a model's form are let go: they lie in the page cache, from
-where the next call maps them again. What was computed, and state, stays. Standard library only.
+A model's activations leave the arena of the runtime, free heap goes back to the kernel, and code
+and constants of libraries and the weights of a model's form are let go: they lie in the page cache,
+from where the next call maps them again. What was computed, and state, stays.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ IDLE_S: Final = 0.1
 """Without a call, before anything is given back: what comes in a burst pays nothing for it."""
 CALLS: Final = 4
 """When none of so many came within that time, nobody waits for the next one."""
-CODE: Final = "r-xp"
+INODE, NAME = 3, 4
+"""Words of a mapping's line behind the area: the file's number and name."""
+WRITTEN: Final = frozenset({"Anonymous:", "Swap:"})
+"""What of a mapping is not as the file has it."""
 _MADV_DONTNEED: Final = 4
 _libc = ctypes.CDLL(None)
 for _change in (_libc.madvise, _libc.mprotect):
@@ -33,7 +38,7 @@ def maps() -> int:
     -1 where there is none.
     """
     try:
-        return os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
 
@@ -41,22 +46,29 @@ def maps() -> int:
 def mapped(handle: int, file: str = "") -> list[tuple[int, int]]:
     """Return what lies in the page cache as well, address and bytes of each part; closes `handle`.
 
-    That is libraries' code, and the `file` if it is told: nobody can write to that any more. What
-    is mapped later stays in memory.
+    That is what this process has of files and may not write: code and constants of libraries, and
+    the `file` if it is told, which nobody can write to any more. What is mapped later stays in
+    memory.
     """
     if handle < 0:
         return []
-    found = []
+    found: dict[tuple[int, int], bool] = {}
+    part = 0, 0
     with open(handle, encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            area, mode, _, _, inode, *rest = line.split(maxsplit=5)
-            name = rest[0].rstrip("\n") if rest else ""
-            start, _, end = area.partition("-")
-            part = int(start, 16), int(end, 16) - int(start, 16)
-            code = mode == CODE and inode != "0" and name
-            if code or (file and name == file and _libc.mprotect(*part, mmap.PROT_READ) == 0):
-                found.append(part)
-    return found
+            first, *rest = line.split(maxsplit=5)
+            if not first.endswith(":"):
+                start, _, end = first.partition("-")
+                part = int(start, 16), int(end, 16) - int(start, 16)
+                told = bool(file) and len(rest) > NAME and rest[NAME].rstrip("\n") == file
+                if rest[0].endswith("p") and rest[INODE] != "0" and (told or "w" not in rest[0]):
+                    found[part] = told
+            elif first in WRITTEN and rest[0] != "0":
+                # The loader has written there what the file does not know.
+                found.pop(part, None)
+    return [
+        one for one, told in found.items() if not told or not _libc.mprotect(*one, mmap.PROT_READ)
+    ]
 
 
 def give_back(parts: list[tuple[int, int]]) -> None:

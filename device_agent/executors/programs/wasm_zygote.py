@@ -19,8 +19,15 @@ try:
     import wasmtime
 
     if TYPE_CHECKING:
-        from device_agent.executors.programs import sandbox, wasm_compile, wasm_engine, wasm_host
+        from device_agent.executors.programs import (
+            resting,
+            sandbox,
+            wasm_compile,
+            wasm_engine,
+            wasm_host,
+        )
     else:
+        import resting
         import sandbox
         import wasm_compile
         import wasm_engine
@@ -84,6 +91,7 @@ def main(arguments: list[str]) -> int:
     if not single_threaded("wasm"):
         return os.EX_SOFTWARE
     gc.collect()
+    resting.give_back(resting.mapped(resting.maps()))
     gc.freeze()
     Zygote(sock, children.become).serve()
     return 0
