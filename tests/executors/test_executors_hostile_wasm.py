@@ -6,6 +6,8 @@
 import os
 import random
 import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from executor_guests import Shelf, floats, module
 from msgspec import structs
 
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, Setup
+from device_agent.executors.process import PROGRAMS
 from device_agent.executors.wasm import WasmExecutor
 from protocols.errors import Blame
 from protocols.manifest import Dtype, ExecutorKind, HostFunction, Limits, Manifest, Port
@@ -242,3 +245,34 @@ async def test_expansion_bombs_are_compiled_or_refused(
     assert isinstance(served, Done), served
     value = served.outputs["y"]
     assert isinstance(value, Bytes)
+
+
+@pytest.mark.parametrize(
+    ("tables", "word"),
+    [
+        ("(table 4 funcref) " * 4, ""),
+        ("(table 131073 funcref)", "table"),
+    ],
+    ids=["many", "large"],
+)
+async def test_tables_are_bounded(wasm: WasmExecutor, shelf: Shelf, tables: str, word: str) -> None:
+    manifest = shelf.task(ExecutorKind.WASM, module("echo", extra=tables), *PORTS, limits=SMALL)
+    refused = await refusal(wasm, *manifest)
+    assert (refused is None) == (not word)
+    assert refused is None or word in refused.text
+
+
+def test_a_limit_of_addresses_is_told() -> None:
+    program = "import os, resource as r, sys; r.setrlimit(r.RLIMIT_AS, (4 << 30,) * 2); "
+    program += "os.execv(sys.executable, [sys.executable, '-s', *sys.argv[1:]])"
+    zygote = str(PROGRAMS / "wasm_zygote.py")
+    ended = subprocess.run(
+        [sys.executable, "-c", program, zygote, "--probe"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (os.EX_UNAVAILABLE, "")
+    assert ended.stderr.startswith("wasm executor: 15 GiB of addresses")
+    assert "4096 MiB" in ended.stderr

@@ -133,7 +133,22 @@ def _wasm() -> Finding:
     program = "import wasmtime, importlib.metadata as m; print(m.version('wasmtime'))"
     found = _import("wasmtime", program)
     hint = "pip install 'tona-edge[wasm]': without it this machine runs no WebAssembly task"
+    if not found[1] and (lacking := _lacking("wasm_zygote.py")):
+        return Finding("wasm executor", State.ABSENT, lacking, "it cannot start as this user here")
     return _found("wasm executor", not found[1], found[0] or found[1], hint)
+
+
+def _lacking(zygote: str) -> str:
+    """Return what the program of an executor says of why it cannot start; empty when it can."""
+    program = [sys.executable, "-s", str(PROGRAMS / zygote), "--probe"]
+    try:
+        ended = subprocess.run(
+            program, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    said = ended.stderr.strip().partition("\n")[0].partition(": ")[2]
+    return (said or f"its probe ended with {ended.returncode}") if ended.returncode else ""
 
 
 def _onnx() -> Finding:

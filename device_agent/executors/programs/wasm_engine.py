@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import struct
 import traceback
 from functools import partial
@@ -29,7 +30,12 @@ MAX_MODULES: Final = 5
 """That one guest is made of: a program, and what it is linked with."""
 MAX_TABLES: Final = 4
 """Of one module."""
-MAX_TABLE_ELEMENTS: Final = 1 << 20
+MAX_GUEST_TABLES: Final = 8
+"""Of all modules of a guest."""
+MAX_TABLE_ELEMENTS: Final = 1 << 17
+"""Of one table; room for them counts as memory where the kernel overcommits none."""
+GUEST_ADDRESSES: Final = 5 << 30
+"""At most so much is reserved for a guest, so that nothing in it has to be checked; no memory."""
 KEPT_BYTES: Final = 4 << 20
 """Of a guest's memory that are cleared for the next one instead of given back: a page that is there
 costs a tenth of one that the kernel has to find."""
@@ -104,13 +110,24 @@ def engine(guests: int) -> wasmtime.Engine:
     return wasmtime.Engine(config)
 
 
+def lacking(guests: int) -> str:
+    """Say in one sentence why there is no room for so many guests; empty when there is."""
+    needed, allowed = guests * GUEST_ADDRESSES, resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
+        return ""
+    return (
+        f"{needed >> 30} GiB of addresses (not of memory) are reserved for guests, and it may have "
+        f"{allowed >> 20} MiB: lift that limit (ulimit -v, LimitAS=), a cgroup bounds memory"
+    )
+
+
 def _pool(config: wasmtime.Config, guests: int) -> None:
     """Have room for guests mapped once, for whichever comes next."""
     modules = guests * MAX_MODULES
     bounds = {
         "total_memories": guests,
         "total_core_instances": modules,
-        "total_tables": modules * MAX_TABLES,
+        "total_tables": guests * MAX_GUEST_TABLES,
         "total_gc_heaps": guests,
         "total_stacks": 0,
         "max_tables_per_module": MAX_TABLES,
@@ -169,7 +186,8 @@ class Store(wasmtime.Store):
 
     def limit(self, memory_bytes: int, modules: int) -> None:
         """Bound what a guest of so many modules may take; they have one memory."""
-        _limit(self.address, memory_bytes, MAX_TABLE_ELEMENTS, modules, MAX_TABLES * modules, 1)
+        tables = min(MAX_GUEST_TABLES, MAX_TABLES * modules)
+        _limit(self.address, memory_bytes, MAX_TABLE_ELEMENTS, modules, tables, 1)
 
 
 def instantiate(pre: wasmtime.InstancePre, store: Store) -> bindings.wasmtime_instance_t:

@@ -82,12 +82,17 @@ def probe() -> int:
 
 def main(arguments: list[str]) -> int:
     """Answer a probe, or serve."""
-    if arguments[1] == "--probe":
+    probed = arguments[1] == "--probe"
+    guests = wasm_host.MORE_THREADS + (1 if probed else int(arguments[3]))
+    if lacking := wasm_engine.lacking(guests):
+        print(f"wasm executor: {lacking}", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    if probed:
         return probe()
     die_with_parent(int(arguments[2]))
     sock = socket.socket(fileno=int(arguments[1]))
     threads = int(arguments[3])
-    children = Children(wasm_engine.engine(threads + wasm_host.MORE_THREADS), threads)
+    children = Children(wasm_engine.engine(guests), threads)
     if not single_threaded("wasm"):
         return os.EX_SOFTWARE
     gc.collect()
