@@ -260,20 +260,27 @@ class Model:
         """Load the optimised form; None when there is none, or none that loads."""
         if form < 0:
             return None
-        try:
-            with open(form, "rb", buffering=0) as file:
-                # What has no name is memory already: it is copied, and goes.
-                file.seek(0)
-                named = os.fstat(form).st_nlink > 0
-                data = f"/proc/self/fd/{form}" if named else file.read()
-                found = open_session(data, request["threads"], [CPU], form=True) if data else None
-        except Exception:  # noqa: BLE001 - the runtime raises a dozen types
-            return None
+        with open(form, "rb", buffering=0) as file:
+            file.seek(0)
+            found = None
+            # What has no name is memory already: it is copied, and goes.
+            if os.fstat(form).st_nlink:
+                found = self._form(f"/proc/self/fd/{form}", request["threads"])
+            if found is None:
+                found = self._form(file.read(), request["threads"])
         if found is not None and self._lacking(found, request):
             # Weights that an old model lists as inputs too: computed into others, they are gone
             # from the form, and the runtime takes what is left of them for inputs of each call.
             return None
         return found
+
+    @staticmethod
+    def _form(form: bytes | str, threads: int) -> Any:
+        """Load an optimised form; None when there is none, or none that loads."""
+        try:
+            return open_session(form, threads, [CPU], form=True) if form else None
+        except Exception:  # noqa: BLE001 - the runtime raises a dozen types
+            return None
 
     def _make(self, model: bytes, request: Header, form: int) -> Any:
         """Load a model and write its form; None when that cannot be done."""
