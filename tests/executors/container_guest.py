@@ -33,6 +33,11 @@ def echo(given: str, out: str) -> None:
     write(out, "y", read(given, "x"))
 
 
+def letters(given: str, out: str) -> None:
+    data = read(given, "x")
+    write(out, "y", data, "|u1", f"({len(data)},)")
+
+
 def add(given: str, out: str) -> None:
     values = struct.unpack("<f", read(given, "x")) + struct.unpack("<f", read(given, "c"))
     write(out, "y", struct.pack("<f", sum(values)))

@@ -14,15 +14,26 @@ from msgspec import structs
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.executors import container
 from device_agent.executors.container import ContainerExecutor
-from device_agent.executors.door import Done, Failed
+from device_agent.executors.door import Bytes, Done, Failed
 from device_agent.reference import Prover
 from protocols.errors import Blame
-from protocols.manifest import ArtifactRef, Check, Interface, Manifest, Reference, Sample
+from protocols.manifest import (
+    ArtifactRef,
+    Check,
+    Dtype,
+    Form,
+    Interface,
+    Manifest,
+    Port,
+    Reference,
+    Sample,
+)
 from protocols.messages.invocation import FailureCode
 
 pytestmark = needs_runtime
 HALF_S = 500_000
 BOTH = [Interface.ONCE, Interface.SERVE]
+BYTES = Port("x", Dtype.UINT8, (-1,))
 
 
 @pytest.mark.parametrize("interface", BOTH)
@@ -64,6 +75,26 @@ async def test_an_output_is_held_against_its_checks(
     flagged = await ask(containers, floats(6.0))
     assert isinstance(flagged, Done)
     assert flagged.flags == "output 'y' has 1 of 1 items above 5, the declared most"
+
+
+@pytest.mark.parametrize("interface", BOTH)
+async def test_bytes_of_a_container_are_of_their_form(
+    containers: ContainerExecutor, image: Image, interface: Interface
+) -> None:
+    artifact, manifest = task(image, "letters", interface, limits=ROOMY)
+    ports = {"inputs": (BYTES,), "outputs": (structs.replace(BYTES, name="y"),)}
+    manifest = structs.replace(manifest, **ports)
+    await ready(containers, artifact, checked(manifest, form=Form.JSON))
+    assert isinstance(await ask(containers, document(b'{"plates": []}')), Done)
+    wrong = await ask(containers, document(b'{"plates": '))
+    assert isinstance(wrong, Failed)
+    assert (wrong.code, wrong.blame) == (FailureCode.CHECK, Blame.USER)
+    assert wrong.text == "output 'y' is no JSON document"
+    assert isinstance(await ask(containers, document(b"[]")), Done), "the next one is served"
+
+
+def document(data: bytes) -> Bytes:
+    return Bytes(Dtype.UINT8, (len(data),), data)
 
 
 async def test_a_container_is_held_against_its_reference_sample(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -46,16 +47,20 @@ def spreading(bench: Bench, keep_ms: int = KEEP, **of_manifest: Any) -> Assign:
     return assign
 
 
-def measured(bench: Bench, node: str, epoch: int, done: int, queue: int = 0) -> Any:
+def measured(
+    bench: Bench, node: str, epoch: int, done: int, queue: int = 0, *, starved: bool = False
+) -> Any:
     """Say what a node did in half a second, each run 100 ms long."""
-    sample = TaskSample("svc.a", epoch, done=done, queue=queue, run_ms=100.0)
+    sample = TaskSample("svc.a", epoch, done=done, queue=queue, run_ms=100.0, starved=starved)
     return bench.node(node, QualityReport(bench.now_ms, 500, (sample,)))
 
 
-def full(bench: Bench, node: str, epoch: int, ms: int = FULL_MS + 1000) -> list[Any]:
+def full(
+    bench: Bench, node: str, epoch: int, ms: int = FULL_MS + 1000, done: int = 5, **said: Any
+) -> list[Any]:
     sends = []
     for _ in range(ms // 400):
-        sends += measured(bench, node, epoch, 5, queue=3).sends
+        sends += measured(bench, node, epoch, done, queue=3, **said).sends
         sends += bench.passes(400, *NODES).sends
     return [one for one in sends if isinstance(one.body, Assign | Route | Release | TaskEvent)]
 
@@ -82,6 +87,18 @@ def test_calls_that_wait_bring_a_further_node(bench: Bench) -> None:
     route = bench.ts.serving.route("svc")
     assert route is not None
     assert route.credit == 2 * 64
+
+
+@pytest.mark.parametrize("starved", [True, False])
+def test_calls_that_wait_for_memory_bring_a_further_node(bench: Bench, *, starved: bool) -> None:
+    first = spreading(bench)
+    sends = full(bench, "n1", first.epoch, done=0, starved=starved)
+    assigned = [one.to.node for one in sends if type(one.body) is Assign]
+    assert assigned == (["n2"] if starved else []), "workers that rest are enough"
+    if starved:
+        second = next(one.body for one in sends if type(one.body) is Assign)
+        bench.ready("n2", second.epoch)
+        assert plans(bench) == ["n1", "n2"]
 
 
 def test_a_moment_brings_none(bench: Bench) -> None:
