@@ -29,8 +29,6 @@ class Elsewheres:
         self._book = book
         self.points: dict[str, CellPoint] = {}
         """Where each scheduler's cell is reached, as it has said."""
-        self.ways: dict[tuple[str, str], float] = {}
-        """Round trips in ms from the gateway of one scheduler to that of another, as measured."""
         self._told: dict[tuple[str, str], tuple[object, ...]] = {}
         """By scheduler and task: what it was told last."""
 
@@ -52,11 +50,6 @@ class Elsewheres:
         """Return the cell of a scheduler; empty: it has not said so."""
         point = self.points.get(scheduler)
         return point.cell if point is not None else ""
-
-    def between_ms(self, one: str, other: str) -> float | None:
-        """Return what a round trip between the gateways of two schedulers takes, as measured."""
-        ways = [self.ways.get((one, other)), self.ways.get((other, one))]
-        return min((ms for ms in ways if ms is not None), default=None)
 
     def moved(self, service: str, before: str, cause: str) -> None:
         """Take in that a scheduler has lost a task of a service."""

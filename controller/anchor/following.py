@@ -194,7 +194,7 @@ class Following:
         placement = found.plan.get(name)
         chosen = placement.chosen[0] if found.complete and placement is not None else ""
         refused = placement.reason if placement is not None else "there is no node for it"
-        verdict = weigh(self._question(task, chosen, refused, to))
+        verdict = weigh(self._question(task, chosen, refused))
         if verdict.follows and not self._placing.apply(
             service, found, cause, verdict.reason, follows=node
         ):
@@ -214,7 +214,7 @@ class Following:
             book.tell(name, event, f"{node}: {reason}", cause)
         self._handovers.serves(node, name, reason, cause)
 
-    def _question(self, task: TaskRecord, chosen: str, refused: str, to: str) -> Question:
+    def _question(self, task: TaskRecord, chosen: str, refused: str) -> Question:
         book, spec = self._book, task.spec
         facts = book.nodes.get(chosen)
         bounds = [one.at_most for one in spec.qos.bounds if one.indicator == LATENCY]
@@ -225,7 +225,6 @@ class Following:
             self._place(task, chosen, facts) if facts is not None else None,
             refused,
             tuple(self._device(one) for one in sorted(self._devices(task.service))),
-            self._elsewheres.between_ms(task.scheduler, to),
             next((one for one in bounds if one is not None), None),
             book.figures.demand(spec.task).per_s,
             manifest.limits.state_bytes if manifest.remembers else 0,

@@ -14,13 +14,13 @@ LEAST_GAIN_MS: Final = 1.0
 BUSY_MAX: Final = 0.9
 """A node is not taken to be busier: what waits there longer is not foreseen by its load."""
 BETWEEN_MS: Final = 10.0
-"""From gateway to gateway and back, where nobody has measured it."""
+"""From gateway to gateway and back; nobody measures it."""
 STAY_S: Final = 60.0
 """A device that has not been seen to go on is taken to stay so long."""
 LEAST_PER_S: Final = 0.1
 """A task that serves a device is asked so often at least."""
-COMES_ALONG_MS: Final = 4.0
-"""Round trips between the gateways while requests wait for a memory, times this, and..."""
+COMES_ALONG: Final = 4.0
+"""Round trips between the gateways while requests wait for a memory, and..."""
 BYTES_PER_MS: Final = 5000.0
 """...what of it changes meanwhile, over what a backhaul carries of it at least."""
 CHANGES_SHARE: Final = 0.05
@@ -62,8 +62,6 @@ class Question(Struct, frozen=True):
     refused: str
     """Why not."""
     devices: tuple[Device, ...]
-    between_ms: float | None
-    """From gateway to gateway and back, as measured; None: it was not."""
     bound_ms: float | None
     """The latency that is agreed."""
     per_s: float
@@ -106,8 +104,7 @@ def switch_ms(asked: Question) -> float:
     """Return what all requests together wait because of one move."""
     wait_ms = 0.0
     if asked.memory_bytes:
-        between_ms = BETWEEN_MS if asked.between_ms is None else asked.between_ms
-        wait_ms = COMES_ALONG_MS * between_ms
+        wait_ms = COMES_ALONG * BETWEEN_MS
         wait_ms += CHANGES_SHARE * asked.memory_bytes / BYTES_PER_MS
     # Who comes at the beginning of the wait waits for all of it, who comes at its end for nothing.
     waiting = max(asked.per_s, LEAST_PER_S) * wait_ms / 1000
@@ -116,9 +113,8 @@ def switch_ms(asked: Question) -> float:
 
 def _mean(asked: Question, place: Place) -> float:
     """Return what a request takes, over all devices."""
-    between_ms = BETWEEN_MS if asked.between_ms is None else asked.between_ms
     ways = [
-        one.round_trip_ms + (0.0 if one.cell == place.cell else between_ms) for one in asked.devices
+        one.round_trip_ms + (0.0 if one.cell == place.cell else BETWEEN_MS) for one in asked.devices
     ]
     run_ms = place.run_ms / (1 - min(place.busy, BUSY_MAX))
     return sum(ways) / max(1, len(ways)) + place.round_trip_ms + run_ms

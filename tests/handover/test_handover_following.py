@@ -1,44 +1,17 @@
 """Tasks at the edge follow the device that they serve, and what they remember comes along."""
 
-from typing import Any
-
 import pytest
 from cells_bench import CellsBench
-from tests_support import manifest, task_spec
+from tests_following import EDGE, EDGES, following_bench
 
 from controller.anchor.following import SETTLE_MS
 from controller.handover_records import HandoverState
-from protocols.manifest import HostFunction, Limits
 from protocols.messages import Assign, MemoryState, Release
-from protocols.messages.invocation import REQUEST
-
-EDGES = ("edge-a", "edge-b")
-OWN, EDGE = "svc.own", "svc.edge"
-
-
-def specs(**changes: Any) -> tuple[Any, ...]:
-    counter = manifest(functions=(HostFunction.MEMORY,), limits=Limits(state_bytes=1 << 16))
-    return (
-        task_spec(OWN, REQUEST, nodes=("n",)),
-        task_spec(EDGE, "own", **{"manifest": counter, "nodes": EDGES, **changes}),
-    )
-
-
-def bench_of(*cells: str, **changes: Any) -> CellsBench:
-    bench = CellsBench(*(cells or ("a", "b")))
-    bench.born("n", "a")
-    for cell in bench.cells:
-        bench.born(f"edge-{cell}", cell)
-    bench.order("own", "edge", tasks=specs(**changes), spares=0)
-    bench.passes(1000, "n", *EDGES)
-    assert (bench.task(OWN).node, bench.task(EDGE).node) == ("n", "edge-a")
-    bench.memory["edge-a", EDGE] = b"one"
-    return bench
 
 
 @pytest.fixture
 def bench() -> CellsBench:
-    return bench_of()
+    return following_bench()
 
 
 def served(bench: CellsBench, cell: str) -> tuple[str, str]:
@@ -88,7 +61,7 @@ def test_a_device_that_goes_back_finds_its_instance_as_it_was(bench: CellsBench)
 
 
 def test_a_task_may_not_leave_what_no_node_there_takes() -> None:
-    bench = bench_of(nodes=("edge-a", "edge-x"))
+    bench = following_bench(nodes=("edge-a", "edge-x"))
     bench.moves("n", "b")
     bench.passes(SETTLE_MS + 200, "n", *EDGES)
     task = bench.task(EDGE)

@@ -45,6 +45,8 @@ class Counting:
         self.told: list[int] = []
         self.failures: list[str] = []
         self.sent = 0
+        self.again = 0
+        """Attempts beyond the first: what was late may have counted twice."""
         self._end = False
         self._more = asyncio.Condition()
 
@@ -58,6 +60,7 @@ class Counting:
             else:
                 [number] = struct.unpack("<I", bytes(answer.outputs["y"])[:4])
                 self.told.append(number)
+                self.again += answer.attempts - 1
             async with self._more:
                 self._more.notify_all()
 

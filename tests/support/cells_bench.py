@@ -68,6 +68,8 @@ class CellsBench:
         self.memory: dict[tuple[str, str], bytes] = {}
         """What each node remembers of each task; it outlives the task there."""
         self.awaits: dict[tuple[str, str], Origin] = {}
+        self.runs: dict[str, int] = {}
+        """Of each task, wherever."""
         self.queue: list[tuple[str, Event]] = []
         for role in self.lives:
             self.start(role)

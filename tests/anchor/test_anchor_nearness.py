@@ -1,0 +1,58 @@
+"""Whether a task follows: what a request takes from afar and near, and what the switch costs."""
+
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from controller.anchor.nearness import BETWEEN_MS, Device, Place, Question, switch_ms, weigh
+
+HERE, THERE = Place("m", "a", 2.0, 10.0, 0.0), Place("k", "b", 2.0, 10.0, 0.0)
+DEVICE = Device("n", "b", 4.0, 60.0)
+ASKED = Question("svc.edge", HERE, THERE, "", (DEVICE,), None, 10.0, 0, 3.0)
+
+
+def asked(**changes: Any) -> Question:
+    return structs.replace(ASKED, **changes)
+
+
+def test_a_task_follows_for_the_way_between_the_gateways() -> None:
+    verdict = weigh(ASKED)
+    assert verdict.follows
+    assert (
+        verdict.reason == f"follows to k: a request takes {16 + BETWEEN_MS} ms from a, 16.0 ms in b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"there": None, "refused": "no room"}, "stays on m: no room"),
+        # The node there is so busy that the way is the lesser evil.
+        ({"there": structs.replace(THERE, busy=0.6)}, "31.0 ms in b"),
+        ({"here": structs.replace(HERE, run_ms=0.5)}, "16.0 ms in b"),
+        # Another device that it serves is where the task is.
+        ({"devices": (DEVICE, structs.replace(DEVICE, node="o", cell="a"))}, "stays on m"),
+        # A device that goes to and fro, and a large memory.
+        (
+            {"devices": (structs.replace(DEVICE, stays_s=1.0),), "memory_bytes": 64 << 20},
+            "in the 1 s that the device is thought to stay less is won than lost",
+        ),
+    ],
+)
+def test_a_task_stays_where_it_is_better_off(changes: dict[str, Any], why: str) -> None:
+    verdict = weigh(asked(**changes))
+    assert not verdict.follows
+    assert why in verdict.reason
+
+
+def test_a_bound_that_only_the_new_cell_keeps_decides_alone() -> None:
+    short = asked(devices=(structs.replace(DEVICE, stays_s=1.0),), memory_bytes=64 << 20)
+    assert not weigh(short).follows
+    assert weigh(structs.replace(short, bound_ms=20.0)).follows
+
+
+def test_what_requests_wait_grows_with_the_memory_and_with_their_number() -> None:
+    small, large = asked(memory_bytes=1 << 10), asked(memory_bytes=1 << 24)
+    assert switch_ms(ASKED) < switch_ms(small) < switch_ms(large)
+    assert switch_ms(small) < switch_ms(structs.replace(small, per_s=100.0))
