@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,13 @@ SETTLED_MAX: Final = 64
 
 
 class Slots:
-    """How many calls may run at once; the others wait, by priority and then in order."""
+    """How many calls may run at once; the others wait: priority, then deadline, then first come."""
 
     def __init__(self, free: int) -> None:
         self._free = free
         self._owed = 0
         """Slots to give up as soon as they come back."""
-        self._waiting: list[tuple[int, int, Run]] = []
+        self._waiting: list[tuple[int, float, int, Run]] = []
         self._arrivals = count()
 
     def take(self) -> bool:
@@ -35,7 +36,7 @@ class Slots:
 
     async def wait(self, run: "Run") -> bool:
         """Wait for a slot, or until the run is over; whether the run has the slot."""
-        heappush(self._waiting, (-run.priority, next(self._arrivals), run))
+        heappush(self._waiting, (-run.priority, run.until_s, next(self._arrivals), run))
         try:
             await run.wait()
         except asyncio.CancelledError:
@@ -45,7 +46,7 @@ class Slots:
         finally:
             if not run.granted:
                 # Its time is over: a slot that is long taken must not gather those that gave up.
-                self._waiting = [one for one in self._waiting if one[2] is not run]
+                self._waiting = [one for one in self._waiting if one[-1] is not run]
                 heapify(self._waiting)
         return run.granted
 
@@ -55,7 +56,7 @@ class Slots:
             self._owed -= 1
             return
         while self._waiting:
-            run = heappop(self._waiting)[2]
+            run = heappop(self._waiting)[-1]
             if run.go_on():
                 run.granted = True
                 return
@@ -161,6 +162,7 @@ class Run:
         "result",
         "sent",
         "together",
+        "until_s",
     )
 
     def __init__(
@@ -179,6 +181,8 @@ class Run:
         self.together: set[Run] = {self}
         """Those that the executor answers in the same run, as long as it has not."""
         self.result: Done | Failed | None = None
+        self.until_s = inf
+        """When its request is of no use any more: all steps of one have the same."""
         self.due: list[Any] = []
         """Its place among the deadlines; empty: it has none."""
         self._waiter: asyncio.Future[None] | None = None

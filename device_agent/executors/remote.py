@@ -284,6 +284,7 @@ class RemoteExecutor:
         """Let the budget of a call run: after it was sent, for nothing waits for that."""
         limit_ms = min(budget_ms, run.instance.manifest.limits.deadline_ms)
         self._deadlines.set(run, limit_ms / 1000, budget_ms)
+        run.until_s = asyncio.get_running_loop().time() + budget_ms / 1000
 
     def invoke_together(self, task: str, calls: Sequence[Call]) -> bool:
         """Begin calls in one run; False, and nothing done, where each has to go by itself."""

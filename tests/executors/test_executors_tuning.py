@@ -230,11 +230,14 @@ async def test_wasm_says_what_one_process_for_all_cannot_give(
     assert stats.remark == ""
 
 
-async def test_slots_go_to_the_highest_priority_and_can_be_taken_back() -> None:
+async def test_slots_go_by_priority_and_deadline_and_can_be_taken_back() -> None:
     slots = Slots(1)
     assert slots.take()
     instance = Instance.__new__(Instance)
-    runs = [Run(instance, priority) for priority in (8, 3, 12, 8)]
+    runs = [Run(instance, priority) for priority in (8, 3, 12, 8, 8)]
+    # A later step of an earlier request goes before a first one of another.
+    for run, until_s in zip(runs, (20.0, 5.0, 30.0, 20.0, 10.0), strict=True):
+        run.until_s = until_s
     waits = [asyncio.create_task(slots.wait(run)) for run in runs]
     await asyncio.sleep(0)
     order = []
@@ -242,7 +245,7 @@ async def test_slots_go_to_the_highest_priority_and_can_be_taken_back() -> None:
         slots.release()
         await asyncio.sleep(0)
         order += [run for run in runs if run.granted and run not in order]
-    assert order == [runs[2], runs[0], runs[3], runs[1]]
+    assert order == [runs[2], runs[4], runs[0], runs[3], runs[1]]
     await asyncio.gather(*waits)
     slots.shrink()
     slots.release()
