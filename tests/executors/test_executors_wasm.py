@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from executor_guests import Shelf, floats, module
 
 from device_agent.executors.contract import file_of
 from device_agent.executors.door import Bytes, Done, ExecutorFailure, Failed, File, Value
+from device_agent.executors.process import PROGRAMS
 from device_agent.executors.seals import FINGERPRINT, Seals
 from device_agent.executors.wasm import WasmExecutor
 from protocols.errors import Blame
@@ -97,6 +99,30 @@ async def test_large_values_go_as_files(wasm: WasmExecutor, shelf: Shelf, blobs:
     assert (blobs / file_of(again.outputs["y"].digest)).read_bytes() == data
     assert again.outputs["y"].digest != output.digest
     assert sorted(one.name for one in blobs.iterdir()) == sorted(["made", path.name])
+
+
+def test_a_large_value_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    sys.path.append(str(PROGRAMS))
+    from stream import Refusal  # noqa: PLC0415 - as a host finds it
+    from wasm_inputs import Unread, given, put  # noqa: PLC0415 - the same
+
+    path = tmp_path / "value"
+    path.write_bytes(bytes(range(200)))
+    described = [["a", 2, [200], 200, "value"], ["b", 2, [3], 3, ""]]
+    found = given(described, memoryview(b"xyz"), str(tmp_path))
+    room = bytearray(200)
+    put(found["a"][3], memoryview(room))
+    assert bytes(room) == path.read_bytes()
+    assert bytes(found["b"][3]) == b"xyz"
+    assert bytes(Unread(str(path), 200).mapped()) == path.read_bytes()
+    with pytest.raises(Refusal, match="has 200 bytes, not 201"):
+        Unread(str(path), 201)
+    cut = Unread(str(path), 200)
+    os.truncate(path, 150)
+    with pytest.raises(Refusal, match="ends 50 bytes too early"):
+        put(cut, memoryview(room))
+    with pytest.raises(Refusal, match="No such file"):
+        Unread(str(tmp_path / "none"), 1)
 
 
 async def test_a_large_output_lies_under_a_name_that_nobody_can_guess(

@@ -106,26 +106,33 @@ class Stream:
         self._sock.sendall(b"".join([prefix, text, *body]))
 
 
-def map_file(path: str, size: int) -> memoryview:
-    """Map a file of exactly this size for reading. Raises Refusal."""
+def open_value(path: str) -> int:
+    """Open a value for reading. Raises Refusal."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise Refusal(
             "fetch", "environment", f"value {path}: {error.strerror}", retryable=True
         ) from None
-    return map_handle(handle, size, f"value {path}")
+
+
+def sized(handle: int, size: int, what: str) -> None:
+    """Hold an open file against its size. Raises Refusal."""
+    have = os.fstat(handle).st_size
+    if have != size:
+        raise Refusal("fetch", "environment", f"{what} has {have} bytes, not {size}")
+
+
+def map_file(path: str, size: int) -> memoryview:
+    """Map a file of exactly this size for reading. Raises Refusal."""
+    return map_handle(open_value(path), size, f"value {path}")
 
 
 def map_handle(handle: int, size: int, what: str) -> memoryview:
     """Map an open file of exactly this size for reading, and close it. Raises Refusal."""
     try:
-        have = os.fstat(handle).st_size
-        if have != size:
-            raise Refusal("fetch", "environment", f"{what} has {have} bytes, not {size}")
-        if size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(handle, size, prot=mmap.PROT_READ))
+        sized(handle, size, what)
+        return memoryview(mmap.mmap(handle, size, prot=mmap.PROT_READ) if size else b"")
     finally:
         os.close(handle)
 

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
         Refusal,
         Stream,
         Value,
-        read_values,
         to_the_end,
         write_values,
     )
     from device_agent.executors.programs.wasm_functions import Functions
+    from device_agent.executors.programs.wasm_inputs import Given, Unread, given, put
     from device_agent.executors.programs.wasm_program import Linkers, Program, Recipe
 else:
     import abi
@@ -45,8 +45,9 @@ else:
     import wasm_forms
     from checks import hold
     from memory import Memory, MemoryFull
-    from stream import Refusal, Stream, read_values, to_the_end, write_values
+    from stream import Refusal, Stream, to_the_end, write_values
     from wasm_functions import Functions
+    from wasm_inputs import Unread, given, put
     from wasm_program import Linkers, Program, Recipe
 
 THREAD_STACK_BYTES: Final = 2 << 20
@@ -62,7 +63,7 @@ UNCOMPILED: Final = "uncompiled"
 """Text of the refusal after which the daemon compiles and asks again."""
 
 
-def place(guest: wasm_engine.Guest, values: list[Value], recipe: Recipe) -> tuple[int, int]:
+def place(guest: wasm_engine.Guest, values: list[Given], recipe: Recipe) -> tuple[int, int]:
     """Put descriptors and inputs into the guest; addresses of both arrays. Raises Refusal."""
     first = abi.align(abi.PORT.size * (len(values) + len(recipe.outputs)))
     at = first
@@ -87,7 +88,7 @@ def place(guest: wasm_engine.Guest, values: list[Value], recipe: Recipe) -> tupl
     head = b"".join((*ports, recipe.described))
     memory[base : base + len(head)] = head
     for start, (_, _, _, view) in zip(starts, values):  # noqa: B905 - as above
-        memory[base + start : base + start + view.nbytes] = view
+        put(view, memory[base + start : base + start + view.nbytes])
     return base, base + abi.PORT.size * len(values)
 
 
@@ -478,21 +479,20 @@ class Host:
         began, spent = time.perf_counter_ns(), time.thread_time_ns()
         program = self._program(header["key"])
         recipe = program.recipe
-        given = {value[0]: value for value in read_values(header["in"], body, recipe.blobs)}
-        given.update(program.constants)
-        values = [given[name] for name in recipe.inputs]
+        found: dict[str, Given] = given(header["in"], body, recipe.blobs) | program.constants
+        values = [found[name] for name in recipe.inputs]
         store = self._store(recipe, turn)
         run = self._run_command if recipe.wasi else self._run_guest
-        found, answer = run(program, store, values, turn.number)
-        if recipe.checks and (flags := hold(found, recipe.checks)):
+        made, answer = run(program, store, values, turn.number)
+        if recipe.checks and (flags := hold(made, recipe.checks)):
             answer["flags"] = flags
-        described, inline = write_values(found, recipe.blobs, recipe.output_bytes)
+        described, inline = write_values(made, recipe.blobs, recipe.output_bytes)
         took_us = (time.perf_counter_ns() - began) // 1000
         cpu_us = (time.thread_time_ns() - spent) // 1000
         return {"id": turn.number, "us": took_us, "cpu": cpu_us, "out": described, **answer}, inline
 
     def _run_guest(
-        self, program: Program, store: wasm_engine.Store, values: list[Value], number: int
+        self, program: Program, store: wasm_engine.Store, values: list[Given], number: int
     ) -> tuple[list[Value], Header]:
         """Run a program of the guest ABI: its outputs, and what else is answered."""
         guest = program.guest(store)
@@ -502,8 +502,8 @@ class Host:
         inputs, outputs = place(guest, values, program.recipe)
         models = call.models if call is not None else None
         try:
-            given = len(program.recipe.outputs)
-            code = guest.call(abi.RUN, inputs, len(values), outputs, given)
+            count = len(program.recipe.outputs)
+            code = guest.call(abi.RUN, inputs, len(values), outputs, count)
             if code:
                 raise complaint(guest, code)
         except (Refusal, wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -521,11 +521,13 @@ class Host:
         return take(memory, outputs, program.recipe), answer
 
     def _run_command(
-        self, program: Program, store: wasm_engine.Store, values: list[Value], number: int
+        self, program: Program, store: wasm_engine.Store, values: list[Given], number: int
     ) -> tuple[list[Value], Header]:
         """Run a WASI command: what it wrote, and what else is answered."""
         del number
-        out, err = program.command(store, values[0][3])
+        stdin = values[0][3]
+        mapped = stdin.mapped() if isinstance(stdin, Unread) else stdin
+        out, err = program.command(store, mapped)
         guest = program.guest(store)
         self._rooms.add(guest.room)
         try:
