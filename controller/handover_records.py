@@ -89,6 +89,13 @@ class PointRecord(Struct, frozen=True):
     point: CellPoint
 
 
+class ReachRecord(Struct, frozen=True):
+    """The cells that an anchor has named to a scheduler (kind `reach`, key the anchor)."""
+
+    cells: tuple[CellPoint, ...]
+    """Those to whose brokers its gateway carries, MAX_NEIGHBOURS at most."""
+
+
 class CrossingRecord(Struct, frozen=True):
     """Handovers from one cell to another (kind `crossing`, key `ANCHOR/SOURCE>TARGET`)."""
 

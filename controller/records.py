@@ -42,6 +42,7 @@ HANDOVER: Final = "handover"
 CROSSING: Final = "crossing"
 POINT: Final = "point"
 GIVEN: Final = "given"
+REACH: Final = "reach"
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""

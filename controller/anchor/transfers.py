@@ -38,12 +38,12 @@ class Transfers:
                 self._book.desk.wake(TRANSFER + task.service, at_ms)
 
     def complete(self, service: str, cause: str) -> None:
-        """Let the old scheduler go, once everything is ready at the new one."""
+        """Let the old scheduler go, once everything that moves is ready at the new one."""
         tasks = self._book.ordered(service)
         moving = [one for one in tasks if one.leaving is not None]
-        there = {one.scheduler for one in moving}
-        arriving = [one for one in tasks if one.scheduler in there or not _follow(moving)]
-        if not moving or not all(_arrived(one) for one in arriving) or self.awaited(service):
+        if not moving or not all(_arrived(one) for one in _waited_for(tasks, moving)):
+            return
+        if self.awaited(service):
             return
         self._let_go(service, moving, "it serves in another cell", cause)
         self._book.desk.wake(TRANSFER + service, None)
@@ -62,11 +62,8 @@ class Transfers:
         if not moving or lost:
             self._let_go(service, moving, "its node there is lost", cause)
             return False
-        arriving = {one.scheduler for one in moving}
-        for task in moving if _follow(moving) else book.ordered(service):
-            if task.scheduler not in arriving or (task.leaving is None and task.attached):
-                # It has never left, or has come along with its node.
-                continue
+        everything = book.ordered(service)
+        for task in moving if _follow(moving) else _together(everything, moving):
             self._granting.revoke(task, task.scheduler, f"it returns: {why}", cause)
             if task.leaving is not None:
                 self._return(task, task.leaving, why, cause)
@@ -150,6 +147,28 @@ class Transfers:
 def _follow(moving: list[TaskRecord]) -> bool:
     """Whether tasks follow a device: the others of their service have nothing to do with it."""
     return any(one.leaving is not None and one.leaving.follows for one in moving)
+
+
+def _waited_for(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskRecord]:
+    """Return the tasks without which the old scheduler does not let go."""
+    if _follow(moving):
+        there = {one.scheduler for one in moving}
+        return [one for one in tasks if one.scheduler in there]
+    new = [one for one in tasks if not one.scheduler]
+    return [*new, *_together(tasks, moving)]
+
+
+def _together(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskRecord]:
+    """Return the tasks that one plan has brought to the new scheduler.
+
+    The others have never left, or have come along with their node: they are nothing to wait for.
+    """
+    arriving = {one.scheduler for one in moving}
+    return [
+        one
+        for one in tasks
+        if one.scheduler in arriving and (one.leaving is not None or not one.attached)
+    ]
 
 
 def _arrived(task: TaskRecord) -> bool:

@@ -1,8 +1,9 @@
 """The Task Scheduler as a decider: what it hears, and which of its parts acts on it.
 
-Soft state only: after a restart a hello makes the TA grant again, rebirths bring the nodes and what
-they hold, and a healthy task is adopted where it runs. Inside an envelope the scheduler acts at
-once; what the envelope cannot hold it escalates, once, with its attempts.
+Soft state, but for which nodes and cells there are: after a restart a hello makes the TA grant
+again, rebirths bring the nodes and what they hold, and a healthy task is adopted where it runs.
+Inside an envelope the scheduler acts at once; what the envelope cannot hold it escalates, once,
+with its attempts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -206,13 +207,15 @@ class Scheduler:
         }
 
     def restore(self, records: Iterable[Record], now_ms: int) -> Output:
-        """Take in which nodes were ever seen; all else comes from the nodes and the TA."""
+        """Take in nodes and cells that are known; all else comes from the nodes and the TA."""
+        records = tuple(records)
         for record in records:
             if record.kind == NODE and isinstance(record.value, NodeRecord):
                 self.fleet.recorded[record.key] = record.value
             else:
                 self.accounts.restore(record)
         self.desk.begin(now_ms)
+        self.handovers.restore(records)
         self._hello()
         self.leases.begin()
         self.desk.wake(_SWEEP, now_ms + SWEEP_MS)

@@ -5,12 +5,15 @@ tasks when it is told. As *target* it says whether it has room, keeps what an ar
 brought until an anchor has granted or refused it, and then tells the node that all is done.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct, structs
 
-from controller.decider import Carry, Received, ToNode, ToRole
+from controller.decider import Carry, Received, Record, ToNode, ToRole
 from controller.desk import Desk
+from controller.handover_records import ReachRecord
+from controller.records import REACH
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.copies import Copy, CopyState
 from controller.scheduler.fleet import MAX_NODES, Fleet
@@ -71,7 +74,7 @@ class Handovers:
         self._table = table
         self._fleet = fleet
         self._adoption = adoption
-        self._said: dict[str, Neighbours] = {}
+        self._said: dict[str, tuple[CellPoint, ...]] = {}
         """By anchor: the cells that it has named."""
         self._number = settings.epoch << EPOCH_SHIFT
         self.neighbours: tuple[CellPoint, ...] = ()
@@ -91,24 +94,43 @@ class Handovers:
 
     # Neighbours.
 
+    def restore(self, records: Iterable[Record]) -> None:
+        """Go on carrying to the cells that were known: clients here have plans that lead there.
+
+        To be called within a turn. Anchors may be out of reach, and nobody else names cells.
+        """
+        for one in records:
+            if isinstance(one.value, ReachRecord):
+                if one.key in self._settings.anchors:
+                    self._said[one.key] = one.value.cells
+                else:
+                    self._desk.keep(REACH, one.key, None, "start")
+        if self._said:
+            self._named("start")
+
     def named(self, event: Received, body: Neighbours) -> None:
         """Take in an anchor's cells, and tell the nodes when they are others."""
         if event.sender not in self._settings.anchors:
             return
-        self._said[event.sender] = body
+        if self._said.get(event.sender) != body.cells:
+            self._said[event.sender] = body.cells
+            self._desk.keep(REACH, event.sender, ReachRecord(body.cells), event.cause)
         self.loads |= {one.cell: load for one, load in zip(body.cells, body.loads, strict=False)}
+        self._named(event.cause)
+
+    def _named(self, cause: str) -> None:
         wanted = self._settings.neighbours
         cells = {
             one.cell: one
             for said in self._said.values()
-            for one in said.cells
+            for one in said
             if one.scheduler != self._settings.name and (wanted is None or one.cell in wanted)
         }
         offsets = self._settings.mobility.offsets_db
         found = tuple(
             structs.replace(cells[name], offset_db=offsets.get(name, 0.0)) for name in sorted(cells)
         )[:MAX_NEIGHBOURS]
-        reach = {one.cell: one for said in self._said.values() for one in said.cells}
+        reach = {one.cell: one for said in self._said.values() for one in said}
         # A service may be served in a cell that no node of ours is to go to.
         self._desk.output.reach = tuple(reach[name] for name in sorted(reach))
         if found == self.neighbours:
@@ -117,7 +139,7 @@ class Handovers:
         self._number += 1
         for node in self._nodes:
             if self._nodes.state(node) not in (NodeState.LOST, NodeState.MOVED):
-                self._tell(node, event.cause)
+                self._tell(node, cause)
 
     def _tell(self, node: str, cause: str) -> None:
         told = Neighbours(self._number, self.neighbours, self._settings.mobility.measuring)

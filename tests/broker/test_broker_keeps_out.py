@@ -27,6 +27,12 @@ def node(name: str, channel: Channel) -> str:
     return str(topics.build("cell-1", Party.NODE, name, channel))
 
 
+def inbox(cell: str, role: str) -> str:
+    return str(topics.build(cell, Party.ROLE, role, Channel.INBOX))
+
+
+HANDOVER_CHANNELS = (Channel.PRESENCE, Channel.STATUS, Channel.LINK, Channel.COMMAND)
+ROLES = ("ta-cu", "ts-du-1", "namo-cu")
 LOADS = topics.wildcard("cell-1", Party.NODE, Channel.LOAD)
 
 
@@ -102,6 +108,36 @@ async def test_a_node_speaks_only_for_itself(
         message = await controller.receive()
         assert (message.topic, message.payload) == (node("n1", Channel.LOAD), b"own")
         assert controller.inbox.empty()
+
+
+async def test_a_node_forges_no_word_of_a_handover(
+    broker: MosquittoBroker, trust: ServerTrust, peer: Any, issue: Issue
+) -> None:
+    bundle = issue("n1", Speaker.NODE)
+    everything = (
+        *(topics.wildcard("cell-1", Party.NODE, one) for one in HANDOVER_CHANNELS),
+        *(inbox("cell-1", role) for role in ROLES),
+        inbox("cell-2", "ta-cu"),
+    )
+    async with broker as address:
+        observers = peer(address, trust.identity)
+        assert await observers.join()
+        for wanted in everything:
+            await observers.subscribe(wanted)
+        one = peer(address, bundle)
+        assert await one.join()
+        # A birth or farewell of another node, commands to it and to itself, words of roles.
+        for topic in (
+            *(node("n2", channel) for channel in HANDOVER_CHANNELS),
+            node("n1", Channel.COMMAND),
+            *(inbox("cell-1", role) for role in ROLES),
+            inbox("cell-2", "ta-cu"),
+        ):
+            await one.publish(topic, b"forged")
+        await one.publish(node("n1", Channel.PRESENCE), b"own")
+        message = await observers.receive()
+        assert (message.topic, message.payload) == (node("n1", Channel.PRESENCE), b"own")
+        assert observers.inbox.empty()
 
 
 async def test_a_node_hears_only_what_is_its_own(

@@ -1,6 +1,7 @@
 """What a handover makes durable survives the store."""
 
 from cells_bench import CellsBench
+from msgspec import structs
 
 from controller.handover_records import (
     CrossingRecord,
@@ -10,6 +11,7 @@ from controller.handover_records import (
     summed,
 )
 from controller.store.kinds import TYPES, decode, encode
+from protocols.messages import Neighbours
 
 
 def test_every_record_of_a_handover_can_be_stored() -> None:
@@ -21,7 +23,8 @@ def test_every_record_of_a_handover_can_be_stored() -> None:
     bench.moves("n", "b")
     kinds = {kind for kind, _ in bench.store}
     assert {"handover", "crossing", "point"} <= kinds <= TYPES.keys()
-    for (kind, key), record in bench.store.items():
+    assert "reach" in {kind for kind, _ in bench.stores["ts-a"]} <= TYPES.keys()
+    for (kind, key), record in (bench.store | bench.stores["ts-a"]).items():
         assert record.value is not None
         assert decode(kind, key, encode(kind, record.value)) == record.value
 
@@ -79,3 +82,23 @@ def test_what_two_anchors_have_counted_of_a_pair_of_cells_is_told_once() -> None
     assert (one.completed, one.failed, one.total_ms, one.asked_again) == (5, 1, 80.0, 2)
     assert (one.gaps, one.gap_p50_ms) == ((3, 1), 9.0)
     assert other == back
+
+
+def test_a_scheduler_that_begins_anew_carries_on_without_its_anchor() -> None:
+    bench = CellsBench("a", "b", "c")
+    assert bench.reach["ts-a"] == ("b", "c")
+    bench.cut.add("ta")
+    bench.reach.clear()
+    bench.start("ts-a")
+    assert bench.reach["ts-a"] == ("b", "c")
+    bench.born("n", "a")
+    assert [one.cell for one in bench.told("n", Neighbours)[-1].cells] == ["b", "c"]
+
+
+def test_what_an_anchor_that_is_not_ours_any_more_has_named_is_forgotten() -> None:
+    bench = CellsBench("a", "b")
+    kept = bench.stores["ts-a"]
+    kept["reach", "former"] = structs.replace(kept["reach", "ta"], key="former")
+    bench.start("ts-a")
+    assert ("reach", "former") not in kept
+    assert ("reach", "ta") in kept

@@ -54,9 +54,12 @@ class CellsBench:
     def __init__(self, *cells: str) -> None:
         self.cells = cells or ("a", "b")
         self.now_ms = 10_000
-        self.store: dict[tuple[str, str], Record] = {}
+        self.stores: dict[str, dict[tuple[str, str], Record]] = {}
+        """By role."""
         self.answers: list[Answer] = []
         self.seen: list[tuple[str, Send]] = []
+        self.reach: dict[str, tuple[str, ...]] = {}
+        """By scheduler: the cells that its gateway carries to."""
         self.cut: set[str] = set()
         """Roles that are not heard and do not hear."""
         self.roles: dict[str, Decider] = {}
@@ -74,6 +77,11 @@ class CellsBench:
         for role in self.lives:
             self.start(role)
         self.passes(1200)
+
+    @property
+    def store(self) -> dict[tuple[str, str], Record]:
+        """What the anchor has made durable."""
+        return self.stores["ta"]
 
     @property
     def schedulers(self) -> tuple[str, ...]:
@@ -101,7 +109,7 @@ class CellsBench:
                 )
             )
         self.roles[role] = made
-        records = list(self.store.values()) if role == "ta" else []
+        records = list(self.stores.setdefault(role, {}).values())
         self._took(role, made.restore(records, self.now_ms))
         self.run()
 
@@ -116,11 +124,12 @@ class CellsBench:
 
     def _took(self, role: str, output: Output) -> None:
         for record in output.records:
-            if role == "ta":
-                if record.value is None:
-                    self.store.pop((record.kind, record.key), None)
-                else:
-                    self.store[record.kind, record.key] = record
+            if record.value is None:
+                self.stores[role].pop((record.kind, record.key), None)
+            else:
+                self.stores[role][record.kind, record.key] = record
+        if output.reach is not None:
+            self.reach[role] = tuple(one.cell for one in output.reach)
         for timer in output.timers:
             self.timers.pop((role, timer.key), None)
             if timer.at_ms is not None:
