@@ -423,6 +423,7 @@ class AnchoredRecord(Struct, frozen=True):
     followers: tuple[str, ...] = ()
     """Schedulers that have none of its tasks any more, and whose clients may go on with it."""
     number: int = 0
+    """How often anchors have handed it on."""
     giver: str = ""
     """Who has given it; empty: NAMO does not have to be told, or knows."""
 

@@ -32,12 +32,17 @@ def deciders(
     made: list[Decider] = []
     anchors = config.anchors or (config.ta,)
     if Role.NAMO in config.roles:
-        namo = Namo(config.namo, anchors[0], secured=config.secured, unix_offset_ms=unix_offset_ms)
+        namo = Namo(
+            *(config.namo, anchors[0], anchors),
+            secured=config.secured,
+            unix_offset_ms=unix_offset_ms,
+        )
         made.append(namo)
     if Role.TA in config.roles:
         anchor = AnchorSettings(
             name=config.ta,
             schedulers=config.schedulers or (config.ts,),
+            peers=tuple(one for one in anchors if one != config.ta),
             namo=config.namo,
             side=config.side,
             cells=config.cells or (config.cell,),

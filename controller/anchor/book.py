@@ -68,6 +68,7 @@ class Book:
             "unexpected_message": 0,
             "stale_report": 0,
             "unknown_scheduler": 0,
+            "forged_message": 0,
         }
         self._heard: set[str] = set()
         """Nodes of which a scheduler has spoken since our start."""

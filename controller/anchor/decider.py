@@ -7,7 +7,7 @@ has a module of its own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -84,6 +84,21 @@ from protocols.messages import (
 )
 
 __all__ = ["Anchor", "Settings"]
+_OF_PEERS: Final = frozenset({AnchorOffer, AnchorTransfer})
+"""What nobody but another anchor may say."""
+_OF_SCHEDULERS: Final = frozenset(
+    {
+        HandoverAnswer,
+        HandoverFailed,
+        HandoverRequired,
+        HandoverTimes,
+        LeaseRequest,
+        Measurement,
+        Relinquished,
+        SchedulerHello,
+    }
+)
+"""What nobody but a scheduler of this anchor may say."""
 
 
 class Anchor:
@@ -118,6 +133,7 @@ class Anchor:
         self.placing.take_back = self.switching.take_back
         self.switching.done = self._followed
         self.switching.going = self.handing.going
+        self.handing.look = self.switching.look
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
         moves = self.transfers, self.elsewheres, self.handovers
@@ -232,9 +248,14 @@ class Anchor:
         return self.desk.output
 
     def _on_message(self, event: Received) -> None:
-        handler = self._on.get(type(event.body))
+        kind = type(event.body)
+        handler = self._on.get(kind)
         if handler is None:
             self.counters["unexpected_message"] += 1
+        elif (kind in _OF_PEERS and event.sender not in self.settings.peers) or (
+            kind in _OF_SCHEDULERS and event.sender not in self.settings.schedulers
+        ):
+            self.counters["forged_message"] += 1
         else:
             handler(event, event.body)
 

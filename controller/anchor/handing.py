@@ -85,6 +85,8 @@ class Handing:
         self._jobs = jobs
         self._upward = upward
         self._forget = forget
+        self.look: Callable[[str, str], None] = lambda *_: None
+        """Has the tasks of a node follow it."""
         self.beside: dict[str, str] = {}
         """The anchor in the process of each scheduler."""
         self._looks: dict[str, int] = {}
@@ -153,6 +155,8 @@ class Handing:
             and one.memory is None
             and one.asked is None
             and not one.heir
+            # We alone can tell who was waited out that he has it no more.
+            and not one.former
             for one in self._book.ordered(service)
         )
 
@@ -262,7 +266,7 @@ class Handing:
 
     def transferred(self, event: Received, body: AnchorTransfer) -> None:
         """Own a service that another anchor has given to us; what is known already is answered."""
-        held = self._book.services.get(body.service)
+        held, given = self._book.services.get(body.service), self.given.get(body.service)
         parcel = _opened(body.records)
         refused = ""
         if held is not None:
@@ -270,15 +274,24 @@ class Handing:
             self._raise(parcel)
         elif parcel is None or parcel.held.number != body.number:
             refused = "it is not whole"
+        elif given is not None and _age(parcel.held) <= (given.generation, given.number):
+            # It was here and has gone on; whoever says so has died before our answer came.
+            self._book.counters["stale_report"] += 1
         else:
-            strange = {one.scheduler for one in parcel.tasks} - set(self._book.settings.schedulers)
-            refused = f"{', '.join(sorted(strange))} is no scheduler of this anchor" * bool(strange)
-        if held is None and parcel is not None and not refused:
-            self._drop(body.service, event.cause)
-            self._own(body.service, parcel, f"from the anchor {event.sender}", event.cause)
-            self._book.counters["anchors_taken"] += 1
+            refused = self._take(event, parcel)
         answer = AnchorTaken(body.service, body.number, refused=refused)
         self._book.desk.tell_role(event.sender, answer, event.cause)
+
+    def _take(self, event: Received, parcel: _Parcel) -> str:
+        """Own what is whole and new; returns why not."""
+        strange = {one.scheduler for one in parcel.tasks} - set(self._book.settings.schedulers)
+        if strange:
+            return f"{', '.join(sorted(strange))} is no scheduler of this anchor"
+        service = parcel.held.order.service
+        self._drop(service, event.cause)
+        self._own(service, parcel, f"from the anchor {event.sender}", event.cause)
+        self._book.counters["anchors_taken"] += 1
+        return ""
 
     def _raise(self, parcel: _Parcel | None) -> None:
         """Go above the epochs that another anchor has leased."""
@@ -298,6 +311,9 @@ class Handing:
             book.tell(name, "taken over", how, cause)
         for task in parcel.tasks:
             self._granting.renew(self._placing.reserve(task), cause)
+        for node in dict.fromkeys(one.node for one in parcel.tasks if one.node):
+            # It may have gone on while nobody owned the service.
+            self.look(node, cause)
         self._say_moved(service)
         self._upward.report(service, cause, again=True)
         self._placing.later(service, cause)
@@ -373,6 +389,11 @@ class Handing:
         if self._due_ms is None or at_ms < self._due_ms:
             self._due_ms = at_ms
             self._book.desk.wake(TIMER, at_ms)
+
+
+def _age(held: AnchoredRecord) -> tuple[int, int]:
+    """Return what only grows while a service goes from anchor to anchor."""
+    return held.order.generation, held.number
 
 
 def _opened(records: Iterable[Kept]) -> _Parcel | None:

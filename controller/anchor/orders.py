@@ -53,9 +53,13 @@ class Orders:
             self._upward.report(order.service, event.cause, again=True)
             return
         order = gathered(order)
-        sources = held.sources if held is not None else ()
-        expects = held.expects if held is not None else self._before(order)
-        record = AnchoredRecord(order, event.tenant, event.sender, sources, expects)
+        if held is not None:
+            record = structs.replace(held, order=order, tenant=event.tenant, namo=event.sender)
+        else:
+            before = self._before(order)
+            record = AnchoredRecord(
+                order, event.tenant, event.sender, expects=before, number=order.handed
+            )
         book.put_service(order.service, record, event.cause)
         if held is None:
             self._jobs.arrive(order.service)
@@ -130,7 +134,7 @@ class Orders:
         for task in book.of_service(delete.service):
             if delete.transferred:
                 # Its scheduler believes this only where nobody has granted a newer generation.
-                self._granting.revoke(task, task.scheduler, reason, event.cause)
+                self._revoke(task, reason, event.cause)
                 self._forget(task, reason, event.cause)
             else:
                 self._end(task, reason, event.cause)
@@ -142,6 +146,12 @@ class Orders:
         to, cause = event.sender, event.cause
         self._upward.deleted(delete.service, delete.generation, to, cause, event.tenant)
 
+    def _revoke(self, task: TaskRecord, reason: str, cause: str) -> None:
+        """Tell every scheduler that has it: two while it is on its way to another cell."""
+        left = task.leaving.scheduler if task.leaving is not None else ""
+        for scheduler in dict.fromkeys((task.scheduler, left)):
+            self._granting.revoke(task, scheduler, reason, cause)
+
     def _forget(self, task: TaskRecord, reason: str, cause: str) -> None:
         """Drop a task that runs on under another anchor."""
         self._book.tell(task.spec.task, "transferred", reason, cause)
@@ -152,10 +162,7 @@ class Orders:
         book, name = self._book, task.spec.task
         if task.state is TaskState.DELETING:
             return
-        for scheduler in dict.fromkeys(
-            (task.scheduler, task.leaving.scheduler if task.leaving else "")
-        ):
-            self._granting.revoke(task, scheduler, reason, cause)
+        self._revoke(task, reason, cause)
         task = structs.replace(book.after(task, TaskEvent.DELETE), reason=reason, asked=None)
         book.tell(name, "deleted", reason, cause)
         self._placing.forget(task.service, (name,))

@@ -211,7 +211,10 @@ class Placing:
     def _takes_along(self, task: TaskRecord, found: Found) -> bool:
         """Whether a plan has a task that serves prepared in another cell beside that."""
         away = task.scheduler not in ("", found.scheduler) and task.spec.task in found.free
-        return away and task.state in SERVING and bool(task.node)
+        facts = self._book.nodes.get(task.node)
+        # A node that is in another cell has taken its copy along.
+        gone_on = facts is not None and facts.scheduler not in ("", task.scheduler)
+        return away and task.state in SERVING and bool(task.node) and not gone_on
 
     def _moved(
         self, task: TaskRecord, found: Found, follows: str = "", *, away: bool

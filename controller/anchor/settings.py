@@ -11,6 +11,8 @@ class Settings(Struct, frozen=True):
     name: str = "ta-main"
     schedulers: tuple[str, ...] = ("ts-main",)
     """The TS of its cells; nobody else's word about nodes and tasks counts."""
+    peers: tuple[str, ...] = ()
+    """The other anchors, from which services come and to which they go."""
     namo: str = "namo-main"
     side: str = "core"
     """`core` or `radio`."""

@@ -146,7 +146,9 @@ class Books:
                 self.send(anchor, gone, cause, record.tenant)
             return
         before = record.leaving[-MAX_BEFORE:]
-        body: ServiceOrder | ServiceDelete = replace(record.order, taken_from=before)
+        body: ServiceOrder | ServiceDelete = replace(
+            record.order, taken_from=before, handed=record.number
+        )
         if record.ending:
             body = ServiceDelete(service, record.order.generation)
         self.send(record.anchor, body, cause, record.tenant)

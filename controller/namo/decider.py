@@ -67,17 +67,21 @@ class Namo:
         self,
         name: str = "namo-main",
         anchor: str = "ta-main",
+        anchors: tuple[str, ...] | None = None,
         *,
         secured: bool = False,
         unix_offset_ms: int | None = None,
     ) -> None:
         """Make one that orders at `anchor` until anchors have spoken.
 
+        Nobody's word counts but that of `anchors`; None: whoever speaks is one.
         `secured`: whether every connection of the controller has TLS with verified certificates.
         `unix_offset_ms` makes the wall clock's time of that of a turn, for people; None: not known.
         """
         self.name = name
         self._anchor = anchor
+        self._anchors = anchors
+        self.counters = {"forged_message": 0}
         self._secured = secured
         self.books = Books(unix_offset_ms)
         self._approvals = Approvals(self.books)
@@ -146,6 +150,9 @@ class Namo:
             self.books.refuse(call, error)
 
     def _hear(self, event: Received) -> None:
+        if self._anchors is not None and event.sender not in self._anchors:
+            self.counters["forged_message"] += 1
+            return
         match event.body:
             case ServiceReport() as report:
                 self._report(report, event)
@@ -292,16 +299,23 @@ class Namo:
             books.send(moved.anchor, gone, event.cause, event.tenant)
         elif moved.number > record.number:
             known = (moved.anchor, moved.before)
+            newer = record.order.generation > moved.generation
+            rest = tuple(one for one in record.leaving if one not in known)
             after = replace(
                 record,
-                anchor=moved.anchor,
                 number=moved.number,
-                leaving=tuple(one for one in record.leaving if one not in known),
                 epoch_high=max(record.epoch_high, moved.epoch_high),
             )
-            books.put_service(after, event.cause)
-            if record.order.generation > moved.generation or record.ending:
-                books.tell(name, event.cause)
+            if newer and record.anchor not in known:
+                # Ordered elsewhere meanwhile: what has moved is the generation that ends.
+                books.put_service(replace(after, leaving=(*rest, moved.anchor)), event.cause)
+                if record.state is ServiceState.RUNNING:
+                    books.leave(name, event.cause)
+            else:
+                after = replace(after, anchor=moved.anchor, leaving=rest)
+                books.put_service(after, event.cause)
+                if newer or record.ending:
+                    books.tell(name, event.cause)
         if event.sender == moved.anchor:
             taken = AnchorTaken(name, moved.number)
             books.send(event.sender, taken, event.cause, event.tenant)

@@ -202,6 +202,7 @@ class Positions:
         tries = self._tries.get(record.order.service)
         tried = tries.keys if tries is not None else set()
         current = (record.order.decomposition, record.anchor)
+        fits = any(one.feasible for one in ranked if one.key == current)
         return next(
             (
                 one
@@ -210,9 +211,26 @@ class Positions:
                 and one.key != current
                 and one.key not in tried
                 and _promises(one, record, escalation)
+                and not self._same_nodes(one, record, escalation, fits=fits)
             ),
             None,
         )
+
+    def _same_nodes(
+        self, one: Weighed, record: ServiceRecord, escalation: Escalation | None, *, fits: bool
+    ) -> bool:
+        """Whether another anchor would look in vain for a node where this one has.
+
+        One that knows fewer nodes of the same cells has just begun, and will know them all.
+        """
+        if one.anchor == record.anchor or (escalation is not None and escalation.indicator):
+            return False
+        present = self._books.present()
+        here, there = present.get(record.anchor), present.get(one.anchor)
+        same_way = one.key[0] == record.order.decomposition
+        if not same_way or here is None or there is None:
+            return False
+        return {*there.cells} <= {*here.cells} and (fits or here.nodes < there.nodes)
 
     def _refusal(self, record: ServiceRecord, ranked: list[Weighed], escalation: Escalation) -> str:
         service = record.order.service

@@ -105,6 +105,22 @@ _HELLO: Final = "hello"
 _JOINS: Final = "joins"
 _LOSSES: Final = "losses"
 _JOB: Final = "job/"
+_OF_ANCHORS: Final = frozenset(
+    {
+        AnchorWelcome,
+        Calibrate,
+        Elsewhere,
+        EnvelopeGrant,
+        EnvelopeRevoke,
+        EscalationAnswer,
+        HandoverAnswer,
+        HandoverCommand,
+        HandoverRequest,
+        Lease,
+        Neighbours,
+    }
+)
+"""What nobody but an anchor of this cell may say."""
 
 
 class Scheduler:
@@ -245,9 +261,12 @@ class Scheduler:
         return self._end()
 
     def _hear(self, event: Received) -> None:
-        handler = self._on.get(type(event.body))
+        kind = type(event.body)
+        handler = self._on.get(kind)
         if handler is None:
             self.counters["unexpected_message"] += 1
+        elif kind in _OF_ANCHORS and event.sender not in self.settings.anchors:
+            self.counters["forged_message"] += 1
         else:
             handler(event, event.body)
 
@@ -361,6 +380,12 @@ class Scheduler:
     def _on_grant(self, event: Received, grant: EnvelopeGrant) -> None:
         if not grant.nodes:
             self.counters["empty_grant"] += 1
+            return
+        entry = self.table.tasks.get(grant.spec.task)
+        former = entry is not None and entry.anchor != event.sender
+        if entry is not None and former and grant.epoch_to <= entry.grant.epoch_to:
+            # It has gone to another anchor since, which has granted it above.
+            self.counters["late_grant"] += 1
             return
         taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant
         if taken is not None:

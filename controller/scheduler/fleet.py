@@ -73,6 +73,8 @@ class Fleet:
             "unexpected_message": 0,
             "absurd_report": 0,
             "empty_grant": 0,
+            "late_grant": 0,
+            "forged_message": 0,
         }
         self.recorded: dict[str, NodeRecord] = {}
         self.pace = Pace(settings.sample_ms, settings.heartbeat_ms, desk, table)

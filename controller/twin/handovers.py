@@ -1,146 +1,80 @@
 """Handovers in the twin: nodes that roam among cells, and faults at every step of the protocol.
 
 Each node has a task of its own, and every other one a second step at the edge. It goes to another
-cell every few seconds: by command, by itself, or because its link has died. At a step that is drawn
-somebody dies or is cut off, and meanwhile messages are lost, doubled, delayed and reordered, old
-ones come again, and forged ones come in.
+cell every few seconds: by command, as it measures, on a condition that was prepared ahead, or
+because its link has died. At a step that is dealt somebody dies or is cut off, and meanwhile
+messages are lost, doubled, delayed and reordered, old ones come again, and forged ones come in. In
+every other run each cell has an anchor of its own, and services go from anchor to anchor.
 """
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from controller.anchor.handovers import Handovers
-from controller.anchor.switching import LEASE_MS, MARGIN_MS
-from controller.decider import Called, Decider, Event, Output, Received, Send
+from controller.anchor.decider import Anchor
+from controller.decider import Called, Decider, Event, Output, Record, Send
+from controller.handover_records import HandoverRecord
+from controller.records import HANDOVER, GivenRecord
 from controller.scheduler.decider import Scheduler
 from controller.twin.checkers import Checkers
 from controller.twin.client import SimClient
 from controller.twin.faults import Fault, Kind, Striker
+from controller.twin.forging import FORGED, Forger
+from controller.twin.handover_faults import (
+    ANCHOR_STEPS,
+    STEPS,
+    Armed,
+    Deck,
+    Way,
+    node_of,
+    step_of,
+)
+from controller.twin.handover_tally import ANCHORLESS_MS, OWNERLESS_MS, Tally
 from controller.twin.hosting import SimHost
-from controller.twin.network import CODEC_SAMPLE, Network, Weather
+from controller.twin.network import CODEC_SAMPLE, Weather
 from controller.twin.node import WILL_MS, SimNode
 from controller.twin.roamer import Roamer
 from controller.twin.rules import BrokenRule, Rule
 from controller.twin.run import CALM_MS, SUBMIT_MS, WATCH_MS, Plan, Submission, Twin
-from controller.twin.sites import ROAMING
+from controller.twin.sites import ANCHORS_ROAMING, ROAMING
 from controller.twin.usecases import chain
 from controller.twin.verdict import unsettled
 from controller.twin.world import Tell
 from device_agent.core.commands import Change, Forget
-from protocols.codec import Frame
-from protocols.messages import (
-    Birth,
-    Body,
-    Death,
-    EnvelopeGrant,
-    EnvelopeRevoke,
-    HandoverAnswer,
-    HandoverCommand,
-    HandoverComplete,
-    HandoverRequest,
-    NodeSummary,
-    Relinquished,
-)
-from protocols.topics import Topic
+from protocols.messages import Body
 
 PART: Final = 50
 """Handovers of one run, from one seed, where there are many."""
 NODES: Final = 9
 BEGIN_MS: Final = 8000
 """When everything runs and nodes begin to roam."""
-COMMANDED_SHARE: Final = 0.6
-"""Of the handovers; the others follow a link that was lost."""
+WAYS: Final = ((Way.BY_HAND, 0.4), (Way.MEASURED, 0.15), (Way.CONDITIONAL, 0.2), (Way.LOST, 0.25))
+"""How nodes are moved, and the share of each."""
 LOST_MS: Final = (1500, 8000)
-"""So long the lost cell cannot be reached."""
+"""So long a lost cell cannot be reached."""
+FADE_DB_PER_S: Final = {Way.MEASURED: 1.5, Way.CONDITIONAL: 6.0}
+"""How fast the serving cell falls, and the next one rises."""
+FADE_MS: Final = 9000
+FADED_DB: Final = 14.0
+"""A cell that is so much weaker than another is not heard any more."""
+MEASURE_MS: Final = 100
 FAULT_SHARE: Final = 0.5
 CUT_SHARE: Final = 0.3
-WEATHER_SHARE: Final = 0.1
+WEATHER_SHARE: Final = 0.15
 FORGED_SHARE: Final = 0.3
 PAUSE_MS: Final = (600, 5000)
 """Between a node's handovers."""
-OWNERLESS_MS: Final = LEASE_MS + MARGIN_MS + 2500
-"""No task is longer without a scheduler while its anchor and the scheduler of its node's cell live
-and reach each other: a lease of the one before, and what links need to begin anew.
-"""
 LOOK_MS: Final = 100
 BUDGET_MS: Final = 30_000
 REQUEST_MS: Final = 700
 DOWN_MS: Final = (100, 2500)
 CUT_MS: Final = (500, 9000)
 WEATHER_MS: Final = (500, 3000)
-STEPS: Final[tuple[type[Struct], ...]] = (
-    HandoverRequest,
-    HandoverAnswer,
-    HandoverCommand,
-    Birth,
-    NodeSummary,
-    EnvelopeRevoke,
-    Relinquished,
-    EnvelopeGrant,
-    HandoverComplete,
-    Death,
-)
-"""Of the protocol: somebody dies, or is cut off, when such a word is about to leave."""
-VICTIMS: Final = ("source", "target", "anchor", "node")
-KEPT_FRAMES: Final = 400
 QUIET_S: Final = 120
-
-
-class Tally(Struct):
-    """What came of a run."""
-
-    seed: int
-    handovers: int = 0
-    completed: int = 0
-    failed: int = 0
-    refused: int = 0
-    struck: dict[str, int] = field(default_factory=dict)
-    """Faults, by step and victim or by kind."""
-    replayed: int = 0
-    forged: int = 0
-    requests: int = 0
-    lost: int = 0
-    doubled: int = 0
-    ownerless_ms: float = 0.0
-    """The longest, of the kind that is bounded."""
-    bound_ms: float = OWNERLESS_MS
-    simulated_s: float = 0.0
-    rule: Rule | None = None
-    """Which one was broken; None: every one was kept."""
-    text: str = ""
-    fingerprint: str = ""
-    broken: int = 0
-    """Runs in which a rule was broken."""
-
-    def add(self, other: "Tally") -> None:
-        """Add another run; of what is broken the first seed is told."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name, count in other.struck.items():
-            self.struck[name] = self.struck.get(name, 0) + count
-        self.ownerless_ms = max(self.ownerless_ms, other.ownerless_ms)
-        self.simulated_s = round(self.simulated_s + other.simulated_s, 1)
-        self.broken += other.rule is not None
-        if other.rule is not None and (self.rule is None or other.seed < self.seed):
-            self.rule, self.text = other.rule, f"seed {other.seed}: {other.text}"
-
-
-_SUMMED: Final = (
-    "handovers",
-    "completed",
-    "failed",
-    "refused",
-    "replayed",
-    "forged",
-    "requests",
-    "lost",
-    "doubled",
-)
 
 
 class _Watch(Checkers):
@@ -149,21 +83,45 @@ class _Watch(Checkers):
     twin: "Roaming"
 
     def decided(self, decider: Decider, batch: Sequence[Event], output: Output) -> None:
-        """Check who may act on which task after every turn of a scheduler."""
+        """Check who may act on which task after every turn of a role."""
         super().decided(decider, batch, output)
+        self.twin.forger.decided(batch, output)
         if isinstance(decider, Scheduler):
             self._one_owner()
+        elif isinstance(decider, Anchor):
+            self._one_anchor()
 
     def _one_owner(self) -> None:
-        owners: dict[str, str] = {}
-        for name, ts, now_ms in self.twin.schedulers():
-            for task in acts_on(ts, now_ms):
+        # By generation: NAMO may have another anchor make the next one before this one ends.
+        owners: dict[tuple[str, int], str] = {}
+        for _, ts, now_ms in self.twin.schedulers():
+            for (task, generation), name in acts_on(ts, now_ms).items():
                 if not task.endswith(".step0"):
                     # A whole service may be on its way to another cell, make before break.
                     continue
-                other = owners.setdefault(task, name)
+                other = owners.setdefault((task, generation), name)
                 if other != name:
                     raise self.broken(Rule.OWNER, f"{task} is acted on by {other} and by {name}")
+
+    def _one_anchor(self) -> None:
+        # As above.
+        owners: dict[tuple[str, int], str] = {}
+        for name, anchor in self.twin.anchors():
+            for service, held in anchor.book.services.items():
+                other = owners.setdefault((service, held.order.generation), name)
+                if other != name:
+                    raise self.broken(Rule.OWNER, f"{service} is owned by {other} and by {name}")
+
+    def recorded(self, before: Struct | None, record: Record) -> None:
+        """Count what handovers come to."""
+        super().recorded(before, record)
+        if record.kind == HANDOVER and isinstance(record.value, HandoverRecord):
+            after = record.value
+            known = isinstance(before, HandoverRecord) and before.number == after.number
+            if not known or before.state is not after.state:  # type: ignore[union-attr]
+                self.twin.ends[after.state.value] += 1
+        elif isinstance(before, GivenRecord) and isinstance(record.value, GivenRecord):
+            self.twin.ends[MOVED] += bool(before.records) and not record.value.records
 
     def journalled(self, node: str, changes: Any) -> None:
         """Check that no device's own task ends."""
@@ -174,24 +132,16 @@ class _Watch(Checkers):
         super().journalled(node, changes)
 
 
-def acts_on(ts: Scheduler, now_ms: int) -> list[str]:
-    """Return the tasks that a scheduler may act on now."""
+def acts_on(ts: Scheduler, now_ms: int) -> dict[tuple[str, int], str]:
+    """Return the tasks that a scheduler may act on now, by generation, and by whose leave."""
     before, ts.desk.now_ms = ts.desk.now_ms, now_ms
-    found = [name for name, entry in ts.table.tasks.items() if ts.leases.hold(entry.anchor)]
+    found = {
+        (name, entry.grant.generation): f"{ts.name} (of {entry.anchor})"
+        for name, entry in ts.table.tasks.items()
+        if ts.leases.hold(entry.anchor)
+    }
     ts.desk.now_ms = before
     return found
-
-
-class _Armed(Struct):
-    """A fault that waits for its step."""
-
-    step: type[Struct]
-    victim: str
-    node: str
-    source: str
-    target: str
-    cut: bool
-    for_ms: int
 
 
 class Roaming(Twin):
@@ -201,10 +151,11 @@ class Roaming(Twin):
     watcher = _Watch
 
     def __init__(self, seed: int, handovers: int, trace: Tell | None = None) -> None:
+        self.many_anchors = bool(seed % 2)
         plan = Plan(
             nodes=NODES,
             services=NODES,
-            deployment=ROAMING,
+            deployment=ANCHORS_ROAMING if self.many_anchors else ROAMING,
             quiet_seconds=QUIET_S,
             skew=0.01,
             codec_sample=CODEC_SAMPLE,
@@ -214,11 +165,15 @@ class Roaming(Twin):
         self.checkers.twin = self
         self.wanted = handovers
         self.tally = Tally(seed)
-        self.struck: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
         self.striker = Striker(self)
-        self._armed: list[_Armed] = []
-        self._frames: deque[tuple[Network, Topic, Frame]] = deque(maxlen=KEPT_FRAMES)
-        self._ownerless: dict[str, float] = {}
+        steps = [one for one in STEPS if self.many_anchors or one not in ANCHOR_STEPS]
+        self.deck = Deck(self.world.dice, steps)
+        self._armed: dict[str, Armed] = {}
+        """By node."""
+        self._fading: set[str] = set()
+        self._without: dict[str, float] = {}
+        """Since when tasks have no scheduler, and services no anchor."""
         self._over = False
         networks = {one.cell: one for one in self.networks}
         self.roamers: list[Roamer] = []
@@ -233,9 +188,10 @@ class Roaming(Twin):
             )
             self.nodes[edge.name] = edge
         for host in self.hosts.values():
-            host.overhear = partial(self._role_says, host)
+            host.overhear = self._role_says
+        self.forger = Forger(self)
         for network in networks.values():
-            network.seen = partial(self._frames_seen, network)
+            network.seen = partial(self.forger.seen, network)
 
     # What checkers ask.
 
@@ -248,10 +204,30 @@ class Roaming(Twin):
                     found.append((name, one, int(host.clock.now_ms)))
         return found
 
+    def anchors(self) -> list[tuple[str, Anchor]]:
+        """Return the anchors that live."""
+        return [
+            (name, one)
+            for host in self.hosts.values()
+            if host.alive
+            for name, one in host.deciders.items()
+            if isinstance(one, Anchor)
+        ]
+
     def own_task(self, node: str) -> str:
         """Return the task that may run on a node alone."""
         number = node.removeprefix("node-")
         return f"service-{int(number)}.step0" if number.isdigit() else ""
+
+    def owner_of(self, task: str) -> SimHost:
+        """Return the process of the anchor that has a task, or else of the first one."""
+        found = (one for one in self.hosts.values() if task in one.store.tasks)
+        return next(found, self.executor)
+
+    @property
+    def executor(self) -> SimHost:
+        """The process of the anchor that executes handovers."""
+        return self.hosts[self.cells[0]] if self.many_anchors else self.head
 
     # The run.
 
@@ -318,18 +294,22 @@ class Roaming(Twin):
         if self._over:
             return
         dice = self.world.dice
-        others = [one for one in self.cells if one != node.network.cell]
-        cell = dice.choice(others)
-        if node.settled:
-            self._draw_fault(node, cell)
-            if dice.random() < COMMANDED_SHARE:
-                self._command(node, cell)
-            else:
-                self._lose_link(node)
+        cell = dice.choice([one for one in self.cells if one != node.network.cell])
+        if node.settled and node.name not in self._fading:
+            [way] = dice.choices([one for one, _ in WAYS], [share for _, share in WAYS])
+            self._draw_fault(node, cell, way)
+            match way:
+                case Way.BY_HAND:
+                    self._command(node, cell)
+                case Way.LOST:
+                    self._lose_link(node)
+                case _:
+                    self._fading.add(node.name)
+                    self._fade(node, node.network.cell, cell, way, self.world.now_ms)
         self.world.after(dice.randint(*PAUSE_MS), partial(self._next, node))
 
     def _command(self, node: Roamer, cell: str) -> None:
-        host = self.head
+        host = self.executor
         if host.alive:
             asked = HandOver(node.name, cell)
             event = Called("by hand", "node.handover", asked, "default", "by hand", 0)
@@ -343,157 +323,158 @@ class Roaming(Twin):
             self.world.after(for_ms, partial(ends.discard, node.name))
         node.lose_connection(WILL_MS)
 
-    def _went(self, _cell: str) -> None:
+    def _fade(self, node: Roamer, source: str, target: str, way: Way, since_ms: float) -> None:
+        """Have a node measure how its cell falls and another one rises, until that is not heard."""
+        passed_ms, rate = self.world.now_ms - since_ms, FADE_DB_PER_S[way]
+        gap_db = 2 * rate * passed_ms / 1000 - 6
+        moved = node.network.cell != source
+        if self._over or moved or passed_ms > FADE_MS or gap_db > FADED_DB:
+            self._fading.discard(node.name)
+            if gap_db > FADED_DB and not moved and not self._over:
+                self._lose_link(node)
+            return
+        levels = dict.fromkeys(self.cells, -110.0)
+        levels |= {source: -87.0 - gap_db / 2, target: -87.0 + gap_db / 2}
+        node.measure(levels)
+        self.world.after(MEASURE_MS, partial(self._fade, node, source, target, way, since_ms))
+
+    def _went(self, way: Way, how: str) -> None:
         self.tally.handovers += 1
+        for counts, name in ((self.tally.causes, way.value), (self.tally.ways, how)):
+            counts[name] = counts.get(name, 0) + 1
 
     # Faults.
 
-    def _draw_fault(self, node: Roamer, cell: str) -> None:
+    def _draw_fault(self, node: Roamer, cell: str, way: Way) -> None:
         dice = self.world.dice
-        self._armed = [one for one in self._armed if one.node != node.name]
+        self._armed.pop(node.name, None)
         drawn = dice.random()
         if drawn < FAULT_SHARE:
-            cut = dice.random() < CUT_SHARE
-            armed = _Armed(
-                dice.choice(STEPS),
-                dice.choice(VICTIMS),
-                node.name,
-                node.network.cell,
-                cell,
-                cut,
-                dice.randint(*(CUT_MS if cut else DOWN_MS)),
-            )
-            self._armed.append(armed)
+            alone = int(node.name.removeprefix("node-")) % 2 == 0
+
+            def suits(step: str) -> bool:
+                return way in STEPS[step] and (alone or step not in ANCHOR_STEPS)
+
+            step, victim = self.deck.deal(suits)
+            cut = victim != "node" and dice.random() < CUT_SHARE
+            for_ms = dice.randint(*(CUT_MS if cut else DOWN_MS))
+            source = node.network.cell
+            self._armed[node.name] = Armed(step, victim, node.name, source, cell, cut, for_ms)
         elif drawn < FAULT_SHARE + WEATHER_SHARE:
             kind = dice.choice((Kind.DROP, Kind.DOUBLE, Kind.REORDER, Kind.DELAY))
-            self.struck[kind] += 1
             fault = Fault(kind, 0, dice.randint(*WEATHER_MS), strength=dice.random())
             self.striker.strike(fault)
         if dice.random() < FORGED_SHARE:
-            self._replay()
+            self.forger.replay()
         if dice.random() < FORGED_SHARE:
-            self._forge(node)
+            self.forger.forge(node)
 
     def _node_says(self, node: str, body: Body) -> None:
-        self._step(node, body)
+        self._step(node, step_of(body))
 
-    def _role_says(self, _host: SimHost, _role: str, send: Send) -> None:
-        body = send.body
-        if not isinstance(body, STEPS):
-            return
-        node = getattr(body, "node", None)
-        if isinstance(body, HandoverComplete):
-            node = getattr(send.to, "node", "")
-        elif not node or isinstance(body, EnvelopeGrant):
-            task = body.spec.task if isinstance(body, EnvelopeGrant) else getattr(body, "task", "")
-            number = task.partition(".")[0].removeprefix("service-")
-            node = f"node-{int(number):04d}" if number.isdigit() else ""
-        self._step(str(node), body)
+    def _role_says(self, _role: str, send: Send) -> None:
+        step = step_of(send.body)
+        if step and send.cause != FORGED:
+            self._step(node_of(send.body, send), step)
 
-    def _step(self, node: str, body: Body) -> None:
+    def _step(self, node: str, step: str) -> None:
         """Strike where a fault has waited for this word."""
-        for armed in [one for one in self._armed if one.node == node]:
-            if isinstance(body, armed.step):
-                self._armed.remove(armed)
-                self._strike(armed)
+        armed = self._armed.get(node)
+        if armed is not None and armed.step == step:
+            del self._armed[node]
+            self._strike(armed)
 
-    def _strike(self, armed: _Armed) -> None:
-        what = "cut" if armed.cut and armed.victim != "node" else "crash"
-        self.struck[f"{what} of {armed.victim} at {armed.step.__name__}"] += 1
+    def _strike(self, armed: Armed) -> None:
+        self.deck.struck(armed)
         if armed.victim == "node":
             self.nodes[armed.node].crash_now(armed.for_ms)
             return
-        cell = armed.source if armed.victim == "source" else armed.target
-        host = self.head if armed.victim == "anchor" else self.hosts[cell]
+        host = self._victim(armed)
         if not armed.cut:
             host.crash_now(armed.for_ms)
             return
-        kind = Kind.HOST_CUT
         # Between anchor and schedulers alone: the cell itself works on.
-        self.striker.strike(Fault(kind, 0, armed.for_ms, host.name, strength=0.99))
+        self.striker.strike(Fault(Kind.HOST_CUT, 0, armed.for_ms, host.name, strength=0.99))
 
-    def _frames_seen(self, network: Network, topic: Topic, frame: Frame) -> None:
-        if isinstance(frame.body, Birth | Death | HandoverCommand | HandoverComplete):
-            self._frames.append((network, topic, frame))
-
-    def _replay(self) -> None:
-        """Say an old word again."""
-        if self._frames:
-            network, topic, frame = self.world.dice.choice(self._frames)
-            self.tally.replayed += 1
-            network.publish("replayer", topic, frame)
-
-    def _forge(self, node: Roamer) -> None:
-        """Have a scheduler give away a task that is not its own, and a command of nobody's."""
-        self.tally.forged += 1
-        host = self.head
-        task = self.tasks().get(self.own_task(node.name))
-        if host.alive and task is not None:
-            wrong = [f"ts-{one}" for one in self.cells if f"ts-{one}" != task.scheduler]
-            stolen = Relinquished(
-                task.spec.task, task.generation, node.name, task.epoch, 0, task.epoch_high
-            )
-            thief = self.world.dice.choice(wrong)
-            host.post(host.config.ta, Received(thief, 0, 0, "default", "forged", stolen))
-            host.post(
-                host.config.ta,
-                Received(thief, 0, 0, "default", "forged", HandoverAnswer(
-                    "forged", node.name, True, thief.removeprefix("ts-"))),
-            )  # fmt: skip
+    def _victim(self, armed: Armed) -> SimHost:
+        """Return the process that a fault strikes."""
+        node = self.nodes[armed.node]
+        assert isinstance(node, Roamer)  # noqa: S101 - only such nodes are handed over
+        if armed.victim == "anchor":
+            return self.owner_of(self.own_task(armed.node))
+        if armed.victim == "source":
+            return self.hosts[armed.source]
+        there = node.sought or node.network.cell
+        return self.hosts[there if there != armed.source else armed.target]
 
     # Owners.
 
     def _look_for_owners(self) -> None:
-        owned = {task for _, ts, now_ms in self.schedulers() for task in acts_on(ts, now_ms)}
+        tally = self.tally
+        owned = {task for _, ts, now_ms in self.schedulers() for task, _ in acts_on(ts, now_ms)}
         for node in self.roamers:
             task = self.own_task(node.name)
-            if task in owned or not self._served(node):
-                self._ownerless.pop(task, None)
-                continue
-            since_ms = self._ownerless.setdefault(task, self.world.now_ms)
-            lasted_ms = self.world.now_ms - since_ms
-            self.tally.ownerless_ms = max(self.tally.ownerless_ms, lasted_ms)
-            if lasted_ms > OWNERLESS_MS:
-                text = f"{task} has had no scheduler for {lasted_ms:.0f} ms"
-                raise self.checkers.broken(Rule.OWNER, text)
+            has = task in owned or not self._served(node)
+            lasted_ms = self._lasts(task, OWNERLESS_MS, "scheduler", has=has)
+            tally.ownerless_ms = max(tally.ownerless_ms, lasted_ms)
+        anchored = {service for _, one in self.anchors() for service in one.book.services}
+        whole = self._calm() and all(self._well(one) for one in self.hosts.values())
+        for number in range(NODES):
+            service = f"service-{number}"
+            has = service in anchored or not whole
+            lasted_ms = self._lasts(service, ANCHORLESS_MS, "anchor", has=has)
+            tally.anchorless_ms = max(tally.anchorless_ms, lasted_ms)
         if not self._over:
             self.world.after(LOOK_MS, self._look_for_owners)
 
+    def _lasts(self, what: str, bound_ms: float, whom: str, *, has: bool) -> float:
+        """Return for how long something has been without an owner. Raises BrokenRule."""
+        if has:
+            self._without.pop(what, None)
+            return 0.0
+        lasted_ms = self.world.now_ms - self._without.setdefault(what, self.world.now_ms)
+        if lasted_ms > bound_ms:
+            text = f"{what} has had no {whom} for {lasted_ms:.0f} ms"
+            raise self.checkers.broken(Rule.OWNER, text)
+        return lasted_ms
+
     def _served(self, node: Roamer) -> bool:
         """Whether a node's task can have an owner: all that it needs lives and is reached."""
-        hosts = (self.head, self.hosts[node.network.cell])
-        calm = all(one.weather == one.calm for one in self.networks)
-        return (
-            calm
-            and node.alive
-            and node.settled
-            and all(one.alive and self._reached(one) for one in hosts)
-        )
+        owner = self.owner_of(self.own_task(node.name))
+        hosts = (self.head, self.executor, owner, self.hosts[node.network.cell])
+        return self._calm() and node.settled and all(self._well(one) for one in hosts)
 
-    def _reached(self, host: SimHost) -> bool:
-        return all(host.name not in one.mute | one.deaf for one in host.places.all())
+    def _calm(self) -> bool:
+        return all(one.weather == one.calm for one in self.networks)
+
+    def _well(self, host: SimHost) -> bool:
+        """Whether a process lives and is reached."""
+        return host.alive and all(host.name not in one.mute | one.deaf for one in host.places.all())
 
     # What came of it.
 
     def _count(self) -> None:
         tally = self.tally
-        for one in self.head.deciders.values() if self.head.alive else ():
-            handovers = getattr(one, "handovers", None)
-            if isinstance(handovers, Handovers):
-                crossings = handovers.crossings.records.values()
-                tally.completed = sum(one.completed for one in crossings)
-                tally.failed = sum(one.failed for one in crossings)
-                tally.refused = sum(one.refused for one in crossings)
+        tally.ends = {one: count for one, count in sorted(self.ends.items()) if one in ENDS}
+        tally.crashes, tally.cuts = self.deck.crashes, self.deck.cuts
+        for name in ("dropped", "doubled", "reordered"):
+            tally.weather[name] = sum(getattr(one, name) for one in self.networks)
+        tally.anchors_moved = self.ends[MOVED]
+        tally.replayed, tally.forged = self.forger.replayed, self.forger.refused
         asked = [one for client in self.clients.values() for one in client.requests.values()]
         tally.requests = len(asked)
         tally.lost = sum(one.answered_ms is None for one in asked)
         tally.doubled = sum(len(one.answers) > 1 for one in asked)
-        tally.struck = dict(sorted(self.struck.items()))
         tally.simulated_s = round(self.world.now_ms / 1000, 1)
         tally.fingerprint = self.world.fingerprint
         if tally.rule is None and (tally.lost or tally.doubled):
             tally.rule = Rule.LOST if tally.lost else Rule.DOUBLED
-            tally.text = f"{tally.lost} requests without an answer, {tally.doubled} with several"
+            text = f"{tally.lost} requests without an answer, {tally.doubled} with several"
+            tally.text = f"seed {tally.seed}: {text}"
+
+
+MOVED: Final = "anchor moved"
+ENDS: Final = ("completed", "failed", "refused", "void")
 
 
 class HandOver(Struct, frozen=True):

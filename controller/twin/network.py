@@ -46,6 +46,7 @@ class Network:
         """The weather without faults."""
         self.weather = calm
         self.messages = 0
+        self.dropped = self.doubled = self.reordered = 0
         self.seen: Callable[[Topic, Frame], None] = lambda *_: None
         """Told of every frame that is published."""
         self.down = False
@@ -99,14 +100,17 @@ class Network:
             self.messages += 1
             if weather.drop_share and dice.random() < weather.drop_share:
                 world.note(f"drop {who}>{name} {topic.channel}")
+                self.dropped += 1
                 continue
             copies = 1 + (bool(weather.double_share) and dice.random() < weather.double_share)
+            self.doubled += copies - 1
             for _ in range(copies):
                 low, high = weather.delay_ms
                 due_ms = world.now_ms + low + dice.random() * (high - low)
-                if not weather.reorder:
-                    due_ms = max(due_ms, self._last_ms.get((who, name), 0))
-                    self._last_ms[who, name] = due_ms
+                last_ms = self._last_ms.get((who, name), 0)
+                self.reordered += weather.reorder and due_ms < last_ms
+                due_ms = due_ms if weather.reorder else max(due_ms, last_ms)
+                self._last_ms[who, name] = max(due_ms, last_ms)
                 world.at(due_ms, partial(self._deliver, name, topic, frame))
 
     def _who_listens(self, topic: Topic) -> tuple[dict[str, Listener], dict[str, Listener]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Final
 
-from controller.twin import handovers, schedule
+from controller.twin import handover_tally, handovers, schedule
 from controller.twin.schedule import Tally, Verdict
 
 COLLECT_EVERY: Final = 4
@@ -64,13 +64,13 @@ def run_handovers(
     first: int,
     wanted: int,
     count: int,
-    progress: Callable[[handovers.Tally], None] | None = None,
-) -> handovers.Tally:
+    progress: Callable[[handover_tally.Tally], None] | None = None,
+) -> handover_tally.Tally:
     """Run so many handovers in parts, each from a seed of its own; added up, the first one first.
 
     An interrupt ends it with what was run until then.
     """
-    total = handovers.Tally(first)
+    total = handover_tally.Tally(first)
     sizes = [handovers.PART] * (wanted // handovers.PART)
     sizes += [wanted % handovers.PART] if wanted % handovers.PART else []
     with workers(min(count, len(sizes))) as pool:
@@ -83,7 +83,7 @@ def run_handovers(
     return total
 
 
-def _hand_over(seed: int, wanted: int) -> handovers.Tally:
+def _hand_over(seed: int, wanted: int) -> handover_tally.Tally:
     tally = handovers.run(seed, wanted)
     gc.collect()
     return tally

@@ -10,12 +10,14 @@ from typing import Final
 
 from msgspec import Struct
 
+from controller.twin.handover_faults import Way
 from controller.twin.network import Network, topic_at
 from controller.twin.node import CONNECT_AGAIN_MS, WILL_MS, SimNode
 from device_agent.core import commands, events
 from device_agent.core.core import Core
 from protocols.codec import VERSION, Frame
 from protocols.messages import Body, Death
+from protocols.messages.mobility import CellMeasure
 from protocols.topics import Channel, Party, Topic
 
 LINK_MS: Final = (10, 60)
@@ -38,8 +40,8 @@ class Roamer(SimNode):
     radios = 2
     overhear: Callable[[str, Body], None] = staticmethod(lambda *_: None)
     """Told of every word before it leaves; the node may die of it."""
-    went: Callable[[str], None] = staticmethod(lambda *_: None)
-    """Told of every other cell that serves it."""
+    went: Callable[[Way, str], None] = staticmethod(lambda *_: None)
+    """Told of every other cell that serves it: why, and whether it was attached there before."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -83,6 +85,18 @@ class Roamer(SimNode):
         """Whether it is not on its way."""
         roams = self.core.attached._mobility if self.alive else None  # noqa: SLF001 - the twin looks into the core
         return self.alive and self.attached and (roams is None or roams.settled)
+
+    @property
+    def sought(self) -> str:
+        """The cell that it is about to attach to; empty: none."""
+        roams = self.core.attached._mobility if self.alive else None  # noqa: SLF001 - as above
+        seek = roams._seek if roams is not None else None  # noqa: SLF001 - as above
+        return seek.cell if seek is not None else ""
+
+    def measure(self, levels: Mapping[str, float]) -> None:
+        """Hear how strong cells are, in dBm."""
+        measures = tuple(CellMeasure(cell, rsrp_dbm=level) for cell, level in levels.items())
+        self.tell(events.CellsMeasured(measures))
 
     # Connections.
 
@@ -158,13 +172,29 @@ class Roamer(SimNode):
             case commands.Serve(cell=cell):
                 if cell != self.network.cell:
                     self._at(cell)
-                    self.went(cell)
+                    self.went(*self._how())
             case commands.Renew(cell=cell):
                 self._lose(cell, None)
             case commands.Detach(cell=cell, after_ms=after_ms):
                 line = self._lines.get(cell)
                 if line is not None:
                     self.later(after_ms, partial(self._detach, line))
+
+    def _how(self) -> tuple[Way, str]:
+        """Return why the node has come here, and how."""
+        roams = self.core.attached._mobility  # noqa: SLF001 - as above
+        move = roams._move if roams is not None else None  # noqa: SLF001 - as above
+        times = move.times if move is not None else None
+        if times is None or not times.handover:
+            way = Way.LOST
+        elif times.cause != "commanded":
+            way = Way.CONDITIONAL
+        else:
+            # Those of schedulers are named after them.
+            way = Way.MEASURED if times.handover.startswith("ts-") else Way.BY_HAND
+        if move is not None and move.old is not None:
+            return way, "make before break"
+        return way, "re-established" if way is Way.LOST else "break before make"
 
     def _detach(self, line: _Line) -> None:
         if self._lines.get(line.cell) is line:

@@ -19,7 +19,7 @@ from controller.twin.hosting import Places, SimHost
 from controller.twin.network import Network, Weather
 from controller.twin.node import SimNode
 from controller.twin.rules import BrokenRule, Rule
-from controller.twin.sites import CELLS, ROAMING, SITES, Site, config_of
+from controller.twin.sites import ROAMED, SITES, Site, config_of
 from controller.twin.store import SimStore
 from controller.twin.usecases import RAW_NODES, Flavour, chain
 from controller.twin.verdict import unsettled
@@ -127,7 +127,7 @@ class Twin:
     def __init__(self, seed: int, plan: Plan, trace: Tell | None = None) -> None:
         self.plan = plan
         self.world = world = World(seed, trace)
-        sites = CELLS if plan.deployment == ROAMING else SITES[plan.deployment]
+        sites = (SITES | ROAMED)[plan.deployment]
         cells = {one.name: self._network(one.name) for one in sites}
         self.networks = list(cells.values())
         """The home of the process that has NAMO first; roles meet there."""

@@ -39,11 +39,18 @@ SITES: Final[dict[str, tuple[Site, ...]]] = {
 }
 """One process with all roles, and the four deployments of the TONA paper."""
 ROAMING: Final = "roaming"
-CELLS: Final = (
-    Site("cu", (NAMO, TA)),
-    *(Site(f"cell-{number}", (TS,)) for number in range(1, 4)),
-)
-"""Three cells under one TA, among which nodes roam."""
+ANCHORS_ROAMING: Final = "anchors-roaming"
+ROAMED: Final[dict[str, tuple[Site, ...]]] = {
+    ROAMING: (
+        Site("cu", (NAMO, TA)),
+        *(Site(f"cell-{number}", (TS,)) for number in range(1, 4)),
+    ),
+    ANCHORS_ROAMING: (
+        Site("management", (NAMO,)),
+        *(Site(f"cell-{number}", (TA, TS)) for number in range(1, 4)),
+    ),
+}
+"""Three cells among which nodes roam: under one TA, and with a TA in each."""
 
 
 def config_of(site: Site, sites: Sequence[Site], heartbeat_ms: int, sample_ms: int) -> Config:

@@ -151,6 +151,8 @@ class ServiceOrder(Message, tag="service-order", frozen=True):
     """Epochs of its tasks begin above this: another anchor has given those below."""
     taken_from: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
     """Anchors that have had it, and may have jobs of it."""
+    handed: Count = 0
+    """How often anchors have handed it on, as NAMO knows: the next time is numbered above."""
 
 
 class ServiceDelete(Message, tag="service-delete", frozen=True):

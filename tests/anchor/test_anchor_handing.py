@@ -8,6 +8,7 @@ import pytest
 from anchor_bench import Bench, chain
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tests_support import INVENTORY
 
 from controller.anchor.handing import AGAIN_MS, LOOK_MS, OFFER_MS
@@ -16,7 +17,9 @@ from controller.decider import Linked, Output, Received, ToRole
 from controller.records import GIVEN, STORY, TASK, TaskRecord
 from protocols.messages import (
     AnchorMoved,
+    AnchorOffer,
     AnchorTaken,
+    AnchorTransfer,
     EnvelopeGrant,
     EnvelopeRevoke,
     LeaseRequest,
@@ -40,7 +43,7 @@ class Two:
     def __init__(self) -> None:
         schedulers = tuple(BESIDE)
         self.benches = {
-            name: Bench(Settings(name, schedulers, NAMO, cells=("west", "east")))
+            name: Bench(Settings(name, schedulers, (WEST, EAST), NAMO, cells=("west", "east")))
             for name in (WEST, EAST)
         }
         self.wires: dict[tuple[str, str], deque[Any]] = {}
@@ -248,6 +251,63 @@ def test_what_is_not_whole_is_refused(two: Two) -> None:
     [answer] = two.wires.pop((EAST, WEST))
     assert answer.refused == "it is not whole"
     assert two.owners() == []
+
+
+def gives(two: Two, one: str, other: str) -> Any:
+    """Have an anchor give the service; return the transfer, which the other has taken."""
+    for _ in range(100):
+        two.out(one, two.benches[one].passes(LOOK_MS))
+        for way in (one, other), (other, one):
+            two.deliver(way)
+        wire = two.wires.get((one, other), ())
+        found = [body for body in wire if isinstance(body, AnchorTransfer)]
+        if found:
+            two.pump(2000)
+            return found[0]
+    pytest.fail("it is not given")
+
+
+def test_an_old_transfer_that_comes_again_owns_nothing(two: Two) -> None:
+    two.node("ts-east", 2)
+    first = gives(two, WEST, EAST)
+    two.node("ts-west", 3)
+    gives(two, EAST, WEST)
+    assert two.owners() == [WEST]
+    two.wires.clear()
+    two.hear(EAST, WEST, first)
+    assert two.owners() == [WEST]
+    [answer] = [body for body in two.wires[EAST, WEST] if isinstance(body, AnchorTaken)]
+    assert not answer.refused
+    # A new life of the service begins to count anew, and is none of the old.
+    two.benches[EAST].ta.handing._keep(
+        structs.replace(two.benches[EAST].ta.handing.given["svc"], generation=0, number=9), "test"
+    )
+    two.node("ts-east", 4)
+    gives(two, WEST, EAST)
+    assert two.owners() == [EAST]
+
+
+def test_a_new_generation_goes_on_counting(two: Two) -> None:
+    two.node("ts-east", 2)
+    gives(two, WEST, EAST)
+    two.hear(EAST, NAMO, chain("svc", 2, "a"))
+    assert two.benches[EAST].ta.book.services["svc"].number == 1
+    two.hear(WEST, NAMO, chain("other", 2, "a", handed=3))
+    assert two.benches[WEST].ta.book.services["other"].number == 3
+
+
+@pytest.mark.parametrize("stranger", ["ts-east", "n1", "ta-nobody"])
+def test_who_is_no_anchor_gives_nothing(two: Two, stranger: str) -> None:
+    two.node("ts-east", 2)
+    transfer = gives(two, WEST, EAST)
+    before = two.benches[EAST].store.copy()
+    two.wires.clear()
+    for body in (transfer, AnchorOffer("svc", 9, ("ts-east",))):
+        two.hear(EAST, stranger, body)
+    two.hear(EAST, "ts-nobody", Relinquished("svc.a", 1, "n1", 1, 0, 32))
+    assert two.benches[EAST].ta.counters["forged_message"] == 3
+    assert two.benches[EAST].store == before
+    assert not two.wires
 
 
 @given(st.lists(st.sampled_from(["west>east", "east>west", "time", "crash west", "crash east"])))

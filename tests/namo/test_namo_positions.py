@@ -6,8 +6,15 @@ import pytest
 from namo_bench import Host, a_service, bodies, chain, step, summary
 
 from controller.decider import Output, ToRole
+from controller.namo.decider import Namo
 from controller.namo.positions import CALM_MS, COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
-from protocols.messages import Escalation, EscalationAnswer, ServiceDelete, ServiceOrder
+from protocols.messages import (
+    AnchorMoved,
+    Escalation,
+    EscalationAnswer,
+    ServiceDelete,
+    ServiceOrder,
+)
 from protocols.messages.hierarchy import ServiceState
 
 ALTERNATIVE: dict[str, Any] = {
@@ -194,6 +201,31 @@ def test_another_anchor_begins_its_epochs_above_those_of_the_old_one() -> None:
     assert answer_of(out).granted
     record = host.service()
     assert (record.anchor, record.leaving) == ("ta-radio", ("ta-main",))
+
+
+def test_what_anchors_hand_on_meanwhile_ends_where_it_went() -> None:
+    host, _ = moved()
+    host.hear(AnchorMoved("a", 1, 1, "ta-third", "ta-main", 50), "ta-third")
+    record = host.service()
+    assert (record.anchor, record.leaving, record.number) == ("ta-radio", ("ta-third",), 1)
+    assert [send.to for send in host.runs().sends] == [ToRole("ta-third")]
+
+
+def test_another_anchor_of_the_same_cells_is_no_help_for_a_lost_node() -> None:
+    host = Host()
+    host.hear(summary("ta-main", cells=("north", "south"), nodes=2))
+    host.submit(a_service([step("t")]))
+    host.runs()
+    host.hear(summary("ta-radio", cells=("south", "north"), nodes=3), "ta-radio")
+    assert not answer_of(escalate(host)).granted
+    assert host.service().anchor == "ta-main"
+
+
+def test_nobody_but_an_anchor_is_believed() -> None:
+    host = Host()
+    host.namo = Namo(anchors=("ta-main",))
+    host.hear(AnchorMoved("a", 1, 1, "ta-thief", "ta-main", 50), "ta-thief")
+    assert host.namo.counters["forged_message"] == 1
 
 
 def test_the_old_anchor_lets_go_only_when_the_new_one_runs_it() -> None:

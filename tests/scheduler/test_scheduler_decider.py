@@ -299,3 +299,28 @@ def test_used_up_epochs_are_asked_for(bench: Bench) -> None:
     [escalation] = said(output, Escalation)
     assert "epochs" in escalation.problem
     assert all(send.to == ToRole("ta-main") for send in output.sends if send.body is escalation)
+
+
+def test_what_only_an_anchor_may_say_nobody_else_is_believed() -> None:
+    bench = Bench()
+    bench.born("n1")
+    bench.anchor(grant("n1"))
+    before = bench.ts.table.tasks["svc.a"].grant
+    for body in (
+        grant("n1", generation=2, first=100),
+        EnvelopeRevoke("svc.a", 1, "it is over"),
+        EnvelopeRevoke("svc.a", 1, transferred=True, node="n1", leased=1000),
+    ):
+        output = bench.feed(Received("ts-other", 0, 0, "default", "forged", body))
+        assert not [one for one in output.sends if one.cause == "forged"]
+    assert bench.ts.counters["forged_message"] == 3
+    assert bench.ts.table.tasks["svc.a"].grant is before
+
+
+def test_a_grant_that_is_older_than_that_of_the_next_anchor_is_late() -> None:
+    bench = Bench(anchors=("ta-main", "ta-next"))
+    bench.born("n1")
+    bench.feed(Received("ta-next", 0, 0, "default", "test", grant("n1", first=100)))
+    bench.anchor(grant("n1"))
+    assert bench.ts.table.tasks["svc.a"].anchor == "ta-next"
+    assert bench.ts.counters["late_grant"] == 1

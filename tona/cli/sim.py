@@ -122,29 +122,24 @@ def handovers(
     if as_json:
         show_json(msgspec.json.encode(msgspec.to_builtins(tally) | {"seconds": round(seconds, 3)}))
     else:
-        show(
-            details(
-                (
-                    ("handovers", f"{tally.handovers} in {seconds:.1f} s"),
-                    ("completed", str(tally.completed)),
-                    ("failed, refused", f"{tally.failed}, {tally.refused}"),
-                    ("faults", str(sum(tally.struck.values()))),
-                    ("replayed, forged", f"{tally.replayed}, {tally.forged}"),
-                    ("requests", f"{tally.requests}, {tally.lost} of them without an answer"),
-                    ("doubled", str(tally.doubled)),
-                    (
-                        "without an owner",
-                        f"{tally.ownerless_ms:.0f} ms at most, the bound is {tally.bound_ms:.0f}",
-                    ),
-                    ("simulated", f"{tally.simulated_s:.0f} s"),
-                    ("broken", f"{tally.broken} {tally.text}".strip()),
-                )
-            )
-        )
+        broken = f"{tally.broken} {tally.text}".strip()
+        head = ("handovers", f"{tally.handovers} in {seconds:.1f} s")
+        show(details((head, *tally.rows(), ("broken", broken))))
+        show(_struck(tally))
     if tally.handovers < handovers:
         raise typer.Exit(BROKEN if tally.broken else INTERRUPTED)
     if tally.broken:
         raise typer.Exit(BROKEN)
+
+
+def _struck(tally: Any) -> Any:
+    """Return who died, or was cut off, at which step."""
+    whom = list(next(iter(tally.crashes.values()), {}))
+    made = table("STEP", *(f">{one.upper()} DIES" for one in whom), ">CUT OFF")
+    for step, row in tally.crashes.items():
+        cut = str(sum(tally.cuts.get(step, {}).values()))
+        made.add_row(step, *(str(row.get(one, 0)) for one in whom), cut)
+    return made
 
 
 @app.command()
