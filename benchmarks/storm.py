@@ -43,8 +43,8 @@ CALM_S: Final = 10.0
 """Of normal reports, before each storm."""
 AFTER_S: Final = 5.0
 """How long actions go on when the last node has been welcomed."""
-ACTIONS_MAX: Final = 400
-"""Services that stand by for them."""
+SERVICES: Final = 400
+"""Of one task each, that stand by for them."""
 RATIO_BOUND: Final = 10.0
 CELLS: Final = Deployment(
     "storm",
@@ -81,19 +81,34 @@ class Seen(NamedTuple):
         return max(self.welcomed_s)
 
 
+class Tasks:
+    """Those that stand by, all at the first of two nodes in the beginning.
+
+    Half of them go to the other one and come back, again and again: each has rested when it moves.
+    """
+
+    def __init__(self, nodes: tuple[Spare, Spare], count: int) -> None:
+        self._nodes = nodes
+        self._count = count
+        self._moved = 0
+
+    async def move(self) -> float:
+        """Have one task move, by the loss of a carrier; return how long it took, in ms."""
+        away = self._moved // (self._count // 2) % 2
+        self._moved += 1
+        return await action(self._nodes[away], self._nodes[1 - away])
+
+
 class Stage(NamedTuple):
     """What stands."""
 
     fleet: Process
-    home: Spare
-    spare: Spare
+    tasks: Tasks
     bare: Requester
 
 
 @asynccontextmanager
-async def _standing(
-    folder: Path, broker: str, nodes: int, staying: int, actions: int
-) -> AsyncIterator[Stage]:
+async def _standing(folder: Path, broker: str, nodes: int, staying: int) -> AsyncIterator[Stage]:
     deployed = Deployed(
         Plan(folder=folder / "cells", deployment=CELLS, nodes=0, broker=broker),
         lambda name, text: progress(f"{name}: {text}"),
@@ -113,12 +128,12 @@ async def _standing(
         home, spare = Spare(HOME, HOME_CPU_PERCENT), Spare(SPARE)
         await stack.enter_async_context(home.running(one))
         await stack.enter_async_context(spare.running(one))
-        progress(f"{actions} services in {NEIGHBOURS[0]}")
-        await submit(one, actions, HOME, SPARE)
+        progress(f"{SERVICES} services in {NEIGHBOURS[0]}")
+        await submit(one, SERVICES, HOME, SPARE)
         bare = await stack.enter_async_context(
             requester(one, "bare", ANSWER_BYTES, qos=0, answer_qos=1)
         )
-        yield Stage(fleet, home, spare, bare)
+        yield Stage(fleet, Tasks((home, spare), SERVICES), bare)
 
 
 async def _timed(act: Callable[[], Awaitable[float]], began: float, until: asyncio.Event) -> Times:
@@ -134,14 +149,13 @@ async def _timed(act: Callable[[], Awaitable[float]], began: float, until: async
 async def _both(stage: Stage, until: asyncio.Event) -> tuple[Times, Times]:
     """Do control actions, and bare requests beside them."""
 
-    async def act() -> float:
-        return await action(stage.home, stage.spare)
-
     async def ask() -> float:
         return await stage.bare.ask(bytes(ANSWER_BYTES)) / 1000
 
     began = time.monotonic()
-    actions, asked = await asyncio.gather(_timed(act, began, until), _timed(ask, began, until))
+    actions, asked = await asyncio.gather(
+        _timed(stage.tasks.move, began, until), _timed(ask, began, until)
+    )
     return actions, asked
 
 
@@ -224,9 +238,7 @@ async def main() -> None:
     report = Report("storm")
     storms: list[Seen] = []
     with tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
-        # Each action moves one task, and brings it back.
-        actions = min(int(rounds * (asked.calm + AFTER_S + CALM_S) / PAUSE_S), ACTIONS_MAX)
-        setting = Path(name), asked.broker, asked.nodes, asked.staying, actions
+        setting = Path(name), asked.broker, asked.nodes, asked.staying
         async with _standing(*setting) as stage:
             for number in range(rounds):
                 progress(f"storm {number + 1} of {rounds}")
