@@ -30,7 +30,7 @@ CALLS_MAX: Final = 1000
 """Under way at once, each way."""
 SLICE: Final = 64
 """Rows that are shown at once; the others of a pace follow, so that roles are heard in between."""
-SLICE_S: Final = 0.01
+SLICE_S: Final = 0.02
 WAITING_MAX: Final = 500
 WAITING_MAX_BYTES: Final = 4 << 20
 """What may wait on a link before the mirror pauses."""
