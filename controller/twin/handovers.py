@@ -52,13 +52,15 @@ PART: Final = 50
 NODES: Final = 9
 BEGIN_MS: Final = 8000
 """When everything runs and nodes begin to roam."""
-WAYS: Final = ((Way.BY_HAND, 0.4), (Way.MEASURED, 0.15), (Way.CONDITIONAL, 0.2), (Way.LOST, 0.25))
+WAYS: Final = ((Way.BY_HAND, 0.4), (Way.MEASURED, 0.2), (Way.CONDITIONAL, 0.25), (Way.LOST, 0.15))
 """How nodes are moved, and the share of each."""
 LOST_MS: Final = (1500, 8000)
 """So long a lost cell cannot be reached."""
 FADE_DB_PER_S: Final = {Way.MEASURED: 1.5, Way.CONDITIONAL: 6.0}
 """How fast the serving cell falls, and the next one rises."""
-FADE_MS: Final = 9000
+FADE_FROM_DB: Final = 12.0
+"""By so much the serving cell is stronger when that begins."""
+FADE_MS: Final = 12_000
 FADED_DB: Final = 14.0
 """A cell that is so much weaker than another is not heard any more."""
 MEASURE_MS: Final = 100
@@ -326,7 +328,7 @@ class Roaming(Twin):
     def _fade(self, node: Roamer, source: str, target: str, way: Way, since_ms: float) -> None:
         """Have a node measure how its cell falls and another one rises, until that is not heard."""
         passed_ms, rate = self.world.now_ms - since_ms, FADE_DB_PER_S[way]
-        gap_db = 2 * rate * passed_ms / 1000 - 6
+        gap_db = 2 * rate * passed_ms / 1000 - FADE_FROM_DB
         moved = node.network.cell != source
         if self._over or moved or passed_ms > FADE_MS or gap_db > FADED_DB:
             self._fading.discard(node.name)

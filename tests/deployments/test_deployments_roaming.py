@@ -5,11 +5,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from deployment_forger import say
 from deployment_world import World, running
 from loop_cell import Stream, chain, echo_module, expecting
 
 import tona
+from protocols.messages import (
+    AnchorOffer,
+    AnchorTransfer,
+    EnvelopeRevoke,
+    HandoverAnswer,
+    HandoverCommand,
+    Neighbours,
+    Relinquished,
+)
+from protocols.messages.mobility import CellPoint
 
 pytestmark = pytest.mark.timeout(120)
 DEADLINE_S = 30.0
@@ -79,6 +91,35 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
         )
         done = [one for one in seen if one["state"] == "completed" and one["by_hand"]]
         assert {one["attached"] for one in done} == {radios == "2"}
+        if radios == "1":
+            await _refuses_what_is_forged(world, second)
+
+
+async def _refuses_what_is_forged(world: World, cell: str) -> None:
+    """Speak as roles that nobody is to the anchor, and to the scheduler that has the task."""
+    [cu] = [one for one in world.seen.processes if one.name == "cu"]
+    [du] = [one for one in world.seen.processes if one.name == cell]
+    before = await _tasks(world)
+    [task] = [one for one in before if one["spec"]["task"].startswith("device.")]
+    name, point = task["spec"]["task"], CellPoint("du-9", "ts-du-9", (cu.broker,))
+    to_anchor = (
+        Relinquished(name, task["generation"], ROAMS, task["epoch"], 0, task["epoch_high"]),
+        HandoverAnswer("forged", ROAMS, True, "du-9"),
+        AnchorOffer("device", 1, ()),
+        AnchorTransfer("device", 1, ()),
+    )
+    to_scheduler = (
+        EnvelopeRevoke(name, task["generation"], "forged"),
+        HandoverCommand("forged", ROAMS, point, 0),
+        Neighbours(1 << 40, (point,)),
+    )
+    await say(cu.broker, "cu", "ts-nobody", "ta-cu", *to_anchor)
+    await say(cu.broker, "cu", "ta-nobody", f"ts-{cell}", *to_scheduler)
+    for process, role, many in ((cu, "ta_cu", 4), (du, f"ts_{cell.replace('-', '_')}", 3)):
+        async with httpx.AsyncClient(base_url=process.api_url) as http:
+            counters = (await http.get("/v1/system")).json()["counters"]
+        assert counters[f"{role}_forged_message"] == many
+    assert await _tasks(world) == before
 
 
 def _file(folder: Path) -> Path:
