@@ -15,6 +15,7 @@ from msgspec import Struct
 from protocols.errors import Blame
 from protocols.messages import Body
 from protocols.messages.mobility import CellPoint
+from protocols.topics import Channel
 
 
 class Role(StrEnum):
@@ -177,6 +178,10 @@ class Output(Struct):
     """Made durable soon, and nothing waits for it: what a crash takes back of it is told again by
     whoever has told it.
     """
+    follows: tuple[tuple[str, Channel], ...] | None = None
+    """What is brought from other cells, for nodes of this one take it in: service and channel of
+    each; None: as before.
+    """
 
     def extend(self, other: "Output") -> None:
         """Append everything that another output holds."""
@@ -189,6 +194,7 @@ class Output(Struct):
         self.reach = self.reach if other.reach is None else other.reach
         self.carries += other.carries
         self.learnt += other.learnt
+        self.follows = self.follows if other.follows is None else other.follows
 
 
 class Decider(Protocol):

@@ -121,10 +121,16 @@ class Lines:
                 del self._away[cell]
                 self._end(session, running)
         for cell in sorted(self.relay.cells - self._away.keys()):
-            session = self._session(wanted[cell], [], meeting=False)
+            session = self._away_session(wanted[cell])
             running = asyncio.create_task(session.run(), name=f"relay to {cell}")
             self._away[cell] = wanted[cell], session, running
         self.home.resubscribe()
+
+    def follow(self, topics: Iterable[tuple[str, Channel]]) -> None:
+        """Bring this from the brokers of the other cells in reach, and nothing else."""
+        self.relay.follow(topics)
+        for _, session, _ in self._away.values():
+            session.resubscribe()
 
     def carry(self, carry: Carry) -> None:
         """Carry after a node that has left, for as long as is said."""
@@ -237,6 +243,22 @@ class Lines:
         self, place: Place, filters: list[str] | Callable[[], list[str]], *, meeting: bool
     ) -> Session:
         hear = self._hear if place is self.plan.home else self._hear_directly
+        return self._made(place, filters, self._hear_meeting(hear) if meeting else hear, meeting)
+
+    def _away_session(self, place: Place) -> Session:
+        def hear(inbound: Inbound) -> None:
+            if self.relay.brings(inbound.topic, place.cell):
+                self._pass_on(inbound.topic, inbound, self.home)
+
+        return self._made(place, lambda: self.relay.filters_at(place.cell), hear, False)
+
+    def _made(
+        self,
+        place: Place,
+        filters: list[str] | Callable[[], list[str]],
+        hear: Callable[[Inbound], None],
+        meeting: bool,
+    ) -> Session:
         return Session(
             Settings(
                 host=place.address.host,
@@ -250,7 +272,7 @@ class Lines:
                 queue_max_bytes=QUEUE_MAX_BYTES,
             ),
             subscriptions=filters,
-            on_message=self._hear_meeting(hear) if meeting else hear,
+            on_message=hear,
             on_connected=lambda _: self._linker.wired() if meeting else None,
             on_disconnected=lambda _: None,
             # Frames of a controller are fenced by the store's owner, not by their connection.
@@ -269,7 +291,7 @@ class Lines:
     def _hear(self, inbound: Inbound) -> None:
         onward = self.relay.onward(inbound.topic, inbound.frame.body)
         if onward is not None:
-            self._pass_on(onward, inbound)
+            self._pass_on(onward, inbound, self._session_at(onward.cell))
             return
         if inbound.topic.channel in _DATA or inbound.topic.cell != self.plan.home.cell:
             return
@@ -279,9 +301,9 @@ class Lines:
                 role, received(inbound.frame, inbound.response_topic, inbound.correlation)
             )
 
-    def _pass_on(self, topic: Topic, inbound: Inbound) -> None:
-        """Say a message at the broker of another cell, in the name of whoever has said it."""
-        frame, session = inbound.frame, self._session_at(topic.cell)
+    def _pass_on(self, topic: Topic, inbound: Inbound, session: Session | None) -> None:
+        """Say a message at another broker, in the name of whoever has said it."""
+        frame = inbound.frame
         sent = session is not None and session.send(
             topic,
             frame.body,
@@ -292,7 +314,8 @@ class Lines:
             sender=frame.sender,
         )
         # Nobody is told: whoever has asked asks again.
-        self.relay.counters["relay_carried" if sent else "relay_unsent"] += 1
+        carried = "relay_brought" if session is self.home else "relay_carried"
+        self.relay.counters[carried if sent else "relay_unsent"] += 1
 
     def _hear_directly(self, inbound: Inbound) -> None:
         role = next((name for name, one in self._host.roles.items() if one is Role.TA), None)

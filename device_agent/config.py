@@ -39,7 +39,7 @@ _OPTIONS: Final = {
     "radios": "to how many cells it can be attached at once, 1 or 2; default: 2",
     "switch": "program that brings the link to another cell up, run with CELL HOST PORT",
     "address": "keep: one for all cells, whose brokers are all reached over each; default: change",
-    "radio": "who tells the signals of cells: file:PATH or modem; default: paths are compared",
+    "radio": "who tells the signals of cells: file:PATH, modem or wifi[:PATH]; default: paths",
     "attachment": "file in which to say where the node is attached, for clients beside it",
     "runtime": "path of the container runtime, crun or runc; default: the one that works here",
 }
@@ -190,11 +190,14 @@ def keeps_address(config: Config) -> bool:
 def radio(config: Config) -> str:
     """Return who tells the signals of cells; empty: nobody. Raises UserError."""
     kind, _, path = config.radio.partition(":")
-    if config.radio in {"", "modem"}:
+    if config.radio in {"", "modem", "wifi"}:
         return config.radio
-    if kind != "file" or not path:
-        raise UserError(f"--radio {config.radio}: write file:PATH, or modem for ModemManager")
-    return f"file:{Path(path).expanduser().absolute()}"
+    if kind not in {"file", "wifi"} or not path:
+        raise UserError(
+            f"--radio {config.radio}: write file:PATH, modem for ModemManager, "
+            "or wifi[:PATH] for Wi-Fi"
+        )
+    return f"{kind}:{Path(path).expanduser().absolute()}"
 
 
 def host_name() -> str:

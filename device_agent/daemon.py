@@ -119,7 +119,7 @@ class Daemon:
         session = Session(
             settings,
             subscriptions=lambda: self._filters(cell),
-            on_message=self._heard,
+            on_message=lambda inbound: self._heard(inbound, cell),
             on_connected=lambda incarnation: self._connected(cell, incarnation),
             on_disconnected=lambda reason: self.tell(
                 events.Disconnected(reason, cell, session.broken)
@@ -307,7 +307,7 @@ class Daemon:
         return (self.session, *others)
 
     def _filters(self, cell: str) -> list[str]:
-        followed = {str(topics.build(cell, Party.SERVICE, *one)) for one in self._followed}
+        followed = {topics.anywhere(Party.SERVICE, *one) for one in self._followed}
         return sorted({str(self._topic(cell, one)) for one in HEARD} | followed)
 
     def _send(
@@ -357,11 +357,11 @@ class Daemon:
                     lambda: session.buffered_bytes,
                 )
 
-    def _heard(self, inbound: Inbound) -> None:
+    def _heard(self, inbound: Inbound, via: str) -> None:
         channel, frame = inbound.topic.channel, inbound.frame
         if inbound.topic.party is Party.SERVICE:
             if (inbound.topic.name, channel) in self._followed:
-                self.tell(events.Published(inbound.topic.name, channel, frame.body))
+                self.tell(events.Published(inbound.topic.name, channel, frame.body, via))
             return
         if channel is Channel.PROBE:
             if isinstance(frame.body, Probe) and self._senses is not None:

@@ -240,9 +240,10 @@ class Roaming:
         self, measures: tuple[CellMeasure, ...], bytes_per_s: float, cpu_percent: float
     ) -> None:
         unanswered = self._sensor.unanswered if self._sensor is not None else 0
+        saving = self._sensor is not None and self._sensor.saving
         silent_ms = self._node.session.silent_ms
         self._node.tell(
-            events.CellsMeasured(measures, bytes_per_s, cpu_percent, unanswered, silent_ms)
+            events.CellsMeasured(measures, bytes_per_s, cpu_percent, unanswered, silent_ms, saving)
         )
 
     def close(self) -> None:

@@ -105,12 +105,13 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.SERVICE, Channel.ROUTE): Rule(
         1, CONTROL_MAX_BYTES, (_CONTROLLER,), False, False, (_CLIENT,)
     ),
-    # What feeds a service without a request, and what it gives without a requester.
+    # What feeds a service without a request, and what it gives without a requester. Gateways bring
+    # it from the cell that the topic names, and say it in theirs on the same topic.
     (Party.SERVICE, Channel.INPUT): Rule(
-        0, INVOCATION_MAX_BYTES, (_CLIENT, _NODE), False, False, (_NODE,)
+        0, INVOCATION_MAX_BYTES, (_CLIENT, _NODE, _CONTROLLER), False, False, (_NODE, _CONTROLLER)
     ),
     (Party.SERVICE, Channel.OUTPUT): Rule(
-        0, INVOCATION_MAX_BYTES, (_NODE,), False, False, (_CLIENT, _NODE)
+        0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, False, (_CLIENT, _NODE, _CONTROLLER)
     ),
     (Party.ROLE, Channel.INBOX): Rule(
         1, INVOCATION_MAX_BYTES, (_CONTROLLER,), False, False, (_CONTROLLER,)
@@ -174,6 +175,24 @@ def wildcard(cell: str, party: Party, channel: Channel) -> str:
     if (party, channel) not in TABLE:
         raise TonaBug(f"no topic family {party}/{channel}")
     return f"{ROOT}/{cell}/{party.value}/+/{channel.value}"
+
+
+def source_topic(service: str, source: str) -> tuple[str, Channel, str]:
+    """Return service, channel and port that a topic source names; the first empty: none.
+
+    `SERVICE.OUTPUT` is an output of another service; with the fed service's own name it is what is
+    sent to its input.
+    """
+    named, _, port = source.rpartition(".")
+    if not valid_name(named):
+        return "", Channel.OUTPUT, port
+    return named, Channel.INPUT if named == service else Channel.OUTPUT, port
+
+
+def anywhere(party: Party, name: str, channel: Channel) -> str:
+    """Return the filter that matches what one party is said, or says, in every cell."""
+    topic = build("x", party, name, channel)
+    return f"{ROOT}/+/{party.value}/{topic.name}/{channel.value}"
 
 
 def filter_qos(wanted: str) -> int:

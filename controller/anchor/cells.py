@@ -15,6 +15,7 @@ from controller.decider import Received
 from controller.handover_records import HandoverRecord, HandoverState
 from controller.mobility.asking import Asking
 from controller.mobility.control import Known
+from controller.mobility.latency import use
 from protocols.messages import Measurement, Neighbours
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.mobility import MAX_NEIGHBOURS, CellPoint
@@ -23,6 +24,9 @@ LOADS_MS: Final = 5000
 """Loads are looked at so often."""
 LOAD_STEP: Final = 0.1
 """A change that schedulers are told of."""
+WAY_STEP: Final = 0.5
+WAY_MS: Final = 2.0
+"""So much, as a share and beyond it, a usual round trip has to change to be told."""
 _ENDED_BADLY: Final = (HandoverState.FAILED, HandoverState.REFUSED)
 
 
@@ -38,6 +42,7 @@ class Cells:
         self._decides = settings.mobility.decides == "ta"
         self._number = 0
         self._loads: dict[str, float] = {}
+        self._ways_ms: dict[str, float] = {}
         """By scheduler, as was told last."""
         self._looked_ms = 0
         if self._decides:
@@ -59,7 +64,11 @@ class Cells:
         points = [one for one in self._elsewheres.points.values() if one.scheduler != to]
         cells = tuple(points[:MAX_NEIGHBOURS])
         loads = tuple(self._loads.get(one.scheduler, 0.0) for one in cells) if self._loads else ()
-        self._book.desk.tell_role(to, Neighbours(self._number, cells, loads=loads), cause)
+        ways = (
+            tuple(self._ways_ms.get(one.scheduler, 0.0) for one in cells) if self._ways_ms else ()
+        )
+        told = Neighbours(self._number, cells, loads=loads, round_trips_ms=ways)
+        self._book.desk.tell_role(to, told, cause)
 
     def settle(self) -> None:
         """Tell schedulers of loads that have changed."""
@@ -69,8 +78,13 @@ class Cells:
         self._looked_ms = now_ms
         loads = self._loads_now()
         steps = [abs(load - self._loads.get(one, 0.0)) for one, load in loads.items()]
-        if max(steps, default=0.0) >= LOAD_STEP:
-            self._loads = loads
+        ways_ms = self._ways_now()
+        longer = any(
+            abs(now - self._ways_ms.get(one, 0.0)) > WAY_STEP * self._ways_ms.get(one, 0.0) + WAY_MS
+            for one, now in ways_ms.items()
+        )
+        if longer or max(steps, default=0.0) >= LOAD_STEP:
+            self._loads, self._ways_ms = loads, ways_ms
             for to in self._elsewheres.points:
                 self._tell(to, "load")
 
@@ -84,6 +98,14 @@ class Cells:
             one: min(1.0, sum(all_) / len(all_)) if all_ else 0.0 for one, all_ in found.items()
         }
 
+    def _ways_now(self) -> dict[str, float]:
+        """Return the median round trip of the nodes of each cell."""
+        found: dict[str, list[float]] = {}
+        for facts in self._book.nodes.values():
+            if facts.state is NodeState.ONLINE and facts.round_trip_ms:
+                found.setdefault(facts.scheduler, []).append(facts.round_trip_ms)
+        return {one: sorted(all_)[len(all_) // 2] for one, all_ in found.items()}
+
     # Where the anchor decides.
 
     def measured(self, event: Received, body: Measurement) -> None:
@@ -96,10 +118,14 @@ class Cells:
             return
         if body.serving.cell != here or self._handovers.busy(body.node):
             return
-        known = {
-            point.cell: Known(self._loads.get(scheduler, 0.0))
-            for scheduler, point in self._elsewheres.points.items()
-        }
+        measures = {one.cell: one for one in (body.serving, *body.neighbours)}
+        own_ms = self._ways_ms.get(event.sender, 0.0)
+        known = {}
+        for scheduler, point in self._elsewheres.points.items():
+            there = measures.get(point.cell)
+            ways = own_ms, self._ways_ms.get(scheduler, 0.0)
+            through = use(body.tasks, body.serving, there, ways) if there is not None else None
+            known[point.cell] = Known(self._loads.get(scheduler, 0.0), through)
         now_ms = book.desk.now_ms
         asked = self._asking.measured(body.node, facts.attached, body, known, now_ms)
         if asked is not None:

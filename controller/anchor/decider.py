@@ -134,7 +134,8 @@ class Anchor:
         self.switching.done = self._followed
         self.switching.going = self.handing.going
         self.handing.look = self.switching.look
-        self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers)
+        self.placing.sourced = self.elsewheres.tell
+        self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers, self.elsewheres)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
         moves = self.transfers, self.elsewheres, self.handovers
         self.following = Following(self.book, self.placing, *moves)

@@ -2,7 +2,7 @@
 
 A service whose node has gone over to another cell may have tasks of several schedulers. Each of
 these is told of the others' tasks, and so is who had one before: clients that were in its cell go
-on from there.
+on from there. Who has a node that feeds the service is told as well, and has it fed from there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,13 @@ from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.lifecycle import SERVING
+from controller.anchor.placement import NodeFacts
 from controller.decider import Record
 from controller.handover_records import PointRecord
 from controller.records import POINT, TaskRecord
 from protocols.messages import Elsewhere
 from protocols.messages.mobility import CellPoint
+from protocols.messages.quality import Source
 
 FOLLOWERS_MAX: Final = 8
 """Schedulers without a task of a service that still serve clients of it; the newest count."""
@@ -31,6 +33,8 @@ class Elsewheres:
         """Where each scheduler's cell is reached, as it has said."""
         self._told: dict[tuple[str, str], tuple[object, ...]] = {}
         """By scheduler and task: what it was told last."""
+        self._fed: dict[str, frozenset[str]] = {}
+        """By service: schedulers that were told of it for their nodes feed it."""
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take in where cells are reached."""
@@ -72,11 +76,33 @@ class Elsewheres:
             return
         tasks = self._book.ordered(service)
         owners = dict.fromkeys(one.scheduler for one in tasks if one.scheduler)
-        if len(owners) < 2 and not held.followers:  # noqa: PLR2004 - one scheduler has all of them
+        feeding = self._feeding(held.sources) - owners.keys()
+        audience = dict.fromkeys((*owners, *held.followers, *sorted(feeding)))
+        for scheduler in sorted(self._fed.get(service, frozenset()) - audience.keys()):
+            self._over(scheduler, tasks, cause)
+        self._fed.pop(service, None)
+        if feeding:
+            self._fed[service] = feeding
+        if len(audience) < 2:  # noqa: PLR2004 - one scheduler has all of them
             return
-        for scheduler in (*owners, *held.followers):
+        for scheduler in audience:
             for task in tasks:
                 self._tell(scheduler, task, cause)
+
+    def _feeding(self, sources: Iterable[Source]) -> frozenset[str]:
+        """Return the schedulers of the nodes that provide these."""
+        found = (self._provider(one) for one in sources)
+        return frozenset(facts.scheduler for facts in found if facts is not None)
+
+    def _provider(self, source: Source) -> NodeFacts | None:
+        facts = self._book.nodes.get(source.nodes[0]) if source.nodes else None
+        return facts if facts is not None and facts.scheduler in self.points else None
+
+    def node_moved(self, node: str, cause: str) -> None:
+        """Tell who serves what a node feeds, wherever it is now."""
+        for service, held in self._book.services.items():
+            if any(node in one.nodes[:1] for one in held.sources):
+                self.tell(service, cause)
 
     def again(self, scheduler: str, cause: str) -> None:
         """Tell a scheduler that has begun anew."""
@@ -84,7 +110,7 @@ class Elsewheres:
             del self._told[key]
         for service, held in self._book.services.items():
             mine = any(one.scheduler == scheduler for one in self._book.ordered(service))
-            if mine or scheduler in held.followers:
+            if mine or scheduler in held.followers or scheduler in self._feeding(held.sources):
                 self.tell(service, cause)
 
     def forget(self, tasks: Iterable[str]) -> None:
@@ -93,9 +119,14 @@ class Elsewheres:
         for key in [key for key in self._told if key[1] in names]:
             del self._told[key]
 
+    def _gone(self, tasks: list[TaskRecord]) -> None:
+        for one in tasks:
+            self._fed.pop(one.service, None)
+
     def ended(self, tasks: list[TaskRecord], cause: str) -> None:
         """Have tasks forgotten wherever they are served from afar: they are over."""
         names = {one.spec.task for one in tasks}
+        self._gone(tasks)
         for scheduler in sorted({one for one, task in self._told if task in names}):
             self._over(scheduler, tasks, cause)
 
@@ -117,11 +148,17 @@ class Elsewheres:
             # Who serves it until the next one is ready.
             node, epoch, home = left.node, left.epoch, left.scheduler
             served = left.granted or served
-        said = (node, epoch, served, home)
+        held = self._book.services[task.service]
+        sources = tuple(
+            structs.replace(one, nodes=one.nodes[:1])
+            for one in held.sources
+            if (facts := self._provider(one)) is not None and facts.scheduler == scheduler
+        )
+        said = (node, epoch, served, home, sources)
         if self._told.get(key) == said:
             return
         self._told[key] = said
-        order = self._book.services[task.service].order
+        order = held.order
         body = Elsewhere(
             task.held or task.spec,
             task.service,
@@ -131,6 +168,9 @@ class Elsewheres:
             node,
             epoch,
             self.cell_of(home),
+            sources=sources,
+            sinks=order.sinks if sources else (),
+            sla=order.sla,
         )
         self._book.desk.tell_role(scheduler, body, cause, task.tenant)
 

@@ -117,7 +117,8 @@ def choose_sources(
     for source in wanted:
         eaters = [one for one in tasks if source.input in taken_in(one.spec)]
         homes = [_home(one) for one in eaters if _home(one)]
-        able = [one for one in nodes.values() if _provides(one, source, homes, scheduler)]
+        current = next(iter(provided.get(source.input, ())), "")
+        able = [one for one in nodes.values() if _provides(one, source, homes, scheduler, current)]
         problem = "" if able else f"no node of the cell provides {source.kind} {source.name!r}"
         if any(stays(one.spec) for one in eaters):
             able = [one for one in able if all(one.node in _places(eater) for eater in eaters)]
@@ -125,7 +126,6 @@ def choose_sources(
         if problem:
             why[source.input] = problem
             continue
-        current = next(iter(provided.get(source.input, ())), "")
         shunned = avoid.get(source.input, "")
         bound = homes if any(stays(one.spec) for one in eaters) else ()
 
@@ -177,8 +177,12 @@ def _private_problem(source: Source, eaters: list[TaskRecord], able: list[NodeFa
     return f"{next(iter(homes))}, where {names} runs, does not provide {lacks(source)}"
 
 
-def _provides(facts: NodeFacts, source: Source, homes: list[str], scheduler: str) -> bool:
-    if facts.state is not NodeState.ONLINE or facts.scheduler != scheduler:
+def _provides(
+    facts: NodeFacts, source: Source, homes: list[str], scheduler: str, current: str
+) -> bool:
+    # Who provides it goes on with it in another cell; a new one is sought in that of the service.
+    near = facts.scheduler == scheduler or facts.node in (current, *homes)
+    if facts.state is not NodeState.ONLINE or not near:
         return False
     # A topic comes over the cell's broker: whoever eats it subscribes.
     return has(facts, source) and (source.kind is not SourceKind.TOPIC or facts.node in homes)

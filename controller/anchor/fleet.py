@@ -3,6 +3,7 @@
 from typing import Final
 
 from controller.anchor.book import Book
+from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.handovers import Handovers
 from controller.anchor.placement import NodeFacts
 from controller.anchor.placing import Placing
@@ -23,12 +24,18 @@ class Fleet:
     """Takes in node summaries, and sends what NAMO is to know of them."""
 
     def __init__(
-        self, book: Book, placing: Placing, switching: Switching, handovers: Handovers
+        self,
+        book: Book,
+        placing: Placing,
+        switching: Switching,
+        handovers: Handovers,
+        elsewheres: Elsewheres,
     ) -> None:
         self._book = book
         self._placing = placing
         self._switching = switching
         self._handovers = handovers
+        self._elsewheres = elsewheres
         self._incarnations: dict[str, int] = {}
         self._seated: dict[str, tuple[str, ...]] = {}
         self._changed: dict[str, str] = {}
@@ -81,6 +88,7 @@ class Fleet:
         moved = old is not None and old.scheduler not in ("", facts.scheduler)
         if old is not None and moved:
             self._handovers.came(summary, old.scheduler, event.sender, event.cause)
+            self._elsewheres.node_moved(node, event.cause)
         same = old is not None and (old.state, old.inventory, old.scheduler) == (
             facts.state,
             facts.inventory,

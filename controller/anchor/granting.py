@@ -8,6 +8,7 @@ from msgspec import structs
 from controller.anchor.book import Book
 from controller.records import AnchoredRecord, TaskRecord
 from protocols.messages import EnvelopeGrant, EnvelopeRevoke
+from protocols.messages.quality import Source
 from protocols.messages.task import Origin
 from protocols.qoais_map import resource_bounds
 
@@ -39,7 +40,8 @@ class Granting:
             resources=resource_bounds(task.spec, held.sources, held.order.kind),
         )
         self._book.put(task, cause)
-        grant = _grant(task, held, first, last)
+        sources = _provided(held, self._book, task.scheduler)
+        grant = _grant(task, held, first, last, sources)
         self._book.desk.tell_role(task.scheduler, grant, cause, task.tenant)
 
     def again(self, scheduler: str, cause: str) -> int:
@@ -64,7 +66,13 @@ class Granting:
             if left is None or left.scheduler != scheduler or held is None:
                 continue
             grant = structs.replace(
-                _grant(task, held, left.epoch + 1, left.epoch),
+                _grant(
+                    task,
+                    held,
+                    left.epoch + 1,
+                    left.epoch,
+                    _provided(held, self._book, scheduler),
+                ),
                 generation=left.granted,
                 spec=left.spec or task.spec,
                 nodes=left.nodes or (left.node,),
@@ -87,7 +95,19 @@ class Granting:
             self._book.desk.tell_role(scheduler, revoke, cause, task.tenant)
 
 
-def _grant(task: TaskRecord, held: AnchoredRecord, first: int, last: int) -> EnvelopeGrant:
+def _provided(held: AnchoredRecord, book: Book, scheduler: str) -> tuple[Source, ...]:
+    """Return what a scheduler is told of sources: who provides one elsewhere does so alone."""
+    found = []
+    for one in held.sources:
+        facts = book.nodes.get(one.nodes[0]) if one.nodes else None
+        there = facts is not None and facts.scheduler not in ("", scheduler)
+        found.append(structs.replace(one, nodes=one.nodes[:1]) if there else one)
+    return tuple(found)
+
+
+def _grant(
+    task: TaskRecord, held: AnchoredRecord, first: int, last: int, sources: tuple[Source, ...]
+) -> EnvelopeGrant:
     order = held.order
     arriving = task.leaving is not None
     return EnvelopeGrant(
@@ -107,7 +127,7 @@ def _grant(task: TaskRecord, held: AnchoredRecord, first: int, last: int) -> Env
         resources=task.resources,
         sla=order.sla,
         users=order.users,
-        sources=held.sources,
+        sources=sources,
         sinks=order.sinks,
         reserved=_reserved(task, task.nodes),
         arriving=arriving,

@@ -54,6 +54,8 @@ class Placing:
         """Told of every service that has another scheduler, or one at last."""
         self.take_back: Callable[[str, str], None] = lambda *_: None
         """Has the scheduler of a task that has an heir let go of it."""
+        self.sourced: Callable[[str, str], None] = lambda *_: None
+        """Told of every service whose data others provide now."""
         self.search = Search(book)
         self.wider: dict[str, Wider] = {}
         self.applied: dict[str, str] = {}
@@ -207,6 +209,7 @@ class Placing:
         sources, _ = self._sources(held, tasks)
         if sources != held.sources:
             self._book.put_service(service, structs.replace(held, sources=sources), cause)
+            self.sourced(service, cause)
 
     def _takes_along(self, task: TaskRecord, found: Found) -> bool:
         """Whether a plan has a task that serves prepared in another cell beside that."""
@@ -417,6 +420,7 @@ class Placing:
         if sources == held.sources:
             return False
         book.put_service(service, structs.replace(held, sources=sources), cause)
+        self.sourced(service, cause)
         before = {one.input: one for one in held.sources}
         after = {one.input: one for one in sources}
         changed = {name for name in why if before.get(name) != after.get(name)}

@@ -39,6 +39,7 @@ from controller.records import STORY, StoryRecord
 from controller.store import Fenced, Store
 from protocols.errors import EnvironmentFailure, TonaBug
 from protocols.messages.mobility import CellPoint
+from protocols.topics import Channel
 
 MAX_EVENTS: Final = 100_000
 """Messages that may wait for one role; one more is dropped and counted. Timers, calls and the
@@ -84,6 +85,10 @@ class Carrier(Protocol):
 
     def carry(self, carry: Carry) -> None:
         """Carry after a node that has left."""
+        ...
+
+    def follow(self, topics: Sequence[tuple[str, Channel]]) -> None:
+        """Bring this of other cells from now on: service and channel of each."""
         ...
 
 
@@ -277,6 +282,8 @@ class Host:
             self._set(role, timer)
         if self.carrier is not None and output.reach is not None:
             self.carrier.reach(output.reach)
+        if self.carrier is not None and output.follows is not None:
+            self.carrier.follow(output.follows)
         if self.carrier is not None:
             for carry in output.carries:
                 self.carrier.carry(carry)

@@ -3,6 +3,10 @@
 A topic names its cell, so whoever wants something of another cell says it at his own broker, on the
 topic of that cell. What is said to the inbox of a node that has left is carried after it, once
 each way: two gateways that both believe the node at the other one carry nothing in circles.
+
+What feeds services, or is given by them, has no receiver that its topic could name. So the gateway
+of a cell whose nodes take it in brings it from the brokers of the others, where it was said, and
+says it at its own on the very topic. What it says so names another cell, and nobody brings it on.
 """
 
 from collections import OrderedDict
@@ -25,6 +29,9 @@ CARRIED: Final = (
     (Party.SERVICE, Channel.REQUEST),
 )
 """Requests, what goes from step to step, and answers; what controls a cell stays in it."""
+FOLLOWED: Final = (Channel.INPUT, Channel.OUTPUT)
+FOLLOWS_MAX: Final = 1024
+"""Channels of services that one gateway brings from each other cell."""
 
 
 class Relay:
@@ -37,7 +44,10 @@ class Relay:
         self._until_ms: dict[str, int] = {}
         self._to: dict[str, str] = {}
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self.followed: frozenset[tuple[str, Channel]] = frozenset()
+        """Channels of services that are brought from other cells."""
         self.counters = {
+            "relay_brought": 0,
             "relay_carried": 0,
             "relay_carried_after": 0,
             "relay_again": 0,
@@ -59,6 +69,11 @@ class Relay:
             self._until_ms[carry.node] = now_ms + carry.for_ms
             self._to[carry.node] = carry.cell
 
+    def follow(self, topics: Iterable[tuple[str, Channel]]) -> None:
+        """Bring this of other cells from now on; the first FOLLOWS_MAX of it."""
+        wanted = [one for one in dict.fromkeys(topics) if one[1] in FOLLOWED]
+        self.followed = frozenset(wanted[:FOLLOWS_MAX])
+
     def expire(self, now_ms: int) -> bool:
         """Forget nodes that left long ago; return whether there were any."""
         over = [node for node, until_ms in self._until_ms.items() if now_ms >= until_ms]
@@ -76,6 +91,15 @@ class Relay:
         foreign = [wildcard(cell, *kind) for cell in sorted(self.cells) for kind in CARRIED]
         inboxes = [build(self._cell, Party.NODE, one, Channel.INVOKE) for one in sorted(self._to)]
         return foreign + [str(one) for one in inboxes]
+
+    def filters_at(self, cell: str) -> list[str]:
+        """Return what to subscribe to at the broker of another cell."""
+        return [str(build(cell, Party.SERVICE, *one)) for one in sorted(self.followed)]
+
+    def brings(self, topic: Topic, cell: str) -> bool:
+        """Whether what was heard at the broker of another cell is to be said here."""
+        named = topic.party is Party.SERVICE and (topic.name, topic.channel) in self.followed
+        return named and topic.cell == cell
 
     def onward(self, topic: Topic, body: Body) -> Topic | None:
         """Return on which topic of another cell a message goes on; None: it stays."""

@@ -293,7 +293,8 @@ class Scheduler:
             self.handovers.born(event.sender, event.incarnation, birth, event.cause)
             self.mobility.born(event.sender, birth)
             self.adoption.node_born(event.sender, stamp, birth.holdings, event.cause)
-            self.feeds.node_born(event.sender, birth.feeds)
+            arrived = birth.arrival is not None
+            self.feeds.node_born(event.sender, birth.feeds, arrived=arrived)
             self.jobs.node_born(event.sender)
 
     def _on_load(self, event: Received, load: LoadReport) -> None:

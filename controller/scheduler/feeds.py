@@ -26,6 +26,7 @@ from protocols.messages.hierarchy import NodeState
 from protocols.messages.invocation import REQUEST, Plan
 from protocols.messages.presence import Feeding
 from protocols.messages.quality import Source, SourceKind
+from protocols.topics import Channel, source_topic
 
 REPEAT_MS: Final = 1000
 REPEATS: Final = 3
@@ -67,6 +68,9 @@ class Feeds:
         self._nodes = nodes
         self._table = table
         self._number = self._first = epoch << EPOCH_SHIFT
+        self._followed: tuple[tuple[str, Channel], ...] = ()
+        self._arrived_ms: dict[str, int] = {}
+        """When nodes that feed services have come from other cells."""
         self._welcomed = False
         self._data: dict[str, Data] = {}
         self._providers: dict[tuple[str, str], str] = {}
@@ -120,8 +124,16 @@ class Feeds:
         self._leaving.pop((service, node), None)
         self._heard.get(service, {}).pop(node, None)
 
-    def node_born(self, node: str, feeds: Iterable[Feeding]) -> None:
-        """Tell a node again what it may have forgotten, and look at what it feeds."""
+    def node_born(self, node: str, feeds: Iterable[Feeding], *, arrived: bool = False) -> None:
+        """Tell a node again what it may have forgotten, and look at what it feeds.
+
+        What one that has come from another cell feeds may belong to a service of that one: its
+        anchor says so in a moment.
+        """
+        self._arrived_ms.pop(node, None)
+        feeds = tuple(feeds)
+        if arrived and feeds and len(self._arrived_ms) < MAX_TOLD:
+            self._arrived_ms[node] = self._desk.now_ms
         for (_, one), told in self._told.items():
             if one == node:
                 told.sent_ms, told.times = 0, 0
@@ -149,9 +161,29 @@ class Feeds:
         for service in stale:
             found = route(service)
             self._settle(service, found.plan if found else None)
+        if stale:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Have brought from other cells what sources of nodes here name."""
+        wanted = {
+            one: None
+            for (service, _), told in self._told.items()
+            for source in told.feed.sources
+            if source.kind is SourceKind.TOPIC
+            and (one := source_topic(service, source.name)[:2])[0]
+        }
+        if (topics := tuple(sorted(wanted))) != self._followed:
+            self._followed = self._desk.output.follows = topics
 
     def sweep(self) -> None:
         """Say again what may not have been heard."""
+        due_ms = self._desk.now_ms - LINGER_MS
+        for node in [node for node, at_ms in self._arrived_ms.items() if at_ms <= due_ms]:
+            del self._arrived_ms[node]
+            self._stale.update(
+                dict.fromkeys(service for service, heard in self._heard.items() if node in heard)
+            )
         for key in [one for one in self._leaving if one not in self._told]:
             del self._leaving[key]
         for (service, _), due_ms in self._leaving.items():
@@ -172,16 +204,28 @@ class Feeds:
         entries = [entry for entry in found if entry is not None]
         return max(entries, key=lambda entry: entry.grant.generation) if entries else None
 
+    def _afar(self, service: str) -> TaskEntry | None:
+        """Return what is known of a service that only nodes here feed: its tasks are elsewhere."""
+        for task in self._table.of_service(service):
+            away = self._table.away.get(task)
+            if away is not None and away.copy.grant.sources:
+                return TaskEntry(away.copy.grant, away.anchor, "default", self._desk.now_ms, 0, 0)
+        return None
+
     def _settle(self, service: str, plan: Plan | None) -> None:
-        entry = self._entry(service)
+        entry = self._entry(service) or self._afar(service)
         heard = self._heard.get(service, {})
-        if entry is not None or self._welcomed:
+        waits = {node: one for node, one in heard.items() if node in self._arrived_ms}
+        if entry is None and waits:
+            heard = {node: one for node, one in heard.items() if node not in waits}
+            self._heard[service] = waits
+        elif entry is not None or self._welcomed:
             self._heard.pop(service, None)
         if entry is not None and (entry.grant.sources or entry.grant.sinks):
             self._fed[service] = None
         elif service in self._fed:
             del self._fed[service]
-        elif not heard or service in self._heard:
+        elif not heard or (service in self._heard and not waits):
             return
         nodes = dict.fromkeys(heard)
         nodes.update({node: None for one, node in self._told if one == service})
@@ -203,7 +247,10 @@ class Feeds:
             # Who could provide it may do so, as an earlier scheduler has told it.
             nodes.update(dict.fromkeys(source.nodes))
         for node in nodes:
-            if node not in by_node:
+            if self._nodes.state(node) is NodeState.MOVED:
+                # The scheduler of its cell tells it.
+                self._told.pop((entry.grant.service, node), None)
+            elif node not in by_node:
                 self._tell(node, Feed(entry.grant.service, 0))
         for node, sources in by_node.items():
             self._tell(node, self._feed(entry, plan if sources else None, sources))
@@ -262,7 +309,7 @@ class Feeds:
         if newest is None or newest.number <= self._since.get(service, -1):
             return
         data = Data(newest.rate_per_s, newest.decimation, newest.function)
-        if data_allowed(entry, data):
+        if data_allowed(entry, data) or self._entry(service) is None:
             self.set_data(service, data)
             self._since[service] = newest.number
             self._stale.pop(service)
@@ -297,6 +344,9 @@ class Feeds:
     def _provider(self, service: str, source: Source) -> str:
         """Return the node that shall provide a source: it stays while it is there."""
         candidates = source.nodes or self._having(service, source)
+        if candidates and self._nodes.state(candidates[0]) is NodeState.MOVED:
+            # It provides the source from where it is, as long as the anchor has it first.
+            candidates = ()
         if self._stays(service):
             homes = self._homes(service, source)
             candidates = tuple(node for node in candidates if homes == {node})

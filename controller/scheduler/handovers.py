@@ -80,6 +80,8 @@ class Handovers:
         self.neighbours: tuple[CellPoint, ...] = ()
         self.loads: dict[str, float] = {}
         """By cell, as anchors say."""
+        self.round_trips_ms: dict[str, float] = {}
+        """By cell: what is usual for its nodes, as anchors say."""
         self._arrivals: dict[str, _Arrival] = {}
         self._untold: dict[str, None] = {}
         """Those of them that were not told yet that all is done."""
@@ -116,6 +118,8 @@ class Handovers:
             self._said[event.sender] = body.cells
             self._desk.keep(REACH, event.sender, ReachRecord(body.cells), event.cause)
         self.loads |= {one.cell: load for one, load in zip(body.cells, body.loads, strict=False)}
+        ways = zip(body.cells, body.round_trips_ms, strict=False)
+        self.round_trips_ms |= {one.cell: way_ms for one, way_ms in ways}
         self._named(event.cause)
 
     def _named(self, cause: str) -> None:
@@ -267,6 +271,9 @@ class Handovers:
             0,
             body.plan_tasks,
             body.outputs,
+            sources=body.sources,
+            sinks=body.sinks,
+            sla=body.sla,
         )
         state = CopyState.READY if body.node else CopyState.GONE
         copy = Copy(body.node, body.epoch, body.generation, grant, state, cell=body.cell)

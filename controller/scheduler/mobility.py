@@ -5,12 +5,14 @@ The handover itself is the anchor's (`handovers.py`, docs/decisions/0027).
 
 from typing import Final
 
+import numpy as np
 from msgspec import structs
 
 from controller.decider import Received, ToRole
 from controller.desk import Desk
 from controller.mobility.asking import Asking
 from controller.mobility.control import Known
+from controller.mobility.latency import use
 from controller.scheduler.fleet import Fleet
 from controller.scheduler.gauges import LATENCY, Gauges
 from controller.scheduler.handovers import Handovers
@@ -19,7 +21,7 @@ from controller.scheduler.settings import Settings
 from controller.scheduler.table import TaskTable
 from protocols.messages import Birth, HandoverAnswer, HandoverFailed, Measurement
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.mobility import CellMeasure
+from protocols.messages.mobility import MAX_TASKS, TaskLatency
 
 SWEEP_MS: Final = 10_000
 
@@ -57,7 +59,7 @@ class Mobility:
             return
         self._counters["measurements"] += 1
         if self._settings.mobility.decides == "ta":
-            handed = structs.replace(body, node=event.sender)
+            handed = structs.replace(body, node=event.sender, tasks=self._latencies(event.sender))
             self._desk.tell(ToRole(anchors[0]), handed, event.cause)
             return
         if self._nodes.states[slot] not in (NodeState.ONLINE, NodeState.DRAINING):
@@ -74,32 +76,33 @@ class Mobility:
         """Return what is known of each cell for a node: its load, and what its tasks would take."""
         loads, nodes = self._handovers.loads, self._nodes
         busy = float(nodes.cpu_percent[: len(nodes)].mean()) / 100.0
-        use = self._use(node, body.serving, body.serving)
-        known = {self._settings.cell: Known(busy, use)}
+        tasks, here = self._latencies(node), body.serving
+        known = {self._settings.cell: Known(busy, use(tasks, here, here))}
         measures = {one.cell: one for one in body.neighbours}
+        usual = self._handovers.round_trips_ms
+        ways_ms = nodes.round_trip_ms[: len(nodes)]
+        ways_ms = ways_ms[ways_ms > 0]
+        own_ms = float(np.median(ways_ms)) if len(ways_ms) else 0.0
         for point in self._handovers.neighbours:
             there = measures.get(point.cell)
-            use = self._use(node, body.serving, there) if there is not None else None
-            known[point.cell] = Known(loads.get(point.cell, 0.0), use)
+            ways = own_ms, usual.get(point.cell, 0.0)
+            through = use(tasks, here, there, ways) if there is not None else None
+            known[point.cell] = Known(loads.get(point.cell, 0.0), through)
         return known
 
-    def _use(self, node: str, here: CellMeasure, there: CellMeasure) -> float | None:
-        """Return the worst latency of a node's tasks over its bound, by the way through a cell."""
+    def _latencies(self, node: str) -> tuple[TaskLatency, ...]:
+        """Return what the tasks of a node with an agreed latency take, the worst first."""
         found = []
-        longer_ms = 0.0
-        if there is not here:
-            if here.round_trip_ms is None or there.round_trip_ms is None:
-                return None
-            longer_ms = there.round_trip_ms - here.round_trip_ms
         for task in self._table.on(node):
             entry = self._table.tasks.get(task)
             uses = self._gauges.uses(entry) if entry is not None else ()
             found += [
-                max(0.0, one.measured + longer_ms) / one.target
+                TaskLatency(max(0.0, one.measured), one.target)
                 for one in uses
                 if one.indicator == LATENCY and one.target > 0
             ]
-        return max(found, default=None)
+        found.sort(key=lambda one: -one.measured_ms / one.bound_ms)
+        return tuple(found[:MAX_TASKS])
 
     # What becomes of it.
 

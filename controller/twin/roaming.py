@@ -10,6 +10,8 @@ The model, after 3GPP TR 36.839 (5.2.1):
   the node arrives there or within `ARRIVAL_MS`, if that link is lost then.
 - A *ping-pong* is a return to the cell left before within the named time.
 - A *gap* is a spell in which no link serves: lost, out of step, or between cells with one radio.
+- Where cells are *unlike*, every third one is busy: its nodes are at 90 % of their processors, and
+  the latency of the node's task through it is half above its bound. *Late* is time served there.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from itertools import pairwise
 from math import log10
 from random import Random
 from typing import Final, Protocol
+from zlib import crc32
 
 from msgspec import Struct, structs
 
@@ -40,7 +43,17 @@ SHORT_BACK_MS: Final = 1000
 PREPARED_MS: Final = 10_000
 """A conditional handover is void after so long."""
 
+BUSY: Final = Known(load=0.9, use=1.5)
+QUIET: Final = Known(load=0.3, use=0.4)
+BUSY_OF: Final = 3
+"""Of so many cells one is busy, by their names."""
+
 Levels = dict[str, float]
+
+
+def busy(cell: str) -> bool:
+    """Whether a cell is busy where cells are unlike."""
+    return crc32(cell.encode()) % BUSY_OF == 0
 
 
 class Model(Struct, frozen=True):
@@ -123,9 +136,10 @@ class Strongest:
 class Ours:
     """The production code of node and controller, as the settings say."""
 
-    def __init__(self, settings: MobilitySettings, model: Model) -> None:
+    def __init__(self, settings: MobilitySettings, model: Model, *, unlike: bool = False) -> None:
         self._settings = settings
         self._model = model
+        self._unlike = unlike
         self._control = MobilityControl(settings)
         self._until_ms = 0
         self._waiting: list[tuple[int, str]] = []
@@ -138,6 +152,8 @@ class Ours:
         points = tuple(CellPoint(one, one, ()) for one in cells if one != serving)
         self._cells, self._serving = tuple(cells), serving
         self._known = {one: Known() for one in cells}
+        if self._unlike:
+            self._known = {one: BUSY if busy(one) else QUIET for one in cells}
         self._watch = CellWatch(serving, Neighbours(1, points, self._settings.measuring))
         self._control = MobilityControl(self._settings)
         self._waiting, self._conditions = [], {}
@@ -226,12 +242,14 @@ class Figures(Struct):
     """Changes of the serving cell, after a lost link too."""
     ping_pongs: int = 0
     ping_pongs_1s: int = 0
+    served_busy_s: float = 0.0
+    """In cells that are busy where cells are unlike."""
     seconds: float = 0.0
     gaps_ms: list[int] = []
 
     def add(self, other: "Figures") -> None:
         """Add what the same rule came to elsewhere."""
-        for name in (*_COUNTS, "seconds"):
+        for name in (*_COUNTS, "served_busy_s", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.gaps_ms += other.gaps_ms
 
@@ -244,6 +262,11 @@ class Figures(Struct):
     def failure_percent(self) -> float:
         """Of handovers and links that were lost before one."""
         return 100.0 * (self.failed + self.lost) / max(self.handovers + self.lost, 1)
+
+    @property
+    def late_percent(self) -> float:
+        """Of the time, where cells are unlike."""
+        return 100.0 * self.served_busy_s / max(self.seconds, 1e-9)
 
     @property
     def outage_percent(self) -> float:
@@ -331,6 +354,8 @@ class _Run:
         between = self._arrives is not None and self._model.radios == 1
         unserved = self._down or between or quality < OUT_DB
         self._unserved(STEP_MS if unserved else 0)
+        if not unserved and busy(self._serving):
+            self._figures.served_busy_s += STEP_MS / 1000.0
 
     def _unserved(self, step_ms: int) -> None:
         if step_ms:
@@ -415,7 +440,9 @@ class _Run:
             self._command = (now_ms + self._model.command_ms, order.target)
 
 
-RULES: Final = ("strongest", "a3", "ours")
+SIGNAL: Final = "unlike cells: signal alone"
+WEIGHED: Final = "unlike cells: all weighed"
+RULES: Final = ("strongest", "a3", "ours", SIGNAL, WEIGHED)
 
 
 def try_rules(
@@ -427,11 +454,20 @@ def try_rules(
     for model in models:
         for name in RULES:
             figures = Figures(name, model.radios, model.noise_db)
-            chosen = plain_a3(settings) if name == "a3" else settings
-            rule: Rule = Strongest() if name == "strongest" else Ours(chosen, model)
+            rule = _rule(name, settings, model)
             _Run(rule, place, model, figures).run()
             out.append(figures)
     return out
+
+
+def _rule(name: str, settings: MobilitySettings, model: Model) -> Rule:
+    if name == "strongest":
+        return Strongest()
+    if name == "a3":
+        return Ours(plain_a3(settings), model)
+    if name == SIGNAL:
+        settings = structs.replace(settings, load_db=0.0, task_db=0.0)
+    return Ours(settings, model, unlike=name in (SIGNAL, WEIGHED))
 
 
 def plain_a3(settings: MobilitySettings) -> MobilitySettings:

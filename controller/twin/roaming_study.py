@@ -10,7 +10,7 @@ from msgspec import Struct
 from controller.mobility.settings import MobilitySettings
 from controller.twin.pool import workers
 from controller.twin.radio import Stretch, read
-from controller.twin.roaming import Figures, Model, as_driven, try_rules
+from controller.twin.roaming import SIGNAL, WEIGHED, Figures, Model, as_driven, try_rules
 from protocols.errors import UserError
 
 BEGIN: Final = "<!-- rules on traces -->\n"
@@ -44,6 +44,8 @@ class Row(Struct, frozen=True):
     gap_p50_ms: int | None
     gap_p99_ms: int | None
     gap_p999_ms: int | None
+    late_percent: float | None = None
+    """Of the time: served by a cell that is busy; null: cells are alike."""
 
 
 class Study(Struct, frozen=True):
@@ -138,24 +140,24 @@ def _row(one: Figures, *, told: bool) -> Row:
         one.gap_ms(0.5) if told else None,
         one.gap_ms(0.99) if told else None,
         one.gap_ms(0.999) if told else None,
+        round(one.late_percent, 2) if one.rule in (SIGNAL, WEIGHED) else None,
     )
 
 
 def markdown(made: Study) -> str:
     """Return the table as it stands in docs/mobility.md."""
-    lines = [
-        "| rule | radios | handovers | failed + lost | ping-pong | gap p50, p99, p99.9 | no link |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    told = "handovers", "failed + lost", "ping-pong", "gap p50, p99, p99.9", "no link", "late"
+    lines = [f"| rule | radios | {' | '.join(told)} |", "|---|---|---|---|---|---|---|---|"]
     for row in made.rows:
         if row.failure_percent is None:
-            cells = f"| {row.rule} | | {row.moves} | | {row.ping_pong_percent:.1f} % | | |"
+            cells = f"| {row.rule} | | {row.moves} | | {row.ping_pong_percent:.1f} % | | | |"
         else:
             failed = f"{row.failure_percent:.1f} % ({row.failed} + {row.lost})"
             gaps = f"{row.gap_p50_ms}, {row.gap_p99_ms}, {row.gap_p999_ms} ms"
             cells = (
                 f"| {row.rule} | {row.radios} | {row.handovers} | {failed} "
                 f"| {row.ping_pong_percent:.1f} % | {gaps} | {row.outage_percent:.2f} % |"
+                + (" |" if row.late_percent is None else f" {row.late_percent:.1f} % |")
             )
         lines.append(cells)
     return "\n".join(lines) + "\n"

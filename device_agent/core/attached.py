@@ -7,6 +7,8 @@ word of another cell.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from device_agent.core.commands import Place
 from device_agent.core.events import AttachFailed, Connected, Disconnected, LinkUp, Received
 from device_agent.core.jobs import JobEnds
@@ -17,6 +19,7 @@ from device_agent.core.requests import Requests
 from device_agent.core.turn import Turn, cell_of
 from protocols.messages.mobility import HandoverCommand, HandoverComplete, Neighbours
 from protocols.messages.presence import Arrival, Birth, RebirthRequest, Welcome
+from protocols.messages.sense import LinkReport
 
 if TYPE_CHECKING:
     from device_agent.core.cells import Surroundings
@@ -58,6 +61,8 @@ class Attached:
         self._home = turn.cell
         self._mobility: Mobility | None = None
         self._surroundings: Surroundings | None = None
+        self._spent: tuple[float, float, bool] | None = None
+        """On measuring cells; None: it measures none."""
         self.presence = Presence(turn, birth, turn.cell)
 
     @property
@@ -142,9 +147,19 @@ class Attached:
     def measured(self, event: "CellsMeasured") -> None:
         """Take in what was measured of the cells around."""
         mobility = self.mobility
+        self._spent = event.bytes_per_s, event.cpu_percent, event.saving
         levels = self._around().measured(event, mobility.here, heard=self.presence.welcomed)
         mobility.measured(levels)
         mobility.unanswered(event)
+
+    def priced(self, link: LinkReport) -> LinkReport:
+        """Return a report of the link with what measuring cells has taken lately."""
+        if self._spent is None:
+            return link
+        taken, cpu, saving = self._spent
+        return structs.replace(
+            link, cells_bytes_per_s=taken, cells_cpu_percent=cpu, cells_saving=saving
+        )
 
     def broken(self, reason: str) -> None:
         """Take note that the serving connection cannot go on; without neighbours that is all."""

@@ -515,7 +515,7 @@ class Core:
         if event.broken:
             self.attached.broken(event.broken)
         if self.presence.welcomed:
-            self.reports.link(link)
+            self.reports.link(self.attached.priced(link))
 
     def _tick(self, _event: events.Tick) -> None:
         for subject, name in self._turn.timers.due(self._turn.now_ms):

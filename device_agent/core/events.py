@@ -91,6 +91,8 @@ class CellsMeasured(Struct, frozen=True):
     """The serving broker's door: tries in a row in vain, while a neighbour was heard."""
     silent_ms: float = 0.0
     """For how long nothing has come on the serving connection."""
+    saving: bool = False
+    """Whether it is measured seldom, for a battery is discharged."""
 
 
 class Received(Struct, frozen=True):
@@ -295,6 +297,8 @@ class Published(Struct, frozen=True):
     service: str
     channel: Channel
     body: "Body"
+    via: str = ""
+    """The cell of the broker by which it came."""
 
 
 class Stored(Struct, frozen=True):

@@ -11,23 +11,10 @@ from protocols.messages.invocation import Tensor, Value
 from protocols.messages.quality import Source
 from protocols.messages.sense import LoadReport
 from protocols.packing import unpack
-from protocols.topics import Channel, valid_name
 
 LOAD_SHAPE: Final = (8,)
 
 _LOAD = struct.Struct("<8f")
-
-
-def topic_of(service: str, source: Source) -> tuple[str, Channel, str]:
-    """Return service, channel and port that a topic source names; the first empty: none.
-
-    `SERVICE.OUTPUT` is an output of another service; with the fed service's own name it is what is
-    sent to its input.
-    """
-    named, _, port = source.name.rpartition(".")
-    if not valid_name(named):
-        return "", Channel.OUTPUT, port
-    return named, Channel.INPUT if named == service else Channel.OUTPUT, port
 
 
 def fitted(source: Source, value: Value, decimation: int) -> Value:

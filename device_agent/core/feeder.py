@@ -25,7 +25,7 @@ from device_agent.core.events import (
     Stored,
     StoreFailed,
 )
-from device_agent.core.feed_values import fitted, load_vector, topic_of
+from device_agent.core.feed_values import fitted, load_vector
 from device_agent.core.flights import Flight, Flights, Local, covers
 from device_agent.core.sinks import Sinks
 from device_agent.core.turn import Turn
@@ -35,13 +35,15 @@ from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Pl
 from protocols.messages.presence import Feeding
 from protocols.messages.quality import Feed, Source, SourceKind
 from protocols.messages.sense import LoadReport
-from protocols.topics import Channel
+from protocols.topics import Channel, source_topic
 
 FEEDS_MAX: Final = 64
 """Services that one node feeds or gives sinks to."""
 UNDER_WAY_MAX: Final = 8
 """Requests of one feed at once."""
 PERIOD_MIN_MS: Final = 10.0
+WAYS_MAX: Final = 128
+"""Published values of which is remembered how they came: a handover takes less."""
 READ_MS: Final = 10_000
 """After this a source that is being read counts as failed."""
 INLINE_TOTAL_BYTES: Final = 96 * 1024
@@ -91,6 +93,8 @@ class Feeder:
         self._numbers = count(1)
         self._load: LoadReport | None = None
         self._followed: dict[tuple[str, Channel], None] = {}
+        self._ways: dict[tuple[str, Channel, str, int, int], str] = {}
+        """By which broker the newest published values have come first."""
         self.sinks = Sinks(turn)
         self.flights = Flights(turn, local, self._ended)
         self._doors: dict[type, Callable[[Any], None]] = {
@@ -214,7 +218,8 @@ class Feeder:
             topic: None
             for service, state in self._feeds.items()
             for source in state.feed.sources
-            if source.kind is SourceKind.TOPIC and (topic := topic_of(service, source)[:2])[0]
+            if source.kind is SourceKind.TOPIC
+            and (topic := source_topic(service, source.name)[:2])[0]
         }
         for topic in wanted.keys() - self._followed.keys():
             self._turn.out.append(Follow(*topic))
@@ -315,18 +320,30 @@ class Feeder:
     def _published(self, event: Published) -> None:
         """Take a value that a topic source names."""
         body = event.body
-        values = body.inputs if isinstance(body, Invoke) else None
-        if isinstance(body, Result):
-            values = body.outputs
-        if values is None or (event.channel is Channel.INPUT) is not isinstance(body, Invoke):
+        if isinstance(body, Invoke) and event.channel is Channel.INPUT:
+            values, part = body.inputs, 0
+        elif isinstance(body, Result) and event.channel is Channel.OUTPUT:
+            values, part = body.outputs, body.part
+        else:
             self._turn.counts["foreign message"] += 1
+            return
+        if self._twice(event, (body.request, body.attempt, part)):
+            self._turn.counts["feed twice"] += 1
             return
         for service, state in list(self._feeds.items()):
             for source in state.feed.sources:
                 if source.kind is SourceKind.TOPIC:
-                    named, channel, port = topic_of(service, source)
+                    named, channel, port = source_topic(service, source.name)
                     if (named, channel) == (event.service, event.channel) and port in values:
                         self._hear(state, source, values[port])
+
+    def _twice(self, event: Published, name: tuple[str, int, int]) -> bool:
+        """Whether this has come already by the broker of another cell: both were attached."""
+        key = event.service, event.channel, *name
+        via = self._ways.setdefault(key, event.via)
+        if len(self._ways) > WAYS_MAX:
+            del self._ways[next(iter(self._ways))]
+        return via != event.via
 
     def _hear(self, state: FeedState, source: Source, value: Value) -> None:
         now_ms, rate = self._turn.now_ms, _rate(state.feed, source)

@@ -17,10 +17,13 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device_agent.sensing.path_monitor import PathMonitor
 from protocols.messages.mobility import CellMeasure
+
+if TYPE_CHECKING:
+    from device_agent.sensing.wifi import Wifi
 
 EXCHANGE_BYTES: Final = 280
 """What one connection takes from the network, both ways: four packets, link headers included."""
@@ -28,6 +31,12 @@ BYTES_PER_S_MAX: Final = 5600
 """All measuring together; the pace gives way. It bounds how often a radio is woken, too."""
 CPU_PERCENT_MAX: Final = 0.5
 """Of one core; beyond it the pace gives way as well."""
+SAVING_BYTES_PER_S_MAX: Final = 560
+"""On battery: a radio is woken twice a second at most."""
+SAVING_CPU_PERCENT_MAX: Final = 0.1
+SAVING_SERVING_MS: Final = 2000
+BATTERY_S: Final = 30.0
+"""It is looked so often whether there is one that discharges."""
 TIMEOUT_MS: Final = 1000.0
 """A connection that does not stand by then is lost."""
 WINDOW: Final = 10
@@ -111,7 +120,8 @@ class CellSensor:
     ) -> None:
         """`told` is given the measures, and the bytes per second and percent of a core they took.
 
-        `radio` is `file:PATH`, `modem` or empty; `serving_dbm` the signal of the present interface;
+        `radio` is `file:PATH`, `modem`, `wifi`, `wifi:PATH` or empty; `serving_dbm` the signal of
+        the present interface;
         `reach` whether brokers of neighbours can be reached from where the node is attached.
         """
         self._told = told
@@ -129,10 +139,22 @@ class CellSensor:
         self._timer: asyncio.TimerHandle | None = None
         self._resolving: asyncio.Task[None] | None = None
         self._spent = _Spent(self._loop.time())
+        self._wifi = self._networks(radio)
+        self.saving = False
+        """Whether a battery is discharged meanwhile."""
+        self._battery_due_s = float("-inf")
         self._radio_heard = False
         """Whether the radio tells of a neighbour."""
         self.unanswered = 0
         """Tries in a row to reach the serving broker in vain, while a neighbour was heard."""
+
+    def _networks(self, radio: str) -> "Wifi | None":
+        kind, _, names = radio.partition(":")
+        if kind != "wifi":
+            return None
+        from device_agent.sensing.wifi import Wifi  # noqa: PLC0415 - few nodes ask for it
+
+        return Wifi(self._loop, names, lambda: self.saving)
 
     def watch(self, serving: str, brokers: dict[str, tuple[str, int]], pace_ms: int) -> None:
         """Measure these cells from now on: where the broker of each is, and how often."""
@@ -160,8 +182,9 @@ class CellSensor:
         self._timer = None
         for path in self._paths.values():
             path.end(self._loop)
-        if self._modem is not None:
-            self._modem.close()
+        for one in (self._modem, self._wifi):
+            if one is not None:
+                one.close()
 
     def _again(self, wait_ms: float) -> None:
         if self._timer is not None:
@@ -172,6 +195,9 @@ class CellSensor:
         """Tell what the last round found, and begin the next one."""
         began_s = time.thread_time()
         now_ms = self._loop.time() * 1000
+        if now_ms >= self._battery_due_s * 1000:
+            self._battery_due_s = now_ms / 1000 + BATTERY_S
+            self.saving = on_battery()
         failed = self._failed(now_ms)
         # Whether a neighbour answers is asked as soon as the serving cell does not.
         all_of_them = now_ms >= self._due_ms or failed == 1
@@ -185,7 +211,7 @@ class CellSensor:
         if all_of_them:
             self._due_ms = now_ms + self._pace()
         self._spent.add(exchanges * EXCHANGE_BYTES, time.thread_time() - began_s, now_ms / 1000)
-        self._again(min(self._pace(), SERVING_MS))
+        self._again(min(self._pace(), SAVING_SERVING_MS if self.saving else SERVING_MS))
 
     def _failed(self, now_ms: float) -> int:
         """Return how often in a row the serving broker has not answered by now."""
@@ -199,8 +225,16 @@ class CellSensor:
 
     def _pace(self) -> float:
         """Return the pace that the bounds allow."""
-        least_ms = 1000.0 * EXCHANGE_BYTES * len(self._paths) / BYTES_PER_S_MAX
-        over = self._spent.cpu_percent / CPU_PERCENT_MAX
+        most, serving_ms, cpu = BYTES_PER_S_MAX, SERVING_MS, CPU_PERCENT_MAX
+        if self.saving:
+            most, serving_ms = SAVING_BYTES_PER_S_MAX, SAVING_SERVING_MS
+            cpu = SAVING_CPU_PERCENT_MAX
+        round_bytes = 1000.0 * EXCHANGE_BYTES * len(self._paths)
+        least_ms = round_bytes / most
+        if least_ms > serving_ms:
+            # Between two rounds the serving cell is measured alone.
+            least_ms = round_bytes / (most - 1000.0 * EXCHANGE_BYTES / serving_ms)
+        over = self._spent.cpu_percent / cpu
         return max(self._pace_ms * max(1.0, over), least_ms)
 
     def _figures(self, cells: list[str], now_ms: float) -> tuple[CellMeasure, ...]:
@@ -231,6 +265,8 @@ class CellSensor:
             return read_signals(self._file, time.time())
         if self._modem is not None:
             return {self._serving: self._modem.signal()}
+        if self._wifi is not None:
+            return self._wifi.signals(self._serving)
         level = self._serving_dbm()
         return {} if level is None else {self._serving: {"rsrp_dbm": level}}
 
@@ -278,6 +314,31 @@ class _Spent:
             self.bytes_per_s = self._bytes / passed_s
             self.cpu_percent = 100.0 * self.cpu_s / passed_s
             self._since_s, self._bytes, self.cpu_s = now_s, 0, 0.0
+
+
+def on_battery(root: str = "/sys/class/power_supply") -> bool:
+    """Return whether a battery of this machine discharges, as the kernel says."""
+    try:
+        return any(_discharges(f"{root}/{one}") for one in os.listdir(root))  # noqa: PTH208 - no objects of paths
+    except OSError:
+        return False
+
+
+def _discharges(supply: str) -> bool:
+    # Of a mouse or a pen it says so as well.
+    return (
+        _word(f"{supply}/type") == "Battery"
+        and _word(f"{supply}/status") == "Discharging"
+        and _word(f"{supply}/scope") in {"", "System"}
+    )
+
+
+def _word(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - as below
+            return file.read(64).strip()
+    except OSError:
+        return ""
 
 
 def read_signals(path: str, now_unix_s: float) -> Signals:

@@ -309,6 +309,12 @@ class Elsewhere(Message, tag="elsewhere", frozen=True):
     """Of the node."""
     over: bool = False
     """Whether it is to be forgotten."""
+    sources: Annotated[tuple[Source, ...], Meta(max_length=MAX_SOURCES)] = ()
+    """Of the service that nodes in the cell of this TS provide; each names its node alone."""
+    sinks: Annotated[tuple[Sink, ...], Meta(max_length=MAX_PORTS)] = ()
+    """Where the service's answers go, for these nodes."""
+    sla: Sla = Sla()
+    """As in EnvelopeGrant."""
 
 
 class TaskReport(Message, tag="task-report", frozen=True):

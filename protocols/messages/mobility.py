@@ -15,6 +15,8 @@ MAX_NEIGHBOURS: Final = 16
 MAX_CANDIDATES: Final = 4
 """Cells that are tried for one handover."""
 MAX_RULES: Final = 8
+MAX_TASKS: Final = 8
+"""Of a node, whose latency is told to who decides on its cell."""
 FLOOR_DB: Final = -200.0
 """The level of a cell that is not heard: below every other."""
 CEILING_DB: Final = 100.0
@@ -102,6 +104,8 @@ class Neighbours(Message, tag="neighbours", frozen=True):
     """What to tell of them, and how often to look."""
     loads: Annotated[tuple[Load, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
     """Of the cells in order, 1 is the limit; said by the TA to its TS alone."""
+    round_trips_ms: Annotated[tuple[Span, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """Of the cells in order, the median of their nodes; 0: not known. Said like the loads."""
 
 
 class CellMeasure(Part, frozen=True):
@@ -128,6 +132,13 @@ class CellMeasure(Part, frozen=True):
     """Where the level is heading; null: not known yet."""
 
 
+class TaskLatency(Part, frozen=True):
+    """How long a task takes to answer, beside what was agreed."""
+
+    measured_ms: Span
+    bound_ms: Annotated[float, Meta(gt=0)]
+
+
 class Measurement(Message, tag="measurement", frozen=True):
     """Node to TS, on its link topic: an event holds for its time to trigger, or still holds."""
 
@@ -149,6 +160,8 @@ class Measurement(Message, tag="measurement", frozen=True):
     """Of one core."""
     node: Annotated[str, Meta(max_length=64)] = ""
     """Whose it is, where a TS hands it on to the TA that decides."""
+    tasks: Annotated[tuple[TaskLatency, ...], Meta(max_length=MAX_TASKS)] = ()
+    """Of the node's tasks with an agreed latency, the most endangered first; said like `node`."""
 
 
 class HandoverRequired(Message, tag="handover-required", frozen=True):

@@ -14,6 +14,7 @@ DELIVERY_MAX_MBIT_PER_S: Final = 1e6
 SEND_WAIT_MAX_MS: Final = 3_600_000.0
 Delivered = Annotated[float, Meta(ge=DELIVERY_MIN_MBIT_PER_S, le=DELIVERY_MAX_MBIT_PER_S)]
 SendWait = Annotated[float, Meta(ge=0, le=SEND_WAIT_MAX_MS)]
+Spent = Annotated[float, Meta(ge=0)]
 
 
 class AcceleratorLoad(Part, frozen=True):
@@ -96,6 +97,12 @@ class LinkReport(Message, tag="link", frozen=True):
     """What the connection to the broker has carried lately, of what the node sent."""
     send_wait_ms: SendWait | None = None
     """What is sent now waits so long behind what has not left yet."""
+    cells_bytes_per_s: Spent | None = None
+    """What measuring the cells around takes from the network; null: it measures none."""
+    cells_cpu_percent: Spent | None = None
+    """The same of one core."""
+    cells_saving: bool = False
+    """Whether they are measured seldom, for a battery is discharged."""
 
     @property
     def bandwidth_mbit_per_s(self) -> float | None:

@@ -1,6 +1,8 @@
 """An anchor that decides for its cells, and what it tells them of each other."""
 
+import pytest
 from anchor_bench import Bench, said
+from msgspec import structs
 from tests_support import INVENTORY
 
 from controller.anchor.cells import LOADS_MS
@@ -16,7 +18,7 @@ from protocols.messages import (
     SchedulerHello,
 )
 from protocols.messages.hierarchy import NodeState
-from protocols.messages.mobility import CellMeasure, CellPoint
+from protocols.messages.mobility import CellMeasure, CellPoint, TaskLatency
 
 A, B = "ts-a", "ts-b"
 
@@ -45,6 +47,26 @@ def test_it_prepares_and_commands_what_it_decides() -> None:
     (command,) = said(bench.hear(answer, B), HandoverCommand, A)
     assert (command.target.cell, command.conditional) == ("b", False)
     assert not said(bench.hear(handed(), A), HandoverRequest), "one at a time"
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["as measured", "as is usual there"])
+def test_what_tasks_would_take_through_the_target_weighs(measured: bool) -> None:
+    bench = anchor()
+    bench.hear(_summary("n1", 10.0), A)
+    bench.hear(_summary("n2", 210.0), B)
+    bench.passes(LOADS_MS + 1000)
+    far = CellMeasure("b", round_trip_ms=210.0 if measured else None, level_db=-94.0)
+    here = CellMeasure("a", round_trip_ms=10.0 if measured else None, level_db=-100.0)
+    body = Measurement("a3", here, (far,), BETTER, ("b",), True, node="n1")
+    slow = structs.replace(body, tasks=(TaskLatency(40.0, 60.0),))
+    assert not said(bench.hear(slow, A), HandoverRequest), "240 of 60 ms is worse than 6 dB"
+    assert said(bench.hear(body, A), HandoverRequest), "nothing has to be fast"
+
+
+def _summary(node: str, round_trip_ms: float) -> NodeSummary:
+    return NodeSummary(
+        node, NodeState.ONLINE, 1, INVENTORY, cpu_percent=5.0, round_trip_ms=round_trip_ms
+    )
 
 
 def test_a_condition_reaches_the_command() -> None:

@@ -44,6 +44,20 @@ def view(inventory: Inventory = BARE, state: NodeState = NodeState.ONLINE, **mor
     return NodeView(node="n1", state=state, scheduler="ts", inventory=inventory, **more)
 
 
+def test_where_a_node_has_come_from_is_shown_for_a_while() -> None:
+    came = draw.Came()
+
+    def seen(cell: str, at_s: float, handover: str = "") -> str:
+        return came.noted([view(cell=cell, handover=handover)], at_s)[0].handover
+
+    assert [seen("a", 0.0), seen("b", 1.0), seen("b", 1.0 + draw.CAME_S / 2)] == [
+        "",
+        *["from a"] * 2,
+    ]
+    assert seen("b", 2.0, "to c") == "to c"
+    assert seen("b", 1.1 + draw.CAME_S) == ""
+
+
 def test_a_node_that_has_reported_nothing_shows_dashes() -> None:
     row = text(draw.fleet([view()])).split("\n")[1].split()
     assert row == ["n1", "online", "generic-x86-64", *["-"] * 8, "0", "-"]

@@ -234,6 +234,25 @@ def test_a_topic_feeds_as_it_comes_at_most_at_its_pace(
     assert of(commands.Unfollow, said) == [commands.Unfollow(service, channel)]
 
 
+def test_what_comes_by_two_brokers_during_a_handover_feeds_once() -> None:
+    source = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (-1,), rate_per_s=1000.0)
+    node = fed(sources=(source,))
+
+    def published(request: str, via: str) -> int:
+        body = Result(request, 1, {"y": tensor(request.encode())})
+        event = events.Published("other", Channel.OUTPUT, body, via)
+        before = node.core.counts["fed"]
+        node.now_ms += 2
+        node.tell(event)
+        return node.core.counts["fed"] - before
+
+    assert [published("r1", one) for one in ("a", "b")] == [1, 0]
+    assert [published("r2", one) for one in ("b", "a", "b")] == [1, 0, 1], (
+        "by one way, whoever says it"
+    )
+    assert node.core.counts["feed twice"] == 2
+
+
 def test_what_is_published_amiss_feeds_nothing() -> None:
     source = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (2,), rate_per_s=1000.0)
     node = fed(sources=(source,))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.sensing import cells
+from device_agent.sensing import cells, wifi
 from device_agent.sensing.cells import CellSensor, modem_signal, read_signals
 from protocols.messages.mobility import CellMeasure
 
@@ -94,6 +94,120 @@ def test_many_neighbours_slow_the_measuring_down_to_its_bound() -> None:
 
     bytes_per_s = 16 * cells.EXCHANGE_BYTES * 1000 / asyncio.run(run())
     assert bytes_per_s <= cells.BYTES_PER_S_MAX * 1.001
+
+
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_on_battery_measuring_is_bounded_lower(count: int) -> None:
+    async def run() -> float:
+        made = sensor([])
+        made.watch("c0", {f"c{at}": (LOOPBACK, 9) for at in range(count)}, 50)
+        made.saving = True
+        pace_ms = made._pace()
+        made.close()
+        return pace_ms
+
+    pace_ms = asyncio.run(run())
+    alone = max(0.0, 1 / cells.SAVING_SERVING_MS - 1 / pace_ms)
+    bytes_per_s = 1000 * cells.EXCHANGE_BYTES * (count / pace_ms + alone)
+    assert bytes_per_s <= cells.SAVING_BYTES_PER_S_MAX * 1.001
+
+
+def test_a_battery_that_discharges_is_seen(tmp_path: Path) -> None:
+    def supply(name: str, **files: str) -> None:
+        (tmp_path / name).mkdir()
+        for one, text in files.items():
+            (tmp_path / name / one).write_text(f"{text}\n")
+
+    assert not cells.on_battery(str(tmp_path / "none"))
+    supply("AC", type="Mains", online="1")
+    supply("mouse", type="Battery", status="Discharging", scope="Device")
+    supply("odd", type="Battery")
+    assert not cells.on_battery(str(tmp_path))
+    supply("BAT0", type="Battery", status="Discharging")
+    assert cells.on_battery(str(tmp_path))
+
+
+SCAN = """BSS 9c:c7:a6:00:00:01(on wlan0) -- associated
+\tlast seen: 2583.312s [boottime]
+\tTSF: 1046581246 usec (0d, 00:17:26)
+\tfreq: 5180
+\tcapability: ESS Privacy (0x0111)
+\tsignal: -53.00 dBm
+\tlast seen: 1380 ms ago
+\tSSID: hall-1
+\tSupported rates: 6.0* 9.0 12.0*
+BSS 9c:c7:a6:00:00:02(on wlan0)
+\tsignal: -61.00 dBm
+\tlast seen: 20 ms ago
+\tSSID: hall-2
+BSS 9c:c7:a6:00:00:03(on wlan0)
+\tsignal: -58.00 dBm
+\tlast seen: 40 ms ago
+\tSSID: hall-2
+BSS 9c:c7:a6:00:00:04(on wlan0)
+\tsignal: -40.00 dBm
+\tlast seen: 90000 ms ago
+\tSSID: hall-3
+BSS 9c:c7:a6:00:00:05(on wlan0)
+\tlast seen: 10 ms ago
+\tSSID: hall-4
+"""
+
+
+def test_what_iw_says_of_networks() -> None:
+    found = wifi.wifi_signals(SCAN, {})
+    assert found == {wifi.ASSOCIATED: {"rsrp_dbm": -53.0}, "hall-2": {"rsrp_dbm": -58.0}}
+    named = wifi.wifi_signals(SCAN, {"9c:c7:a6:00:00:02": "b", "hall-3": "c"})
+    assert wifi.renamed(named, "a") == {"a": {"rsrp_dbm": -53.0}, "b": {"rsrp_dbm": -61.0}}
+    for garbage in (
+        "",
+        "BSS ",
+        "BSS x\n\tsignal: strong",
+        "command failed: (-1)\n\nBSS y\n\tsignal:",
+    ):
+        assert wifi.wifi_signals(garbage, {}) == {}
+    listed = "phy#0\n\tInterface mon0\n\t\ttype monitor\n\tInterface wlan0\n\t\ttype managed\n"
+    assert (wifi.interface_of(listed), wifi.interface_of("")) == ("wlan0", "")
+
+
+def test_wifi_is_asked_without_a_privilege_and_a_scan_that_is_refused_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A recorded output, as of a machine whose network manager has scanned."""
+    one = SCAN[: SCAN.index("BSS 9c:c7:a6:00:00:02")]
+    (tmp_path / "scan.txt").write_text(one)
+    (tmp_path / "iw").write_text(
+        f"""#!/bin/sh
+echo "$*" >> {tmp_path}/asked
+case "$*" in
+dev) printf 'phy#0\\n\\tInterface wlan0\\n\\t\\ttype managed\\n' ;;
+*dump) cat {tmp_path}/scan.txt ;;
+*) echo 'command failed: Operation not permitted (-1)' >&2; exit 255 ;;
+esac
+"""
+    )
+    (tmp_path / "iw").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(wifi, "SCAN_S", 0.05)
+
+    async def run() -> None:
+        seen: list[dict[str, CellMeasure]] = []
+        made = sensor(seen, "wifi")
+        made.watch("a", {}, 50)
+        await until(seen, lambda one: one["a"].rsrp_dbm == -53.0)
+        (tmp_path / "scan.txt").write_text(SCAN)
+        made.watch("a", {"hall-2": (LOOPBACK, 9)}, 50)
+        await until(seen, lambda one: "hall-2" in one and one["hall-2"].rsrp_dbm == -58.0)
+        monkeypatch.setattr(wifi, "SCAN_S", 1e9)
+        assert made._wifi is not None
+        assert made._wifi._task is not None
+        await made._wifi._task
+        made.close()
+
+    asyncio.run(run())
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[:3] == ["dev", "dev wlan0 scan dump", "dev wlan0 scan"]
+    assert asked.count("dev wlan0 scan") == 1
 
 
 def test_a_radio_writes_what_it_hears_to_a_file(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from protocols.messages import (
     Assign,
     Birth,
     Death,
+    Feed,
     LoadReport,
     MemoryRequest,
     MemoryState,
@@ -37,8 +38,9 @@ from protocols.messages import (
     Status,
 )
 from protocols.messages.mobility import CellPoint
-from protocols.messages.presence import Arrival, Holding
+from protocols.messages.presence import Arrival, Feeding, Holding, Inventory
 from protocols.messages.task import InstanceState, Origin
+from protocols.topics import Channel
 
 
 class HandOver(Struct, frozen=True):
@@ -73,6 +75,11 @@ class CellsBench:
         self.awaits: dict[tuple[str, str], Origin] = {}
         self.runs: dict[str, int] = {}
         """Of each task, wherever."""
+        self.inventories: dict[str, Inventory] = {}
+        """Of nodes that are not as usual."""
+        self.feeds: dict[str, dict[str, Feeding]] = {}
+        self.follows: dict[str, tuple[tuple[str, Channel], ...]] = {}
+        """What each scheduler has brought from other cells."""
         self.queue: list[tuple[str, Event]] = []
         for role in self.lives:
             self.start(role)
@@ -135,6 +142,8 @@ class CellsBench:
             if timer.at_ms is not None:
                 self.timers[role, timer.key] = timer.at_ms
         self.answers += output.answers
+        if output.follows is not None:
+            self.follows[role] = output.follows
         for send in output.sends:
             self.seen.append((role, send))
             if isinstance(send.to, ToRole):
@@ -147,6 +156,13 @@ class CellsBench:
             self.queue.append((to, Received(role, 0, 0, send.tenant, send.cause, send.body)))
 
     # Nodes.
+
+    def _feeds(self, cell: str, node: str, body: Feed) -> None:
+        if cell == self.nodes[node][0]:
+            feeds = self.feeds.setdefault(node, {})
+            feeds[body.service] = Feeding(body.service, body.number)
+            if not body.sources:
+                del feeds[body.service]
 
     def _node_hears(self, cell: str, node: str, body: Any) -> None:
         held = self.held.get(node, {})
@@ -161,6 +177,8 @@ class CellsBench:
             if body.origin is not None:
                 self.awaits[node, body.task] = body.origin
             self._tell(node, body.task, cell)
+        elif isinstance(body, Feed):
+            self._feeds(cell, node, body)
         elif isinstance(body, Release):
             for task in [one for one in held if one == body.task]:
                 if held[task].epoch <= body.epoch:
@@ -217,7 +235,9 @@ class CellsBench:
         _, incarnation = self.nodes.get(node, ("", 0))
         self.nodes[node] = (cell, incarnation + 1)
         held = tuple(self.held.setdefault(node, {}).values())
-        self.say(node, Birth("1", "boot", INVENTORY, held, arrival=arrival))
+        inventory = self.inventories.get(node, INVENTORY)
+        feeds = tuple(self.feeds.get(node, {}).values())
+        self.say(node, Birth("1", "boot", inventory, held, feeds=feeds, arrival=arrival))
         self.run()
 
     def leaves(self, node: str, to: str) -> None:
@@ -243,6 +263,22 @@ class CellsBench:
                     del self.timers[role, key]
                     self.feed(role, Fired(key))
             self.run()
+
+    def goes(self, node: str, to: str) -> None:
+        """Have a node attach to another cell, and leave its own then."""
+        source, incarnation = self.nodes[node]
+        self.moves(node, to)
+        death = Death("it moves", orderly=True, moved_to=to)
+        self.queue.append((f"ts-{source}", Received(node, incarnation, 9, "default", "t", death)))
+        self.run()
+
+    def told_at(self, cell: str, node: str, kind: type[Any]) -> list[Any]:
+        """Return what a cell has told a node."""
+        return [
+            send.body
+            for by, send in self.seen
+            if by == f"ts-{cell}" and isinstance(send.body, kind) and send.to == ToNode(node)
+        ]
 
     # What people do and see.
 

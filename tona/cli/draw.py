@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from msgspec.structs import replace
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ _STATE_STYLE: Final = {
     NodeState.LOST: "red",
     NodeState.MOVED: "blue",
 }
+CAME_S: Final = 10.0
+"""So long it is shown where a node has come from."""
 _UNIT_STEP: Final = 1024
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -256,6 +259,28 @@ def _load_rows(load: LoadReport | None) -> list[tuple[str, str | Text]]:
     ]
 
 
+class Came:
+    """Remembers which nodes have just come from other cells: a handover is too short to be seen."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, str] = {}
+        self._from: dict[str, tuple[str, float]] = {}
+        """By node: the cell before, and when it was left."""
+
+    def noted(self, nodes: Iterable[NodeView], now_s: float) -> list[NodeView]:
+        """Return nodes, with where those of the last `CAME_S` seconds have come from."""
+        shown = []
+        for one in nodes:
+            before = self._cells.get(one.node, one.cell)
+            self._cells[one.node] = one.cell
+            if before and one.cell and before != one.cell:
+                self._from[one.node] = before, now_s
+            source, at_s = self._from.get(one.node, ("", -CAME_S))
+            lately = not one.handover and source and now_s - at_s < CAME_S
+            shown.append(replace(one, handover=f"from {source}") if lately else one)
+        return shown
+
+
 def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
     if link is None:
         return [("link", "-")]
@@ -269,7 +294,16 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
         ("round trip", or_dash(link.round_trip_ms, "{:.2f} ms")),
         ("jitter", or_dash(link.jitter_ms, "{:.2f} ms")),
         ("loss", or_dash(link.loss_percent, "{:.1f} %")),
+        ("measuring cells", _measuring(link)),
     ]
+
+
+def _measuring(link: LinkReport) -> str:
+    """Return what measuring the cells around takes."""
+    if link.cells_bytes_per_s is None:
+        return "- (no neighbours)"
+    cost = f"{link.cells_bytes_per_s:.0f} B/s, {link.cells_cpu_percent or 0.0:.2f} % of a core"
+    return cost + (", seldom: on battery" if link.cells_saving else "")
 
 
 def _rate(bytes_per_s: float | None) -> str:

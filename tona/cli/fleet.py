@@ -8,6 +8,7 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -96,13 +97,13 @@ def forget(node: NodeName, as_json: AsJson = False) -> None:
 async def _live(api: Any) -> None:
     from tona.cli.follow import NODES, follow  # noqa: PLC0415 - slow to import
 
-    left = asyncio.Event()
+    left, came = asyncio.Event(), draw.Came()
     with _key("q", left), Live(console=console(), auto_refresh=False) as live:
 
         async def draw_forever() -> None:
             async with aclosing(follow(api, NODES)) as states:
                 async for nodes in states:
-                    rows = [nodes[name] for name in sorted(nodes)]
+                    rows = came.noted([nodes[name] for name in sorted(nodes)], monotonic())
                     live.update(draw.fleet(rows, live.console.width), refresh=True)
 
         leaving = asyncio.ensure_future(left.wait())

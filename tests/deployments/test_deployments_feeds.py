@@ -1,0 +1,119 @@
+"""A sensor of a node that goes from cell to cell feeds a service, whose outputs feed another."""
+
+import asyncio
+import json
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import pytest
+from deployment_world import World, running
+from loop_cell import chain, echo_module, expecting
+
+from protocols.messages import Result
+from protocols.topics import Channel, Party, Speaker, anywhere
+from protocols.transport.session import Inbound, Session
+from protocols.transport.settings import Settings
+
+pytestmark = pytest.mark.timeout(120)
+ROAMS, STAYS = "ue-1", "ue-3"
+CELLS: Final = ("du-1", "du-2")
+
+
+class Listener:
+    """Hears the outputs of services at the broker of each cell."""
+
+    def __init__(self, world: World) -> None:
+        self.heard: dict[str, list[tuple[str, str]]] = {}
+        """By service: the request and in which cell its output was published first."""
+        self._news = asyncio.Event()
+        filters = [anywhere(Party.SERVICE, one, Channel.OUTPUT) for one in ("eye", "mirror")]
+        self._sessions = [
+            Session(
+                self._settings(world, cell),
+                subscriptions=filters,
+                on_message=lambda inbound, cell=cell: self._hear(inbound, cell),
+                on_connected=lambda _: self._news.set(),
+                on_disconnected=lambda _: None,
+                next_incarnation=count(1).__next__,
+            )
+            for cell in CELLS
+        ]
+        self._running = [asyncio.create_task(one.run()) for one in self._sessions]
+
+    @staticmethod
+    def _settings(world: World, cell: str) -> Settings:
+        at = urlsplit(world.deployed._brokers[cell])
+        host, port = at.hostname or "", at.port or 0
+        return Settings(
+            host=host, port=port, identity="listener", speaker=Speaker.CLIENT, cell=cell
+        )
+
+    def _hear(self, inbound: Inbound, cell: str) -> None:
+        body = inbound.frame.body
+        # What is said in a cell anew, and not brought there.
+        if isinstance(body, Result) and inbound.topic.cell == cell:
+            self.heard.setdefault(inbound.topic.name, []).append((body.request, cell))
+            self._news.set()
+
+    async def until(self, condition: Any) -> None:
+        """Wait until enough was heard."""
+        while not condition():
+            await self._news.wait()
+            self._news.clear()
+
+    def of(self, service: str) -> list[tuple[str, str]]:
+        return self.heard.get(service, [])
+
+    async def close(self) -> None:
+        for one in self._sessions:
+            await one.close()
+        await asyncio.gather(*self._running)
+
+
+async def _submit(world: World, name: str, source: dict[str, Any]) -> None:
+    document = json.loads(chain(name, 1, echo_module()))
+    [service] = document["services"]
+    [task] = service["tasks"]
+    port = {"dtype": "float32", "shape": [8]}
+    task["nodes"], service["spares"] = [STAYS], 0
+    task["inputs"] = {"x": {"from": "request.x", **port}}
+    task["outputs"] = {"y": port}
+    service["sources"], service["sinks"] = {"x": source}, {"y": "topic"}
+    body = {"document": json.dumps(document), "format": "json"}
+    (await world.http.post("/v1/usecases", json=body)).raise_for_status()
+
+
+async def test_a_sensor_that_roams_feeds_services_of_another_cell(tmp_path: Path) -> None:
+    async with running(tmp_path, "cu-dus-ues", 3) as world:
+        # The first one brings the module.
+        await world.submit("echo", 1)
+        eye = {"kind": "sensor", "name": "load", "nodes": [ROAMS], "rate_per_s": 20}
+        await _submit(world, "eye", eye)
+        await _submit(world, "mirror", {"kind": "topic", "name": "eye.y", "rate_per_s": 1000})
+        listener = Listener(world)
+        with expecting("the first outputs"):
+            await listener.until(lambda: len(listener.of("mirror")) > 10)
+        for cell in (CELLS[1], CELLS[0], CELLS[1]):
+            path = f"/v1/nodes/{ROAMS}/handover"
+            (await world.http.post(path, json={"cell": cell})).raise_for_status()
+            before = len(listener.of("eye")), len(listener.of("mirror"))
+            with expecting(f"what is fed from {cell}"):
+                await listener.until(
+                    lambda cell=cell, before=before: (
+                        sum(one == cell for _, one in listener.of("eye")[before[0] :]) > 20
+                        and len(listener.of("mirror")) > before[1] + 20
+                    )
+                )
+        await listener.close()
+    seen = Counter(request for request, _ in listener.of("eye"))
+    assert set(seen.values()) == {1}, "no output twice"
+    numbers = sorted(int(one.rpartition("-")[2]) for one in seen)
+    assert numbers == list(range(numbers[0], numbers[-1] + 1)), "and none lost"
+    assert {cell for _, cell in listener.of("mirror")} == {CELLS[0]}
+    mirrored = Counter(request for request, _ in listener.of("mirror"))
+    assert set(mirrored.values()) == {1}
+    # Each output of the one is a request of the other, but for those under way at either end.
+    assert abs(len(mirrored) - len(seen)) < 10

@@ -1,0 +1,111 @@
+"""Nodes that feed services and go to other cells: who tells them, and what is brought to them."""
+
+from cells_bench import CellsBench
+from msgspec import structs
+from tests_support import INVENTORY
+
+from controller.host.relay import Relay
+from controller.scheduler.feeds import LINGER_MS
+from protocols.manifest import Dtype
+from protocols.messages import Feed
+from protocols.messages.quality import Sink, SinkKind, Source, SourceKind
+from protocols.topics import Channel, Party, build
+
+CAMERA = Source("x", SourceKind.SENSOR, "camera", Dtype.UINT8, (-1,), rate_per_s=10.0)
+TOPIC = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (-1,), rate_per_s=10.0)
+SINKS = (Sink("y", SinkKind.TOPIC),)
+SEES = structs.replace(INVENTORY, sensors=("camera",))
+
+
+def fed(source: Source = CAMERA) -> CellsBench:
+    """Return cells with a service on `n`, fed by `m`, or by `n` itself."""
+    bench = CellsBench("a", "b")
+    bench.inventories = {"m": SEES, "k": SEES}
+    for node in ("n", "m", "k"):
+        bench.born(node, "a")
+    bench.passes(500, "n", "m", "k")
+    bench.order("a", spares=0, specs={"nodes": ("n",)}, sources=(source,), sinks=SINKS)
+    bench.passes(2500, "n", "m", "k")
+    assert bench.task().node == "n"
+    return bench
+
+
+def feeds(bench: CellsBench, node: str, cell: str = "a") -> list[Feed]:
+    return bench.told_at(cell, node, Feed)
+
+
+def pair(bench: CellsBench) -> tuple[str, str]:
+    """Return the node that feeds the service, and the one that could."""
+    return ("k", "m") if any(one.sources for one in feeds(bench, "k")) else ("m", "k")
+
+
+def follows(bench: CellsBench, cell: str) -> frozenset[tuple[str, Channel]]:
+    return frozenset(bench.follows.get(f"ts-{cell}", ()))
+
+
+def test_a_camera_that_goes_to_another_cell_feeds_its_service_from_there() -> None:
+    bench = fed()
+    feeder, other = pair(bench)
+    bench.goes(feeder, "b")
+    bench.passes(LINGER_MS + 2000, "n", "m", "k")
+    said = feeds(bench, feeder, "b")
+    assert said, "the scheduler of its cell tells it"
+    assert all(one.sources and one.plan is not None for one in said), "never told to end"
+    assert [step.cell for step in said[-1].plan.steps] == ["a"]
+    assert (said[-1].sources[0].nodes, said[-1].sinks) == ((feeder,), SINKS)
+    assert not any(one.sources for one in feeds(bench, other)), "one alone feeds it"
+    before = len(feeds(bench, feeder))
+    bench.goes(feeder, "a")
+    bench.passes(LINGER_MS + 2000, "n", "m", "k")
+    said = feeds(bench, feeder)[before:]
+    assert all(one.sources for one in said)
+    assert [step.cell for step in said[-1].plan.steps] == [""]
+
+
+def test_another_camera_feeds_it_when_the_one_that_has_gone_is_lost() -> None:
+    bench = fed()
+    feeder, other = pair(bench)
+    bench.goes(feeder, "b")
+    bench.passes(2000, "n", "m", "k")
+    bench.start("ts-a")
+    for node in ("n", other):
+        bench.born(node, "a")
+    bench.passes(3000, "n", "m", "k")
+    assert not any(one.sources for one in feeds(bench, other)), "its scheduler begins anew"
+    bench.passes(40_000, "n", other)
+    assert feeds(bench, other)[-1].sources
+
+
+def test_what_nobody_here_knows_of_is_ended_after_a_while_and_not_at_once() -> None:
+    bench = fed()
+    feeder, _ = pair(bench)
+    bench.cut.add("ta")
+    bench.goes(feeder, "b")
+    bench.passes(LINGER_MS - 1000, "n", "m", "k")
+    assert not feeds(bench, feeder, "b")
+    bench.passes(3000, "n", "m", "k")
+    assert [one.sources for one in feeds(bench, feeder, "b")][:1] == [()]
+
+
+def test_what_a_source_names_is_brought_to_the_cell_of_its_node() -> None:
+    bench = fed(TOPIC)
+    assert follows(bench, "a") == {("other", Channel.OUTPUT)}
+    bench.goes("n", "b")
+    bench.passes(2000, "n")
+    assert feeds(bench, "n", "b")[-1].sources
+    assert follows(bench, "b") == {("other", Channel.OUTPUT)}
+    assert not follows(bench, "a")
+
+
+def test_a_gateway_brings_what_was_said_in_another_cell_and_nothing_twice() -> None:
+    relay = Relay("a")
+    relay.reach(("a", "b"))
+    relay.follow([("s", Channel.OUTPUT), ("s", Channel.REQUEST)])
+    there = build("b", Party.SERVICE, "s", Channel.OUTPUT)
+    assert relay.filters_at("b") == [str(there)]
+    assert relay.brings(there, "b")
+    brought = build("c", Party.SERVICE, "s", Channel.OUTPUT)
+    assert not relay.brings(brought, "b"), "b has it from c, from where it comes here as well"
+    assert not relay.brings(build("b", Party.SERVICE, "t", Channel.OUTPUT), "b")
+    relay.follow(())
+    assert not relay.brings(there, "b")
