@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer import Option
 
+from protocols.errors import TonaError
 from tona.cli import errors
 from tona.cli.context import AsJson, console, or_dash, show, show_json, table
 from tona.cli.signals import Told, told_to_end, unless
@@ -96,27 +97,30 @@ def run(  # noqa: PLR0917 - options
         table = timetable(found, spec.node_names, count, seed)
         given = Given(table, ask, per_s, by, minutes and minutes * 60)
         runs.append((msgspec.structs.replace(spec, make_before_break=way), given))
-    phases, ended = asyncio.run(_phases(runs, mode, folder_of(data), keep))
+    phases, end = asyncio.run(_phases(runs, mode, folder_of(data), keep))
     if as_json:
         said = {"mode": mode.value, "spec": spec, "seed": seed, "per_s": per_s, "phases": phases}
         show_json(msgspec.json.encode(said))
     else:
         draw(phases)
-    if ended is not None:
-        raise typer.Exit(errors.INTERRUPTED)
+    if end is not None:
+        raise end if isinstance(end, TonaError) else typer.Exit(errors.INTERRUPTED)
 
 
 async def _phases(
     runs: "list[tuple[Spec, Given]]", mode: Mode, folder: Path, keep: bool
-) -> "tuple[list[Phase], signal.Signals | None]":
-    """Run one after the other, until the last or a signal."""
+) -> "tuple[list[Phase], signal.Signals | TonaError | None]":
+    """Run one after the other, until the last, a signal or a failure; those before it count."""
     from tona.testbed.bed import clear  # noqa: PLC0415 - slow to import
 
     told = told_to_end()
     phases: list[Phase] = []
     for spec, given in runs:
         with Stage(sum(map(len, given.timetable.values()))) as stage:
-            phase = await _phase(spec, given, mode, folder, told, stage)
+            try:
+                phase = await _phase(spec, given, mode, folder, told, stage)
+            except TonaError as error:
+                return phases, error
         if not keep:
             clear(folder)
         phases += [phase] if phase is not None else []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -81,4 +82,6 @@ class Identities:
                 root = operator.root_json.encode()
                 Signing(http, root, state, self.folder / "keys").sign(DEFAULT_TENANT, wanted)
 
-        await asyncio.to_thread(work)
+        # A thread of its own: those that are there already may be in another testbed's network.
+        with ThreadPoolExecutor(1) as own:
+            await asyncio.get_running_loop().run_in_executor(own, work)
