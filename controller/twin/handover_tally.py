@@ -17,7 +17,20 @@ and reach each other: a lease of the one before, and what links need to begin an
 ANCHORLESS_MS: Final = AGAIN_MS + LINK_MS
 """No service is longer without an anchor while all anchors live and reach each other."""
 
+FAILURES_MAX: Final = 1000
+"""Broken parts that are told one by one; the others are counted."""
+
 Table = dict[str, dict[str, int]]
+
+
+class Failure(Struct, frozen=True):
+    """A part in which a rule was broken."""
+
+    seed: int
+    handovers: int
+    """Of the part; so many from this seed break it again."""
+    rule: Rule
+    text: str
 
 
 class Tally(Struct):
@@ -58,10 +71,12 @@ class Tally(Struct):
     text: str = ""
     fingerprint: str = ""
     broken: int = 0
-    """Runs in which a rule was broken."""
+    """Runs in which a rule was broken..."""
+    failures: list[Failure] = field(default_factory=list)
+    """...and which, by seed."""
 
-    def add(self, other: "Tally") -> None:
-        """Add another run; of what is broken the first seed is told."""
+    def add(self, other: "Tally", wanted: int = 0) -> None:
+        """Add another run, of so many handovers; of what is broken the first seed is told."""
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _COUNTED:
@@ -74,6 +89,9 @@ class Tally(Struct):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         self.simulated_s = round(self.simulated_s + other.simulated_s, 1)
         self.broken += other.rule is not None
+        if other.rule is not None and len(self.failures) < FAILURES_MAX:
+            self.failures.append(Failure(other.seed, wanted, other.rule, other.text))
+            self.failures.sort(key=lambda one: one.seed)
         if other.rule is not None and (self.rule is None or other.seed < self.seed):
             self.seed, self.rule, self.text = other.seed, other.rule, other.text
 

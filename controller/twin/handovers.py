@@ -39,7 +39,7 @@ from controller.twin.network import CODEC_SAMPLE, Weather
 from controller.twin.node import WILL_MS, SimNode
 from controller.twin.roamer import Roamer
 from controller.twin.rules import BrokenRule, Rule
-from controller.twin.run import CALM_MS, SUBMIT_MS, WATCH_MS, Plan, Submission, Twin
+from controller.twin.run import CALM_MS, SUBMIT_MS, WATCH_MS, Plan, Submission, Twin, stumble
 from controller.twin.sites import ANCHORS_ROAMING, ROAMING
 from controller.twin.usecases import chain
 from controller.twin.verdict import unsettled
@@ -236,11 +236,20 @@ class Roaming(Twin):
     def play(self) -> Tally:
         """Run until so many handovers are through and everything has settled."""
         try:
-            self._play()
+            self._kept()
         except BrokenRule as broken:
             self.tally.rule, self.tally.text = broken.rule, str(broken)
         self._count()
         return self.tally
+
+    def _kept(self) -> None:
+        try:
+            self._play()
+        except BrokenRule:
+            raise
+        except Exception as bug:
+            # Whatever a decider stumbles over is a finding, with its seed.
+            raise self.checkers.broken(Rule.BUG, stumble(bug)) from bug
 
     def _play(self) -> None:
         self.boot()

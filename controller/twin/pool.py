@@ -74,19 +74,33 @@ def run_handovers(
     sizes = [handovers.PART] * (wanted // handovers.PART)
     sizes += [wanted % handovers.PART] if wanted % handovers.PART else []
     with workers(min(count, len(sizes))) as pool:
-        running = [pool.submit(_hand_over, first + at, size) for at, size in enumerate(sizes)]
+        running = {pool.submit(_hand_over, first + at, size): size for at, size in enumerate(sizes)}
         with suppress(KeyboardInterrupt):
             for done in as_completed(running):
-                total.add(done.result())
+                total.add(done.result(), running[done])
                 if progress is not None:
                     progress(total)
     return total
+
+
+def trace_handovers(seed: int, wanted: int) -> tuple[handover_tally.Tally, list[str]]:
+    """Run one part as the workers do; return what came of it, and all that has happened."""
+    total = handover_tally.Tally(seed)
+    with workers(1) as pool:
+        tally, lines = pool.submit(_trace, seed, wanted).result()
+    total.add(tally, wanted)
+    return total, lines
 
 
 def _hand_over(seed: int, wanted: int) -> handover_tally.Tally:
     tally = handovers.run(seed, wanted)
     gc.collect()
     return tally
+
+
+def _trace(seed: int, wanted: int) -> tuple[handover_tally.Tally, list[str]]:
+    lines: list[str] = []
+    return handovers.run(seed, wanted, lines.append), lines
 
 
 def _begin() -> None:

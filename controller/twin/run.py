@@ -283,7 +283,7 @@ class Twin:
             raise
         except Exception as bug:
             # Whatever a decider stumbles over is a finding, with its seed.
-            raise self.checkers.broken(Rule.BUG, _stumble(bug)) from bug
+            raise self.checkers.broken(Rule.BUG, stumble(bug)) from bug
         return self._outcome()
 
     def _settle(self) -> None:
@@ -372,7 +372,7 @@ class Twin:
             self.world.at(dice.randint(6000, last_ms), partial(self.drain, name))
 
 
-def _stumble(bug: Exception) -> str:
+def stumble(bug: Exception) -> str:
     """Say what was raised, and where."""
     frame = traceback.extract_tb(bug.__traceback__)[-1]
     return f"{type(bug).__name__}: {bug} ({frame.filename}:{frame.lineno} in {frame.name})"

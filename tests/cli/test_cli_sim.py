@@ -42,6 +42,15 @@ def test_a_schedule_is_replayed_and_told(tona: Any, tmp_path: Path) -> None:
     assert " fault " in trace.read_text()
 
 
+def test_handovers_of_one_seed_are_told(tona: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.txt"
+    told = tona("sim", "handovers", "--handovers", 1, "--seed", 2, "--trace", trace, "--json")
+    figures = told.json()
+    assert figures["handovers"] >= 1
+    assert (figures["broken"], figures["failures"]) == (0, [])
+    assert " starts" in trace.read_text()
+
+
 def test_capacity_is_a_table_and_a_plot(tona: Any, tmp_path: Path) -> None:
     plot = tmp_path / "day.svg"
     ended = tona("sim", "capacity", "--nodes", 20, "--hours", 1, "--plot", plot)
@@ -58,6 +67,8 @@ def test_capacity_is_a_table_and_a_plot(tona: Any, tmp_path: Path) -> None:
         (("capacity", "--trace", "/no/such.csv"), "/no/such.csv"),
         (("capacity", "--plot", "/no/such/x.svg"), "there is no folder /no/such"),
         (("replay", "--seed", "3", "--trace", "/no/such/t"), "there is no folder /no/such"),
+        (("handovers", "--trace", "/no/such/t", "--handovers", "1"), "there is no folder"),
+        (("handovers", "--trace", "trace.txt"), "say --handovers 50 or less"),
         (("run", "--from-live", "--api", "http://127.0.0.1:9"), "no controller answers"),
     ],
 )

@@ -69,6 +69,20 @@ def test_the_rules_hold_with_faults_at_every_step() -> None:
     assert total.replayed
 
 
+def test_every_broken_seed_is_told_and_the_others_count() -> None:
+    total = Tally(1)
+    for seed in (3, 1, 2):
+        broken = None if seed == 2 else Rule.LOST
+        total.add(Tally(seed, handovers=seed, rule=broken, text=f"seed {seed}"), 50)
+    assert total.handovers == 1 + 2 + 3
+    assert total.broken == len(total.failures)
+    assert [(one.seed, one.handovers, one.text) for one in total.failures] == [
+        (1, 50, "seed 1"),
+        (3, 50, "seed 3"),
+    ]
+    assert (total.seed, total.text) == (1, "seed 1")
+
+
 def test_every_step_is_struck_by_everybody_before_any_is_twice() -> None:
     deck = Deck(Random(1), STEPS)
     pairs = []

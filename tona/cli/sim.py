@@ -23,6 +23,8 @@ from tona.cli.context import (
 from tona.cli.errors import INTERRUPTED
 
 if TYPE_CHECKING:
+    from controller.twin.handover_tally import Failure
+    from controller.twin.handover_tally import Tally as HandoverTally
     from controller.twin.schedule import Tally
 
 app = typer.Typer(
@@ -99,37 +101,64 @@ def _tally(tally: Any, seconds: float) -> Any:
 
 @app.command()
 def handovers(
-    handovers: Annotated[int, Option(min=1, help="How many.")] = 1000,
-    seed: Annotated[int, Option(min=0, help="The first seed; each part has one.")] = 1,
+    handovers: Annotated[int, Option(min=1, help="How many, 50 of them from each seed.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="The first seed; they are consecutive.")] = 1,
     jobs: Cores = None,
+    trace: Annotated[
+        Path | None, Option(help="Write all that happens to this file; 50 handovers at most.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hand nodes over with crashes at every step, and check who owns what; 1 when a rule broke."""
+    """Hand nodes over with crashes at every step, and check who owns what; 1 when a rule broke.
+
+    A broken rule ends the handovers of its seed; those of the others go on.
+    """
     from rich.progress import Progress  # noqa: PLC0415 - slow to import
 
-    from controller.twin.pool import cores, run_handovers  # noqa: PLC0415 - as above
+    from controller.twin.handovers import PART  # noqa: PLC0415 - as above
+    from controller.twin.pool import cores, run_handovers, trace_handovers  # noqa: PLC0415 - same
 
+    if trace is not None and handovers > PART:
+        raise UserError(f"--trace is for one seed: say --handovers {PART} or less")
+    _check_folder(trace)
     began_s = time.monotonic()
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("handovers", total=handovers)
-        tally = run_handovers(
-            seed,
-            handovers,
-            jobs or cores(),
-            lambda total: progress.update(bar, completed=total.handovers),
-        )
-    seconds = time.monotonic() - began_s
-    if as_json:
-        show_json(msgspec.json.encode(msgspec.to_builtins(tally) | {"seconds": round(seconds, 3)}))
+    if trace is not None:
+        tally, lines = trace_handovers(seed, handovers)
+        _write(trace, "".join(f"{line}\n" for line in lines).encode())
     else:
-        broken = f"{tally.broken} {tally.text}".strip()
-        head = ("handovers", f"{tally.handovers} in {seconds:.1f} s")
-        show(details((head, *tally.rows(), ("broken", broken))))
-        show(_struck(tally))
-    if tally.handovers < handovers:
-        raise typer.Exit(BROKEN if tally.broken else INTERRUPTED)
+        with Progress(console=console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("handovers", total=handovers)
+            told: set[int] = set()
+
+            def follow(total: "HandoverTally") -> None:
+                progress.update(bar, completed=total.handovers)
+                for one in total.failures:
+                    if one.seed not in told:
+                        told.add(one.seed)
+                        progress.console.print(_again(one))
+
+            tally = run_handovers(seed, handovers, jobs or cores(), follow)
+    _show_handovers(tally, time.monotonic() - began_s, as_json=as_json)
     if tally.broken:
         raise typer.Exit(BROKEN)
+    if tally.handovers < handovers:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _again(failure: "Failure") -> str:
+    """Say what was broken, and how to see it again."""
+    part = f"--seed {failure.seed} --handovers {failure.handovers}"
+    return f"tona: {failure.text}\n      again: tona sim handovers {part} --trace FILE"
+
+
+def _show_handovers(tally: "HandoverTally", seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        show_json(msgspec.json.encode(msgspec.to_builtins(tally) | {"seconds": round(seconds, 3)}))
+        return
+    seeds = ", ".join(f"seed {one.seed}: {one.rule}" for one in tally.failures)
+    head = ("handovers", f"{tally.handovers} in {seconds:.1f} s")
+    show(details((head, *tally.rows(), ("broken", f"{tally.broken} {seeds}".strip()))))
+    show(_struck(tally))
 
 
 def _struck(tally: Any) -> Any:
