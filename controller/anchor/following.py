@@ -27,7 +27,7 @@ from controller.anchor.search import unplaced
 from controller.anchor.transfers import Transfers
 from controller.decider import Received
 from controller.handover_records import HandoverRecord, HandoverState
-from controller.records import TaskRecord, TaskState
+from controller.records import Home, TaskRecord, TaskState
 from protocols.messages import MemoryRequest, MemoryState, TaskReport
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.task import InstanceState
@@ -125,6 +125,7 @@ class Following:
     def _look(self, node: str, cause: str) -> None:
         facts = self._book.nodes.get(node)
         if facts is None or facts.state is not NodeState.ONLINE:
+            self._looks.pop(node, None)
             return
         to, looked = self._bound_for(node, facts), False
         for service in self._services(node):
@@ -267,9 +268,8 @@ class Following:
             said = MemoryState(request.task, home.epoch, final=True, reason=why)
             book.desk.tell_role(event.sender, said, event.cause, task.tenant)
             return
-        at = facts.scheduler if facts is not None and facts.scheduler else home.scheduler
         asked = structs.replace(request, node=home.node, epoch=home.epoch)
-        book.desk.tell_role(at, asked, event.cause, task.tenant)
+        book.desk.tell_role(self._keeper(home), asked, event.cause, task.tenant)
 
     def said(self, event: Received, state: MemoryState) -> None:
         """Hand a memory on to where it is awaited."""
@@ -278,7 +278,15 @@ class Following:
         if task is None or home is None or state.epoch != home.epoch:
             self._book.counters["stale_report"] += 1
             return
+        if event.sender not in (self._keeper(home), home.scheduler):
+            self._book.counters["forged_message"] += 1
+            return
         self._book.desk.tell_role(task.scheduler, state, event.cause, task.tenant)
+
+    def _keeper(self, home: Home) -> str:
+        """Return the scheduler that can ask the node where a memory is."""
+        facts = self._book.nodes.get(home.node)
+        return facts.scheduler if facts is not None and facts.scheduler else home.scheduler
 
     def reported(self, event: Received, report: TaskReport) -> None:
         """Note that all that a task remembers has come to its new cell."""

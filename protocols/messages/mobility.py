@@ -26,7 +26,10 @@ Decibel = Annotated[float, Meta(ge=-60, le=60)]
 Wait = Annotated[int, Meta(ge=0, le=60_000)]
 Load = Annotated[float, Meta(ge=0, le=1)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
-Span = Annotated[float, Meta(ge=0)]
+Span = Annotated[float, Meta(ge=0, le=1e12)]
+"""A time in milliseconds: finite, thirty years at most."""
+Repeats = Annotated[int, Meta(ge=0, le=2**32)]
+"""So many in one handover that sums over handovers stay within 64 bits."""
 
 Urls = Annotated[tuple[Text, ...], Meta(max_length=4)]
 
@@ -296,9 +299,9 @@ class HandoverTimes(Message, tag="handover-times", frozen=True):
     """
     spacing_ms: Span | None = None
     """How far apart answers were before, smoothed; null: as above."""
-    asked_again: Count = 0
+    asked_again: Repeats = 0
     """Requests that came once more during it."""
-    said_again: Count = 0
+    said_again: Repeats = 0
     """Answers and requests of its own that the node has sent once more."""
 
 
