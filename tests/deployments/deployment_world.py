@@ -27,6 +27,21 @@ class World(Loop):
             "/v1/fleet", lambda fleet: sum(one["state"] == "online" for one in fleet) == count
         )
 
+    async def hand_over(self, node: str, cell: str) -> None:
+        """Have a node handed over, after whatever else moves it; wait until that cell serves it.
+
+        A node that hears little of its cell, as on a loaded machine, may have gone by itself.
+        """
+        path, there = f"/v1/nodes/{node}", f"ts-{cell}"
+        async with asyncio.timeout(60):
+            while True:
+                seen = await self.until(path, lambda one: one["state"] == "online")
+                if seen["scheduler"] == there:
+                    return
+                said = await self.http.post(f"{path}/handover", json={"cell": cell})
+                assert said.status_code in {200, 400}, said.text
+                await asyncio.sleep(0.1)
+
     async def delete(self, use_case: str) -> None:
         """Delete a use case, and wait until no task of it is anywhere."""
         async with asyncio.timeout(30):

@@ -97,8 +97,7 @@ async def test_a_sensor_that_roams_feeds_services_of_another_cell(tmp_path: Path
         with expecting("the first outputs"):
             await listener.until(lambda: len(listener.of("mirror")) > 10)
         for cell in (CELLS[1], CELLS[0], CELLS[1]):
-            path = f"/v1/nodes/{ROAMS}/handover"
-            (await world.http.post(path, json={"cell": cell})).raise_for_status()
+            await world.hand_over(ROAMS, cell)
             before = len(listener.of("eye")), len(listener.of("mirror"))
             with expecting(f"what is fed from {cell}"):
                 await listener.until(

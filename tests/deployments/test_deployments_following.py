@@ -67,9 +67,7 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
             counting = Counting(client)
             workers = [asyncio.create_task(counting.work()) for _ in range(2)]
             await counting.more(20)
-            path = f"/v1/nodes/{DEVICE}/handover"
-            said = await world.http.post(path, json={"cell": SECOND})
-            assert said.status_code == 200, said.text
+            await world.hand_over(DEVICE, SECOND)
             with expecting("the handover"):
                 tasks = await world.until("/v1/tasks", _arrived)
                 await counting.more(20)

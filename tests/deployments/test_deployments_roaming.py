@@ -66,11 +66,7 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
             workers = [asyncio.create_task(one.work()) for one in streams for _ in range(2)]
             for cell in (second, first, second):
                 await asyncio.gather(*(one.more(20) for one in streams))
-                path = f"/v1/nodes/{ROAMS}/handover"
-                (await world.http.post(path, json={"cell": cell})).raise_for_status()
-                await world.until(
-                    f"/v1/nodes/{ROAMS}", lambda one, cell=cell: one["scheduler"] == f"ts-{cell}"
-                )
+                await world.hand_over(ROAMS, cell)
                 with expecting(f"the handover to {cell}"):
                     await asyncio.gather(*(one.more(20) for one in streams))
             for one in streams:

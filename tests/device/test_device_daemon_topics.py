@@ -12,7 +12,7 @@ from protocols.topics import Channel, Speaker
 from protocols.transport.session import Session
 from protocols.transport.settings import Settings
 
-INPUT = "tona/1/cell/service/s/input"
+INPUT = "tona/1/+/service/s/input"
 
 
 async def test_a_topic_that_no_feed_needs_is_unsubscribed_at_once(
@@ -27,6 +27,7 @@ async def test_a_topic_that_no_feed_needs_is_unsubscribed_at_once(
         switch="",
         radio="",
         attachment="",
+        keeps_address=False,
     )
     core: Any = None
     journal: Any = None

@@ -161,7 +161,7 @@ async def test_who_keeps_its_address_is_served_first_and_has_its_link_switched_t
     switch.write_text(f'#!/bin/sh\necho "$1" >> {switched}\ntest "$1" != a\n', encoding="utf-8")
     switch.chmod(0o755)
     await serve(world, "--address=keep", f"--switch={switch}")
-    times = await world.hand_over("b")
+    times = await world.times(await world.hand_over("b"))
     assert times.apart_ms == 0.0
     await world.wait(lambda: switched.is_file() and switched.read_text("utf-8") == "b\n")
     await world.hand_over("a")
