@@ -26,7 +26,7 @@ Decibel = Annotated[float, Meta(ge=-60, le=60)]
 Wait = Annotated[int, Meta(ge=0, le=60_000)]
 Load = Annotated[float, Meta(ge=0, le=1)]
 Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
-Span = Annotated[float, Meta(ge=0, le=2**40)]
+Span = Annotated[float, Meta(ge=0, le=1e12)]
 """A time in milliseconds: finite, thirty years at most."""
 Repeats = Annotated[int, Meta(ge=0, le=2**32)]
 """So many in one handover that sums over handovers stay within 64 bits."""

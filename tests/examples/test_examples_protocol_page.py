@@ -122,7 +122,7 @@ class Reader:
 
     def _plain(self, kind: str, value: Any) -> bool:  # noqa: C901, PLR0911 - one arm for each type
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        bounds = [float(one) for one in re.findall(r"(?<![a-z])-?\d+(?:\.\d+)?", kind)]
+        bounds = [float(one) for one in re.findall(r"(?<![a-z])-?\d+(?:\.\d+)?(?:e\+\d+)?", kind)]
         if kind.startswith("`"):
             return bool(value == kind.strip("`"))
         match kind.split(maxsplit=1)[0]:
