@@ -186,7 +186,8 @@ class Escalations:
         failed = self._placing.search.failed.setdefault(name, {})
         for attempt in escalation.attempts:
             node = attempt.action.removeprefix(TRIED)
-            if node != attempt.action and self._book.usable(node):
+            # Lost there, it may have come to another cell, and can take its task back there.
+            if node != attempt.action and self._book.usable(node, task.scheduler):
                 failed[node] = attempt.outcome[:300]
         leases = task.epoch_high <= escalation.epoch_seen < EPOCH_LIMIT
         if leases:

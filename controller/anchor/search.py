@@ -189,7 +189,7 @@ class Search:
         requests = [
             self._request(one, free, order.spares, avoid, away=bool(away_from), keep=keep)
             for one in tasks
-            if one.spec.task in free or self._within(one, cell or away_from)
+            if one.spec.task in free or self._beside(one, cell, away_from)
         ]
         # A copy that serves stays reserved until the next one is ready; all else of theirs counts
         # no longer, for the plan replaces it.
@@ -214,9 +214,9 @@ class Search:
             scheduler = book.nodes[plan[next(iter(free))].chosen[0]].scheduler
         return Found(plan, free, complete, scheduler, spares_yield, keep, avoid)
 
-    def _within(self, task: TaskRecord, cell: str) -> bool:
-        """Whether a task that keeps its node is of the cell, and others are placed around it."""
-        return not cell or task.scheduler in ("", cell)
+    def _beside(self, task: TaskRecord, cell: str, away_from: str) -> bool:
+        """Whether others are placed around a task that keeps its node: it is of their cell."""
+        return task.scheduler in ("", cell) if cell else not away_from
 
     def _request(
         self,

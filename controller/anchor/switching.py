@@ -232,7 +232,9 @@ class Switching:
                 continue
             over = task is None or task.state in (TaskState.DELETING, TaskState.DELETED)
             if task is None or over or (task.state not in HOMELESS and _home(task) != node):
-                revoke = EnvelopeRevoke(name, 0, "it is not to run there", node=node)
+                revoke = EnvelopeRevoke(
+                    name, 0, "it is not to run there", node=node, attached=summary.incarnation
+                )
                 self._book.desk.tell_role(scheduler, revoke, cause)
             elif task.scheduler == scheduler and not task.heir and task.nodes:
                 self._granting.renew(task, cause)

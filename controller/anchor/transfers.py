@@ -4,7 +4,7 @@ The old scheduler serves until every task is ready at the new one, and is told t
 made ready there in time returns: the old scheduler gets its envelopes again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from msgspec import structs
 
@@ -71,6 +71,8 @@ class Transfers:
                 # It did not serve before: it is placed anew where the others are.
                 there = moving[0].leaving.scheduler if moving[0].leaving else ""
                 book.put(structs.replace(book.homeless(task), scheduler=there), cause)
+        # Clients may have plans from where it was prepared, and go on to ask there.
+        self._follow(service, moving, (one.scheduler for one in moving), cause)
         self._placing.search.rest(service)
         book.desk.wake(TRANSFER + service, None)
         self._placing.later(service, cause)
@@ -113,7 +115,8 @@ class Transfers:
             }
             node = "" if task.node == left.node else task.node
             book.put(structs.replace(task, leaving=None, reserved=reserved, node=node), cause)
-        self._follow(service, moving, cause)
+        former = [one.leaving.scheduler for one in moving if one.leaving is not None]
+        self._follow(service, moving, former, cause)
         for task in moving:
             if task.leaving is not None:
                 self._granting.revoke(task, task.leaving.scheduler, reason, cause)
@@ -121,7 +124,9 @@ class Transfers:
                 detail = f"{task.leaving.scheduler}: {reason}"
                 book.tell(task.spec.task, "left", detail, cause)
 
-    def _follow(self, service: str, moved: list[TaskRecord], cause: str) -> None:
+    def _follow(
+        self, service: str, moved: list[TaskRecord], former: Iterable[str], cause: str
+    ) -> None:
         """Have old schedulers that clients still ask told of a service that is in several cells.
 
         One that leaves its cell as a whole is sought anew by its clients.
@@ -129,7 +134,7 @@ class Transfers:
         held = self._book.services.get(service)
         if held is None or not (held.followers or len(moved) < len(self._book.ordered(service))):
             return
-        for scheduler in dict.fromkeys(one.leaving.scheduler for one in moved if one.leaving):
+        for scheduler in dict.fromkeys(former):
             self._elsewheres.moved(service, scheduler, cause)
 
     def _still_there(self, task: TaskRecord) -> bool:

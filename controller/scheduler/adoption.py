@@ -19,7 +19,7 @@ from controller.scheduler.orphans import Orphans
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame
-from protocols.messages import Status
+from protocols.messages import EnvelopeRevoke, Status
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Tuning
@@ -179,8 +179,11 @@ class Adoption:
             elif entry.current is None or entry.current.state is not CopyState.READY:
                 self._table.mark(entry, cause)
 
-    def node_lost(self, node: str) -> None:
-        """Forget what a lost node held beyond the grants; its next birth tells of it again."""
+    def node_gone(self, node: str) -> None:
+        """Forget what a node that is lost, or in another cell, held beyond the grants.
+
+        Its next birth tells of it again.
+        """
         self._table.releases.forget(node)
         self._orphans.drop(node)
 
@@ -195,13 +198,14 @@ class Adoption:
         return self._orphans.nodes()
 
     def refused(
-        self, node: str, task: str, anchor: str, anchors: tuple[str, ...], cause: str
+        self, revoke: EnvelopeRevoke, anchor: str, anchors: tuple[str, ...], cause: str
     ) -> None:
         """Release what a node holds of a task, once no anchor wants it there."""
+        task = revoke.task
         for one in self._orphans.nodes_of(task):
-            if node not in ("", one):
+            if revoke.node not in ("", one):
                 continue
-            if self._orphans.refuse(one, task, anchor).issuperset(anchors):
+            if self._orphans.refuse(one, task, anchor, revoke.attached).issuperset(anchors):
                 _, holding = self._orphans.pop(one, task)
                 reason = "no envelope for this task"
                 self._table.release(one, task, holding.epoch, reason, cause)

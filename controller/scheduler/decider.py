@@ -367,11 +367,12 @@ class Scheduler:
         self.mover.node_changed(node, after, reason, cause, orderly=orderly)
         self.feeds.node_changed(node)
         if after is NodeState.MOVED:
+            self.adoption.node_gone(node)
             self.handovers.gone(node)
             self.handovers.carry(node, self.fleet.moved_to[node])
             self.mobility.left(node, self.fleet.moved_to[node])
         if after is NodeState.LOST:
-            self.adoption.node_lost(node)
+            self.adoption.node_gone(node)
             self.handovers.gone(node)
             self.jobs.node_lost(node)
             self.keeper.relief.node_lost(node)
@@ -453,7 +454,7 @@ class Scheduler:
             self._yield(event, revoke)
             return
         anchors = self.settings.anchors
-        self.adoption.refused(revoke.node, revoke.task, event.sender, anchors, event.cause)
+        self.adoption.refused(revoke, event.sender, anchors, event.cause)
         self.mover.revoke(revoke, event.cause)
         self.keeper.revoked(revoke.task)
 

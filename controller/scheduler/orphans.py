@@ -31,8 +31,12 @@ class Orphans:
 
     def put(self, node: str, task: str, held: Held) -> None:
         """Note what a node holds; nothing when there are too many already."""
-        if self._count >= MAX_ORPHANS and self.get(node, task) is None:
+        before = self.get(node, task)
+        if before is None and self._count >= MAX_ORPHANS:
             return
+        if before is not None and before[0][0] < held[0][0]:
+            # It is attached anew: an anchor that did not want it may have got it since.
+            self._refused_by.pop((node, task), None)
         on = self._on.setdefault(node, {})
         self._count += task not in on
         on[task] = held
@@ -55,10 +59,15 @@ class Orphans:
         self._refused_by.pop((node, task), None)
         return held
 
-    def refuse(self, node: str, task: str, anchor: str) -> set[str]:
-        """Note that an anchor does not want an orphan; return all that have said so."""
+    def refuse(self, node: str, task: str, anchor: str, attached: int = 0) -> set[str]:
+        """Note that an anchor does not want an orphan; return all that have said so.
+
+        It speaks of the attachment `attached`, 0 for any: of a newer one it says nothing.
+        """
         said = self._refused_by.setdefault((node, task), set())
-        said.add(anchor)
+        held = self.get(node, task)
+        if not attached or held is None or attached >= held[0][0]:
+            said.add(anchor)
         return said
 
     def tasks_on(self, node: str) -> tuple[str, ...]:

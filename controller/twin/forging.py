@@ -120,8 +120,9 @@ class Forger:
         if task is None:
             return
         found = [one for one in self._forgeries(node, task) if one[0].alive]
-        host, role, sender, body = self._twin.world.dice.choice(found)
-        host.post(role, Received(sender, 0, 0, "default", FORGED, body))
+        if found:
+            host, role, sender, body = self._twin.world.dice.choice(found)
+            host.post(role, Received(sender, 0, 0, "default", FORGED, body))
 
     def _forgeries(
         self, node: Roamer, task: TaskRecord

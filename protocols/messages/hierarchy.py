@@ -288,6 +288,10 @@ class EnvelopeRevoke(Message, tag="envelope-revoke", frozen=True):
     """Of a transferred one: the last epoch of the lease that ends."""
     given: bool = False
     """Whether the other TS has it already, for the lease of this one was over: it keeps nothing."""
+    attached: Count = 0
+    """Of what is not to run on `node`: the attachment that the TA has heard of; one that came after
+    it may bring the task along again. 0: any.
+    """
 
 
 class Elsewhere(Message, tag="elsewhere", frozen=True):

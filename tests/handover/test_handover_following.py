@@ -2,11 +2,13 @@
 
 import pytest
 from cells_bench import CellsBench
-from tests_following import EDGE, EDGES, following_bench
+from tests_following import EDGE, EDGES, OWN, following_bench
 
 from controller.anchor.following import SETTLE_MS
 from controller.handover_records import HandoverState
-from protocols.messages import Assign, MemoryState, Release
+from controller.records import TaskState
+from protocols.messages import Assign, Escalation, MemoryState, Release
+from protocols.messages.hierarchy import Attempt
 
 
 @pytest.fixture
@@ -69,3 +71,39 @@ def test_a_task_may_not_leave_what_no_node_there_takes() -> None:
     assert task.following.startswith("stays on edge-a: ")
     assert bench.handovers("n")[0].edge[EDGE] == task.following
     assert served(bench, "b") == ("edge-a", "a")
+
+
+def test_who_has_prepared_in_vain_is_told_where_the_device_is() -> None:
+    bench = following_bench("a", "b", "c")
+    for cell in ("b", "a"):
+        bench.moves("n", cell)
+        bench.passes(300, "n", *EDGES)
+    bench.hand_over("n", "b")
+    assert bench.task(EDGE).scheduler == "ts-b"
+    # Some task of the service is handed on meanwhile.
+    bench.roles["ta"].elsewheres.moved("svc", "ts-a", "test")
+    bench.moves("n", "c")
+    bench.passes(300, "n", *EDGES)
+    for cell in ("a", "b"):
+        assert [one.cell for one in bench.route(cell).plan.steps if one.node == "n"] == ["c"], cell
+
+
+def test_a_device_that_was_lost_is_found_in_another_cell_though_its_edge_stays() -> None:
+    bench = following_bench(nodes=("edge-a",))
+    bench.passes(30_000, *EDGES)
+    assert bench.task(OWN).state is TaskState.WAITING
+    bench.moves("n", "b", attached=False)
+    bench.passes(300, "n", *EDGES)
+    own, edge = bench.task(OWN), bench.task(EDGE)
+    assert (own.state, own.scheduler, own.node) == (TaskState.RUNNING, "ts-b", "n")
+    assert (edge.scheduler, edge.node) == ("ts-a", "edge-a")
+
+
+def test_a_node_lost_in_one_cell_has_not_failed_in_another() -> None:
+    bench = following_bench()
+    bench.cut = {"ts-a"}
+    bench.moves("n", "b", attached=False)
+    tried = (Attempt("run on n", "lost"),)
+    lost = Escalation("1", OWN, 1, "no node of the envelope can run the task", tried)
+    bench.hear_at_anchor("ts-a", lost)
+    assert not bench.roles["ta"].placing.search.failed.get(OWN)

@@ -8,6 +8,7 @@ from quality_bench import envelope
 from scheduler_bench import READY, Bench, grant, running, said, told
 
 from controller.decider import Output
+from controller.scheduler.orphans import Orphans
 from protocols.messages import (
     AnchorWelcome,
     Assign,
@@ -148,3 +149,13 @@ def test_no_node_serves_an_epoch_that_cannot_be(serving: int) -> None:
     forged = msgspec.structs.replace(MODIFIES, serving_epoch=serving)
     _, output = restarted(born_first=True, holding=forged)
     assert not [one for one in epochs(output) if one is not None]
+
+
+def test_an_anchor_that_did_not_want_a_copy_is_heard_anew_when_its_node_comes_again() -> None:
+    orphans, held = Orphans(), Holding("t", 1, InstanceState.READY, 1)
+    orphans.put("n", "t", ((5, 1), held))
+    assert orphans.refuse("n", "t", "ta-1") == {"ta-1"}
+    orphans.put("n", "t", ((6, 1), held))
+    assert orphans.refuse("n", "t", "ta-2", 6) == {"ta-2"}
+    # It has the task by now, and has spoken before.
+    assert orphans.refuse("n", "t", "ta-1", 5) == {"ta-2"}
