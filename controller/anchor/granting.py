@@ -121,7 +121,7 @@ def _grant(
         outputs=order.outputs,
         # A scheduler to which the task is transferred has nothing to wait for.
         current_node="" if arriving else task.node,
-        current_epoch=0 if arriving else task.epoch,
+        current_epoch=task.leaving.epoch if task.leaving is not None else task.epoch,
         leeway=task.leeway,
         tuning=task.tuning,
         resources=task.resources,

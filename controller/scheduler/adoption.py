@@ -389,7 +389,9 @@ def _known(entry: TaskEntry, found: Copy) -> bool:
     """Whether an earlier life of the scheduler may have given this; all else is not believed."""
     grant = entry.grant
     given = found.node in grant.nodes or found.node == grant.current_node
-    return given and found.epoch < entry.first_epoch
+    # Left over from before another cell had the task: its anchor does not count it any more.
+    over = not grant.current_node and found.epoch < grant.current_epoch
+    return given and not over and found.epoch < entry.first_epoch
 
 
 def _serves(current: Copy, found: Copy) -> bool:

@@ -31,6 +31,8 @@ from protocols.messages.invocation import REQUEST, Tensor, Values
 from protocols.topics import Channel, Party, Topic, build
 
 RETRY_MS: Final = 250
+SILENT_MS: Final = 1000
+"""Without an answer for so long it asks where the service is: as `tona.requests` does."""
 ROUTE_AGAIN_MS: Final = 500
 SUBMIT_AGAIN_MS: Final = 800
 ASK_AGAIN_MS: Final = 3000
@@ -126,6 +128,7 @@ class SimClient:
         if asked.answered_ms is not None or attempt < asked.attempt or now_ms >= asked.deadline_ms:
             return
         asked.attempt = attempt
+        self._doubt |= (attempt - 1) * RETRY_MS >= SILENT_MS
         plan = self._route.plan if self._route else None
         network = self._at()
         if plan is not None and network is not None:

@@ -6,6 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import Event, Output, Received, Send, ToNode
+from controller.scheduler.leases import LEASE_MS
 from controller.twin.rules import BrokenRule, Rule
 from protocols.manifest import Manifest
 from protocols.messages import (
@@ -14,6 +15,7 @@ from protocols.messages import (
     EnvelopeRevoke,
     Escalation,
     Feed,
+    Lease,
     Relinquished,
     TaskReport,
     Tune,
@@ -30,6 +32,7 @@ _SERVED: Final = (InstanceState.READY, InstanceState.DEPLOYING)
 class _Granted(Struct):
     """A task as one scheduler was granted it, newest last."""
 
+    anchor: str
     grants: list[EnvelopeGrant]
     idle_since_ms: float | None
     """Since when nothing serves and nothing was done about it; None: something was."""
@@ -46,22 +49,29 @@ class Envelopes:
         self._broken = broken
         self._tasks: dict[str, _Granted] = {}
         self._services: dict[str, EnvelopeGrant] = {}
+        self._leaves: dict[str, tuple[float, float]] = {}
+        """By anchor of another process: since when there is its leave to act, and the last word."""
 
     def decided(self, batch: Sequence[Event], output: Output, now_ms: float) -> None:
         """Check a turn. Raises BrokenRule."""
         for event in batch:
             if isinstance(event, Received):
-                self._told(event.body, now_ms)
+                self._told(event.sender, event.body, now_ms)
         for send in output.sends:
             self._says(send, now_ms)
             if isinstance(send.body, Relinquished):
                 self._tasks.pop(send.body.task, None)
 
-    def _told(self, body: Struct, now_ms: float) -> None:
-        if isinstance(body, EnvelopeGrant):
+    def _told(self, sender: str, body: Struct, now_ms: float) -> None:
+        if isinstance(body, Lease):
+            since_ms, last_ms = self._leaves.get(sender, (now_ms, now_ms))
+            goes_on = now_ms - last_ms <= LEASE_MS
+            self._leaves[sender] = (since_ms if goes_on else now_ms), now_ms
+        elif isinstance(body, EnvelopeGrant):
             granted = self._tasks.get(body.spec.task)
             if granted is None:
-                granted = self._tasks[body.spec.task] = _Granted([], now_ms)
+                granted = self._tasks[body.spec.task] = _Granted(sender, [], now_ms)
+            granted.anchor = sender
             granted.grants.append(body)
             if granted.handed_up:
                 granted.handed_up = False
@@ -149,7 +159,11 @@ class Envelopes:
             since_ms = granted.idle_since_ms
             if since_ms is None or granted.handed_up or not policy.replace:
                 continue
-            if now_ms - since_ms > policy.lost_after_ms + PATIENCE_MS:
+            begun_ms, last_ms = self._leaves.get(granted.anchor, (since_ms, now_ms))
+            if now_ms - last_ms > LEASE_MS:
+                # It may not act: somebody else may have the task.
+                continue
+            if now_ms - max(since_ms, begun_ms) > policy.lost_after_ms + PATIENCE_MS:
                 text = f"{task} is not served since {since_ms:.0f} ms and was not handed up"
                 raise self._broken(Rule.ESCALATION, text)
 

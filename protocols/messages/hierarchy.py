@@ -244,7 +244,7 @@ class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
     current_node: str = ""
     """Where the task last ran, as the TA knows: a scheduler without memory waits for that node."""
     current_epoch: Count = 0
-    """Under which it ran there."""
+    """Under which it ran there; without a node: copies under lower epochs are left over."""
     leeway: Leeway = Leeway()
     """What the TS may change beside the place."""
     tuning: Tuning = Tuning()

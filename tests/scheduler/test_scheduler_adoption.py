@@ -159,3 +159,11 @@ def test_an_anchor_that_did_not_want_a_copy_is_heard_anew_when_its_node_comes_ag
     assert orphans.refuse("n", "t", "ta-2", 6) == {"ta-2"}
     # It has the task by now, and has spoken before.
     assert orphans.refuse("n", "t", "ta-1", 5) == {"ta-2"}
+
+
+@pytest.mark.parametrize(("epoch", "goes"), [(5, True), (9, False)])
+def test_a_copy_left_over_is_not_taken_for_what_a_transfer_prepares(epoch: int, goes: bool) -> None:
+    bench = Bench()
+    bench.born("n1", holdings=(Holding("svc.a", epoch, READY, 1),))
+    done = bench.anchor(grant("n1", first=33, arriving=True, current_epoch=8))
+    assert bool(told(done, "n1", Assign)) is goes
