@@ -320,7 +320,7 @@ def weighed(case: tuple[Figures, float | None, bool, float]) -> tuple[int, Place
     return names.index(found.variant or "own"), found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(CASES)
 def test_no_option_is_taken_that_another_beats_in_every_figure(
     case: tuple[Figures, float | None, bool, float],
@@ -334,7 +334,7 @@ def test_no_option_is_taken_that_another_beats_in_every_figure(
     assert chosen.total_ms == pytest.approx(min(totals), abs=0.01)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(CASES, st.integers(0, 4), st.floats(1.0, 10.0))
 def test_what_is_chosen_stays_so_when_another_gets_worse(
     case: tuple[Figures, float | None, bool, float], which: int, factor: float

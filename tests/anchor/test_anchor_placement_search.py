@@ -133,13 +133,13 @@ def check(requests: list[Request], snapshot: Snapshot, plan: dict[str, Placement
     return True
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 @given(any_posed())
 def test_every_plan_keeps_every_rule(one: Posed) -> None:
     check(*one, place(*one))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(any_posed(), st.randoms(use_true_random=False))
 def test_equal_inputs_in_any_order_of_nodes_give_equal_plans(
     one: Posed, chance: random.Random
@@ -150,7 +150,7 @@ def test_equal_inputs_in_any_order_of_nodes_give_equal_plans(
     assert place(requests, structs.replace(snapshot, nodes=tuple(nodes))) == place(*one)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(any_posed(), st.integers(0, 1 << 30))
 def test_one_more_node_never_takes_a_plan_away(one: Posed, seed: int) -> None:
     requests, snapshot = one
@@ -160,7 +160,7 @@ def test_one_more_node_never_takes_a_plan_away(one: Posed, seed: int) -> None:
         assert check(requests, larger, place(requests, larger))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(any_posed())
 def test_a_plan_that_was_carried_out_is_the_plan_again(one: Posed) -> None:
     requests, snapshot = one

@@ -216,5 +216,5 @@ class Schedulers(RuleBasedStateMachine):
             assert len(placed) <= 1 or len(new) < len(tasks)
 
 
-Schedulers.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Schedulers.TestCase.settings = settings(stateful_step_count=40, deadline=None)
 test_schedulers_and_faults = Schedulers.TestCase

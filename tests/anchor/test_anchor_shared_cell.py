@@ -330,5 +330,5 @@ class TwoAnchors(RuleBasedStateMachine):
         assert all(self.shared.roles[TS].nodes.state(node) is NodeState.ONLINE for node in ROOMS)
 
 
-TwoAnchors.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TwoAnchors.TestCase.settings = settings(stateful_step_count=30, deadline=None)
 test_two_anchors_and_faults = TwoAnchors.TestCase

@@ -126,7 +126,7 @@ def test_what_is_known_is_learnt_anew_after_a_while() -> None:
     assert pace.row_ms == {1: 10.0}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     took=st.lists(st.floats(0.1, 1000), min_size=1, max_size=6),
     calls=st.lists(st.tuples(st.integers(1, 9), st.floats(-10, 5000)), min_size=1, max_size=20),
@@ -145,7 +145,7 @@ def test_nobody_who_shares_is_predicted_late(
         assert batches.MARGIN * pace.ms(sum(rows[:number])) <= min(left[:number])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     took=st.lists(st.floats(0.1, 1000), min_size=2, max_size=5),
     number=st.integers(2, 16),
@@ -291,7 +291,7 @@ def test_what_a_run_alone_takes_is_not_learnt_from_shared_ones() -> None:
     assert instance.pace.row_ms[8] == pytest.approx(1.4375 + batches.LEARNING * (2.0 - 1.4375))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     asked=st.lists(
         st.tuples(

@@ -103,7 +103,7 @@ def test_a_disk_that_refuses_costs_records_that_are_counted(
     assert ([one.dropped for one in found], wrong) == ([0, 5], "")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_byte_is_found(tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "log"

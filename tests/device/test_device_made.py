@@ -170,7 +170,7 @@ def test_what_is_kept_for_another_attempt_is_bounded(node: SimNode) -> None:
 STEPS = st.lists(st.tuples(st.sampled_from("irafcdpw"), st.integers(0, 3)), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(STEPS)
 def test_every_one_is_dropped_once_nobody_can_want_it(steps: list[tuple[str, int]]) -> None:
     node = SimNode()

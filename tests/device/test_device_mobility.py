@@ -566,6 +566,6 @@ class RoamingAlone(Roaming):
 
 
 TestRoaming = Roaming.TestCase
-TestRoaming.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestRoaming.settings = settings(stateful_step_count=30, deadline=None)
 TestRoamingAlone = RoamingAlone.TestCase
-TestRoamingAlone.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestRoamingAlone.settings = settings(stateful_step_count=30, deadline=None)

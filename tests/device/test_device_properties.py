@@ -234,9 +234,7 @@ class NodeMachine(RuleBasedStateMachine):
 
 
 TestNode = NodeMachine.TestCase
-TestNode.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, derandomize=True
-)
+TestNode.settings = settings(stateful_step_count=60, deadline=None, derandomize=True)
 
 
 def test_online_every_request_is_answered_exactly_once() -> None:

@@ -33,7 +33,7 @@ def linked(node: SimNode, round_trip_ms: float) -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=2000))
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True)
 def test_a_sample_is_bounded_exact_in_the_mean_and_a_choice_of_the_values(
     values: list[float],
 ) -> None:

@@ -393,4 +393,4 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
-TestTurns.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestTurns.settings = settings(stateful_step_count=30, deadline=None)

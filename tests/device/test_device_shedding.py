@@ -219,7 +219,7 @@ def check_tally(node: SimNode, asked: dict[str, tuple[int, float]]) -> None:
 
 
 @given(steps, st.integers(1, 3), st.integers(1, 5))
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True)
 def test_no_higher_one_is_shed_for_a_lower_one_and_the_tally_is_exact(
     steps: list[tuple[str, int, int]], replicas: int, queue: int
 ) -> None:

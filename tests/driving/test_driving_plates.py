@@ -74,9 +74,7 @@ def ranked(line: str, forms: tuple[str, ...]) -> tuple[int, str]:
     return (2 if any(map(str.isdigit, kept)) and any(map(str.isalpha, kept)) else 1), kept
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(
         st.one_of(

@@ -248,9 +248,7 @@ def test_parts_that_do_not_fit_together_are_refused(
         guest("fuse")([np.ones(shapes[one], np.uint8) for one in SIDES], 1)
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(
         st.floats(-1e6, 1e6, width=32) | st.floats(width=32), min_size=17, max_size=17

@@ -73,9 +73,7 @@ def test_recent_equals_numpy_on_real_hours(guest: Guests, row: int) -> None:
     assert np.allclose(when, moments, atol=1e-6)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(1, 5), minute=st.integers(0, WEEK - 1), seed=st.integers(0, 2**32 - 1))
 def test_recent_equals_numpy_whatever_is_missing(
     guest: Guests, count: int, minute: int, seed: int

@@ -473,7 +473,7 @@ def whole(root: Path) -> dict[str, object]:
     return tree(root) | {"mode": root.stat().st_mode}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(members=st.lists(MEMBERS, max_size=8), layer=st.booleans(), flips=st.data())
 def test_whatever_an_archive_says_nothing_is_written_outside(
     tmp_path_factory: pytest.TempPathFactory,
@@ -514,7 +514,7 @@ TEXTS = st.text(
 ).filter(lambda one: one not in {".", ".."} and len(one.encode()) < 255)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     files=st.dictionaries(st.lists(TEXTS, min_size=1, max_size=3).map("/".join), st.binary()),
     form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
@@ -526,7 +526,7 @@ def test_what_was_packed_is_read(files: dict[str, bytes], form: int) -> None:
     assert read == files
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_garbage_is_no_archive_and_no_fault(data: bytes) -> None:
     reader = container_tar.Archive(io.BytesIO(data))

@@ -100,7 +100,7 @@ def test_an_independent_decoder_reads_every_golden_frame(name: str) -> None:
     assert decode(msgpack.packb(msgpack.unpackb(encode(one, INVOCATION_MAX_BYTES))), 1 << 20) == one
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_message_survives_the_wire(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(BODIES))

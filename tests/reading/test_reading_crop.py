@@ -62,9 +62,7 @@ def test_no_text_gives_one_blank_strip_and_no_box(guest: Guests) -> None:
     assert found == 0
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     length=st.integers(80, 260), height=st.integers(12, 44), degrees=st.floats(-42, 42).map(float)
 )
@@ -187,9 +185,7 @@ def test_a_map_of_nothing_but_text_is_one_box(guest: Guests) -> None:
     assert boxes.tolist() == [[[0, 0], [735, 0], [735, 735], [0, 735]]]
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),

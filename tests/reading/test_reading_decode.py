@@ -150,9 +150,7 @@ def test_a_picture_of_a_turned_camera_is_upright(
     assert tuple(size) == wanted.shape[:2]
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.binary(max_size=80), order=st.sampled_from([b"II*\0", b"MM\0*", b""]))
 def test_damaged_exif_is_passed_over(guest: Guests, junk: bytes, order: str) -> None:
     plain = file("baseline.jpg").tobytes()
@@ -186,9 +184,7 @@ def test_what_is_no_image_is_refused_in_one_sentence(guest: Guests, data: Any) -
     assert str(error).startswith(("the image file is empty", "the file is no", "the image has no"))
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["baseline.jpg", "progressive.jpg", "gradient.bmp"]),
     changes=st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), min_size=1, max_size=12),

@@ -45,9 +45,7 @@ def best_path(crop: Array) -> tuple[str, float]:
     return text, float(np.mean([sure for _, sure in kept])) if kept else 0.0
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     crops=st.integers(0, 5),
     steps=st.integers(0, 9),

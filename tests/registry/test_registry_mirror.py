@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from tests_support import INVENTORY, task_spec
@@ -77,7 +77,6 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
 @given(STEPS)
 def test_after_any_cuts_both_show_the_same(steps: list[tuple[str, Any, Any]]) -> None:
     pair = Pair()

@@ -55,7 +55,7 @@ def slow(node: str, tuning: Tuning, feed: object) -> float:
     return 80.0 if tuning.variant == "" else 40.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(FIGURES, min_size=9, max_size=9), COUNTS, COUNTS), max_size=8))
 def test_no_figure_of_a_node_makes_the_scheduler_raise(
     said_figures: list[tuple[list[float], int, int]],

@@ -16,7 +16,7 @@ def sample(done: int = 1, *, queue: int = 0, run_ms: float = 40.0, shed: int = 0
     return TaskSample(TASK, 1, done=done, shed=shed, queue=queue, run_ms=run_ms, run_p95_ms=run_ms)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(
     window_ms=st.sampled_from([50, 100, 250, 1000]),
     rate_per_s=st.sampled_from([2.0, 8.0, 40.0]),

@@ -535,7 +535,7 @@ class World:
                 self.obey(desk.hear(heappop(self.mail)[2]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 59), min_size=20, max_size=120),
     st.lists(

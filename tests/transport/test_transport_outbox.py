@@ -73,7 +73,7 @@ class Sending(RuleBasedStateMachine):
 
 
 TestSending = Sending.TestCase
-TestSending.settings = settings(max_examples=60, deadline=None)
+TestSending.settings = settings(deadline=None)
 
 
 def test_packet_ids_go_round_and_pass_over_those_in_flight() -> None:

@@ -10,7 +10,7 @@ from protocols.transport import packets
 from protocols.transport.packets import MalformedPacket, PacketReader
 
 BOUND = 5_000
-unhurried = settings(deadline=None, max_examples=60)
+unhurried = settings(deadline=None)
 
 
 def read(reader: PacketReader, stream: bytes, cuts: list[int]) -> list[tuple[int, bytes, int]]:

@@ -56,7 +56,7 @@ def test_a_wrong_metric_is_told(name: str, told: str) -> None:
         judge.metric_of(name, steps(0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(values=st.lists(st.integers(0, 9), min_size=2, max_size=40), most=st.integers(1, 10))
 def test_what_variants_are_made_with_judges_none(values: list[int], most: int) -> None:
     every = [
