@@ -1,5 +1,6 @@
 """The codec: golden bytes, round trips, an independent witness, and bad input by blame."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def frame(body: Any) -> Frame:
     return Frame(VERSION, "pi-1", 3, 5, "default", "cause-1", body)
 
 
+@functools.cache
 def golden_frames() -> dict[str, Frame]:
     return {
         f"{kind.__struct_config__.tag}-{'full' if full else 'least'}": frame(
