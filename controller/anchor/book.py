@@ -74,6 +74,8 @@ class Book:
         """Nodes of which a scheduler has spoken since our start."""
         self._patient_until_ms: dict[str, int] = {}
         self._of_service: dict[str, dict[str, None]] = {}
+        self._fed: dict[str, set[str]] = {}
+        """By node: the services whose data it provides."""
         self._sorted_nodes: tuple[NodeFacts, ...] | None = None
 
     def restore(self, records: Iterable[Record]) -> None:
@@ -81,7 +83,7 @@ class Book:
         for record in records:
             match record.value:
                 case AnchoredRecord() as value if record.kind == ANCHORED:
-                    self.services[record.key] = value
+                    self._hold_service(record.key, value)
                 case TaskRecord() as value if record.kind == TASK:
                     self._hold(value)
                 case NodeRecord() as value if record.kind == NODE:
@@ -118,11 +120,26 @@ class Book:
     def put_service(self, name: str, record: AnchoredRecord | None, cause: str) -> None:
         """Make the newest state of a service durable; None: it is gone."""
         if record is None:
-            self.services.pop(name, None)
             self.unfed.pop(name, None)
-        else:
-            self.services[name] = record
+        self._hold_service(name, record)
         self.desk.keep(ANCHORED, name, record, cause)
+
+    def fed_by(self, node: str) -> list[str]:
+        """Return the services whose data a node provides."""
+        return sorted(self._fed.get(node, ()))
+
+    def _hold_service(self, name: str, record: AnchoredRecord | None) -> None:
+        for node in _providers(self.services.get(name)):
+            services = self._fed[node]
+            services.discard(name)
+            if not services:
+                del self._fed[node]
+        if record is None:
+            self.services.pop(name, None)
+            return
+        self.services[name] = record
+        for node in _providers(record):
+            self._fed.setdefault(node, set()).add(name)
 
     def of_service(self, service: str) -> list[TaskRecord]:
         """Return all tasks of a service, those that are being deleted among them."""
@@ -258,6 +275,11 @@ class Book:
                 {node: ledger.headroom(node, tasks) for node, tasks in left.items()},
             ),
         )
+
+
+def _providers(held: AnchoredRecord | None) -> set[str]:
+    """Return the nodes that provide a service's data."""
+    return {one.nodes[0] for one in held.sources if one.nodes} if held is not None else set()
 
 
 def _left_out(facts: NodeFacts, avoided: str) -> str:

@@ -100,9 +100,8 @@ class Elsewheres:
 
     def node_moved(self, node: str, cause: str) -> None:
         """Tell who serves what a node feeds, wherever it is now."""
-        for service, held in self._book.services.items():
-            if any(node in one.nodes[:1] for one in held.sources):
-                self.tell(service, cause)
+        for service in self._book.fed_by(node):
+            self.tell(service, cause)
 
     def again(self, scheduler: str, cause: str) -> None:
         """Tell a scheduler that has begun anew."""

@@ -80,10 +80,7 @@ class Fleet:
             event.sender,
             attached=summary.incarnation,
         )
-        before = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
-        book.ledger.put_others(node, summary.others)
-        after = book.ledger.taken_bytes(node), book.ledger.taken_instances(node)
-        freed = any(now < then for now, then in zip(after, before, strict=True))
+        freed = self._others(node, summary)
         book.put_node(facts)
         moved = old is not None and old.scheduler not in ("", facts.scheduler)
         if old is not None and moved:
@@ -102,6 +99,17 @@ class Fleet:
             return
         self._wake(SOON_MS)
         self._changed.setdefault(node, event.cause)
+
+    def _others(self, node: str, summary: NodeSummary) -> bool:
+        """Take in what tasks of other anchors have there; returns whether that is less now."""
+        ledger = self._book.ledger
+        if not summary.others and not ledger.others(node):
+            ledger.put_others(node, ())
+            return False
+        before = ledger.taken_bytes(node), ledger.taken_instances(node)
+        ledger.put_others(node, summary.others)
+        after = ledger.taken_bytes(node), ledger.taken_instances(node)
+        return any(now < then for now, then in zip(after, before, strict=True))
 
     def _forget(self, node: str) -> None:
         self._seat(node, ())

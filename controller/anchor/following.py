@@ -150,9 +150,7 @@ class Following:
         """Return the services that have a task or a source on a node."""
         tasks = self._book.tasks
         found = {tasks[one].service for one in self._book.ledger.tasks_on(node)}
-        for name, held in self._book.services.items():
-            if any(node in source.nodes[:1] for source in held.sources):
-                found.add(name)
+        found.update(self._book.fed_by(node))
         return sorted(found & self._book.services.keys())
 
     def _serving(self, service: str, node: str, to: str) -> Iterator[TaskRecord]:

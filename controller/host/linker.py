@@ -58,6 +58,13 @@ class Linker:
             self._timer.cancel()
 
     def _do(self, event: Event) -> None:
+        self._act(event)
+        if not self._arming:
+            # Once for whatever is said in this turn.
+            self._arming = True
+            asyncio.get_running_loop().call_soon(self._arm)
+
+    def _act(self, event: Event) -> None:
         for command in self.links.handle(event, self._now_ms()):
             match command:
                 case Dispatch(own=own, frame=frame):
@@ -67,17 +74,18 @@ class Linker:
                     self.hand(command)
                 case Up():
                     self.up(command)
-        if not self._arming:
-            # Once for whatever is said in this turn.
-            self._arming = True
-            asyncio.get_running_loop().call_soon(self._arm)
 
     def _arm(self) -> None:
         self._arming = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._closed:
+            return
         due_ms = self.links.due_ms
-        if due_ms is not None and not self._closed:
+        if due_ms is not None and due_ms <= self._now_ms():
+            self._act(Due())
+            due_ms = self.links.due_ms
+        if due_ms is not None:
             delay_s = max(0, due_ms - self._now_ms()) / 1000
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._do, Due())

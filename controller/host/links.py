@@ -1,7 +1,8 @@
 """All links of a host: between its own roles and those of other processes. Pure.
 
 One door: `Links.handle(event, now_ms) -> commands`. A message is cut into pieces that fit the wire
-and put together again on the other side.
+and put together again on the other side. What is said leaves with `Due`, which is due at once then:
+what is said in one turn travels together.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from controller.host.link import Link, Said
-from protocols.messages import Body, Linking
+from controller.host.link import COUNTERS, Link, Said
+from protocols.messages import Body, LeaseRequest, Linking, NodeSummary, RemoteCall
 
 PIECE_BYTES: Final = 128 * 1024
 MESSAGE_MAX_BYTES: Final = 16 << 20
@@ -97,6 +98,7 @@ class Links:
             "links_bad_message": 0,
             "links_too_large": 0,
             "links_too_many": 0,
+            **COUNTERS,
         }
         self._opening = opening
         self._links: dict[tuple[str, str], Link] = {}
@@ -146,14 +148,14 @@ class Links:
             self.counters["links_too_large"] += 1
             return []
         starts = range(0, len(body), PIECE_BYTES)
-        link.say(
-            [
-                Said(say.tenant, say.cause, body[at : at + PIECE_BYTES], at != starts[-1])
-                for at in starts
-            ],
-            now_ms,
-        )
-        return self._flush((say.own, say.peer), now_ms)
+        slot = _slot(say.body)
+        pieces = [
+            Said(say.tenant, say.cause, body[at : at + PIECE_BYTES], at != starts[-1], slot)
+            for at in starts
+        ]
+        link.say(pieces, now_ms, urgent=isinstance(say.body, LeaseRequest))
+        self._due[say.own, say.peer] = now_ms if link.ready else link.due_ms
+        return []
 
     def _hear(self, hear: Hear, now_ms: int) -> list[Command]:
         link = self._at(hear.own, hear.peer, now_ms)
@@ -166,8 +168,12 @@ class Links:
             self._pieces.pop(key, None)
             self.counters["links_bound"] += 1
             commands.append(Up(*key))
-        if said is not None:
-            self._put_together(key, said, commands)
+        for one in said:
+            self._put_together(key, one, commands)
+        if new:
+            # What the role says as it hears of the link travels with what has waited for it.
+            self._due[key] = now_ms
+            return commands
         return commands + self._flush(key, now_ms)
 
     def _put_together(self, key: tuple[str, str], said: Said, commands: list[Command]) -> None:
@@ -193,7 +199,7 @@ class Links:
             if len(self._links) >= MAX_LINKS:
                 self.counters["links_too_many"] += 1
                 return None
-            link = self._links[key] = Link(peer, self._opening, now_ms)
+            link = self._links[key] = Link(peer, self._opening, now_ms, self.counters)
         return link
 
     def _every(self, first: Callable[[Link], None] | None, now_ms: int) -> list[Command]:
@@ -210,3 +216,15 @@ class Links:
         frames: list[Command] = [Dispatch(key[0], one) for one in link.frames(now_ms)]
         self._due[key] = link.due_ms
         return frames
+
+
+def _slot(body: Body) -> str:
+    """Return what a message is the newest word about; empty: each of its kind counts."""
+    match body:
+        case NodeSummary(node=node):
+            return f"node/{node}"
+        case LeaseRequest():
+            return "lease"
+        case RemoteCall(call=call):
+            return f"call/{call}"
+    return ""

@@ -488,7 +488,7 @@ class Scheduler:
             self.adoption.anchors_welcomed(event.cause)
             self.feeds.anchors_welcomed()
         for slot in range(len(self.nodes)):
-            self.fleet.summarise(slot, event.cause, (event.sender,))
+            self.fleet.tell(slot, event.cause, (event.sender,))
 
     def _drop(self, anchor: str, granted: set[str], cause: str) -> None:
         """Release what an anchor has not granted again: its revoke may have been lost."""

@@ -85,6 +85,8 @@ class Fleet:
         self._watcher = watcher
         self._asked_ms: dict[str, int] = {}
         self._dirty: set[int] = set()
+        self._untold: dict[int, str] = {}
+        """Nodes that anchors are told of at the end of this turn, and the cause."""
         self.moved_to: dict[str, str] = {}
         """The cell that each node which has moved has named."""
         self._moved_ms: dict[str, int] = {}
@@ -362,14 +364,27 @@ class Fleet:
             for node in sorted(booked & self._nodes.slots.keys()):
                 self.summarise(self._nodes.slots[node], "tasks")
         self._dirty.update(self._nodes.slots[node] for node in booked & self._nodes.slots.keys())
+        if self._untold:
+            self._tell()
         for slot in self._dirty:
             self._view(slot)
         self._dirty.clear()
 
-    def summarise(self, slot: int, cause: str, anchors: tuple[str, ...] = ()) -> None:
-        """Tell anchors how a node fares, coarsely; all of them unless some are named."""
-        load, link = self._nodes.loads[slot], self._nodes.links[slot]
+    def summarise(self, slot: int, cause: str) -> None:
+        """Tell all anchors how a node fares at the end of this turn, before all else of it."""
         self._nodes.summarised_cpu_percent[slot] = self._nodes.cpu_percent[slot]
+        self._untold[slot] = cause
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, {}
+        said, self._desk.output.sends = self._desk.output.sends, []
+        for slot, cause in untold.items():
+            self.tell(slot, cause, self._settings.anchors)
+        self._desk.output.sends += said
+
+    def tell(self, slot: int, cause: str, anchors: tuple[str, ...]) -> None:
+        """Tell anchors how a node fares now, coarsely."""
+        load, link = self._nodes.loads[slot], self._nodes.links[slot]
         summary = NodeSummary(
             node=self._nodes.names[slot],
             state=self._nodes.states[slot],
@@ -383,7 +398,7 @@ class Fleet:
             arrival=self._nodes.births[slot].arrival,
             kept=self.kept(self._nodes.names[slot])[:256],
         )
-        for anchor in anchors or self._settings.anchors:
+        for anchor in anchors:
             others = self._table.holds.others(summary.node, anchor)
             told = replace(summary, others=others) if others else summary
             self._desk.tell(ToRole(anchor), told, cause)

@@ -10,11 +10,25 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocols.base import Count, Id, Message, Name, Text
+from protocols.base import Count, Id, Message, Name, Part, Text
 from protocols.errors import Blame
 from protocols.topics import INVOCATION_MAX_BYTES
 
 BODY_MAX_BYTES: Final = INVOCATION_MAX_BYTES - 4096
+FURTHER_MAX: Final = 63
+
+
+class Linked(Part, frozen=True):
+    """A further message of a `Linking`, or piece of one; its number is one above the one before."""
+
+    tenant: Name
+    """As in a frame."""
+    cause: Text
+    """As in a frame."""
+    body: Annotated[bytes, Meta(max_length=BODY_MAX_BYTES)]
+    """A message in MessagePack."""
+    more: bool = False
+    """Whether the body goes on in the next number."""
 
 
 class Linking(Message, tag="linking", frozen=True):
@@ -38,6 +52,8 @@ class Linking(Message, tag="linking", frozen=True):
     """A message in MessagePack, or nothing."""
     more: bool = False
     """Whether the body goes on in the next number."""
+    further: Annotated[tuple[Linked, ...], Meta(max_length=FURTHER_MAX)] = ()
+    """What follows it, in this order: what is said at once travels together."""
 
 
 class Mirror(Message, tag="mirror", frozen=True):

@@ -5,7 +5,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from controller.host.links import Dispatch, Event, Hear, Links, Open, Say
+from controller.host.links import Dispatch, Due, Event, Hear, Links, Open, Say
 from protocols import topics
 from protocols.topics import Channel, Party, Speaker, Topic
 from protocols.transport.session import Inbound, Session
@@ -52,6 +52,7 @@ async def say(broker: str, cell: str, own: str, peer: str, *bodies: Any) -> None
             do(Open(own, peer))
             for body in bodies:
                 do(Say(own, peer, "default", "forged", body))
+            do(Due())
             taken.clear()
             await taken.wait()
     finally:

@@ -5,6 +5,7 @@ Each side is a `Links` with one role; the wire is a bag of frames for each way.
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,10 +17,14 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from msgspec import structs
+from tests_support import INVENTORY
 
 from controller.host import link, links
 from controller.host.links import Command, Dispatch, Due, Hand, Hear, Links, Open, Say, Up, Wired
-from protocols.messages import EnvelopeRevoke, Linking
+from protocols.messages import EnvelopeRevoke, LeaseRequest, Linking, NodeSummary
+from protocols.messages.hierarchy import NodeState
+from protocols.messages.host import Linked
 
 OTHER = {"ta": "ts", "ts": "ta"}
 
@@ -53,10 +58,12 @@ class Wire:
                 assert isinstance(body, EnvelopeRevoke)
                 self.heard[own][-1].append(body.generation)
 
-    def say(self, own: str, size: int = 0) -> int:
+    def say(self, own: str, size: int = 0, *, together: bool = False) -> int:
         self.count += 1
         body = EnvelopeRevoke("svc.a", self.count, "x" * size)
         self.do(own, Say(own, OTHER[own], "default", "cause", body))
+        if not together:
+            self.do(own, Due())
         opening = self.hosts[own]._links[own, OTHER[own]].opening
         self.said[own].setdefault((self.lives[own], opening), []).append(self.count)
         return self.count
@@ -112,6 +119,7 @@ class Chaos(RuleBasedStateMachine):
         if small:
             self.patch.setattr(link, "QUEUE_MAX", 4)
             self.patch.setattr(link, "WINDOW", 2)
+        self.patch.setattr(link, "PACK_BYTES", 100)
         self.patch.setattr(links, "PIECE_BYTES", 40)
 
     def teardown(self) -> None:
@@ -134,9 +142,9 @@ class Chaos(RuleBasedStateMachine):
         finally:
             self.patch.undo()
 
-    @rule(own=SIDES, size=st.sampled_from([0, 0, 100]))
-    def say(self, own: str, size: int) -> None:
-        self.wire.say(own, size)
+    @rule(own=SIDES, size=st.sampled_from([0, 0, 100]), together=st.booleans())
+    def say(self, own: str, size: int, together: bool) -> None:
+        self.wire.say(own, size, together=together)
 
     @rule(own=SIDES)
     def open(self, own: str) -> None:
@@ -249,9 +257,89 @@ def test_what_was_lost_is_sent_as_soon_as_the_other_is_heard_again(wire: Wire) -
 def test_no_more_than_the_window_is_under_way(wire: Wire) -> None:
     for _ in range(3 * link.WINDOW):
         wire.say("ta")
-    assert sum(frame.number > 0 for frame in wire.bag["ts"]) == link.WINDOW
+    said = [frame for frame in wire.bag["ts"] if frame.number]
+    assert sum(1 + len(frame.further) for frame in said) == link.WINDOW
     wire.settle()
     assert len(wire.heard["ts"][-1]) == 3 * link.WINDOW
+
+
+def test_what_is_said_at_once_travels_together(wire: Wire) -> None:
+    frames = len(wire.bag["ts"])
+    said = [wire.say("ta", together=True) for _ in range(100)]
+    wire.do("ta", Due())
+    assert [1 + len(frame.further) for frame in wire.bag["ts"][frames:]] == [64, 36]
+    wire.settle()
+    assert wire.heard["ts"][-1] == said
+
+
+def test_a_part_of_what_travels_together_that_was_taken_before_is_not_taken_again(
+    wire: Wire,
+) -> None:
+    first = wire.say("ta")
+    wire.deliver("ts", 0)
+    for frame in wire.bag["ta"]:
+        assert not frame.number
+    wire.bag["ta"].clear()
+    second = wire.say("ta")
+    [alone] = wire.bag["ts"]
+    mine = wire.hosts["ts"]._links["ts", "ta"]
+    both = structs.replace(alone, number=1, further=(Linked("default", "cause", alone.body),))
+    wire.do("ts", Hear("ts", "ta", both))
+    assert mine._taken == 2
+    wire.settle()
+    assert wire.heard["ts"][-1] == [first, second]
+
+
+def test_a_slow_other_side_is_not_told_everything_twice(wire: Wire) -> None:
+    """What waits for longer than the first pause is said again once, and the rest is not."""
+    for _ in range(200):
+        wire.say("ta")
+    slow = wire.bag["ts"][:]
+    wire.bag["ts"].clear()
+    for _ in range(8):
+        wire.tick(100)
+    again = [frame for frame in wire.bag["ts"] if frame.number]
+    assert {frame.number for frame in again} == {1}
+    wire.bag["ts"].clear()
+    wire.bag["ta"].clear()
+    for frame in slow:
+        wire.do("ts", Hear("ts", "ta", frame))
+    wire.settle()
+    assert not [frame for frame in again if frame.further]
+    assert wire.hosts["ts"].counters["links_doubled"] == 0
+    assert wire.hosts["ta"].counters["links_resent"] == len(again)
+    # From now on answers are known to take long.
+    wire.say("ta")
+    late = wire.bag["ts"].pop()
+    for _ in range(9):
+        wire.tick(100)
+    assert not [frame for frame in wire.bag["ts"] if frame.number]
+    wire.do("ts", Hear("ts", "ta", late))
+    wire.settle()
+
+
+def test_the_newest_word_about_a_node_takes_the_place_of_one_that_waits(wire: Wire) -> None:
+    heard: list[Any] = []
+    own, peer = wire.hosts["ts"], wire.hosts["ta"]
+
+    def say(body: Any) -> None:
+        own.handle(Say("ts", "ta", "default", "c", body), wire.now_ms)
+
+    for number in range(3):
+        say(EnvelopeRevoke("a", 10 + number))
+        for node in ("n1", "n2"):
+            say(NodeSummary(node, NodeState.ONLINE, 1 + number, INVENTORY))
+        say(LeaseRequest(1 + number))
+    for command in own.handle(Due(), wire.now_ms):
+        assert isinstance(command, Dispatch)
+        for told in peer.handle(Hear("ta", "ts", command.frame), wire.now_ms):
+            heard += [told.body] if isinstance(told, Hand) else []
+    names = [type(one).__name__[0] for one in heard]
+    assert names == ["L", "E", "N", "N", "E", "E"]
+    assert heard[0] == LeaseRequest(3)
+    assert [one.incarnation for one in heard if isinstance(one, NodeSummary)] == [3, 3]
+    assert own.counters["links_replaced"] == 6
+    assert own.waiting("ts", "ta")[0] == 6
 
 
 def test_no_more_bytes_than_the_window_are_under_way(
@@ -280,6 +368,7 @@ def test_a_message_larger_than_a_frame_comes_whole(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(links, "PIECE_BYTES", 100)
+    monkeypatch.setattr(link, "PACK_BYTES", 100)
     sent = wire.say("ta", 2000)
     assert sum(frame.number > 0 for frame in wire.bag["ts"]) > 20
     assert max(len(frame.body) for frame in wire.bag["ts"]) <= 100
@@ -292,6 +381,7 @@ def test_what_is_too_large_for_any_link_is_counted(
 ) -> None:
     monkeypatch.setattr(links, "MESSAGE_MAX_BYTES", 1000)
     wire.do("ta", Say("ta", "ts", "default", "c", EnvelopeRevoke("a", 7, "y" * 2000)))
+    wire.do("ta", Due())
     assert wire.hosts["ta"].counters["links_too_large"] == 1
 
 
