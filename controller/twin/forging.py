@@ -98,8 +98,7 @@ class Forger:
 
     def seen(self, network: Network, topic: Topic, frame: Frame) -> None:
         """Keep a frame for later."""
-        kind = _kind(frame.body)
-        if kind:
+        for kind in _kinds(frame.body):
             kept = self._frames.setdefault(kind, deque(maxlen=KEPT_FRAMES))
             kept.append((network, topic, frame))
 
@@ -196,8 +195,11 @@ class Forger:
             self.refused[kind] = self.refused.get(kind, 0) + 1
 
 
-def _kind(body: Body) -> str:
-    if isinstance(body, Linking):
-        begin = body.body[:_TAG_WITHIN]
-        return next((name for tag, name in _TAGS.items() if tag in begin), "")
-    return type(body).__name__ if isinstance(body, _FRAMES) else ""
+def _kinds(body: Body) -> set[str]:
+    """Return what of a frame is worth saying again; it may bring several messages of a link."""
+    if not isinstance(body, Linking):
+        return {type(body).__name__} if isinstance(body, _FRAMES) else set()
+    bodies = [body.body, *(one.body for one in body.further)]
+    begins = [one[:_TAG_WITHIN] for one in bodies]
+    found = (next((name for tag, name in _TAGS.items() if tag in one), "") for one in begins)
+    return {one for one in found if one}
