@@ -107,7 +107,8 @@ class Shared:
 
     def take(self, role: str, output: Output) -> None:
         store = self.stores[role]
-        for record in output.records:
+        # What is merely learnt is durable soon; that it is lost in a crash is tried in the simulator.
+        for record in (*output.learnt, *output.records):
             if record.value is None:
                 store.pop((record.kind, record.key), None)
             else:

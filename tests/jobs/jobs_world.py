@@ -332,7 +332,7 @@ class World:
         self.commits += bool(batch)
         for role, output in batch:
             store = self.stored(role)
-            for record in output.records:
+            for record in (*output.learnt, *output.records):
                 if record.value is None:
                     store.pop((record.kind, record.key), None)
                 else:

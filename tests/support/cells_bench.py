@@ -130,7 +130,7 @@ class CellsBench:
             self._took(role, self.roles[role].handle([event], self.now_ms))
 
     def _took(self, role: str, output: Output) -> None:
-        for record in output.records:
+        for record in (*output.learnt, *output.records):
             if record.value is None:
                 self.stores[role].pop((record.kind, record.key), None)
             else:
