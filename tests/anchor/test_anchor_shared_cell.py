@@ -107,7 +107,7 @@ class Shared:
 
     def take(self, role: str, output: Output) -> None:
         store = self.stores[role]
-        # What is merely learnt is durable soon; that it is lost in a crash is tried in the simulator.
+        # What is merely learnt is durable soon; the simulator tries that a crash loses it.
         for record in (*output.learnt, *output.records):
             if record.value is None:
                 store.pop((record.kind, record.key), None)
