@@ -165,10 +165,10 @@ async def test_large_values_between_steps_have_no_digest_and_go_with_their_reque
     await until(lambda: len(values_of(agent)) == 1)
     (value,) = values_of(agent)
     assert value.name == blob.digest.removeprefix("sha256:")
-    # What was made by a daemon that was killed is gone when the next one begins.
+    # What was made by a daemon that was killed is gone when the next one begins, at the latest:
+    # any other daemon on this machine may sweep it before.
     (value.parent / "made" / ("0" * 64)).write_bytes(data)
     await agent.stop(signal.SIGKILL)
-    assert len(values_of(agent)) == 2
     await agent.start()
     await scheduler.expect(Birth, after=len(scheduler.heard))
     assert not values_of(agent)
