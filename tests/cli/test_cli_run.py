@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tona.errors import bad_input
 
 NOBODY = "http://127.0.0.1:9"
 TIMEOUT_S = 60
+ROOT = Path(__file__).parents[2]
 
 
 def python(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -306,3 +308,14 @@ def test_the_shell_completes_commands() -> None:
              "COMP_CWORD": "3"},
     )  # fmt: skip
     assert ended.stdout.split() == ["raspberry-pi-4", "raspberry-pi-5"]
+
+
+def test_a_package_of_the_controller_that_is_not_installed_is_named() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = {re.split(r"[\[<>=]", one)[0] for one in extras["controller"] + extras["trust"]}
+    assert wanted - {"tona-edge"} <= set(run.EXTRAS)
+    error = ModuleNotFoundError("No module named 'tuf.api'", name="tuf.api")
+    told, code, _ = run._verdict(error)
+    assert told == "this needs the package tuf: pip install 'tona-edge[controller]'"
+    assert code == errors.UNAVAILABLE

@@ -17,7 +17,16 @@ TRACEBACK: Final = "TONA_TRACEBACK"
 """Set, it lets a trace through: for whoever reports a fault."""
 GLOBAL: Final = ("--api", "--bundle")
 """Options of the whole program that may also stand after the command."""
-EXTRAS: Final = ("cryptography", "iotcore", "numpy", "starlette", "uvicorn")
+EXTRAS: Final = (
+    "cryptography",
+    "httptools",
+    "iotcore",
+    "numpy",
+    "securesystemslib",
+    "starlette",
+    "tuf",
+    "uvicorn",
+)
 """Packages that the command line itself does without."""
 OWN: Final = ("controller", "agent")
 """Commands with an option of their own by such a name."""
