@@ -12,7 +12,7 @@ from controller.api import body, peers
 DATA = b"content"
 ADDRESS = hashlib.sha256(DATA).hexdigest()
 HEAD = b"GET /v1/system HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 async def cut_off(address: tuple[str, int], first: bytes, again: bytes = b"") -> bytes:

@@ -27,7 +27,7 @@ from protocols.errors import EnvironmentFailure
 from protocols.topics import Speaker
 from protocols.transport.tls import Bundle, client_context
 
-WAIT_S = 30.0
+WAIT_S = 60
 CELL = "cell-1"
 
 

@@ -14,7 +14,7 @@ import pytest
 from tona.cli import run as cli
 
 START_TIMEOUT_S = 60
-END_TIMEOUT_S = 40
+END_TIMEOUT_S = 100
 
 
 class Ended(NamedTuple):

@@ -76,7 +76,7 @@ async def running(
     deployed = Deployed(plan, lambda one, text: said.append(f"{one} {text}"))
     try:
         seen = await deployed.start()
-        async with httpx.AsyncClient(base_url=seen.api_url, timeout=15) as http:
+        async with httpx.AsyncClient(base_url=seen.api_url, timeout=60) as http:
             world = World(deployed, seen, http)
             await world.online(nodes)
             yield world

@@ -8,17 +8,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from device_world import Agent, Broker, Peer, Store, node_filters
+from device_world import Agent, Peer, Store, node_filters
+from real_brokers import Broker
 
 from protocols.topics import Speaker
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    one = Broker(tmp_path)
+    one = Broker("mosquitto", tmp_path)
     await one.start()
     yield one
-    await one.stop()
+    await one.close()
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from device_world import LONG_S, NODE, Agent, Broker, Store, until
+from device_world import LONG_S, NODE, Agent, Store, until
+from real_brokers import Broker
 
 from controller.broker.address import Address
 from controller.decider import Carry, Event, Role
@@ -59,7 +60,7 @@ class Cell:
         folder.mkdir()
         self.name = name
         self.world = world
-        self.broker = Broker(folder)
+        self.broker = Broker("mosquitto", folder)
         self.heard: list[Inbound] = []
         self.silent = False
         """Whether the scheduler welcomes nobody."""
@@ -125,7 +126,7 @@ class Cell:
     async def close(self) -> None:
         await asyncio.gather(self.session.close(), self.lines.close())
         await asyncio.gather(*self._tasks)
-        await self.broker.stop()
+        await self.broker.close()
 
 
 class Cells:

@@ -3,17 +3,13 @@
 import asyncio
 import hashlib
 import os
-import shutil
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import pytest
+from typing import IO, Any, Final, TypeVar
 
 from protocols import topics
 from protocols.messages import Birth, Welcome
@@ -25,7 +21,6 @@ CELL: Final = "cell"
 NODE: Final = "node-r"
 LONG_S: Final = 60
 ROOT: Final = Path(__file__).parents[2]
-MOSQUITTO: Final = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 T = TypeVar("T")
 
 ECHO: Final = """
@@ -44,54 +39,12 @@ ECHO: Final = """
 """
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 async def until(ready: Callable[[], T], timeout_s: float = LONG_S) -> T:
     """Wait for something true that no event tells of, and return it."""
     async with asyncio.timeout(timeout_s):
         while not (found := ready()):  # noqa: ASYNC110 - another process owns the event
             await asyncio.sleep(0.02)
     return found
-
-
-class Broker:
-    """A Mosquitto on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        if MOSQUITTO is None:
-            pytest.skip("mosquitto is not installed")
-        self.port = free_port()
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
-            "max_inflight_messages 1000\nmax_queued_messages 100000\npersistence false\n",
-            encoding="utf-8",
-        )
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            str(MOSQUITTO),
-            *("-c", str(self._config)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        await until(self._listens)
-
-    def _listens(self) -> bool:
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", self.port)) == 0
-
-    async def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            await self._process.wait()
-            self._process = None
 
 
 class Store:
@@ -207,11 +160,18 @@ class Agent:
         self._port = port
         self._environment = environment
         self.process: asyncio.subprocess.Process | None = None
+        self._log = folder.with_name(f"{folder.name}.log")
+        self._said = 0
+        """Where in the log the words of this process begin."""
 
     async def start(self, *more: str) -> None:
         options = {"node": NODE, "cell": CELL, "broker": f"127.0.0.1:{self._port}"}
         flags = [f"--{name}={value}" for name, value in options.items()]
-        self.process = await run_agent(*flags, f"--data={self.folder}", *more, **self._environment)
+        with self._log.open("ab") as log:
+            self._said = log.tell()
+            self.process = await run_agent(
+                *flags, f"--data={self.folder}", *more, said=log, **self._environment
+            )
 
     async def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal, wait for the end; return the exit code and what was said."""
@@ -222,17 +182,18 @@ class Agent:
     async def ended(self) -> tuple[int, str]:
         assert self.process is not None
         async with asyncio.timeout(LONG_S):
-            _, said = await self.process.communicate()
-        code, self.process = self.process.returncode, None
-        assert code is not None
-        return code, said.decode()
+            code = await self.process.wait()
+        self.process = None
+        return code, self._log.read_bytes()[self._said :].decode()
 
     async def close(self) -> None:
         if self.process is not None:
             await self.stop(signal.SIGKILL)
 
 
-async def run_agent(*flags: str, **environment: str) -> asyncio.subprocess.Process:
+async def run_agent(
+    *flags: str, said: IO[bytes] | int = asyncio.subprocess.PIPE, **environment: str
+) -> asyncio.subprocess.Process:
     """Start `python -m device_agent` with nothing but these in its environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return await asyncio.create_subprocess_exec(
@@ -240,5 +201,5 @@ async def run_agent(*flags: str, **environment: str) -> asyncio.subprocess.Proce
         *("-m", "device_agent", *flags),
         cwd=ROOT,
         env=kept | environment,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=said,
     )

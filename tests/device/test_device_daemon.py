@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Broker, Peer, Store, run_agent, until
+from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Peer, Store, run_agent, until
+from real_brokers import Broker
 
 from device_agent import VERSION, run
 from protocols import codec, topics
@@ -239,7 +240,7 @@ async def test_the_daemon_outlives_its_broker(
     scheduler.command(echo_task(store))
     await ready(scheduler, 1)
     heard = len(scheduler.heard)
-    await broker.stop()
+    await broker.kill()
     await broker.start()
     birth = await scheduler.expect(Birth, after=heard)
     assert [one.state for one in birth.holdings] == ["ready"], "nothing was restarted"

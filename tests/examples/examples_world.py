@@ -15,7 +15,7 @@ from paho.mqtt.properties import Properties
 from controller.api import client as api
 from controller.gateway import Running
 
-WAIT_S: Final = 30
+WAIT_S: Final = 60
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEVICE: Final = ROOT / "examples" / "bare_device" / "bare_device.py"
 CLIENT: Final = ROOT / "examples" / "bare_client" / "bare_client.py"

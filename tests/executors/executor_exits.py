@@ -2,7 +2,7 @@
 
 import asyncio
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Exits(list[tuple[str, str]]):

@@ -29,7 +29,7 @@ import contextlib
 from onnx_scan import NotProtobuf, misfit
 from stream import Refusal, Stream, map_file, read_values, write_values
 
-WAIT_S = 30.0
+WAIT_S = 60
 
 
 def frame(header: dict[str, Any], body: bytes = b"") -> bytes:

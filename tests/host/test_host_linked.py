@@ -14,7 +14,7 @@ from controller.host.links import Links
 from controller.records import STORY, StoryRecord
 from protocols.messages import EnvelopeRevoke, Linking
 
-WAIT_S = 20
+WAIT_S = 60
 OTHER = {"ta-main": "ts-main", "ts-main": "ta-main"}
 
 

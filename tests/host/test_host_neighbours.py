@@ -20,7 +20,7 @@ from protocols.errors import Blame, UserError
 from protocols.messages import Linking, Mirror
 from protocols.messages.hierarchy import NodeState
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class Drain(Struct):

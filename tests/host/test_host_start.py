@@ -16,7 +16,7 @@ from controller.records import NODE, NodeRecord
 from controller.store import SqliteStore
 from protocols.errors import UserError
 
-WAIT_S = 30
+WAIT_S = 60
 MEANWHILE_S = 0.3
 """For which a caller would have to get no answer, were there one."""
 

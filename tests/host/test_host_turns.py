@@ -26,7 +26,7 @@ from controller.host.host import Host
 from protocols.errors import EnvironmentFailure
 from protocols.messages import Probe
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class Arguments(Struct):

@@ -137,7 +137,7 @@ async def running_loop(folder: Path, nodes: int, broker: str) -> AsyncIterator[L
     cell = Cell(plan, lambda name, text: said.append(f"{name} {text}"))
     try:
         running = await cell.start()
-        async with httpx.AsyncClient(base_url=running.api_url, timeout=10) as http:
+        async with httpx.AsyncClient(base_url=running.api_url, timeout=PATIENCE_S) as http:
             loop = Loop(cell, running, http)
             await loop.until(
                 "/v1/fleet", lambda fleet: sum(one["state"] == "online" for one in fleet) == nodes

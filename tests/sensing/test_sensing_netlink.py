@@ -26,7 +26,7 @@ from device_agent.sensing.rtnetlink import (
 )
 from protocols.errors import MalformedFrame
 
-WAIT_S = 20.0
+WAIT_S = 60
 
 
 def await_change(monitor: LinkMonitor, wanted: Callable[[Change], bool]) -> Change:

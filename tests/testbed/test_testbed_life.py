@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,18 @@ def namespaces(pids: set[int]) -> set[str]:
     return found
 
 
+@contextmanager
+def kept(pids: set[int]) -> Iterator[None]:
+    """Hold the namespaces of processes, so that no new one of anybody else gets their numbers."""
+    with ExitStack() as stack:
+        for pid in pids:
+            with suppress(OSError):
+                stack.enter_context(Path(f"/proc/{pid}/ns/net").open("rb"))
+        yield
+
+
 def until(done: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + 60
     while not done():
         assert time.monotonic() < end_s, "it did not come about"
         time.sleep(0.02)
@@ -83,12 +93,13 @@ def gone(pids: set[int]) -> bool:
 
 def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path) -> None:
     mode = "loopback" if NO_NETWORKS else "netns"
-    with standing(mode, tmp_path) as (owner, line):
+    with ExitStack() as stack, standing(mode, tmp_path) as (owner, line):
         assert [one["name"] for one in line["seen"]["nodes"]] == ["edge-du-1", "ue-1"]
         # Backhaul, both gateways and the node; the node is told nothing of until it enters its own.
         spaces = 4 if mode == "netns" else 0
         until(lambda: len(namespaces(below(owner.pid)) - namespaces({os.getpid()})) == spaces)
         children = below(owner.pid)
+        stack.enter_context(kept(children))
         held = namespaces(children) - namespaces({os.getpid()})
         # Controllers, their brokers, both nodes.
         assert len(children) >= 6
@@ -100,8 +111,8 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path) -> None:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         until(lambda: gone(children))
-    everyone = {int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()}
-    assert not held & namespaces(everyone)
+        everyone = {int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()}
+        assert not held & namespaces(everyone)
     assert tona("status", folder=tmp_path).returncode == 2
     assert (tmp_path / "run").is_dir(), "logs of the dead stay until somebody clears them away"
     assert tona("down", folder=tmp_path).stdout == "a testbed that had died is cleared away\n"
@@ -110,14 +121,13 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path) -> None:
 
 def test_it_is_taken_down_from_elsewhere(tmp_path: Path) -> None:
     with standing("loopback", tmp_path) as (owner, _):
-        inside = tona(
-            "exec", "--", sys.executable, "-m", "tona", "fleet", "status", folder=tmp_path
-        )
-        assert "ue-1" in inside.stdout, inside.stderr
+        command = ["exec", "--", sys.executable, "-m", "tona", "fleet", "status"]
+        # It stands when its processes do: what nodes say comes to the CU after that.
+        until(lambda: "ue-1" in tona(*command, folder=tmp_path).stdout)
         children = below(owner.pid)
         assert tona("down", folder=tmp_path).stdout == "the testbed has ended\n"
-        assert owner.wait(timeout=10) == 0
-        assert gone(children)
+        assert owner.wait(timeout=60) == 0
+        until(lambda: gone(children))
     assert [one.name for one in tmp_path.iterdir()] == ["lock"]
     assert tona("down", folder=tmp_path).stdout == f"there is no testbed in {tmp_path}\n"
 

@@ -40,7 +40,7 @@ def packet(to: str, content: bytes) -> bytes:
 
 async def received(end: socket.socket) -> bytes:
     end.setblocking(False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await asyncio.get_running_loop().sock_recv(end, 4096)
 
 
@@ -84,7 +84,7 @@ async def test_a_radio_without_a_cell_has_lost_its_link(
     radio = shim.links(Air(made, ""), lambda: 0.5)["ue-1", "du-1"]
     radio.become(Become("ue-1", "du-1", UP))
     radio.become(Become("ue-1", "du-1", DOWN))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [await carriers.get() for _ in range(3)] == [False, True, False]
     radio.become(Become("ue-1", "du-2", UP))
     assert await carriers.get()

@@ -9,18 +9,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from transport_brokers import KINDS, MOSQUITTO, Broker
+from real_brokers import KINDS, Broker
 from transport_peers import Peer
 
 
 @pytest.fixture(params=KINDS)
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
-    if request.param == "mosquitto" and MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
     one = Broker(request.param, tmp_path)
     await one.start()
     yield one
-    await one.kill()
+    await one.close()
 
 
 @pytest.fixture

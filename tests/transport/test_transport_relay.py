@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from transport_brokers import Broker
+from real_brokers import Broker
 from transport_peers import Peer
 
 from controller.broker.address import Address
@@ -92,7 +92,7 @@ async def cells(broker: Broker, tmp_path: Path) -> AsyncIterator[tuple[Gateway, 
         await one.lines.close()
         for task in one.tasks:
             await task
-    await second.kill()
+    await second.close()
 
 
 async def _joined(speaker: Peer, gateway: Gateway, cell: str) -> None:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from transport_brokers import Broker
+from real_brokers import Broker
 from transport_peers import WAIT_S, Peer, topic
 
 from protocols import codec

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from real_brokers import MOSQUITTO, Broker
 from transport_authority import DAY, Authority, now
-from transport_brokers import MOSQUITTO, Broker
 from transport_peers import WAIT_S, Peer, topic
 
 from protocols.errors import EnvironmentFailure, UserError
@@ -54,7 +54,7 @@ async def secured(folder: Path, authority: Authority, bundle: Bundle) -> AsyncIt
     try:
         yield broker
     finally:
-        await broker.kill()
+        await broker.close()
 
 
 def node(peer: Make, port: int, bundle: Bundle, **more: object) -> Peer:
@@ -161,7 +161,7 @@ async def test_a_port_without_tls_is_told(tmp_path: Path, authority: Authority, 
     try:
         said = await refused(peer, broker.port, authority.issue("node-1"))
     finally:
-        await broker.kill()
+        await broker.close()
     assert "127.0.0.1" in said
 
 

@@ -12,7 +12,7 @@ from protocols.transport.backoff import Policy
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
 
-WAIT_S: Final = 30
+WAIT_S: Final = 60
 CELL: Final = "cell-1"
 QUICK: Final = Policy(first_ms=5, cap_ms=50, stable_ms=60_000)
 

@@ -4,14 +4,17 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
+from controller.broker.lease import PortLease
+
 MOSQUITTO: Final = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 KINDS: Final = ("iotcore", "mosquitto")
-READY_S: Final = 30
+READY_S: Final = 60
 
 IOTCORE_CONFIG: Final = """
 id = 0
@@ -42,18 +45,19 @@ persistence false
 """
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 class Broker:
-    """One broker; `more` is added to the Mosquitto configuration, as for TLS."""
+    """One broker, and its port from the beginning to `close`, also while it is down.
+
+    `more` is added to the Mosquitto configuration, as for TLS. What the broker says lies beside its
+    configuration.
+    """
 
     def __init__(self, kind: str, folder: Path, more: str = "") -> None:
-        self.port = free_port()
+        if kind == "mosquitto" and MOSQUITTO is None:
+            pytest.skip("mosquitto is not installed")
+        # A port that nobody else is handed meanwhile: tests run beside each other.
+        self._lease = PortLease("127.0.0.1", 0)
+        self.port = self._lease.port
         self._kind = kind
         self._process: asyncio.subprocess.Process | None = None
         self._config = folder / f"{kind}-{self.port}.toml"
@@ -64,18 +68,19 @@ class Broker:
 
     async def start(self) -> None:
         if self._kind == "iotcore":
-            child = Path(__file__).with_name("transport_iotcore.py")
+            child = Path(__file__).with_name("real_iotcore.py")
             command = [sys.executable, str(child), str(self._config)]
         else:
             assert MOSQUITTO is not None
             command = [MOSQUITTO, "-c", str(self._config)]
-        self._process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            process_group=0,
-        )
+        with self._config.with_suffix(".log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                process_group=0,
+            )
         async with asyncio.timeout(READY_S):
             if self._kind == "iotcore":
                 assert self._process.stdout is not None
@@ -102,6 +107,11 @@ class Broker:
             await process.wait()
             assert process.stdin is not None
             process.stdin.close()
+
+    async def close(self) -> None:
+        """End it, and give its port back."""
+        await self.kill()
+        self._lease.close()
 
     def pause(self) -> None:
         """Let it hold its sockets and do nothing."""
