@@ -57,7 +57,7 @@ class Cell:
         self.registry.apply([Record(ARTIFACT, record.digest, record, cause)])
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - files and sockets have no event to wait on
                 await asyncio.sleep(0.01)
 
@@ -95,6 +95,6 @@ async def http(cell: Cell) -> AsyncIterator[httpx.AsyncClient]:
     # An empty context: reading the authorities of the web would cost more than the test.
     verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     async with httpx.AsyncClient(
-        base_url=base, timeout=30, trust_env=False, verify=verify
+        base_url=base, timeout=60, trust_env=False, verify=verify
     ) as client:
         yield client

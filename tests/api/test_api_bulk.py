@@ -155,7 +155,7 @@ async def test_two_uploads_of_the_same_content_at_once_both_succeed(
         yield DATA[2_000_000:]
 
     path = f"/v1/artifacts/{address(DATA)}"
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         puts = [group.create_task(http.put(path, content=body())) for _ in range(2)]
         await cell.until(lambda: len(held(cell, "artifacts")) == 2)
         gate.set()

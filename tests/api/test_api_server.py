@@ -66,9 +66,9 @@ async def test_tls_is_served_and_verified(cell: Any, tmp_path: Path) -> None:
     await one.start()
     trusting = ssl.create_default_context(cafile=str(certificate_path))
     url = f"https://127.0.0.1:{port}/healthz"
-    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=60) as client:
         assert (await client.get(url)).json() == {"status": "ok"}
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as stranger:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as stranger:
         with pytest.raises(httpx.ConnectError):
             await stranger.get(url)
     await one.stop()
@@ -106,6 +106,6 @@ async def test_ipv6_loopback(cell: Any) -> None:
     except UserError:
         pytest.skip("this machine has no IPv6 loopback")
     await one.start()
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         assert (await client.get(f"http://[{host}]:{port}/v1/fleet")).json() == []
     await one.stop()

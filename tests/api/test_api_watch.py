@@ -19,7 +19,7 @@ class Follower:
         self._reader = EventReader()
 
     async def next(self) -> Event:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for line in self._lines:
                 event = self._reader.feed(line)
                 if event is not None:
@@ -142,7 +142,7 @@ async def test_an_idle_watch_is_pinged(
     cell: Any, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.api.watch.PING_S", 0.01)
-    async with http.stream("GET", "/v1/watch/task") as response, asyncio.timeout(30):
+    async with http.stream("GET", "/v1/watch/task") as response, asyncio.timeout(60):
         async for line in response.aiter_lines():
             if line == ": ping":
                 break
@@ -157,7 +157,7 @@ async def test_a_watch_ends_with_a_reason_when_the_server_stops(
         stopping = asyncio.create_task(cell.server.stop())
         event = await follower.next()
         assert (event.event, event.data) == ("end", b'{"reason":"the controller is stopping"}')
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await stopping
 
 

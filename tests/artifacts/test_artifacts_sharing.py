@@ -126,7 +126,7 @@ async def test_a_neighbour_says_nothing_of_who_signed(
 
 def get(sharing: Sharing, path: str, **headers: str) -> tuple[int, bytes]:
     host, port = sharing.url.partition("//")[2].split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
@@ -177,7 +177,7 @@ async def test_too_many_are_turned_away_and_the_process_leaves_when_idle(
             await asyncio.to_thread(get, sharing, path)
         for one in held:
             one.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while sharing._process is not None:  # noqa: ASYNC110 - its end is what is awaited
                 await asyncio.sleep(0.05)
         assert (await asyncio.to_thread(get, sharing, path))[0] == 200

@@ -264,7 +264,7 @@ async def test_keys_change_under_a_running_node(guarded: Fetcher, cell: Cell, st
     root, expires = await guarded.check_trust([store.url])
     assert root == 4
     assert expires > time.time()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while guarded._process is not None:  # noqa: ASYNC110 - its end is what is awaited
             await asyncio.sleep(0.01)
 

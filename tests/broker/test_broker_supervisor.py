@@ -30,7 +30,7 @@ async def test_what_keeps_failing_is_given_up_and_says_why(monkeypatch: Any) -> 
 
     one = Supervisor("stand-in", launch, no_probe)
     await one.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         failure = await one.wait_failed()
     assert "keeps failing" in str(failure)
     assert "exit 3" in str(failure)
@@ -57,7 +57,7 @@ async def test_renewal_is_no_failure_and_gives_a_fresh_process(monkeypatch: Any)
     one = Supervisor("stand-in", launch, no_probe)
     await one.start()
     before = one.pid
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         for _ in range(3):
             await one.renew()
     assert one.pid not in {None, before}

@@ -57,7 +57,7 @@ async def ran(client: Client, monkeypatch: pytest.MonkeyPatch) -> Load:
     world: Any = None
     load = Load(client, world)  # type: ignore[arg-type]
     load.services = ["a", "b"]
-    async with load, asyncio.timeout(30), load._more:
+    async with load, asyncio.timeout(60), load._more:
         await load._more.wait_for(lambda: load.tally()["sent"] >= 12)
     await load.settle()
     return load

@@ -13,7 +13,7 @@ from controller.child import Child, environment
 from protocols.errors import EnvironmentFailure
 from tona.local.supervisor import Supervisor
 
-WITHIN_S = 30
+WITHIN_S = 60
 SLEEPS = "import signal, sys; print('here', flush=True); signal.pause()"
 
 

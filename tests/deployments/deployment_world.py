@@ -44,7 +44,7 @@ class World(Loop):
 
     async def delete(self, use_case: str) -> None:
         """Delete a use case, and wait until no task of it is anywhere."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 answer = await self.http.delete(f"/v1/usecases/{use_case}")
                 if answer.status_code == 200:

@@ -345,7 +345,7 @@ async def test_mutated_models_break_nothing(
     limits = Limits(memory_bytes=64 << 20, deadline_ms=3000, output_bytes=1 << 20)
     inputs: dict[str, Value] = {"x": floats(*range(8))}
     for data, ports in kinds:
-        await served.start("kind", *model(data, inputs=ports, limits=limits), {})
+        await served.start("kind", *model(data, inputs=ports), {})
         assert isinstance(await served.invoke("kind", "c", inputs, BUDGET_MS), Done)
         await served.stop("kind")
     outcomes = {"refused": 0, "failed": 0, "ran": 0}

@@ -103,7 +103,7 @@ async def test_what_rests_leaves_no_memory_behind(
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Return what a process holds that no file backs: whoever else maps its files changes nothing."""
+    """Return what no file backs: whoever else maps the same files changes nothing of it."""
     text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     line = next(one for one in text.splitlines() if one.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024

@@ -116,7 +116,7 @@ async def test_a_greedy_version_gives_way_to_the_one_before(tmp_path: Path) -> N
             body = {"version": old, "reason": "it is wrong too"}
             await loop.http.post("/v1/tasks/echo.step0/quarantine", json=body)
             with pytest.raises(tona.InvocationError, match="it is wrong too"):
-                await client.invoke("echo", {"x": b"?"}, deadline_s=3)
+                await client.invoke("echo", {"x": b"?"}, deadline_s=10)
             body = {"version": old, "release": True}
             await loop.http.post("/v1/tasks/echo.step0/quarantine", json=body)
             answer = await client.invoke("echo", {"x": b"!"}, deadline_s=PATIENCE_S)

@@ -12,11 +12,11 @@ async def test_a_change_wakes_those_who_wait_for_its_kind_and_no_others() -> Non
     fleet = asyncio.create_task(live.changed(FLEET))
     await asyncio.sleep(0)
     live.apply([record])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await asyncio.gather(*artifacts)
     assert not fleet.done()
     live.apply(views=[View(FLEET, "n", None)])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await fleet
     assert live.model.revision == 2
 
@@ -26,7 +26,7 @@ async def test_closing_wakes_everybody_and_nobody_waits_again() -> None:
     waiting = asyncio.create_task(live.changed(FLEET))
     await asyncio.sleep(0)
     live.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await waiting
         await live.changed(FLEET)
     assert live.closed

@@ -60,7 +60,7 @@ async def test_a_service_that_its_cell_knows_no_more_is_looked_for_again(
                 client._routed_to(Route(command.service, 1, None, 30_000, reason=reason))
 
         client._on[beside.AskRoute] = refused
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         result = await client.invoke("s", {"x": b"hello"})
     assert bytes(result.outputs["y"]) == b"hello"
     assert client._homes["s"] == CELL

@@ -126,7 +126,7 @@ async def test_a_failure_is_an_error_of_its_own_kind(
 async def test_a_service_that_nobody_serves_is_said_so(cell: Cell) -> None:
     async with tona.connect(cell.url) as client:
         with pytest.raises(tona.ServiceUnavailable, match="there is no service 'nothing'"):
-            await client.invoke("nothing", {"x": b""}, deadline_s=0.3)
+            await client.invoke("nothing", {"x": b""}, deadline_s=2)
 
 
 async def test_wrong_calls_are_told_before_anything_is_sent(cell: Cell) -> None:
@@ -334,8 +334,8 @@ async def test_a_controller_that_is_not_there_is_said_so() -> None:
 
 async def test_a_broker_that_is_not_there_is_said_so(cell: Cell) -> None:
     cell.system["broker"] = "mqtt://127.0.0.1:1"
-    with pytest.raises(tona.CannotConnect, match=r"127.0.0.1:1: refused.*tried for 0.2 s"):
-        async with tona.connect(cell.url, timeout_s=0.2):
+    with pytest.raises(tona.CannotConnect, match=r"127.0.0.1:1: refused.*tried for 2 s"):
+        async with tona.connect(cell.url, timeout_s=2):
             pass
 
 

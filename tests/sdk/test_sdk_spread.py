@@ -150,7 +150,7 @@ async def test_a_controller_that_goes_away_leaves_requests_where_they_are(client
 async def test_what_is_nowhere_is_told_at_the_deadline_or_at_once(client: Spread) -> None:
     client.says = [Found(known=True)]
     with pytest.raises(ServiceUnavailable, match="no place yet"):
-        await client.invoke("s", {}, deadline_s=0.1)
+        await client.invoke("s", {}, deadline_s=1)
     client.says = [Found(known=False)]
     with pytest.raises(ServiceUnavailable, match="there is no service 's'"):
         await client.invoke("s", {}, deadline_s=60)

@@ -65,7 +65,7 @@ async def test_a_bundle_is_all_that_a_client_needs(tmp_path: Path) -> None:
         stranger = Authority.init(tmp_path / "other", "others")
         bundle = issue(stranger, "mallory", Speaker.CLIENT, port, tmp_path / "mallory.json")
         with pytest.raises(tona.CannotConnect, match="authority"):
-            async with tona.connect(bundle, timeout_s=2):
+            async with tona.connect(bundle, timeout_s=4):
                 pass
     finally:
         await broker.close()

@@ -154,7 +154,7 @@ async def test_a_watch_continues_exactly_where_it_left(store: SqliteStore) -> No
             if change.seq == 5:
                 return
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(follow())
         await store.append(epoch, 3, [artifact(3)])
         await store.append(epoch, 4, [artifact(4)])
@@ -174,7 +174,7 @@ async def test_a_watch_ends_when_the_store_closes(path: Path) -> None:
     task = asyncio.create_task(follow())
     await store.load()
     await store.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await task == []
 
 
