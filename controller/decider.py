@@ -67,7 +67,14 @@ class Linked(Struct, frozen=True):
     role: str
 
 
-Event = Received | Fired | Called | Linked
+class Timed(Struct, frozen=True):
+    """How long the brokers of the other cells in reach took to answer this host just now, in ms."""
+
+    answers_ms: dict[str, float | None]
+    """By cell; None: it has not answered."""
+
+
+Event = Received | Fired | Called | Linked | Timed
 
 
 class ToNode(Struct, frozen=True):

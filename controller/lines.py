@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 
 from controller.broker.address import Address
-from controller.decider import Carry, Role, Send, ToInvoke, ToNode, ToTopic
+from controller.decider import Carry, Role, Send, Timed, ToInvoke, ToNode, ToTopic
 from controller.host.host import Host, monotonic_ms
 from controller.host.linker import Linker
 from controller.host.neighbours import desk_of
@@ -42,6 +42,8 @@ BACKOFF: Final = Policy(cap_ms=1000, stable_ms=3000)
 """Controllers are few: their reconnecting is no storm, and everyone else waits for them."""
 NODES_MAX: Final = 100_000
 """Nodes whose cell is remembered, of those heard directly."""
+WAYS_S: Final = 1.0
+"""So often the brokers of other cells are asked for an answer: two bytes each way."""
 _DATA: Final = (Channel.INVOKE, Channel.REPLY)
 """Heard to be carried, and for no role."""
 
@@ -84,6 +86,7 @@ class Lines:
         """At the brokers of other cells, to which something is carried."""
         self._ending: set[asyncio.Task[Any]] = set()
         self._expiry: asyncio.TimerHandle | None = None
+        self._timing: asyncio.TimerHandle | None = None
         self._ends = [*host.roles, *(desk_of(role) for role in host.roles)]
         cell = plan.home.cell
         filters = subscriptions(cell, host.roles)
@@ -125,6 +128,18 @@ class Lines:
             running = asyncio.create_task(session.run(), name=f"relay to {cell}")
             self._away[cell] = wanted[cell], session, running
         self.home.resubscribe()
+        if self._away and self._timing is None:
+            self._time()
+
+    def _time(self) -> None:
+        """Have the schedulers here know how far the brokers of other cells are."""
+        self._timing = None
+        answers_ms = {cell: session.ping() for cell, (_, session, _) in self._away.items()}
+        for name, role in self._host.roles.items():
+            if role is Role.TS:
+                self._host.post(name, Timed(answers_ms))
+        if self._away:
+            self._timing = asyncio.get_running_loop().call_later(WAYS_S, self._time)
 
     def follow(self, topics: Iterable[tuple[str, Channel]]) -> None:
         """Bring this from the brokers of the other cells in reach, and nothing else."""
@@ -164,8 +179,9 @@ class Lines:
 
     async def close(self) -> None:
         """End every session."""
-        if self._expiry is not None:
-            self._expiry.cancel()
+        for timer in (self._expiry, self._timing):
+            if timer is not None:
+                timer.cancel()
         away, self._away = self._away, {}
         closing = [one.close() for one in self.sessions]
         closing += [session.close() for _, session, _ in away.values()]

@@ -44,6 +44,7 @@ from controller.anchor.settings import Settings
 from controller.anchor.switching import Switching
 from controller.anchor.transfers import Transfers
 from controller.anchor.upward import Upward
+from controller.anchor.ways import Ways
 from controller.decider import Called, Event, Fired, Linked, Output, Received, Record, Role
 from controller.desk import Desk
 from protocols.errors import TonaBug
@@ -54,6 +55,7 @@ from protocols.messages import (
     AnchorWelcome,
     Birth,
     Calibrated,
+    CellReport,
     Death,
     Escalation,
     EscalationAnswer,
@@ -88,6 +90,7 @@ _OF_PEERS: Final = frozenset({AnchorOffer, AnchorTransfer})
 """What nobody but another anchor may say."""
 _OF_SCHEDULERS: Final = frozenset(
     {
+        CellReport,
         HandoverAnswer,
         HandoverFailed,
         HandoverRequired,
@@ -137,7 +140,8 @@ class Anchor:
         self.placing.sourced = self.elsewheres.tell
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers, self.elsewheres)
         self.cells = Cells(self.book, self.elsewheres, self.handovers)
-        moves = self.transfers, self.elsewheres, self.handovers
+        self.ways = Ways(self.elsewheres)
+        moves = self.transfers, self.elsewheres, self.handovers, self.ways
         self.following = Following(self.book, self.placing, *moves)
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
         self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
@@ -172,6 +176,7 @@ class Anchor:
             Escalation: self.escalations.escalation,
             Flagged: self.quarantines.flagged,
             SchedulerHello: self._on_hello,
+            CellReport: self.ways.told,
             Calibrated: self.calibrations.calibrated,
             RunFigures: self.calibrations.ran,
             JobSubmit: self.jobs.submit,

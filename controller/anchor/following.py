@@ -10,7 +10,8 @@ What it remembers comes through here, from scheduler to scheduler, and the recor
 until all of it has come.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import combinations
 from typing import Final
 
 from msgspec import structs
@@ -25,6 +26,7 @@ from controller.anchor.placement.figures import START_MS
 from controller.anchor.placing import Placing
 from controller.anchor.search import unplaced
 from controller.anchor.transfers import Transfers
+from controller.anchor.ways import Ways
 from controller.decider import Received
 from controller.handover_records import HandoverRecord, HandoverState
 from controller.records import Home, TaskRecord, TaskState
@@ -57,12 +59,14 @@ class Following:
         transfers: Transfers,
         elsewheres: Elsewheres,
         handovers: Handovers,
+        ways: Ways,
     ) -> None:
         self._book = book
         self._placing = placing
         self._transfers = transfers
         self._elsewheres = elsewheres
         self._handovers = handovers
+        self._ways = ways
         self._due: dict[str, str] = {}
         """Devices to look at in this turn, and the cause."""
         self._looks: dict[str, int] = {}
@@ -218,17 +222,27 @@ class Following:
         facts = book.nodes.get(chosen)
         bounds = [one.at_most for one in spec.qos.bounds if one.indicator == LATENCY]
         manifest = spec.manifest
+        here = self._place(task, task.node, book.nodes.get(task.node))
+        there = self._place(task, chosen, facts) if facts is not None else None
+        devices = tuple(self._device(one) for one in sorted(self._devices(task.service)))
         return Question(
             spec.task,
-            self._place(task, task.node, book.nodes.get(task.node)),
-            self._place(task, chosen, facts) if facts is not None else None,
+            here,
+            there,
             refused,
-            tuple(self._device(one) for one in sorted(self._devices(task.service))),
+            devices,
             next((one for one in bounds if one is not None), None),
             book.figures.demand(spec.task).per_s,
             manifest.limits.state_bytes if manifest.remembers else 0,
             START_MS[manifest.kind],
+            self._measured((here, there, *devices)),
         )
+
+    def _measured(self, places: Iterable[Place | Device | None]) -> dict[tuple[str, str], float]:
+        """Return the ways that are known between the cells of these."""
+        cells = sorted({one.cell for one in places if one is not None})
+        ways = {two: self._ways.between(*two) for two in combinations(cells, 2)}
+        return {two: way_ms for two, way_ms in ways.items() if way_ms is not None}
 
     def _place(self, task: TaskRecord, node: str, facts: NodeFacts | None) -> Place:
         digest = task.spec.manifest.artifact.digest

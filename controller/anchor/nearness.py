@@ -14,7 +14,7 @@ LEAST_GAIN_MS: Final = 1.0
 BUSY_MAX: Final = 0.9
 """A node is not taken to be busier: what waits there longer is not foreseen by its load."""
 BETWEEN_MS: Final = 10.0
-"""From gateway to gateway and back; nobody measures it."""
+"""From gateway to gateway and back, where none of them has measured it."""
 STAY_S: Final = 60.0
 """A device that has not been seen to go on is taken to stay so long."""
 LEAST_PER_S: Final = 0.1
@@ -69,6 +69,8 @@ class Question(Struct, frozen=True):
     memory_bytes: int
     """That it may remember; 0: it remembers nothing."""
     start_ms: float
+    ways_ms: dict[tuple[str, str], float] = {}
+    """From gateway to gateway and back, as measured, by their cells in order."""
 
 
 class Verdict(Struct, frozen=True):
@@ -86,7 +88,7 @@ def weigh(asked: Question) -> Verdict:
     afar_ms, near_ms = _mean(asked, asked.here), _mean(asked, there)
     gain_ms, cost_ms = afar_ms - near_ms, switch_ms(asked)
     found = f"a request takes {afar_ms:.1f} ms from {asked.here.cell}, {near_ms:.1f} ms in"
-    found += f" {there.cell}"
+    found += f" {there.cell}{_between(asked, there)}"
     bound = asked.bound_ms
     if bound is not None and near_ms <= bound < afar_ms:
         return Verdict(True, f"follows to {there.node}: {found}, and {bound:g} ms are agreed")
@@ -100,21 +102,36 @@ def weigh(asked: Question) -> Verdict:
     return Verdict(True, f"follows to {there.node}: {found}")
 
 
+def way_ms(asked: Question, one: str, other: str) -> float:
+    """Return the round trip between the gateways of two cells."""
+    return 0.0 if one == other else asked.ways_ms.get(_ends(one, other), BETWEEN_MS)
+
+
 def switch_ms(asked: Question) -> float:
     """Return what all requests together wait because of one move."""
     wait_ms = 0.0
     if asked.memory_bytes:
-        wait_ms = COMES_ALONG * BETWEEN_MS
+        to = asked.there.cell if asked.there is not None else ""
+        wait_ms = COMES_ALONG * way_ms(asked, asked.here.cell, to)
         wait_ms += CHANGES_SHARE * asked.memory_bytes / BYTES_PER_MS
     # Who comes at the beginning of the wait waits for all of it, who comes at its end for nothing.
     waiting = max(asked.per_s, LEAST_PER_S) * wait_ms / 1000
     return waiting * wait_ms / 2 + START_SHARE * asked.start_ms
 
 
+def _ends(one: str, other: str) -> tuple[str, str]:
+    return min(one, other), max(one, other)
+
+
+def _between(asked: Question, there: Place) -> str:
+    """Say how far the two cells are from each other, and how that is known."""
+    ends = _ends(asked.here.cell, there.cell)
+    known = "measured" if ends in asked.ways_ms else "assumed"
+    return f" ({way_ms(asked, *ends):.1f} ms between them, {known})"
+
+
 def _mean(asked: Question, place: Place) -> float:
     """Return what a request takes, over all devices."""
-    ways = [
-        one.round_trip_ms + (0.0 if one.cell == place.cell else BETWEEN_MS) for one in asked.devices
-    ]
+    ways = [one.round_trip_ms + way_ms(asked, one.cell, place.cell) for one in asked.devices]
     run_ms = place.run_ms / (1 - min(place.busy, BUSY_MAX))
     return sum(ways) / max(1, len(ways)) + place.round_trip_ms + run_ms

@@ -22,6 +22,7 @@ from controller.decider import (
     Received,
     Record,
     Role,
+    Timed,
     ToNode,
     ToRole,
 )
@@ -48,6 +49,7 @@ from controller.scheduler.quality import sane_report
 from controller.scheduler.serving import Serving
 from controller.scheduler.settings import Settings
 from controller.scheduler.table import TaskTable
+from controller.scheduler.ways import Ways
 from protocols.errors import Blame, TonaBug
 from protocols.messages import (
     Acknowledge,
@@ -171,6 +173,7 @@ class Scheduler:
             lambda node: self.nodes.state(node) in LISTENING,
             self.accounts.heads.get,
         )
+        self.ways = Ways(self.desk, settings.anchors)
         self._refusals = 0
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
@@ -243,22 +246,27 @@ class Scheduler:
         for event in events:
             match event:
                 case Received():
-                    if self.joins.admits(event, now_ms):
-                        self._hear(event)
-                    elif self.fleet.counts(event):
-                        # It waits with a birth, but it lives.
-                        self.fleet.heard(event)
+                    self._received(event)
                 case Fired(key=key):
                     self._on_timer(key)
                 case Called():
                     self._on_call(event)
                 case Linked(role=role):
                     self._on_linked(role)
+                case Timed():
+                    self.ways.timed(event)
         for waited in self.joins.next(now_ms):
             self._hear(waited)
         if self.joins:
             self.desk.wake(_JOINS, self.joins.due_ms)
         return self._end()
+
+    def _received(self, event: Received) -> None:
+        if self.joins.admits(event, self.desk.now_ms):
+            self._hear(event)
+        elif self.fleet.counts(event):
+            # It waits with a birth, but it lives.
+            self.fleet.heard(event)
 
     def _hear(self, event: Received) -> None:
         kind = type(event.body)
@@ -487,6 +495,7 @@ class Scheduler:
         if not self._unwelcome:
             self.adoption.anchors_welcomed(event.cause)
             self.feeds.anchors_welcomed()
+        self.ways.again(event.sender, event.cause)
         for slot in range(len(self.nodes)):
             self.fleet.tell(slot, event.cause, (event.sender,))
 

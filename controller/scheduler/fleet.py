@@ -36,7 +36,10 @@ MAX_UNKNOWN: Final = 100_000
 MAX_NODES: Final = 100_000
 """Names of nodes that were ever seen; beyond it a new one is counted and not taken in."""
 SUMMARY_STEP_PERCENT: Final = 20.0
-"""A change of load of this much is worth telling the TA, who sees coarsely."""
+"""A change of load of this much is worth telling the TA, who sees coarsely..."""
+SUMMARY_STEP: Final = 0.5
+SUMMARY_STEP_MS: Final = 2.0
+"""...and so is one of the way to the node, as a share and beyond it."""
 DRAINED: Final = "drained by an operator"
 MOVED_MS: Final = 30_000
 """A node that has moved and turned up nowhere is lost after this."""
@@ -187,6 +190,10 @@ class Fleet:
             self.counters["absurd_report"] += 1
             return False
         self._nodes.linked(slot, link)
+        told_ms = float(self._nodes.summarised_round_trip_ms[slot])
+        step_ms = abs((link.round_trip_ms or told_ms) - told_ms)
+        if step_ms > SUMMARY_STEP * told_ms + SUMMARY_STEP_MS:
+            self.summarise(slot, event.cause)
         return True
 
     def heard(self, event: Received) -> int | None:
@@ -373,6 +380,8 @@ class Fleet:
     def summarise(self, slot: int, cause: str) -> None:
         """Tell all anchors how a node fares at the end of this turn, before all else of it."""
         self._nodes.summarised_cpu_percent[slot] = self._nodes.cpu_percent[slot]
+        link = self._nodes.links[slot]
+        self._nodes.summarised_round_trip_ms[slot] = (link.round_trip_ms or 0.0) if link else 0.0
         self._untold[slot] = cause
 
     def _tell(self) -> None:

@@ -33,6 +33,7 @@ _COLUMNS: Final = (
     "_heartbeat_ms",
     "cpu_percent",
     "summarised_cpu_percent",
+    "summarised_round_trip_ms",
     "queue",
     "copies",
     "round_trip_ms",
@@ -62,6 +63,7 @@ class NodeTable:
         self._heartbeat_ms: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         self.cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
         self.summarised_cpu_percent: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
+        self.summarised_round_trip_ms: NDArray[np.float32] = np.zeros(FIRST_SLOTS, np.float32)
         self.queue: NDArray[np.int64] = np.zeros(FIRST_SLOTS, np.int64)
         """Invocations that wait or run."""
         self.copies: NDArray[np.int32] = np.zeros(FIRST_SLOTS, np.int32)

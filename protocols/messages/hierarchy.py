@@ -13,7 +13,7 @@ from protocols.errors import Blame
 from protocols.manifest import MAX_PORTS, Manifest
 from protocols.messages.calibration import CalibrationInput
 from protocols.messages.invocation import MAX_STEPS, Edge
-from protocols.messages.mobility import CellPoint
+from protocols.messages.mobility import CellPoint, Span
 from protocols.messages.presence import Arrival, Inventory
 from protocols.messages.quality import (
     MAX_SOURCES,
@@ -33,6 +33,8 @@ from protocols.sla import Bound, ServiceKind, Sla
 
 MAX_RESERVED: Final = 256
 """Tasks of other anchors that are told apart on one node."""
+MAX_CELLS: Final = 64
+"""Other cells that one gateway tells of."""
 
 
 class TaskQos(Part, frozen=True):
@@ -196,6 +198,21 @@ class SchedulerHello(Message, tag="scheduler-hello", frozen=True):
     """Where its cell is reached; null: that is not known, and no node is handed over to it."""
     beside: Annotated[str, Meta(max_length=64)] = ""
     """The TA in its process, which is nearest to its cell; empty: there is none."""
+
+
+class CellWay(Part, frozen=True):
+    """How far another cell is."""
+
+    cell: Name
+    round_trip_ms: Span
+    """From the gateway that tells to the broker of that cell and back."""
+
+
+class CellReport(Message, tag="cell-report", frozen=True):
+    """TS to TA: what its gateway sees of other cells; all of it each time."""
+
+    ways: Annotated[tuple[CellWay, ...], Meta(max_length=MAX_CELLS)] = ()
+    """The ways that are known."""
 
 
 class LeaseRequest(Message, tag="lease-request", frozen=True):

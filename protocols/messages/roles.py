@@ -11,6 +11,7 @@ from protocols.messages.hierarchy import (
     AnchorTaken,
     AnchorTransfer,
     AnchorWelcome,
+    CellReport,
     Elsewhere,
     EnvelopeGrant,
     EnvelopeRevoke,
@@ -65,5 +66,6 @@ HIERARCHY = (
     | LeaseRequest
     | Lease
     | Elsewhere
+    | CellReport
 )
 Body = NODE_SAYS | NODE_HEARS | INVOCATION | JOB | HIERARCHY

@@ -72,6 +72,10 @@ class Link(asyncio.BufferedProtocol):
         self._heard = self._spoke = False
         self._heard_s = time.monotonic()
         self._silent = 0
+        self._pinged_s = 0.0
+        """When the broker was asked for an answer that has not come; 0: it was not."""
+        self.answer_ms: float | None = None
+        """How long the broker took to answer last."""
         self._corked: list[bytes] | None = None
         self._reason = ""
         self._max_packet_bytes = PACKET_MAX_BYTES
@@ -115,6 +119,11 @@ class Link(asyncio.BufferedProtocol):
     def silent_ms(self) -> float:
         """For how long nothing has come."""
         return (time.monotonic() - self._heard_s) * 1000
+
+    def ping(self) -> None:
+        """Have the broker answer."""
+        self._pinged_s = self._pinged_s or time.monotonic()
+        self._write(packets.PING)
 
     def drained(self) -> asyncio.Future[bool]:
         """Return a future: True once every frame is acknowledged, False if the link ends first."""
@@ -221,8 +230,15 @@ class Link(asyncio.BufferedProtocol):
             self._subscribe_next()
         elif kind == packets.DISCONNECT:
             self.abort(packets.disconnected(body))
-        elif kind != packets.PINGRESP:
+        elif kind == packets.PINGRESP:
+            self._answered()
+        else:
             raise packets.MalformedPacket(f"the broker sent an unexpected packet 0x{first:02x}")
+
+    def _answered(self) -> None:
+        if self._pinged_s:
+            self.answer_ms = (time.monotonic() - self._pinged_s) * 1000
+        self._pinged_s = 0.0
 
     def _acknowledged(self, body: bytes) -> None:
         packet_id, code = packets.acknowledged(body)
@@ -297,7 +313,7 @@ class Link(asyncio.BufferedProtocol):
             self.abort(f"the broker has been silent for {silent_ms} ms")
             return
         if not (self._heard and self._spoke):
-            self._write(packets.PING)
+            self.ping()
         self._heard = self._spoke = False
         self._timer = asyncio.get_running_loop().call_later(self._heartbeat_s, self._tick)
 

@@ -209,6 +209,14 @@ class Session:
         """For how long nothing has come on the present connection; 0 without one."""
         return self._link.silent_ms if self._link is not None else 0.0
 
+    def ping(self) -> float | None:
+        """Have the broker answer; return how long it took last time, in ms; None: not known."""
+        link = self._link
+        if link is None or link.stage is not Stage.READY:
+            return None
+        link.ping()
+        return link.answer_ms
+
     def resubscribe(self) -> None:
         """Subscribe to the present list, and to nothing else."""
         if self._link is not None:

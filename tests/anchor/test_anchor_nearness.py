@@ -19,9 +19,19 @@ def asked(**changes: Any) -> Question:
 def test_a_task_follows_for_the_way_between_the_gateways() -> None:
     verdict = weigh(ASKED)
     assert verdict.follows
-    assert (
-        verdict.reason == f"follows to k: a request takes {16 + BETWEEN_MS} ms from a, 16.0 ms in b"
-    )
+    found = f"a request takes {16 + BETWEEN_MS} ms from a, 16.0 ms in b"
+    assert verdict.reason == f"follows to k: {found} ({BETWEEN_MS} ms between them, assumed)"
+
+
+def test_a_way_that_was_measured_counts_for_the_requests_and_for_the_switch() -> None:
+    ways = {("a", "b"): 0.4}
+    verdict = weigh(asked(ways_ms=ways))
+    assert not verdict.follows
+    assert "16.4 ms from a, 16.0 ms in b (0.4 ms between them, measured)" in verdict.reason
+    # What is between other cells says nothing here.
+    assert weigh(asked(ways_ms={("a", "c"): 0.4})) == weigh(ASKED)
+    large = {"memory_bytes": 1 << 16}
+    assert switch_ms(asked(**large, ways_ms=ways)) < switch_ms(asked(**large))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A deployment of real processes, and the ways to look into it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from loop_cell import Loop
 
 from tona.local.deployed import Deployed, Plan, Seen
 from tona.local.deployments import deployment
+from tona.local.place import Place
 
 
 class World(Loop):
@@ -61,6 +62,9 @@ async def running(
     nodes: int,
     broker: str = "embedded",
     options: tuple[str, ...] = (),
+    places: Mapping[str, Place] | None = None,
+    own_options: Mapping[str, tuple[str, ...]] | None = None,
+    config: str = "",
 ) -> AsyncIterator[World]:
     said: list[str] = []
     plan = Plan(
@@ -68,8 +72,10 @@ async def running(
         deployment=deployment(name),
         nodes=nodes,
         broker=broker,
+        places=places or {},
+        config=config,
         node_options={
-            node: tuple(one.format(node=node) for one in options)
+            node: (*(one.format(node=node) for one in options), *(own_options or {}).get(node, ()))
             for node in deployment(name).nodes(nodes)
         },
     )

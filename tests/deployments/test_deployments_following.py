@@ -3,6 +3,10 @@
 import asyncio
 import hashlib
 import json
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,16 @@ from loop_cell import chain, echo_module, expecting
 from loop_counter import COUNTER, Counting
 
 import tona
+from tona.local.place import Place
+from tona.testbed.lane import Conditions
+from tona.testbed.proxy import CellProxy
 
 pytestmark = pytest.mark.timeout(120)
 DEVICE, NEAR, FAR = "ue-1", "ue-3", "ue-2"
 """The device and the first edge node begin in one cell, the other edge node in the other."""
-SECOND = "du-2"
+FIRST, SECOND = "du-1", "du-2"
+FAR_MS = 10.0
+"""To the first edge node, and from it: the way between two gateways of one machine is short."""
 TASK = "count.step1"
 
 
@@ -42,26 +51,58 @@ async def _submit(world: World) -> None:
 
 
 def _arrived(tasks: list[dict[str, Any]]) -> bool:
-    """Whether the device has moved, and the counter has all that it remembers where it is to be.
-
-    Busy machines have nodes seek another cell by themselves: then the edge node may have come along
-    or the new cell has none.
-    """
+    """Whether the device has moved, and the counter has all that it remembers where it is to be."""
     own, edge = sorted(tasks, key=lambda one: str(one["spec"]["task"]))
     whole = not edge["leaving"] and not edge["memory"] and not edge["heir"] and not own["heir"]
-    near = own["scheduler"] == edge["scheduler"]
-    stays = edge["following"].startswith("stays")
-    return bool(own["attached"]) and whole and (near or stays)
+    return bool(own["attached"]) and whole and own["scheduler"] == edge["scheduler"]
+
+
+def _is_far(node: dict[str, Any]) -> bool:
+    return float((node["link"] or {}).get("round_trip_ms") or 0.0) >= 2 * FAR_MS
 
 
 def _moved(one: dict[str, Any]) -> bool:
     return bool(one["event"] == "memory-moved")
 
 
+@asynccontextmanager
+async def _slow(port: int) -> AsyncIterator[int]:
+    """Put the first edge node far from its gateway; give the port where it reaches that."""
+    proxy = CellProxy(FIRST, (NEAR,), random.random)
+    proxy.become(NEAR, Conditions(delay_ms=FAR_MS))
+    await proxy.start("127.0.0.1", port)
+    try:
+        yield proxy.port
+    finally:
+        await proxy.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
 async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> None:
     options = (f"--attachment={tmp_path}/{{node}}.json", "--radios=2")
-    async with running(tmp_path, "cu-dus-ues", 3, options=options) as world:
+    config = tmp_path / "config.toml"
+    # A node goes where it is sent, and nowhere else.
+    config.write_text('[mobility]\ndecides = "nobody"\n')
+    port = _free_port()
+    async with (
+        _slow(port) as slow,
+        running(
+            tmp_path,
+            "cu-dus-ues",
+            3,
+            options=options,
+            places={FIRST: Place(broker_port=port)},
+            own_options={NEAR: (f"--broker=127.0.0.1:{slow}",)},
+            config=str(config),
+        ) as world,
+    ):
         await _submit(world)
+        # The anchor hears of it in the same moment, as it has of the way to the other gateway.
+        await world.until(f"/v1/nodes/{NEAR}", _is_far)
         follow = tmp_path / f"{DEVICE}.json"
         async with tona.connect(world.seen.api_url, follow=follow) as client:
             counting = Counting(client)
@@ -80,6 +121,7 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
     # No number is told twice, and none is left out but by a call that was repeated.
     assert len(set(counting.told)) == len(counting.told) == counting.sent
     assert max(counting.told) <= counting.sent + counting.again
-    if edge == FAR:
-        assert any(_moved(one) for one in story)
-        assert seen["edge"][TASK].startswith(f"follows to {FAR}: ")
+    assert edge == FAR
+    assert any(_moved(one) for one in story)
+    assert seen["edge"][TASK].startswith(f"follows to {FAR}: ")
+    assert seen["edge"][TASK].endswith(" ms between them, measured)")

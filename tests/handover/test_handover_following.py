@@ -5,9 +5,10 @@ from cells_bench import CellsBench
 from tests_following import EDGE, EDGES, OWN, following_bench
 
 from controller.anchor.following import SETTLE_MS
+from controller.decider import Linked, Timed
 from controller.handover_records import HandoverState
 from controller.records import TaskState
-from protocols.messages import Assign, Escalation, MemoryState, Release
+from protocols.messages import Assign, CellReport, Escalation, MemoryState, Release
 from protocols.messages.hierarchy import Attempt
 
 
@@ -43,6 +44,31 @@ def test_a_task_follows_its_device_with_all_that_it_remembers(bench: CellsBench)
     assert record.state is HandoverState.COMPLETED
     assert record.edge == {EDGE: task.following}
     assert task.following.startswith("follows to edge-b: a request takes ")
+
+
+def test_how_far_the_cells_are_is_timed_and_told_also_to_an_anchor_that_begins_anew() -> None:
+    bench = following_bench()
+    for answer_ms in (None, 0.2, 0.3, 90.0):
+        bench.feed("ts-b", Timed({"a": answer_ms, "elsewhere": 1.0}))
+    # The first one, and no more: the longest is one of a gateway that was busy.
+    reports = bench.said("ts-b", CellReport)
+    assert [one.ways[0].round_trip_ms for one in reports if len(one.ways) > 1] == [0.2]
+    bench.start("ta")
+    for edge in EDGES:
+        bench.born(edge, bench.nodes[edge][0])
+    bench.feed("ta", Linked("ts-b"))
+    bench.feed("ts-b", Linked("ta"))
+    bench.feed("ts-a", Linked("ta"))
+    bench.born("n", "a")
+    bench.passes(1000, "n", *EDGES)
+    bench.moves("n", "b")
+    bench.passes(SETTLE_MS + 200, "n", *EDGES)
+    task = bench.task(EDGE)
+    assert task.node == "edge-a"
+    assert task.following.endswith("ms in b (0.2 ms between them, measured)")
+    # A cell that is out of reach is as far as is assumed.
+    bench.feed("ts-b", Timed({}))
+    assert bench.said("ts-b", CellReport)[-1].ways == ()
 
 
 def test_a_device_that_goes_back_finds_its_instance_as_it_was(bench: CellsBench) -> None:

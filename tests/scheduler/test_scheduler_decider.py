@@ -18,6 +18,7 @@ from protocols.messages import (
     EscalationAnswer,
     LinkReport,
     LoadReport,
+    NodeSummary,
     RebirthRequest,
     Release,
     Route,
@@ -180,6 +181,15 @@ def test_a_link_in_danger_moves_a_task(bench: Bench) -> None:
     lossy = LinkReport(1, "wlan0", "wifi", carrier=True, loss_percent=50.0)
     assert not told(bench.node("n1", lossy), "n2", Assign), "one report moves nothing"
     assert told(bench.lasts("n1", lossy), "n2", Assign)
+
+
+def test_anchors_hear_how_far_a_node_is_when_that_has_changed(bench: Bench) -> None:
+    bench.born("n1")
+    heard = []
+    for trip_ms in (1.0, 20.0, 25.0, None, 4.0):
+        link = LinkReport(1, "eth0", "wired", carrier=True, round_trip_ms=trip_ms)
+        heard += [one.round_trip_ms for one in said(bench.node("n1", link), NodeSummary)]
+    assert heard == [20.0, 4.0]
 
 
 def test_a_lost_carrier_moves_a_task_at_once(bench: Bench) -> None:

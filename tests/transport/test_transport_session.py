@@ -279,6 +279,8 @@ async def test_an_idle_line_is_kept_alive(broker: Broker, peer: Make) -> None:
 
     await one.reaches(pinged)
     assert one.session.connected
+    # What it took is known.
+    assert 0 < (one.session.ping() or 0.0) < WAIT_S * 1000
 
 
 async def test_a_bug_in_a_handler_does_not_deafen_the_session(broker: Broker, peer: Make) -> None:
