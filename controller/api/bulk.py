@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from controller.api.body import chunks, declared_bytes
+from controller.api.body import PIECE_BYTES, chunks, declared_bytes
 from controller.api.collecting import Collector, alive, needed
 from controller.api.content import Contents, Retention, Upload
 from controller.api.errors import Refused, body_of
@@ -29,7 +29,7 @@ BLOB_MAX_AGE_S: Final = 3600.0
 """No invocation lives longer."""
 MAX_UPLOADS: Final = 32
 SWEEP_S: Final = 60.0
-WRITE_BYTES: Final = 2 << 20
+WRITE_BYTES: Final = PIECE_BYTES
 """What is gathered before a thread writes it."""
 WHOLE_BYTES: Final = 4 << 20
 """A content up to this size is read and sent at once."""
@@ -143,7 +143,12 @@ class Bulk:
             )
         self._uploads += 1
         try:
-            upload = await asyncio.to_thread(contents.receive, hex_, declared_bytes(request))
+            size_bytes = declared_bytes(request)
+            if size_bytes is not None and size_bytes <= WRITE_BYTES:
+                rest = await _gathered(request, contents.max_bytes)
+                upload = await asyncio.to_thread(contents.take, hex_, rest)
+                return upload.size_bytes, upload.new
+            upload = await asyncio.to_thread(contents.receive, hex_, size_bytes)
             try:
                 rest = await _copy(request, upload, contents.max_bytes)
                 await asyncio.to_thread(upload.end, rest)
@@ -158,11 +163,28 @@ class Bulk:
 async def _copy(request: Request, upload: Upload, max_bytes: int) -> bytearray:
     """Write a body as it comes, but for its end, which is returned."""
     gathered = bytearray()
+    async with aclosing(chunks(request, max_bytes)) as body:
+        async for chunk in body:
+            gathered = _joined(gathered, chunk)
+            if len(gathered) >= WRITE_BYTES:
+                await asyncio.to_thread(upload.write, gathered)
+                gathered = bytearray()
+    return gathered
+
+
+async def _gathered(request: Request, max_bytes: int) -> bytearray:
+    """Return a body whole."""
+    gathered = bytearray()
     async for chunk in chunks(request, max_bytes):
-        gathered += chunk
-        if len(gathered) >= WRITE_BYTES:
-            await asyncio.to_thread(upload.write, gathered)
-            gathered = bytearray()
+        gathered = _joined(gathered, chunk)
+    return gathered
+
+
+def _joined(gathered: bytearray, chunk: bytes | bytearray) -> bytearray:
+    """Return what was gathered and what has come, copied only where it must be."""
+    if not gathered and isinstance(chunk, bytearray):
+        return chunk
+    gathered += chunk
     return gathered
 
 

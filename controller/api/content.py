@@ -80,6 +80,16 @@ class Contents:
         """Remove a content; who reads it now reads on."""
         self.path(hex_).unlink(missing_ok=True)
 
+    def take(self, hex_: str, data: bytes | bytearray) -> "Upload":
+        """Take a content in that has come whole. Raises Refused."""
+        upload = self.receive(hex_, len(data))
+        try:
+            upload.end(data)
+        except BaseException:
+            upload.close()
+            raise
+        return upload
+
     def receive(self, hex_: str, declared_bytes: int | None) -> "Upload":
         """Begin to take a content in. Raises Refused (507) when the disk has no room for it."""
         if self.path(hex_).exists():

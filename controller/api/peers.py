@@ -4,7 +4,8 @@ import asyncio
 from typing import Any, Final
 
 from msgspec import Struct
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from controller.api.intake import Intaking
 
 EXTENSION: Final = "tona.peer"
 """Where the application finds a `Peer`, below the scope's `extensions`."""
@@ -31,7 +32,7 @@ def peer_of(certificate: dict[str, Any]) -> Peer:
     )
 
 
-class PeerProtocol(HttpToolsProtocol):
+class PeerProtocol(Intaking):
     """HTTP/1.1 whose requests carry the peer of their TLS connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,4 +1,5 @@
 import datetime as dt
+import hashlib
 import ipaddress
 import signal
 import socket
@@ -19,7 +20,8 @@ from protocols.errors import UserError
 
 def certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    what = {NameOID.COMMON_NAME: "test", NameOID.ORGANIZATIONAL_UNIT_NAME: "client"}
+    name = x509.Name([x509.NameAttribute(*one) for one in what.items()])
     now = dt.datetime.now(dt.UTC)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     made = (
@@ -71,6 +73,28 @@ async def test_tls_is_served_and_verified(cell: Any, tmp_path: Path) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=60) as stranger:
         with pytest.raises(httpx.ConnectError):
             await stranger.get(url)
+    await one.stop()
+
+
+async def test_large_bodies_come_over_tls(cell: Any, tmp_path: Path) -> None:
+    certificate_path, key_path = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate_path))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(certificate_path, key_path)
+    one = server(cell, "0.0.0.0", 0, context)  # noqa: S104 - secured
+    _, port = one.bind()
+    await one.start()
+    trusting = ssl.create_default_context(cafile=str(certificate_path))
+    trusting.load_cert_chain(certificate_path, key_path)
+    base = f"https://127.0.0.1:{port}/v1/blobs/"
+    async with httpx.AsyncClient(
+        base_url=base, verify=trusting, trust_env=False, timeout=30
+    ) as client:
+        for size in (5_000_000, 100_000, 10, 3_000_000):
+            data = bytes(range(250)) * (size // 250)
+            address = hashlib.sha256(data).hexdigest()
+            assert (await client.put(address, content=data)).status_code == 201
+            assert (await client.get(address)).content == data
     await one.stop()
 
 
