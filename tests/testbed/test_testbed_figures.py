@@ -7,50 +7,84 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tona.testbed.figures import Called, Driven, Passed, Sums, chosen, gaps, quantile, verdict
+from controller.handover_records import HandoverRecord, HandoverState
+from tona.testbed.figures import (
+    Called,
+    Driven,
+    Kind,
+    Passed,
+    Sums,
+    chosen,
+    gaps,
+    quantile,
+    verdict,
+)
 from tona.testbed.owning import called
 from tona.testbed.radio import SIGNALS, SWITCH, Radio
 from tona.testbed.replay import Signal
+from tona.testbed.stages import Stage, move_of
 
 MS = 1_000_000
 SUMS = Sums(sent=10, answered=10, lost=0, wrong=0, doubled=0, repeated=1, retries=2, skipped=0)
 
 
-def passed(begin_ms: int, end_ms: int, *, handover: bool, node: str = "ue-1") -> Passed:
-    return Passed(node, begin_ms * MS, end_ms * MS, handover)
+def passed(begin_ms: int, end_ms: int, kind: Kind = Kind.HANDOVER) -> Passed:
+    return Passed("ue-1", begin_ms * MS, end_ms * MS, kind)
+
+
+def lengths(answers: list[int], window: Passed) -> list[float]:
+    return [one.ms for one in gaps(answers, [window])]
 
 
 def test_a_gap_belongs_to_the_window_in_which_it_ends() -> None:
     answers = [at * MS for at in (0, 20, 40, 300, 320, 340)]
-    assert gaps(answers, [passed(30, 310, handover=True)]) == [20.0, 260.0]
-    assert gaps(answers, [passed(310, 340, handover=True)]) == [20.0, 20.0]
+    assert lengths(answers, passed(30, 310)) == [20.0, 260.0]
+    assert lengths(answers, passed(310, 340)) == [20.0, 20.0]
 
 
 def test_a_window_without_an_answer_has_one_gap() -> None:
-    assert gaps([0, 900 * MS], [passed(100, 500, handover=True)]) == [500.0]
-    assert gaps([], [passed(100, 500, handover=True)]) == []
+    assert lengths([0, 900 * MS], passed(100, 500)) == [500.0]
+    assert lengths([], passed(100, 500)) == []
 
 
 def test_as_many_steady_windows_count_as_others() -> None:
-    windows = [passed(at, at + 1, handover=at % 5 == 0) for at in range(20)]
-    moved, still = chosen(windows)
-    assert len(moved) == len(still) == 4
-    assert not any(one.handover for one in still)
+    kinds = (Kind.HANDOVER, Kind.STEADY, Kind.CONTROL, Kind.STEADY, Kind.STEADY)
+    windows = chosen([passed(at, at + 1, kinds[at % 5]) for at in range(20)])
+    assert {kind: len(found) for kind, found in windows.items()} == dict.fromkeys(Kind, 4)
+    assert all(one.kind is kind for kind, found in windows.items() for one in found)
 
 
 def test_the_ratio_holds_windows_against_each_other() -> None:
     answers = [at * 20 * MS for at in range(1000)]
+    del answers[600:601]
     del answers[100:110]
     driven = Driven(
-        [passed(0, 4000, handover=True), passed(5000, 9000, handover=False)], handovers=1
+        [passed(0, 4000), passed(5000, 9000, Kind.STEADY), passed(10000, 14000, Kind.CONTROL)],
+        handovers=1,
     )
     called = Called(SUMS, answers, [1.0, 2.0, 3.0])
-    found = verdict({"ue-1": called}, {"ue-1": driven})
+    phases = {"preparing": 0, "commanded": 10, "switching": 120, "completed": 190}
+    record = HandoverRecord(
+        "h", "ue-1", 1, "du-1", "du-2", HandoverState.COMPLETED, phases=phases,
+        started_unix_ms=7_002_100, times={"linger_ms": 300.0},
+    )  # fmt: skip
+    moves = [one for one in (move_of(record, 7_000_000 * MS),) if one is not None]
+    found = verdict({"ue-1": called}, {"ue-1": driven}, moves)
     assert found.handover.max_ms == 220.0
     assert found.steady.max_ms == 20.0
     assert found.gap_ratio == 11.0
+    assert found.control is not None
+    assert (found.control.max_ms, found.radio_ratio) == (40.0, 2.0)
     assert (found.lost, found.doubled, found.repeated, found.handovers) == (0, 0, 1, 1)
     assert found.latency_p50_ms == 2.0
+    # Answers at 1,980 and 2,200 ms lie about the gap: 100 ms after it was asked for.
+    assert (found.longest[0].ms, found.longest[0].stage) == (220.0, Stage.ATTACHING)
+    assert found.longest[0].after_ms == 100.0
+    assert found.stages[Stage.ATTACHING].longer == 1
+    assert sum(one.gaps for one in found.stages.values()) == found.handover.gaps
+    assert {one.stage for one in found.longest} >= {Stage.RADIO, Stage.ATTACHING}
+    assert Stage.PREPARING not in found.stages
+    assert found.stages[Stage.PARTING].gaps == 24  # 190 to 670 ms after it began
 
 
 def test_nothing_measured_is_nothing_said() -> None:

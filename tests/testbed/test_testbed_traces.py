@@ -150,6 +150,14 @@ def test_a_folder_of_traces(tmp_path: Path) -> None:
     table = timetable(found, ["ue-1", "ue-2"], 3)
     assert [len(one) for one in table.values()] == [4, 2]
     assert [one.moves for one in table["ue-1"]] == [True, False, True, False]
+    assert [one.moves for one in table["ue-2"]] == [False, True]
+    one, two, same = timetable(found, ["ue-1"], 1, control=True)["ue-1"]
+    assert (one.moves, two.moves, same.moves, same.control) == (True, False, False, True)
+    made = steps(same, "du-2", CELLS)
+    assert {step.serving for step in made} == {"du-2"}
+    # What carries is what carries in the window with the change.
+    carried = [step.links[step.serving] for step in steps(one, "du-2", CELLS)]
+    assert [step.links["du-2"] for step in made] == carried
     (tmp_path / "two.csv.gz").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(UserError, match=r"two\.csv\.gz"):
         read(tmp_path)

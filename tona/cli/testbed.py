@@ -26,10 +26,11 @@ from tona.cli.testbed_options import (
     Mode,
     Nodes,
     Seed,
+    SwitchMs,
     WhoMoves,
     spec_of,
 )
-from tona.testbed.choices import Address, By, Radios
+from tona.testbed.choices import SWITCH_MS, Address, By, Radios
 
 if TYPE_CHECKING:
     from tona.testbed.bed import Ground, Standing
@@ -44,7 +45,7 @@ app = typer.Typer(
 
 
 @app.command()
-def up(
+def up(  # noqa: PLR0917 - options
     cells: Cells = CELLS,
     nodes: Nodes = NODES,
     traces: Annotated[
@@ -54,13 +55,14 @@ def up(
     by: WhoMoves = By.SIGNALS,
     radios: InRadios = Radios.TWO,
     address: InAddress = Address.KEEP,
+    switch_ms: SwitchMs = SWITCH_MS,
     seed: Seed = 0,
     mode: InMode = Mode.NETNS,
     data: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a testbed and keep it until Ctrl-C or `tona testbed down`."""
-    spec = spec_of(cells, nodes, radios, address, by, seed, mode)
+    spec = spec_of(cells, nodes, radios, address, by, seed, mode, switch_ms)
     windows: dict[str, list[Window]] = {}
     if traces is not None:
         from tona.testbed.timetable import timetable  # noqa: PLC0415 - slow to import

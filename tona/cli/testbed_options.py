@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from typer import Option
 
-from tona.testbed.choices import Address, By, Radios
+from tona.testbed.choices import SWITCH_MAX_MS, Address, By, Radios
 
 if TYPE_CHECKING:
     from tona.testbed.plan import Spec
@@ -43,6 +43,14 @@ InAddress = Annotated[
         "of many access points; change: each cell is a network of its own, as on loopback."
     ),
 ]
+SwitchMs = Annotated[
+    float,
+    Option(
+        min=0,
+        max=SWITCH_MAX_MS,
+        help="What a single radio takes from one cell to the next: LTE 30 to 50, 5G NR less.",
+    ),
+]
 WhoMoves = Annotated[
     By,
     Option(
@@ -55,7 +63,14 @@ Seed = Annotated[int, Option(help="Of the order of windows, and of losses.")]
 
 
 def spec_of(
-    cells: int, nodes: int, radios: Radios, address: Address, by: By, seed: int, mode: Mode
+    cells: int,
+    nodes: int,
+    radios: Radios,
+    address: Address,
+    by: By,
+    seed: int,
+    mode: Mode,
+    switch_ms: float,
 ) -> "Spec":
     """Return what is asked for."""
     from tona.testbed.plan import Spec  # noqa: PLC0415 - slow to import
@@ -66,5 +81,6 @@ def spec_of(
         one_radio=radios.alone(nodes),
         keep_address=address is Address.KEEP and mode is Mode.NETNS,
         seed=seed,
+        switch_ms=switch_ms,
         decides=by.decides,
     )

@@ -28,12 +28,14 @@ from tona.cli.testbed_options import (
     Mode,
     Nodes,
     Seed,
+    SwitchMs,
     WhoMoves,
     spec_of,
 )
-from tona.testbed.choices import Address, Ask, By, Radios
+from tona.testbed.choices import SWITCH_MS, Address, Ask, By, Radios
 
 if TYPE_CHECKING:
+    from tona.testbed.figures import Verdict
     from tona.testbed.plan import Spec
     from tona.testbed.run import Given, Phase
 
@@ -43,6 +45,8 @@ COMPARED: Final = 200
 PER_S: Final = 50.0
 SAID_EVERY: Final = 10
 """Where there is no bar: a line for each such part of the windows."""
+STAGES: Final = ("radio", "preparing", "attaching", "switching", "parting")
+"""As in `tona.testbed.stages`, which is slow to import."""
 NAMES: Final = {"two_radios": "two radios", "one_radio": "one radio"}
 
 
@@ -55,6 +59,7 @@ def run(  # noqa: PLR0917 - options
     nodes: Nodes = NODES,
     radios: InRadios = Radios.BOTH,
     address: InAddress = Address.KEEP,
+    switch_ms: SwitchMs = SWITCH_MS,
     make_before_break: Annotated[
         bool | None, Option(help="With it, or without; else a run with and a run without.")
     ] = None,
@@ -62,6 +67,14 @@ def run(  # noqa: PLR0917 - options
         int,
         Option(min=1, max=HANDOVERS_MAX, help="Windows at most without, after the run with it."),
     ] = COMPARED,
+    control: Annotated[
+        bool,
+        Option(
+            "--control/--no-control",
+            help="Replay the radio of each window with a change once more without a handover: "
+            "what of the gaps the radio makes alone (`radio_ratio`). Half as long again.",
+        ),
+    ] = False,
     ask: Annotated[
         Ask,
         Option(
@@ -87,14 +100,14 @@ def run(  # noqa: PLR0917 - options
     from tona.testbed.timetable import timetable  # noqa: PLC0415 - the same
     from tona.testbed.tracefiles import read  # noqa: PLC0415 - the same
 
-    spec = spec_of(cells, nodes, radios, address, by, seed, mode)
+    spec = spec_of(cells, nodes, radios, address, by, seed, mode, switch_ms)
     found = read(traces.expanduser())
     counts = {True: handovers, False: min(handovers, compare)}
     if make_before_break is not None:
         counts = {make_before_break: handovers}
     runs = []
     for way, count in counts.items():
-        table = timetable(found, spec.node_names, count, seed)
+        table = timetable(found, spec.node_names, count, seed, control=control)
         given = Given(table, ask, per_s, by, minutes and minutes * 60)
         runs.append((msgspec.structs.replace(spec, make_before_break=way), given))
     phases, end = asyncio.run(_phases(runs, mode, folder_of(data), keep))
@@ -224,6 +237,11 @@ def _ms(value: float | None) -> str:
     return or_dash(value, "{:.1f} ms")
 
 
+def _longer(one: "Verdict", stage: str) -> str:
+    share = {str(at): found for at, found in one.stages.items()}.get(stage)
+    return "-" if share is None else f"{share.longer} of {share.gaps}, {share.max_ms:.1f} ms"
+
+
 _ROWS: Final[tuple[tuple[str, Any], ...]] = (
     ("nodes", lambda one: str(one.nodes)),
     ("requests", lambda one: str(one.sent)),
@@ -240,7 +258,13 @@ _ROWS: Final[tuple[tuple[str, Any], ...]] = (
     ("gap p50, steady", lambda one: _ms(one.steady.p50_ms)),
     ("gap p99.9, handover", lambda one: _ms(one.handover.p999_ms)),
     ("gap p99.9, steady", lambda one: _ms(one.steady.p999_ms)),
+    ("gap p99.9, control", lambda one: _ms(one.control and one.control.p999_ms)),
     ("longest gap, handover", lambda one: _ms(one.handover.max_ms)),
     ("longest gap, steady", lambda one: _ms(one.steady.max_ms)),
     ("gap_ratio", lambda one: or_dash(one.gap_ratio, "{:.2f}")),
+    ("radio_ratio", lambda one: or_dash(one.radio_ratio, "{:.2f}")),
+    *(
+        (f"longer than steady p99.9: {stage}", lambda one, at=stage: _longer(one, at))
+        for stage in STAGES
+    ),
 )

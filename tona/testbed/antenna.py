@@ -2,15 +2,10 @@
 
 import asyncio
 from pathlib import Path
-from typing import Final
 
 from tona.testbed.bed import Ground
 from tona.testbed.radio import Radio
 from tona.testbed.replay import Step
-
-SWITCH_MS: Final = 50.0
-"""What a single radio takes from one cell to the next: an LTE handover interrupts for about 30 to
-50 ms, a Wi-Fi roam for as much or far longer."""
 
 
 class Antenna:
@@ -24,6 +19,7 @@ class Antenna:
         self._ground = ground
         self.cells = ground.spec.cell_names
         self.single = ground.spec.radios(node) == 1
+        self._switch_ms = ground.spec.switch_ms
         self._step: Step | None = None
         self._preferred = ""
         self._wanted = ""
@@ -74,8 +70,8 @@ class Antenna:
                 self._again()
                 if self._step is not None:
                     link = self._step.links[goal]
-                    self._ground.arrive(self.node, goal, link, SWITCH_MS)
-                await asyncio.sleep(SWITCH_MS / 1000)
+                    self._ground.arrive(self.node, goal, link, self._switch_ms)
+                await asyncio.sleep(self._switch_ms / 1000)
                 self.at = goal
                 self._again()
             self.radio.came_to(self.at)

@@ -1,6 +1,12 @@
 """What can be chosen of a testbed, in words; light, for the command line loads it each time."""
 
 from enum import StrEnum
+from typing import Final
+
+SWITCH_MS: Final = 50.0
+"""What a single radio takes from one cell to the next: an LTE handover interrupts for 30 to 50 ms,
+one of 5G NR for somewhat less, a Wi-Fi roam for as much or far longer."""
+SWITCH_MAX_MS: Final = 1000.0
 
 
 class Radios(StrEnum):

@@ -11,7 +11,7 @@ from protocols.errors import TonaError
 from tona.cli.api import Api
 from tona.testbed.antenna import Antenna
 from tona.testbed.bed import Bed
-from tona.testbed.figures import Driven, Passed
+from tona.testbed.figures import Driven, Kind, Passed
 from tona.testbed.replay import steps
 from tona.testbed.traces import Window
 from tona.testbed.where import Where
@@ -106,7 +106,10 @@ class Driver:
         if window.moves and not moved and driven.failed == failed:
             driven.failed += 1
         end_ns = time.monotonic_ns()
-        driven.passed.append(Passed(node, begin_ns, end_ns, handover=window.moves or moved > 0))
+        kind = Kind.CONTROL if window.control else Kind.STEADY
+        if window.moves or moved:
+            kind = Kind.HANDOVER
+        driven.passed.append(Passed(node, begin_ns, end_ns, kind))
 
     async def _settle(self, cell: str) -> None:
         """Wait until the node is where it was asked to be, but not for ever.

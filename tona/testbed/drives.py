@@ -12,7 +12,7 @@ from tona.testbed.bed import Bed, Standing, unless_failed
 from tona.testbed.choices import By
 from tona.testbed.drive import Anew, Asked, Driver, Mover, by_itself
 from tona.testbed.replay import steps, still
-from tona.testbed.traces import Window
+from tona.testbed.traces import WINDOW_S, Window
 from tona.testbed.where import Where
 
 SEEN_S: Final = 60.0
@@ -93,9 +93,13 @@ class Drives:
         self.drivers = {
             node: Driver(antenna, self._where, mover) for node, antenna in self._antennas.items()
         }
+        # Spread: changes lie in the middle of windows, and on the road nodes do not move in step.
+        apart_s = WINDOW_S / len(self.drivers)
         async with asyncio.TaskGroup() as group:
-            for node, driver in self.drivers.items():
-                group.create_task(self._one(driver, self._timetable[node], advanced, for_ever))
+            for number, (node, driver) in enumerate(self.drivers.items()):
+                windows = self._timetable[node]
+                one = self._one(driver, windows, advanced, for_ever, number * apart_s)
+                group.create_task(one)
 
     async def _one(
         self,
@@ -103,7 +107,9 @@ class Drives:
         windows: Sequence[Window],
         advanced: Callable[[], None],
         for_ever: bool,
+        after_s: float,
     ) -> None:
+        await asyncio.sleep(after_s)
         await driver.drive(windows, advanced)
         while for_ever:
             driver.forget()

@@ -2,19 +2,32 @@
 
 A *gap* is the time between two answers of one caller that follow each other, whatever they answer.
 It belongs to the window in which it ends. Windows of a node in which a handover took place, or was
-asked for, are *handover* windows; the others are *steady*. Of the steady ones as many count as
-there are handover windows. `gap_ratio` holds the 99.9th percentiles against each other.
+asked for, are *handover* windows; those that replay the radio of such a one without it are their
+*control*; the others are *steady*. Of the steady ones as many count as there are handover windows.
+`gap_ratio` holds the 99.9th percentiles of the first and the last against each other, `radio_ratio`
+those of the control and the last: what the radio of a handover window costs by itself.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from itertools import pairwise
 from math import ceil
 from typing import Final
 
 from msgspec import Struct
 
+from tona.testbed.stages import Gap, Longest, Move, Share, Stage, longest, shares, staged
+
 QUANTILE: Final = 0.999
+
+
+class Kind(StrEnum):
+    """What a window is."""
+
+    HANDOVER = "handover"
+    STEADY = "steady"
+    CONTROL = "control"
 
 
 class Passed(Struct, frozen=True):
@@ -23,7 +36,7 @@ class Passed(Struct, frozen=True):
     node: str
     begin_ns: int
     end_ns: int
-    handover: bool
+    kind: Kind
 
 
 class Sums(Struct, frozen=True):
@@ -82,8 +95,16 @@ class Verdict(Struct, frozen=True):
     """That were asked for and did not take place."""
     handover: Gaps
     steady: Gaps
+    control: Gaps | None = None
+    """None: there were no such windows."""
     gap_ratio: float | None = None
-    """p99.9 of the one over p99.9 of the other."""
+    """p99.9 of handover windows over p99.9 of steady ones."""
+    radio_ratio: float | None = None
+    """p99.9 of control windows over p99.9 of steady ones."""
+    stages: Mapping[Stage, Share] = {}
+    """Of the gaps in handover windows, by what was done when they ended."""
+    longest: tuple[Longest, ...] = ()
+    """Of them, the longest first."""
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
 
@@ -95,25 +116,27 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[max(0, ceil(len(ordered) * share) - 1)]
 
 
-def gaps(answers_ns: Sequence[int], windows: Iterable[Passed]) -> list[float]:
-    """Return the gaps (ms) in the windows of one caller; `answers_ns` in order.
+def gaps(answers_ns: Sequence[int], windows: Iterable[Passed]) -> list[Gap]:
+    """Return the gaps in the windows of one caller; `answers_ns` in order.
 
     A window in which nobody answers has one gap, as long as it lasted at its end at least.
     """
-    found: list[float] = []
+    found: list[Gap] = []
     for one in windows:
         first = bisect_left(answers_ns, one.begin_ns)
         last = bisect_right(answers_ns, one.end_ns)
         inside = [*answers_ns[max(0, first - 1) : last]]
         if last == first:
             inside.append(one.end_ns)
-        found += ((after - before) / 1e6 for before, after in pairwise(inside))
+        found += (
+            Gap(one.node, after, (after - before) / 1e6) for before, after in pairwise(inside)
+        )
     return found
 
 
-def summed(windows: int, found: Iterable[float]) -> Gaps:
+def summed(windows: int, found: Iterable[Gap]) -> Gaps:
     """Return the figures of some gaps."""
-    ordered = sorted(found)
+    ordered = sorted(one.ms for one in found)
     return Gaps(
         windows,
         len(ordered),
@@ -124,13 +147,16 @@ def summed(windows: int, found: Iterable[float]) -> Gaps:
     )
 
 
-def chosen(windows: Sequence[Passed]) -> tuple[list[Passed], list[Passed]]:
-    """Return the handover windows, and as many steady ones, taken evenly over the run."""
-    moved = [one for one in windows if one.handover]
-    still = [one for one in windows if not one.handover]
-    if len(still) > len(moved):
-        still = [still[number * len(still) // len(moved)] for number in range(len(moved))]
-    return moved, still
+def chosen(windows: Sequence[Passed]) -> dict[Kind, list[Passed]]:
+    """Return the windows that count: of the steady ones as many as there are with a handover.
+
+    They are taken evenly over the run.
+    """
+    found = {kind: [one for one in windows if one.kind is kind] for kind in Kind}
+    count, steady = len(found[Kind.HANDOVER]), found[Kind.STEADY]
+    if len(steady) > count:
+        found[Kind.STEADY] = [steady[number * len(steady) // count] for number in range(count)]
+    return found
 
 
 class Driven(Struct):
@@ -143,21 +169,24 @@ class Driven(Struct):
     """Why some were refused."""
 
 
-def verdict(called: Mapping[str, Called], driven: Mapping[str, Driven]) -> Verdict:
-    """Return what became of some nodes, each with its caller."""
-    moved: list[float] = []
-    still: list[float] = []
-    windows = [one for node in driven.values() for one in node.passed]
-    moving, steady = chosen(windows)
-    for node, one in called.items():
-        moved += gaps(one.answers_ns, [each for each in moving if each.node == node])
-        still += gaps(one.answers_ns, [each for each in steady if each.node == node])
+def verdict(
+    called: Mapping[str, Called], driven: Mapping[str, Driven], moves: Iterable[Move] = ()
+) -> Verdict:
+    """Return what became of some nodes, each with its caller, and `moves` of any nodes."""
+    windows = chosen([one for node in driven.values() for one in node.passed])
+    found = {
+        kind: [
+            gap
+            for node, one in called.items()
+            for gap in gaps(one.answers_ns, [each for each in of_kind if each.node == node])
+        ]
+        for kind, of_kind in windows.items()
+    }
+    figures = {kind: summed(len(windows[kind]), found[kind]) for kind in Kind}
+    steady = figures[Kind.STEADY]
+    told = staged(found[Kind.HANDOVER], moves)
     sums = [one.sums for one in called.values()]
     latencies = sorted(each for one in called.values() for each in one.latencies_ms)
-    handover, calm = summed(len(moving), moved), summed(len(steady), still)
-    ratio = None
-    if handover.p999_ms is not None and calm.p999_ms:
-        ratio = handover.p999_ms / calm.p999_ms
     return Verdict(
         nodes=len(called),
         sent=sum(one.sent for one in sums),
@@ -169,9 +198,17 @@ def verdict(called: Mapping[str, Called], driven: Mapping[str, Driven]) -> Verdi
         skipped=sum(one.skipped for one in sums),
         handovers=sum(one.handovers for one in driven.values()),
         failed=sum(one.failed for one in driven.values()),
-        handover=handover,
-        steady=calm,
-        gap_ratio=ratio,
+        handover=figures[Kind.HANDOVER],
+        steady=steady,
+        control=figures[Kind.CONTROL] if windows[Kind.CONTROL] else None,
+        gap_ratio=_ratio(figures[Kind.HANDOVER], steady),
+        radio_ratio=_ratio(figures[Kind.CONTROL], steady),
+        stages=shares(told, steady.p999_ms),
+        longest=longest(told),
         latency_p50_ms=quantile(latencies, 0.5),
         latency_p99_ms=quantile(latencies, 0.99),
     )
+
+
+def _ratio(one: Gaps, other: Gaps) -> float | None:
+    return one.p999_ms / other.p999_ms if one.p999_ms is not None and other.p999_ms else None

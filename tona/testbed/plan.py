@@ -13,6 +13,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from tona.local.deployments import Deployment, cu_dus_ues
+from tona.testbed.choices import SWITCH_MAX_MS, SWITCH_MS
 
 CELLS_MAX: Final = 16
 NODES_MAX: Final = 32
@@ -44,6 +45,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     """So many of the nodes, the last ones, have a single radio."""
     keep_address: bool = True
     """Nodes with one radio have an address of their own, and reach any gateway over each cell."""
+    switch_ms: Annotated[float, Meta(ge=0, le=SWITCH_MAX_MS)] = SWITCH_MS
+    """What a single radio takes from one cell to the next."""
     make_before_break: bool = True
     """False: nodes with two radios are told to leave before they attach, too."""
     seed: int = 0

@@ -4,6 +4,7 @@ import asyncio
 import os
 from typing import Final, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from tona.cli.api import Api
@@ -12,9 +13,11 @@ from tona.testbed.bed import Bed, unless_failed
 from tona.testbed.calling import Callers
 from tona.testbed.choices import Ask, By
 from tona.testbed.drives import Drives, operator
-from tona.testbed.figures import Verdict, verdict
+from tona.testbed.figures import Passed, Verdict, verdict
+from tona.testbed.moves import Moves
 from tona.testbed.owning import OwnCalls
 from tona.testbed.services import deploy
+from tona.testbed.stages import Move
 from tona.testbed.traces import WINDOW_S, Window
 
 SETTLE_S: Final = 3.0
@@ -22,6 +25,7 @@ SETTLE_S: Final = 3.0
 RADIOS: Final = {1: "one_radio", 2: "two_radios"}
 """Of whom a verdict is."""
 REASONS_MAX: Final = 20
+ACCOUNT: Final = "account.json"
 
 
 class Stage(Protocol):
@@ -69,6 +73,13 @@ class Phase(Struct, frozen=True):
     """False: it was interrupted, or its time was over."""
 
 
+class Account(Struct, frozen=True):
+    """What stays in the folder of a run that is kept, beside the records of the callers."""
+
+    windows: tuple[Passed, ...]
+    moves: tuple[Move, ...]
+
+
 class Run:
     """One run on a testbed of its own: `run`, `stop` in any case, then `phase`."""
 
@@ -80,6 +91,7 @@ class Run:
             OwnCalls(bed) if given.ask is Ask.OWN else Callers(bed, given.ask, given.per_s, told)
         )
         self._drives = Drives(bed, given.timetable, given.by)
+        self._moves = Moves()
         self._elapsed_s = 0.0
         self._whole = False
 
@@ -122,9 +134,12 @@ class Run:
                 continue
             called = {node: self._callers.called(node) for node in nodes}
             driven = {node: drivers[node].driven for node in nodes}
-            verdicts[name] = verdict(called, driven)
+            verdicts[name] = verdict(called, driven, self._moves.found)
             for node in nodes:
                 reasons += [*driven[node].reasons, *called[node].sums.failures]
+        windows = tuple(one for driver in drivers.values() for one in driver.driven.passed)
+        account = Account(windows, tuple(self._moves.found))
+        (self._bed.folder / ACCOUNT).write_bytes(msgspec.json.encode(account))
         return Phase(
             make_before_break=spec.make_before_break,
             ask=self._given.ask,
@@ -138,6 +153,7 @@ class Run:
 
     async def _drive(self, api: Api) -> None:
         begin_s = asyncio.get_running_loop().time()
+        asking = asyncio.create_task(self._moves.follow(api), name="ask for handovers")
         try:
             async with asyncio.timeout(self._given.within_s):
                 await self._drives.drive(api, self._stage.advanced)
@@ -146,3 +162,6 @@ class Run:
             self._stage.step("the time is over")
         finally:
             self._elapsed_s = asyncio.get_running_loop().time() - begin_s
+            asking.cancel()
+            await asyncio.wait({asking})
+        await self._moves.ask(api)

@@ -51,6 +51,8 @@ class Window(Struct, frozen=True):
     moves: bool
     """Whether the serving cell changes in its middle; else it never does."""
     length_s: float = WINDOW_S
+    control: bool = False
+    """Whether its radio is that of a window with a change, and nobody is to move; see `unmoved`."""
 
     @property
     def changes(self) -> int:
@@ -100,6 +102,13 @@ def windows(name: str, samples: Sequence[Sample]) -> list[Window]:
                 found.append(cut)
             at_s += WINDOW_S
     return found
+
+
+def unmoved(window: Window) -> Window:
+    """Return the control of a window: the same radio, all of it from the cell where it begins."""
+    first = window.samples[0].cell
+    samples = tuple(replace(one, cell=first) for one in window.samples)
+    return replace(window, samples=samples, moves=False, control=True)
 
 
 def _cut(name: str, samples: Sequence[Sample], begin_s: float, *, moves: bool) -> Window | None:
