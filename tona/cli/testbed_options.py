@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from typer import Option
 
-from tona.testbed.choices import SWITCH_MAX_MS, Address, By, Radios
+from tona.testbed.choices import SWITCH_MAX_MS, Address, Ask, By, Radios
 
 if TYPE_CHECKING:
     from tona.testbed.plan import Spec
@@ -60,6 +60,23 @@ WhoMoves = Annotated[
     ),
 ]
 Seed = Annotated[int, Option(help="Of the order of windows, and of losses.")]
+
+
+Control = Annotated[
+    bool,
+    Option(
+        "--control/--no-control",
+        help="Replay the radio of each window with a change once more without a handover: what "
+        "of the gaps the radio makes alone (`radio_ratio`). Half as long again.",
+    ),
+]
+InAsk = Annotated[
+    Ask,
+    Option(
+        help="own: the task is on the node, which asks it itself; device: it is on the node, "
+        "asked from afar; edge: it is at the edge, asked beside the node."
+    ),
+]
 
 
 def spec_of(

@@ -21,8 +21,10 @@ from tona.cli.testbed import make_ground as ground
 from tona.cli.testbed_options import (
     CELLS,
     NODES,
+    Control,
     Folder,
     InAddress,
+    InAsk,
     InMode,
     InRadios,
     Mode,
@@ -67,21 +69,8 @@ def run(  # noqa: PLR0917 - options
         int,
         Option(min=1, max=HANDOVERS_MAX, help="Windows at most without, after the run with it."),
     ] = COMPARED,
-    control: Annotated[
-        bool,
-        Option(
-            "--control/--no-control",
-            help="Replay the radio of each window with a change once more without a handover: "
-            "what of the gaps the radio makes alone (`radio_ratio`). Half as long again.",
-        ),
-    ] = False,
-    ask: Annotated[
-        Ask,
-        Option(
-            help="own: the task is on the node, which asks it itself; device: it is on the node, "
-            "asked from afar; edge: it is at the edge, asked beside the node."
-        ),
-    ] = Ask.DEVICE,
+    control: Control = False,
+    ask: InAsk = Ask.DEVICE,
     per_s: Annotated[float, Option(min=0.1, max=1000, help="Requests of each client.")] = PER_S,
     by: WhoMoves = By.TRACE,
     minutes: Annotated[
