@@ -164,6 +164,8 @@ class Answer(Struct, frozen=True):
     value: Any = None
     error: str = ""
     blame: Blame | None = None
+    busy: bool = False
+    """Whether only what is under way stands in the way: later the same may be done."""
 
 
 class Output(Struct):

@@ -285,7 +285,9 @@ class Daemon:
             self._senses.writing()
 
     def _publish(self, command: commands.Publish) -> None:
-        topic = topics.build(self._cell, Party.SERVICE, command.service, Channel.OUTPUT)
+        # The cell of whose broker it is said: gateways bring on nothing that names another one.
+        cell = self._cell if self._roaming is None else self._roaming.way(self._cell).settings.cell
+        topic = topics.build(cell, Party.SERVICE, command.service, Channel.OUTPUT)
         self._send(topic, command.body, command.cause, command.tenant)
 
     def _follow(self, command: commands.Follow) -> None:
@@ -361,7 +363,9 @@ class Daemon:
         channel, frame = inbound.topic.channel, inbound.frame
         if inbound.topic.party is Party.SERVICE:
             if (inbound.topic.name, channel) in self._followed:
-                self.tell(events.Published(inbound.topic.name, channel, frame.body, via))
+                self.tell(
+                    events.Published(inbound.topic.name, channel, frame.body, via, frame.sender)
+                )
             return
         if channel is Channel.PROBE:
             if isinstance(frame.body, Probe) and self._senses is not None:

@@ -124,9 +124,10 @@ class Handovers:
     def called(self, event: Called) -> None:
         """Hand a node over as an operator asks; the answer comes with the target's."""
         node, cell = str(getattr(event.arguments, "name", "")), getattr(event.arguments, "cell", "")
-        why = self._impossible(node, (cell,))
-        if why:
-            self._book.desk.answer(Answer(event.call, error=why, blame=Blame.USER))
+        why, busy = self._impossible(node, (cell,)), self._under_way(node)
+        if why or busy:
+            blame = Blame.USER if why else Blame.ENVIRONMENT
+            self._book.desk.answer(Answer(event.call, error=why or busy, blame=blame, busy=not why))
             return
         self._begin(node, "", (cell,), "an operator asks for it", event.cause, by_hand=True)
         # Not before: what it takes the place of ends, which answers whoever asked for that.
@@ -135,7 +136,7 @@ class Handovers:
     def required(self, event: Received, body: HandoverRequired) -> None:
         """Hand a node over as its scheduler asks."""
         facts = self._book.nodes.get(body.node)
-        why = self._impossible(body.node, body.cells)
+        why = self._impossible(body.node, body.cells) or self._under_way(body.node)
         if facts is None or facts.scheduler != event.sender or facts.attached != body.incarnation:
             why = f"{body.node} is not attached there any more"
         if why:
@@ -171,10 +172,17 @@ class Handovers:
         if not set(cells) & set(known):
             named = ", ".join(known) if known else "none"
             return f"there is no cell {cells[0]!r} that {node!r} could go to; there are: {named}"
-        before = self.under_way(node)
-        if before is not None and self.busy(node):
-            return f"handover {before.handover} of node {node!r} is {before.state}"
         return ""
+
+    def _under_way(self, node: str) -> str:
+        """Return in a sentence which handover of a node has to end before; empty: none."""
+        before = self.under_way(node)
+        if before is None or not self.busy(node):
+            return ""
+        return (
+            f"handover {before.handover} of node {node!r} to {before.target} is {before.state}: "
+            "ask again when it has ended"
+        )
 
     def _begin(
         self,

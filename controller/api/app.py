@@ -25,7 +25,7 @@ from controller.api.access import Identity, authorise, identify
 from controller.api.arguments import parse, takes_body
 from controller.api.body import whole
 from controller.api.bulk import Bulk, Collect, Recorder
-from controller.api.errors import STATUS, Refused, body_of, status_of
+from controller.api.errors import CONFLICT, STATUS, Refused, body_of, status_of
 from controller.api.metrics import CONTENT_TYPE, Labels, Metric, render
 from controller.api.named import to_json
 from controller.api.openapi import describe
@@ -184,7 +184,8 @@ class Api:
             ) from None
         if answer.error:
             blame = answer.blame or Blame.OURS
-            raise Refused(STATUS[blame], answer.error, blame=blame)
+            status = CONFLICT if answer.busy else STATUS[blame]
+            raise Refused(status, answer.error, blame=blame)
         return answer.value
 
     async def _move(

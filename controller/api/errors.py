@@ -18,6 +18,7 @@ from protocols.submission import near
 
 STATUS: Final = {Blame.USER: 400, Blame.PEER: 400, Blame.ENVIRONMENT: 503, Blame.OURS: 500}
 """The status of a failure that names none of its own."""
+CONFLICT: Final = 409
 _BY_BLAME: Final[dict[Blame, type[TonaError]]] = {
     Blame.USER: UserError,
     Blame.PEER: PeerError,
@@ -44,6 +45,10 @@ class Refused(TonaError):
         self.blame = blame
         self.retry_after_s = retry_after_s
         """When to ask again; 0: that would not help, or nobody knows."""
+
+
+class Busy(EnvironmentFailure):
+    """Something else is under way; asking again when that has ended may help."""
 
 
 class ErrorDetail(Struct, frozen=True, omit_defaults=True):
@@ -78,6 +83,8 @@ def error_of(status: int, body: bytes) -> TonaError:
         detail = msgspec.json.decode(body, type=ErrorBody).error
     except msgspec.DecodeError:
         return PeerError(f"the controller answered with status {status} and no reason of its own")
+    if status == CONFLICT and detail.blame is Blame.ENVIRONMENT:
+        return Busy(detail.text)
     return _BY_BLAME[detail.blame](detail.text)
 
 

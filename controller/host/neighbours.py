@@ -241,7 +241,7 @@ class Neighbours:
         finally:
             del self._waiting[call]
         if answer.error:
-            return Answer(call, error=answer.error, blame=answer.blame)
+            return Answer(call, error=answer.error, blame=answer.blame, busy=answer.busy)
         try:
             return Answer(call, msgspec.msgpack.decode(answer.value, type=types[1]))
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -266,7 +266,9 @@ class Neighbours:
         except TonaError as error:
             return RemoteAnswer(call.call, error=str(error), blame=error.blame)
         if answer.error:
-            return RemoteAnswer(call.call, error=answer.error[:2048], blame=answer.blame)
+            return RemoteAnswer(
+                call.call, error=answer.error[:2048], blame=answer.blame, busy=answer.busy
+            )
         value = msgspec.msgpack.encode(answer.value)
         if len(value) > BODY_MAX_BYTES:
             return RemoteAnswer(call.call, error="the answer is too large", blame=Blame.USER)

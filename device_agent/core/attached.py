@@ -105,6 +105,7 @@ class Attached:
         else:
             self.unserved()
             self.silent()
+            self.doubted()
 
     def welcome(self, event: Received, body: Welcome) -> None:
         """Take the scheduler's answer to a birth."""
@@ -153,7 +154,10 @@ class Attached:
         mobility.unanswered(event)
 
     def priced(self, link: LinkReport) -> LinkReport:
-        """Return a report of the link with what measuring cells has taken lately."""
+        """Return a report of the link with what has waited, and what measuring cells has taken."""
+        counts = self._turn.counts
+        if counts["kept"]:
+            link = structs.replace(link, kept=counts["kept"], kept_dropped=counts["kept dropped"])
         if self._spent is None:
             return link
         taken, cpu, saving = self._spent
@@ -199,6 +203,11 @@ class Attached:
         self._kept.replies.disconnected()
         if self._kept.feeder is not None:
             self._kept.feeder.sinks.disconnected()
+
+    def doubted(self) -> None:
+        """Say again what a lost link may not have carried."""
+        if self._kept.feeder is not None:
+            self._kept.feeder.sinks.doubted()
 
     def heard(self) -> None:
         """Send what was kept: there is an attachment again."""

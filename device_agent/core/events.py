@@ -299,6 +299,8 @@ class Published(Struct, frozen=True):
     body: "Body"
     via: str = ""
     """The cell of the broker by which it came."""
+    sender: str = ""
+    """Who has said it first."""
 
 
 class Stored(Struct, frozen=True):

@@ -3,14 +3,17 @@
 At the pace of a feed the shell reads its sources (`ReadSource`); values of a topic come as they are
 published, at most at their pace. The newest value of every input makes an item, which becomes a
 request. A few requests may be under way at once; meanwhile one item waits, and a newer one takes
-its place: old data is worth less than new. Every item is answered, replaced or failed, and each is
-counted: `fed` is the sum of `feed answered`, `feed failed` and those under way.
+its place: old data is worth less than new. While the node is attached nowhere all of them wait, in
+order and within bounds. Every item is answered, replaced, dropped or failed, and each is counted:
+`fed` is the sum of `feed answered`, `feed failed` and those under way.
 
 With a service that has sinks this node passes on the answers to its feed, and those that end here.
 """
 
+from collections import deque
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from typing import Any, Final
 
 from msgspec import Struct, field, structs
@@ -27,9 +30,9 @@ from device_agent.core.events import (
 )
 from device_agent.core.feed_values import fitted, load_vector
 from device_agent.core.flights import Flight, Flights, Local, covers
-from device_agent.core.sinks import Sinks
+from device_agent.core.sinks import KEPT_MAX, KEPT_MAX_BYTES, Sinks
 from device_agent.core.turn import Turn
-from device_agent.core.values import LOAD, rooted
+from device_agent.core.values import LOAD, inline_bytes, rooted
 from protocols.errors import MalformedFrame
 from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Plan, Result, Value
 from protocols.messages.presence import Feeding
@@ -42,8 +45,8 @@ FEEDS_MAX: Final = 64
 UNDER_WAY_MAX: Final = 8
 """Requests of one feed at once."""
 PERIOD_MIN_MS: Final = 10.0
-WAYS_MAX: Final = 128
-"""Published values of which is remembered how they came: a handover takes less."""
+TAKEN_MAX: Final = 1024
+"""Published values that are known again: a handover takes less."""
 READ_MS: Final = 10_000
 """After this a source that is being read counts as failed."""
 INLINE_TOTAL_BYTES: Final = 96 * 1024
@@ -64,8 +67,10 @@ class FeedState(Struct, eq=False):
     cursors: dict[str, str] = field(default_factory=dict)
     """The last file of each folder that was read."""
     sent: dict[str, Value] | None = None
-    waiting: dict[str, Value] | None = None
-    """The newest item, for which there is no room yet."""
+    waiting: deque[tuple[float, dict[str, Value]]] = field(default_factory=deque)
+    """Items for which there is no room yet, and until when: the newest, which always counts, behind
+    those that were made while nobody was reached.
+    """
     unkept: bool = False
     """Whether the journal does not know yet that the node has left the feed's cell."""
     under_way: int = 0
@@ -93,8 +98,8 @@ class Feeder:
         self._numbers = count(1)
         self._load: LoadReport | None = None
         self._followed: dict[tuple[str, Channel], None] = {}
-        self._ways: dict[tuple[str, Channel, str, int, int], str] = {}
-        """By which broker the newest published values have come first."""
+        self._taken: dict[tuple[object, ...], None] = {}
+        """The newest published values."""
         self.sinks = Sinks(turn)
         self.flights = Flights(turn, local, self._ended)
         self._doors: dict[type, Callable[[Any], None]] = {
@@ -169,7 +174,7 @@ class Feeder:
         self.flights.move(feed.service, state.plan)
         self._follow()
         if not feed.sources:
-            state.waiting = None
+            state.waiting.clear()
         self._launch(state)
         key = ("feed", feed.service)
         self._turn.timers.cancel(key)
@@ -237,10 +242,6 @@ class Feeder:
         """Say again what may not have been heard."""
         self.sinks.connected()
         self.flights.connected()
-
-    def disconnected(self) -> None:
-        """Keep records from now on."""
-        self.sinks.disconnected()
 
     def handle(self, event: SourceRead | SourceFailed | Published | Stored | StoreFailed) -> None:
         """Take in what the shell says of sources, topics and the store."""
@@ -327,7 +328,7 @@ class Feeder:
         else:
             self._turn.counts["foreign message"] += 1
             return
-        if self._twice(event, (body.request, body.attempt, part)):
+        if self._twice(event.sender, event.service, body.request, body.attempt, part, *values):
             self._turn.counts["feed twice"] += 1
             return
         for service, state in list(self._feeds.items()):
@@ -337,13 +338,14 @@ class Feeder:
                     if (named, channel) == (event.service, event.channel) and port in values:
                         self._hear(state, source, values[port])
 
-    def _twice(self, event: Published, name: tuple[str, int, int]) -> bool:
-        """Whether this has come already by the broker of another cell: both were attached."""
-        key = event.service, event.channel, *name
-        via = self._ways.setdefault(key, event.via)
-        if len(self._ways) > WAYS_MAX:
-            del self._ways[next(iter(self._ways))]
-        return via != event.via
+    def _twice(self, *name: object) -> bool:
+        """Whether this has come already: by another cell's broker, or before a link was lost."""
+        if name in self._taken:
+            return True
+        self._taken[name] = None
+        if len(self._taken) > TAKEN_MAX:
+            del self._taken[next(iter(self._taken))]
+        return False
 
     def _hear(self, state: FeedState, source: Source, value: Value) -> None:
         now_ms, rate = self._turn.now_ms, _rate(state.feed, source)
@@ -371,22 +373,41 @@ class Feeder:
             self._turn.counts["feed incomplete"] += 1
             return
         item = {name: state.values[name] for name in names}
-        last = state.waiting or state.sent
+        last = state.waiting[-1][1] if state.waiting else state.sent
         if feed.function == CHANGES and item == last:
             self._turn.counts["feed unchanged"] += 1
             return
-        if state.waiting is not None:
-            self._turn.counts["feed replaced"] += 1
-        state.waiting = item
+        self._wait(state, item)
         self._launch(state)
 
+    def _wait(self, state: FeedState, item: dict[str, Value]) -> None:
+        """Have an item wait: beside others while nobody is reached, else in their place."""
+        waiting, counts = state.waiting, self._turn.counts
+        until_ms = inf
+        if not self.sinks.online:
+            self._turn.kept(0)
+            until_ms = self._turn.now_ms + state.feed.budget_ms
+        elif waiting and waiting[-1][0] == inf:
+            waiting.pop()
+            counts["feed replaced"] += 1
+        waiting.append((until_ms, item))
+        size = sum(inline_bytes(one) for _, one in waiting) if len(waiting) > 1 else 0
+        while len(waiting) > KEPT_MAX or size > KEPT_MAX_BYTES:
+            size -= inline_bytes(waiting.popleft()[1])
+            counts["kept dropped"] += 1
+
     def _launch(self, state: FeedState) -> None:
-        """Send the item that waits, if there is a plan and room."""
-        feed, item = state.feed, state.waiting
-        plan = state.plan
-        if item is None or plan is None or state.under_way >= UNDER_WAY_MAX:
-            return
-        state.waiting = None
+        """Send the items that wait, if there is a plan, as far as there is room."""
+        waiting, plan = state.waiting, state.plan
+        while waiting and plan is not None and state.under_way < UNDER_WAY_MAX:
+            until_ms, item = waiting.popleft()
+            if until_ms < self._turn.now_ms:
+                self._turn.counts["kept dropped"] += 1
+            else:
+                self._send(state, plan, item)
+
+    def _send(self, state: FeedState, plan: Plan, item: dict[str, Value]) -> None:
+        feed = state.feed
         self._turn.counts["fed"] += 1
         if not covers(plan, item):
             self._turn.counts["feed failed"] += 1

@@ -235,6 +235,8 @@ class Mobility:
             self._leave(move)
         if not self._up:
             self._silent()
+        if cell == turn.cell:
+            self._node.doubted()
 
     def broken(self, reason: str) -> None:
         """Seek another cell at once: the serving connection leads nowhere."""

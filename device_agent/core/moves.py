@@ -42,6 +42,9 @@ class Node(Protocol):
     def silent(self) -> None:
         """Keep what is for anybody: there is no attachment at all."""
 
+    def doubted(self) -> None:
+        """Say again what a lost link may not have carried."""
+
     def heard(self) -> None:
         """Send what was kept: there is an attachment again."""
 

@@ -8,12 +8,12 @@ Tensors leave the node packed where the task is tuned so: to other nodes always,
 if its request says that it can unpack them. What stays on this node is never packed.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
+from device_agent.core.box import Box
 from device_agent.core.commands import Forward, Reply
 from device_agent.core.events import Received
 from device_agent.core.jobs import JobEnds
@@ -80,19 +80,16 @@ class Replies:
         self._sink = sink
         self._users: dict[str, Topic] = {}
         self._offline = False
-        self._kept: deque[tuple[float, int, Forward | Reply]] = deque()
-        self._kept_bytes = 0
+        self._kept: Box[Forward | Reply] = Box(KEPT_MAX, KEPT_MAX_BYTES)
 
     def connected(self) -> None:
         """Send what was kept and is still waited for."""
         self._offline = False
-        now_ms = self._turn.now_ms
-        waited = [said for until_ms, _, said in self._kept if until_ms > now_ms]
+        waited, late = self._kept.take(self._turn.now_ms)
+        self._turn.counts["kept dropped"] += late
         if waited:
             self._turn.answered()
             self._turn.out += waited
-        self._kept.clear()
-        self._kept_bytes = 0
 
     def disconnected(self) -> None:
         """Keep messages from now on."""
@@ -290,12 +287,8 @@ class Replies:
             self._turn.answered()
             self._turn.out.append(said)
             return
-        size = inline_bytes(values)
-        self._kept.append((request.deadline_ms, size, said))
-        self._kept_bytes += size
-        while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_MAX_BYTES:
-            self._kept_bytes -= self._kept.popleft()[1]
-            self._turn.counts["kept dropped"] += 1
+        gone = self._kept.put(said, inline_bytes(values), request.deadline_ms)
+        self._turn.kept(gone)
 
 
 def _reply(request: Request, body: Accepted | Result) -> Reply:

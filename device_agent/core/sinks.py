@@ -1,15 +1,16 @@
 """Where answers go beside the client: the output topic of the service, or the cell's store.
 
 A stored output is a large value like any other; its digest is then published as a small record.
-What cannot leave waits, within a bound of number and time, and is counted when it is given up.
+What cannot leave waits, within a bound of number and time, and is counted when it is given up. Of a
+lost link nobody knows what it has carried: what was said last is said again, under the same names.
 """
 
-from collections import deque
 from itertools import count
 from typing import Final
 
 from msgspec import Struct, structs
 
+from device_agent.core.box import Box
 from device_agent.core.commands import Publish, StoreValue
 from device_agent.core.events import Stored, StoreFailed
 from device_agent.core.turn import Turn
@@ -19,9 +20,14 @@ from protocols.messages.quality import Sink, SinkKind
 
 STORING_MAX: Final = 64
 """Outputs on their way to the store."""
-KEPT_MAX: Final = 256
+KEPT_MAX: Final = 512
 KEPT_MAX_BYTES: Final = 4 << 20
 """Records that wait for a connection, and their inline tensors; the oldest make room."""
+SAID_MAX: Final = 512
+SAID_MAX_BYTES: Final = 1 << 20
+"""The last records said, and their inline tensors."""
+SAID_MS: Final = 10_000
+"""That long a dead link may go unnoticed."""
 PAUSE_FIRST_MS: Final = 500
 PAUSE_MAX_MS: Final = 30_000
 
@@ -44,25 +50,31 @@ class Sinks:
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
-        self._online = False
-        self._kept: deque[tuple[float, int, Publish]] = deque()
-        self._kept_bytes = 0
+        self.online = False
+        """Whether anybody is reached."""
+        self._kept: Box[tuple[Publish, int, float]] = Box(KEPT_MAX, KEPT_MAX_BYTES)
+        self._said: Box[tuple[Publish, int, float]] = Box(SAID_MAX, SAID_MAX_BYTES)
         self._storing: dict[str, _Storing] = {}
         self._keys = count(1)
 
     def connected(self) -> None:
         """Publish what has waited and is not too old."""
-        self._online = True
-        now_ms = self._turn.now_ms
-        late = sum(until_ms <= now_ms for until_ms, _, _ in self._kept)
-        self._turn.counts["sink late"] += late
-        self._turn.out.extend(said for until_ms, _, said in self._kept if until_ms > now_ms)
-        self._kept.clear()
-        self._kept_bytes = 0
+        self.online = True
+        waited, late = self._kept.take(self._turn.now_ms)
+        self._turn.counts["kept dropped"] += late
+        for one in waited:
+            self._say(*one)
 
     def disconnected(self) -> None:
         """Keep records from now on."""
-        self._online = False
+        self.online = False
+
+    def doubted(self) -> None:
+        """Say again what a lost link may not have carried, now or with the next one."""
+        again, _ = self._said.take(self._turn.now_ms)
+        self._turn.counts["said again"] += len(again)
+        for one in again:
+            self._say(*one)
 
     def give(
         self,
@@ -146,11 +158,9 @@ class Sinks:
         self._say(Publish(service, said, cause, tenant), size, until_ms)
 
     def _say(self, said: Publish, size_bytes: int, until_ms: float) -> None:
-        if self._online:
+        one = said, size_bytes, until_ms
+        if self.online:
             self._turn.out.append(said)
-            return
-        self._kept.append((until_ms, size_bytes, said))
-        self._kept_bytes += size_bytes
-        while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_MAX_BYTES:
-            self._kept_bytes -= self._kept.popleft()[1]
-            self._turn.counts["sink late"] += 1
+            self._said.put(one, size_bytes, min(until_ms, self._turn.now_ms + SAID_MS))
+        else:
+            self._turn.kept(self._kept.put(one, size_bytes, until_ms))

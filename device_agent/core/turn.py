@@ -93,6 +93,11 @@ class Turn:
             self.silence_ms = max(self.silence_ms, gap_ms)
             self.spacing_ms += (gap_ms - self.spacing_ms) / 8
 
+    def kept(self, gone: int) -> None:
+        """Take note that something waits for a connection, for which so much had to go."""
+        self.counts["kept"] += 1
+        self.counts["kept dropped"] += gone
+
     def own(self, topic: str) -> bool:
         """Whether a topic is where this node takes requests, in whatever cell."""
         return topic.endswith(self._tail)

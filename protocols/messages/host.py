@@ -91,3 +91,5 @@ class RemoteAnswer(Message, tag="remote-answer", frozen=True):
     """Why there is none, for people."""
     blame: Blame | None = None
     """Whose fault the error is."""
+    busy: bool = False
+    """Whether only what is under way stands in the way: later the same may be done."""

@@ -103,6 +103,10 @@ class LinkReport(Message, tag="link", frozen=True):
     """The same of one core."""
     cells_saving: bool = False
     """Whether they are measured seldom, for a battery is discharged."""
+    kept: Count = 0
+    """Answers and published values that have waited for a connection since the node began."""
+    kept_dropped: Count = 0
+    """Those of them that were too many, too large or too old."""
 
     @property
     def bandwidth_mbit_per_s(self) -> float | None:

@@ -208,6 +208,7 @@ async def test_what_cannot_be_served_is_one_sentence(
     [
         (Answer("", error="no such port", blame=Blame.USER), 400, "user"),
         (Answer("", error="no broker", blame=Blame.ENVIRONMENT), 503, "environment"),
+        (Answer("", error="not now", blame=Blame.ENVIRONMENT, busy=True), 409, "environment"),
         (Answer("", error="oops", blame=Blame.OURS), 500, "ours"),
         (Answer("", error="oops"), 500, "ours"),
         (Answer("", value=[1]), 500, "ours"),

@@ -159,8 +159,8 @@ def test_a_packed_answer_that_is_large_leaves_for_its_sinks_in_several_records()
     node.tell(events.Disconnected())
     for _ in range(10):
         answer()
-    assert node.core.feeder.sinks._kept_bytes <= KEPT_MAX_BYTES
-    assert node.core.counts["sink late"] > 0
+    assert node.core.feeder.sinks._kept._bytes <= KEPT_MAX_BYTES
+    assert node.core.counts["kept dropped"] > 0
 
 
 def test_the_reply_topic_of_a_job_takes_no_room() -> None:

@@ -4,6 +4,7 @@ import pytest
 from cells_bench import CellsBench
 
 from controller.handover_records import HandoverState
+from protocols.errors import Blame
 from protocols.messages import (
     Assign,
     EnvelopeGrant,
@@ -129,6 +130,20 @@ def test_what_cannot_be_handed_over_is_said_in_one_sentence(
 ) -> None:
     bench.hand_over(node, cell)
     assert why in bench.answers[-1].error
+
+
+def test_one_handover_of_a_node_is_under_way_at_a_time(bench: CellsBench) -> None:
+    bench.hand_over("n", "b")
+    [command] = bench.told("n", HandoverCommand)
+    bench.hand_over("n", "b")
+    answer = bench.answers[-1]
+    assert (answer.busy, answer.blame) == (True, Blame.ENVIRONMENT)
+    assert answer.error == (
+        f"handover {command.handover} of node 'n' to b is commanded: ask again when it has ended"
+    )
+    bench.moves("n", "b", handover=command.handover)
+    bench.hand_over("n", "a")
+    assert not bench.answers[-1].error
 
 
 def test_a_lost_node_is_not_handed_over(bench: CellsBench) -> None:

@@ -295,6 +295,7 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
         ("jitter", or_dash(link.jitter_ms, "{:.2f} ms")),
         ("loss", or_dash(link.loss_percent, "{:.1f} %")),
         ("measuring cells", _measuring(link)),
+        ("outbox", f"{link.kept} waited for a connection, {link.kept_dropped} dropped"),
     ]
 
 

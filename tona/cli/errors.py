@@ -8,7 +8,7 @@ OK: Final = 0
 USAGE: Final = 2
 """A wrong argument, file or configuration here."""
 UNAVAILABLE: Final = 3
-"""The environment: no controller, nothing in time, it does not run, it is not installed."""
+"""No controller, nothing in time, another thing under way, it does not run or is not installed."""
 REFUSED: Final = 4
 """Refused by the controller or a node, as for what is not there; it will be refused again."""
 BUG: Final = 70

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
+from controller.api.errors import Busy
 from protocols.errors import TonaError
 from tona.cli.api import Api
 from tona.testbed.antenna import Antenna
@@ -20,6 +21,8 @@ HANDOVER: Final = "node.handover"
 REASONS_MAX: Final = 5
 SETTLE_S: Final = 10.0
 """After the end of its window, for a node that is on its way."""
+AGAIN_S: Final = 0.1
+"""Between two questions for a node whose last handover is not over."""
 LEAVE_S: Final = 1.0
 """A single radio that its node does not tune by then goes where the trace went."""
 
@@ -37,8 +40,17 @@ class Asked(Struct, frozen=True):
     api: Api
 
     async def __call__(self, node: str, cell: str) -> None:
-        """Ask for it. Raises TonaError."""
-        await self.api.call(HANDOVER, name=node, cell=cell)
+        """Ask for it, again while another one is under way. Raises TonaError."""
+        end_s = asyncio.get_running_loop().time() + SETTLE_S
+        while True:
+            try:
+                await self.api.call(HANDOVER, name=node, cell=cell)
+            except Busy:
+                if asyncio.get_running_loop().time() > end_s:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
 
 
 class Anew(Struct, frozen=True):
