@@ -1,6 +1,6 @@
 """Models in memory: the ONNX zygote, the process that has loaded each, and the workers.
 
-    ONNX zygote      numpy and ONNX Runtime, never a model
+    ONNX zygote      ONNX Runtime, never a model
       model          forked for each recipe, in the sandbox before it reads the model
         worker       forked from a model of one thread on the CPU: a few ms, weights shared
 

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 from executor_exits import Exits
 from executor_guests import Shelf, floats
@@ -131,6 +133,65 @@ async def test_an_interpreter_without_onnxruntime_is_no_executor(
         with pytest.raises(ExecutorFailure, match="bare-python") as caught:
             await executor.deploy(*double())
         assert caught.value.failed.blame is Blame.ENVIRONMENT
+    finally:
+        await executor.close()
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> str:
+    """Return an interpreter whose ONNX Runtime brings no library beside its Python package."""
+    site, here = tmp_path / "site", Path(onnxruntime.__file__).parent
+    capi = site / here.name / "capi"
+    capi.mkdir(parents=True)
+    for one in (*here.iterdir(), *(here / "capi").iterdir(), Path(np.__file__).parent):
+        inner = capi if one.parent.name == "capi" else site / here.name
+        place = (site if one.name == "numpy" else inner) / one.name
+        if not one.name.startswith("libonnxruntime.so") and not place.exists():
+            place.symlink_to(one)
+    for one in Path(np.__file__).parents[1].glob("numpy.libs"):
+        (site / one.name).symlink_to(one)
+    bare = tmp_path / "packaged-python"
+    text = f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S "$@"\n'
+    bare.write_text(text, encoding="ascii")
+    bare.chmod(0o755)
+    return str(bare)
+
+
+def family(onnx: OnnxExecutor) -> list[int]:
+    children = [one.pid for every in onnx._by_task.values() for one in every]
+    models = [one.pid for one in onnx._models.loaded.values()]
+    return [onnx._models.zygote.pid, *models, *children]
+
+
+def libraries(pid: int) -> set[str]:
+    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    return {Path(one.split()[-1]).name for one in lines if ".so" in one}
+
+
+async def test_models_run_without_numpy_or_the_package(onnx: OnnxExecutor, double: Make) -> None:
+    await ready(onnx, *double())
+    for pid in family(onnx):
+        found = libraries(pid)
+        assert any(one.startswith("libonnxruntime.so") for one in found)
+        assert not any("pybind11" in one or "multiarray" in one for one in found)
+
+
+async def test_the_package_serves_where_it_brings_no_library(
+    tmp_path: Path, blobs: Path, double: Make, endless: Make, packaged: str
+) -> None:
+    executor = OnnxExecutor(blobs=blobs, empty=tmp_path / "e", interpreter=packaged)
+    try:
+        about = await executor.probe()
+        assert about is not None
+        assert about.providers == ("CPUExecutionProvider",)
+        await ready(executor, *double())
+        assert any("pybind11" in one for pid in family(executor) for one in libraries(pid))
+        result = await executor.invoke("t", "c", {"x": floats(1.5, -2)}, BUDGET_MS)
+        assert result.outputs == {"y": floats(3, -4)}
+        await ready(executor, *endless(), "loop")
+        stopped = await executor.invoke("loop", "c", go(on=True), 200)
+        assert stopped.code is FailureCode.DEADLINE
+        assert isinstance(await executor.invoke("loop", "d", go(on=False), BUDGET_MS), Done)
     finally:
         await executor.close()
 

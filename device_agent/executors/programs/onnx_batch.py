@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from device_agent.executors.programs.checks import hold
-    from device_agent.executors.programs.onnx_program import Model, array
+    from device_agent.executors.programs.onnx_program import Model
+    from device_agent.executors.programs.ort_api import Failure, Tensor
     from device_agent.executors.programs.stream import (
         Answer,
         Frame,
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     )
 else:
     from checks import hold
-    from onnx_program import array
+    from ort_api import Failure
     from stream import Refusal, read_values, write_values
 
 
@@ -30,26 +29,27 @@ class Apart(Exception):
 def run(model: Model, frames: list[Frame], options: Any) -> list[Answer]:
     """Run calls together; an answer for each, in their order. Raises Apart."""
     answers: dict[int, Answer] = {}
-    inputs: dict[int, dict[str, Any]] = {}
+    inputs: dict[int, dict[str, Tensor]] = {}
     for at, (header, body) in enumerate(frames):
         try:
             values = read_values(header["in"], body, model.blobs)
         except Refusal as refusal:
             answers[at] = {"fail": refusal.answer}, []
         else:
-            inputs[at] = {value[0]: array(value) for value in values}
+            inputs[at] = {name: (dtype, shape, view) for name, dtype, shape, view in values}
     if inputs:
         answers |= _answers(model, inputs, options)
     return [answers[at] for at in range(len(frames))]
 
 
-def _answers(model: Model, inputs: dict[int, dict[str, Any]], options: Any) -> dict[int, Answer]:
+def _answers(model: Model, inputs: dict[int, dict[str, Tensor]], options: Any) -> dict[int, Answer]:
     """Run the calls whose inputs could be read. Raises Apart."""
-    rows = {at: len(next(iter(one.values()))) for at, one in inputs.items()}
+    rows = {at: _rows(one) for at, one in inputs.items()}
     try:
         found = _outputs(model, list(inputs.values()), sum(rows.values()), options)
-    except Exception:  # noqa: BLE001 - the runtime raises a dozen types; alone each tells its own
-        if not options.terminate:
+    except Failure:
+        # Alone each tells its own.
+        if not options.terminated:
             raise Apart from None
         stopped = Refusal("deadline", "user", "the call was stopped").answer
         return {at: ({"fail": stopped}, []) for at in inputs}
@@ -61,23 +61,40 @@ def _answers(model: Model, inputs: dict[int, dict[str, Any]], options: Any) -> d
     return answers
 
 
-def _outputs(model: Model, inputs: list[dict[str, Any]], rows: int, options: Any) -> list[Any]:
-    """Run with joined inputs. Raises Apart where rows do not agree, and what the runtime raises."""
-    if any(len({len(value) for value in one.values()}) > 1 for one in inputs):
+def _rows(inputs: dict[str, Tensor]) -> int:
+    """Return how many rows a call has. Raises Apart where its inputs do not agree."""
+    found = {shape[:1] for _, shape, _ in inputs.values()}
+    if len(found) != 1 or () in found:
         raise Apart
-    feeds = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
-    found: list[Any] = model.session.run(model.outputs, feeds | model.constants, options)
-    if any(one.ndim == 0 or len(one) != rows for one in found):
+    return found.pop()[0]
+
+
+def _outputs(
+    model: Model, inputs: list[dict[str, Tensor]], rows: int, options: Any
+) -> list[Tensor]:
+    """Run with joined inputs. Raises Apart where they do not fit each other, Failure."""
+    feeds = {name: _joined([one[name] for one in inputs], rows) for name in inputs[0]}
+    found: list[Tensor] = model.session.run(model.outputs, feeds | model.constants, options)
+    if any(shape[:1] != (rows,) for _, shape, _ in found):
         raise Apart
     return found
 
 
-def _cut(model: Model, found: list[Any], rows: slice, calls: int) -> Answer:
+def _joined(values: list[Tensor], rows: int) -> Tensor:
+    if len({(dtype, shape[1:]) for dtype, shape, _ in values}) != 1:
+        raise Apart
+    dtype, shape, _ = values[0]
+    return dtype, (rows, *shape[1:]), memoryview(b"".join(view for _, _, view in values))
+
+
+def _cut(model: Model, found: list[Tensor], rows: slice, calls: int) -> Answer:
     """Return the answer of one call: its rows of every output."""
     values: list[Value] = []
-    for name, number, one in zip(model.outputs, model.numbers, found):  # noqa: B905 - as many
-        own = np.ascontiguousarray(one[rows])
-        values.append((name, number, own.shape, own.reshape(-1).view(np.uint8).data))
+    count = rows.stop - rows.start
+    for name, (number, shape, view) in zip(model.outputs, found):  # noqa: B905 - as many
+        row = view.nbytes // shape[0] if shape[0] else 0
+        own = view[rows.start * row : rows.stop * row]
+        values.append((name, number, (count, *shape[1:]), own))
     try:
         flags = hold(values, model.checks)
         described, inline = write_values(values, model.blobs, model.limit)

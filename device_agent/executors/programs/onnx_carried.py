@@ -1,47 +1,20 @@
-"""Types of tensors, and what a model carries from one run to the next."""
+"""What a model carries from one run to the next."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import onnx_state
+    from device_agent.executors.programs.ort_api import ITEM_BYTES, TYPES, Tensor
     from device_agent.executors.programs.stream import Refusal
 else:
     import onnx_state
+    from ort_api import ITEM_BYTES, TYPES
     from stream import Refusal
 
-NUMPY: Final = {
-    1: np.float32,
-    2: np.uint8,
-    3: np.int8,
-    4: np.uint16,
-    5: np.int16,
-    6: np.int32,
-    7: np.int64,
-    9: np.bool_,
-    10: np.float16,
-    11: np.float64,
-    12: np.uint32,
-    13: np.uint64,
-}
-ORT_TYPE: Final = {
-    1: "tensor(float)",
-    2: "tensor(uint8)",
-    3: "tensor(int8)",
-    4: "tensor(uint16)",
-    5: "tensor(int16)",
-    6: "tensor(int32)",
-    7: "tensor(int64)",
-    9: "tensor(bool)",
-    10: "tensor(float16)",
-    11: "tensor(double)",
-    12: "tensor(uint32)",
-    13: "tensor(uint64)",
-}
-_NUMBER: Final = {name: number for number, name in ORT_TYPE.items()}
+_NUMBER: Final = {TYPES[number]: number for number in ITEM_BYTES}
 
 
 def mismatch(text: str) -> Refusal:
@@ -54,11 +27,11 @@ class Carried:
 
     def __init__(self, pairs: list[list[str]], session: Any) -> None:
         """Raise Refusal for ports that the model lacks, or that do not fit each other."""
-        inputs = {one.name: one for one in session.get_inputs()}
-        outputs = {one.name: one for one in session.get_outputs()}
+        inputs = {one.name: one for one in session.inputs}
+        outputs = {one.name: one for one in session.outputs}
         self.inputs = [given for _, given in pairs]
         self.outputs = [taken for taken, _ in pairs]
-        self._first: list[Any] = []
+        self._first: list[Tensor] = []
         self._item_bytes: list[int] = []
         for taken, given in pairs:
             if taken not in outputs or given not in inputs:
@@ -71,9 +44,11 @@ class Carried:
                     "what a model carries must be one type of tensor"
                 )
             # An axis of any length is 1 at first: one stream, not yet any history.
-            shape = [one if isinstance(one, int) else 1 for one in inputs[given].shape or ()]
-            self._first.append(np.zeros(shape, NUMPY[_NUMBER[kind]]))
-            self._item_bytes.append(self._first[-1].itemsize)
+            shape = tuple(one if one >= 0 else 1 for one in inputs[given].shape)
+            number = _NUMBER[kind]
+            size = ITEM_BYTES[number]
+            self._first.append((number, shape, memoryview(bytes(size * math.prod(shape)))))
+            self._item_bytes.append(size)
         self._memory: onnx_state.Memory | None = None
 
     def bind(self, memory: onnx_state.Memory, *, strict: bool) -> str:
@@ -95,32 +70,32 @@ class Carried:
         self._memory = memory
         return note
 
-    def feeds(self) -> dict[str, Any]:
+    def feeds(self) -> dict[str, Tensor]:
         """Return the state as inputs. Raises Refusal when it is none of this model."""
         if self._memory is None or not (state := self._memory.read()):
             return dict(zip(self.inputs, self._first))  # noqa: B905 - made together
-        return dict(zip(self.inputs, self._arrays(state)))  # noqa: B905 - made together
+        return dict(zip(self.inputs, self._tensors(state)))  # noqa: B905 - made together
 
-    def _arrays(self, state: bytes) -> list[Any]:
+    def _tensors(self, state: bytes) -> list[Tensor]:
         try:
             tensors = onnx_state.unpack(state, self._item_bytes)
         except ValueError as error:
             raise Refusal("executor", "peer", f"{error}: it is none of this model") from None
         return [
-            np.frombuffer(data, first.dtype).reshape(shape)
-            for first, (shape, data) in zip(self._first, tensors)  # noqa: B905 - as many
+            (number, shape, memoryview(data))
+            for (number, _, _), (shape, data) in zip(self._first, tensors)  # noqa: B905 - as many
         ]
 
     def _check(self, state: bytes) -> None:
-        arrays = self._arrays(state)
-        if any(one.ndim != first.ndim for one, first in zip(arrays, self._first)):  # noqa: B905 - of one length
+        ranks = [len(shape) for _, shape, _ in self._tensors(state)]
+        if ranks != [len(shape) for _, shape, _ in self._first]:
             raise Refusal("executor", "peer", "the state has other axes than the model's")
 
-    def keep(self, found: list[Any]) -> None:
+    def keep(self, found: list[Tensor]) -> None:
         """Remember these outputs. Raises Refusal when they take too much."""
         if self._memory is None or not found:
             return
-        state = onnx_state.pack([(one.shape, one.tobytes()) for one in found])
+        state = onnx_state.pack([(shape, view.tobytes()) for _, shape, view in found])
         try:
             self._memory.write(state)
         except ValueError as error:

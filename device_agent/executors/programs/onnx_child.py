@@ -21,8 +21,6 @@ import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-import onnxruntime
-
 if TYPE_CHECKING:
     from device_agent.executors.programs import (
         onnx_batch,
@@ -31,7 +29,8 @@ if TYPE_CHECKING:
         resting,
         sandbox,
     )
-    from device_agent.executors.programs.onnx_program import CPU, Model, blame, usable
+    from device_agent.executors.programs.onnx_program import Model, blame, prepare, usable
+    from device_agent.executors.programs.ort_api import CPU
     from device_agent.executors.programs.stream import Answer, Frame, Header, Refusal, Stream
     from device_agent.executors.programs.wire import MADE
     from device_agent.executors.programs.zygote import Control, Zygote
@@ -41,7 +40,8 @@ else:
     import onnx_state
     import resting
     import sandbox
-    from onnx_program import CPU, Model, blame, usable
+    from onnx_program import Model, blame, prepare, usable
+    from ort_api import CPU
     from stream import Frame, Header, Refusal, Stream
     from wire import MADE
     from zygote import Control, Zygote
@@ -156,10 +156,11 @@ class Worker:
 
     def _options(self, numbers: tuple[int, ...]) -> Any:
         """Return the options of a run, by which it can be stopped from now on."""
-        options = onnxruntime.RunOptions()
+        options = self._model.runtime.options()
         self._current = numbers, options
         for number in tuple(self._early):
-            options.terminate |= number in numbers
+            if number in numbers:
+                options.terminate()
             if number <= numbers[-1]:
                 self._early.discard(number)
         return options
@@ -190,7 +191,7 @@ class Worker:
             self._early.add(frame[0]["id"])
             numbers, options = self._current
             if frame[0]["id"] in numbers:
-                options.terminate = True
+                options.terminate()
 
 
 def _figures(began: int, spent: int, calls: int) -> Header:
@@ -220,7 +221,7 @@ def serve(sock: socket.socket, stops: socket.socket) -> None:
     answer = {
         "id": request["id"],
         "pid": os.getpid(),
-        "providers": model.session.get_providers(),
+        "providers": model.session.providers,
         "note": model.note,
         "forks": forks,
         "gaps": kept.gaps,
@@ -258,12 +259,13 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     form = -1
     if not usable(request["providers"])[0]:
         form = onnx_forms.form_of(request, handle, lambda form: _make(request, handle, form))
+    prepare(request)
     planned = plan(request, form)
     maps, file = resting.maps(), _name_of(form)
     kept = sandbox.enter(planned)
     model = Model(request, handle, blobs, form)
     model.mapped = resting.mapped(maps, file)
-    on_cpu = model.session.get_providers() == [CPU]
+    on_cpu = model.session.providers == (CPU,)
     # A provider that has not taken the model has perhaps left threads, and its sandbox forks none.
     forks = planned.forks and on_cpu and len(os.listdir(threads)) == 1
     os.close(threads)

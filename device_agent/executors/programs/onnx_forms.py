@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import onnxruntime
-
 if TYPE_CHECKING:
     from device_agent.executors.programs import sealed
+    from device_agent.executors.programs.onnx_program import runtime
     from device_agent.executors.programs.stream import Header, Refusal, die_with_parent
 else:
     import sealed
+    from onnx_program import runtime
     from stream import Header, Refusal, die_with_parent
 
 MAX_BYTES: Final = 512 << 20
@@ -56,7 +56,7 @@ def _processor() -> str:
     return hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
 
 
-BOUND_TO: Final = f"{LAYOUT} {onnxruntime.__version__} {_processor()}"
+BOUND_TO: Final = f"{LAYOUT} {runtime.version} {_processor()}"
 """What a form depends on beside its model."""
 
 

@@ -1,4 +1,4 @@
-"""Holds numpy and ONNX Runtime in memory and forks a process for each model.
+"""Holds ONNX Runtime in memory and forks a process for each model.
 
     onnx_zygote.py SOCKET_FD PARENT_PID EMPTY_FOLDER GROUP SHARE   serve until the daemon hangs up
     onnx_zygote.py --probe               print version, providers and what is kept apart as JSON
@@ -26,16 +26,16 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 try:
-    import onnxruntime
-
     if TYPE_CHECKING:
         from device_agent.executors.programs import container_cgroup as cgroup
         from device_agent.executors.programs import onnx_child, resting, sandbox
+        from device_agent.executors.programs.onnx_program import runtime
     else:
         import container_cgroup as cgroup
         import onnx_child
         import resting
         import sandbox
+        from onnx_program import runtime
 except ImportError as missing:
     print(f"onnx executor: {missing} in {sys.executable}", file=sys.stderr)
     sys.exit(os.EX_UNAVAILABLE)
@@ -63,8 +63,8 @@ def _memory_bytes() -> int:
 def probe() -> int:
     """Print what the daemon's inventory wants to know, the sandbox tried on this very process."""
     found = {
-        "version": onnxruntime.__version__,
-        "providers": onnxruntime.get_available_providers(),
+        "version": runtime.version,
+        "providers": runtime.providers(),
     }
     kept = sandbox.enter(sandbox.Plan())
     found["security"] = "strong" if kept.strong else "basic"
