@@ -20,6 +20,9 @@ PRIVATE: Final = 0o700
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - checked to be ours alone before its use
 FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 HOLD_ATTEMPTS: Final = 10
+SPARE_SHARE: Final = 16
+"""One part in so many of the bound is made free at once: to look at all values costs more than to
+fetch a small one."""
 FRESH_S: Final = 5.0
 """A value so young may be on its way to its pin."""
 
@@ -33,6 +36,8 @@ class BlobFolder(Shelf):
         Raises EnvironmentFailure.
         """
         self._lock = -1
+        self._sure_bytes = 0
+        """That fit without another look."""
         super().__init__(folder, max_bytes)
         self.max_age_s = max_age_s
         for entry in self.entries():
@@ -62,6 +67,19 @@ class BlobFolder(Shelf):
             path.unlink(missing_ok=True)
             raise
         return f"{MADE}:{name}"
+
+    def make_room(self, more_bytes: int, *, busy: frozenset[str] = frozenset()) -> None:
+        """As every shelf; what executors make meanwhile is `trim`'s to bound."""
+        self._sure_bytes -= more_bytes
+        if self._sure_bytes >= 0:
+            return
+        spare = self.max_bytes // SPARE_SHARE
+        try:
+            super().make_room(more_bytes + spare, busy=busy)
+            self._sure_bytes = spare
+        except EnvironmentFailure:
+            self._sure_bytes = 0
+            super().make_room(more_bytes, busy=busy)
 
     def hold(self, made: str) -> None:
         """Keep what an executor has made until it is dropped."""

@@ -27,10 +27,12 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import Callable
-from io import BufferedRandom
+from io import FileIO
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
+    from _hashlib import HASH
+
     from device_agent.artifacts.warrant import Open, Warrants
     from device_agent.executors.programs.stream import Header, Refusal, Stream, die_with_parent
 else:
@@ -191,15 +193,18 @@ def get(request: Header, url: str, client: Client) -> None:
     """Fetch from one address, on from where the part ends. Raises Miss or Refusal."""
     size: int = request["size"]
     try:
-        with open(request["part"], "a+b") as part:
+        with open(request["part"], "a+b", buffering=0) as part:
             have = part.tell()
             if have > size:
                 part.truncate(0)
                 have = 0
+            # What comes is digested as it comes; only what lay here before is read again.
+            found = digest_of(part)
             if have < size:
-                download(part, have, size, url, request["tls"], client)
-            check(part, request)
-            part.flush()
+                found = download(part, found, have, request, url, client)
+            if found.hexdigest() != request["hex"]:
+                part.truncate(0)
+                raise Miss("the content is not what its digest says")
             os.fsync(part.fileno())
         os.rename(request["part"], request["path"])
     except OSError as error:
@@ -209,20 +214,19 @@ def get(request: Header, url: str, client: Client) -> None:
         raise failure(f"cannot store {request['hex'][:12]}: {error.strerror}") from None
 
 
-def check(part: BufferedRandom, request: Header) -> None:
-    """Hold the whole part against its digest; a wrong one is emptied. Raises Miss."""
+def digest_of(part: FileIO) -> HASH:
+    """Return the digest of what a part holds, to be gone on with."""
     part.seek(0)
-    if hashlib.file_digest(part, "sha256").hexdigest() != request["hex"]:
-        part.truncate(0)
-        raise Miss("the content is not what its digest says")
+    return hashlib.file_digest(part, "sha256")
 
 
 def download(
-    part: BufferedRandom, have: int, size: int, url: str, tls: list[str] | None, client: Client
-) -> None:
-    """Append what the part misses. Raises Miss, or OSError of the disk."""
+    part: FileIO, found: HASH, have: int, request: Header, url: str, client: Client
+) -> HASH:
+    """Append what the part misses; the digest of all. Raises Miss, or OSError of the disk."""
+    size: int = request["size"]
     headers = {"Range": f"bytes={have}-"} if have else {}
-    response, connection = client.ask("GET", url, headers, tls)
+    response, connection = client.ask("GET", url, headers, request["tls"])
     whole = False
     try:
         if response.status == RANGE_NOT_SATISFIABLE:
@@ -236,11 +240,12 @@ def download(
             raise Miss(f"{url}: answered with another range", final=True)
         if response.status == OK:
             part.truncate(0)
-            have = 0
+            have, found = 0, hashlib.sha256()
         mark, since_s = have, time.monotonic()
         while have < size:
             block = read_block(response, url, min(BLOCK_BYTES, size - have))
-            part.write(block)
+            found.update(block)
+            write_all(part, block)
             have += len(block)
             if have - mark >= SLOW_BYTES:
                 mark, since_s = have, time.monotonic()
@@ -253,6 +258,14 @@ def download(
     finally:
         if not whole:
             client.forget(connection)
+    return found
+
+
+def write_all(part: FileIO, block: bytes) -> None:
+    """Write a block. Raises OSError."""
+    left = memoryview(block)
+    while left:
+        left = left[part.write(left) :]
 
 
 def read_block(response: http.client.HTTPResponse, url: str, size: int) -> bytes:

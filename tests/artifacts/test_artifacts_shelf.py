@@ -152,6 +152,33 @@ def test_what_was_made_here_stays_until_it_is_dropped(tmp_path: Path) -> None:
     blobs.drop(held)
 
 
+def test_one_look_at_the_values_makes_room_for_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = BlobFolder(tmp_path / "blobs", 160, 60.0)
+    put(folder, A, 155, 10)
+    folder.make_room(5)
+    assert not folder.has(A, 155), "a sixteenth is made free at once"
+    looks: list[int] = []
+    entries = folder.entries
+
+    def counted() -> list[Entry]:
+        looks.append(1)
+        return entries()
+
+    monkeypatch.setattr(folder, "entries", counted)
+    folder.make_room(5)
+    folder.make_room(5)
+    assert not looks
+    folder.make_room(5)
+    assert looks
+    put(folder, B, 100, 10)
+    folder.pin(B)
+    folder.make_room(55)
+    with pytest.raises(EnvironmentFailure, match="100 of its 160 bytes are in use"):
+        folder.make_room(65)
+
+
 def test_the_blob_folder_begins_empty(tmp_path: Path) -> None:
     BlobFolder(tmp_path, 100, 60).make(b"left by a crash")
     put(BlobFolder(tmp_path, 100, 60), A, 10, 5)
