@@ -106,14 +106,18 @@ class Worker:
         threading.stack_size(WATCH_STACK_BYTES)
         threading.Thread(target=self._watch, daemon=True).start()
         rested, lull = False, resting.Lull()
+        resting.huge_pages(on=True)
         while True:
             if not (rested or self._stream.has_rest()) and lull.begins(self._sock):
                 self._model.rest()
+                resting.huge_pages(on=False)
                 rested = True
             frame = self._stream.receive()
             if frame is None:
                 return
-            rested = False
+            if rested:
+                resting.huge_pages(on=True)
+                rested = False
             lull.heard()
             if frame[0].get("more"):
                 self._serve_together(frame)

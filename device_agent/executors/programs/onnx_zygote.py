@@ -25,15 +25,21 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+if TYPE_CHECKING:
+    from device_agent.executors.programs import resting
+else:
+    import resting
+
+resting.huge_pages(on=False)
+
 try:
     if TYPE_CHECKING:
         from device_agent.executors.programs import container_cgroup as cgroup
-        from device_agent.executors.programs import onnx_child, resting, sandbox
+        from device_agent.executors.programs import onnx_child, sandbox
         from device_agent.executors.programs.onnx_program import runtime
     else:
         import container_cgroup as cgroup
         import onnx_child
-        import resting
         import sandbox
         from onnx_program import runtime
 except ImportError as missing:

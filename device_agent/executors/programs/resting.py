@@ -27,6 +27,7 @@ INODE, NAME = 3, 4
 WRITTEN: Final = frozenset({"Anonymous:", "Swap:"})
 """What of a mapping is not as the file has it."""
 _MADV_DONTNEED: Final = 4
+_PR_SET_THP_DISABLE: Final = 41
 _libc = ctypes.CDLL(None)
 for _change in (_libc.madvise, _libc.mprotect):
     _change.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -77,6 +78,14 @@ def give_back(parts: list[tuple[int, int]]) -> None:
     for start, size in parts:
         # Nobody can have written there, so nothing is lost.
         _libc.madvise(start, size, _MADV_DONTNEED)
+
+
+def huge_pages(*, on: bool) -> None:
+    """Have what is taken from now on come in large pages, where it asks for them, or not.
+
+    They make a run faster; what stays between calls takes more in them.
+    """
+    _libc.prctl(_PR_SET_THP_DISABLE, int(not on), 0, 0, 0)
 
 
 class Lull:

@@ -112,6 +112,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_SET_THP_DISABLE: Final = 41
 _FILTER: Final = 1
 _AF_UNIX: Final = 1
 
@@ -193,7 +194,7 @@ def confining(calls: str, *, forks: bool) -> Code:
         bond: Code = [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, _PR_SET_PDEATHSIG)]
         code += _when(PRCTL[column], [*bond, (_RETURN, 0, 0, _DENIED), (_RETURN, 0, 0, _ALLOW)])
         return [*code, (_RETURN, 0, 0, _ALLOW)]
-    options: tuple[int, ...] = (_PR_SET_NAME,)
+    options: tuple[int, ...] = (_PR_SET_NAME, _PR_SET_THP_DISABLE)
     if forks:
         options += (_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP)
     return [*code, *_first_argument(PRCTL[column], options), (_RETURN, 0, 0, _UNKNOWN)]
@@ -205,7 +206,7 @@ def without_forks() -> Code:
     code = [*_head(), *_clone(column, forks=False)]
     for call in FORKING.values():
         code += _when(call[column], [(_RETURN, 0, 0, _DENIED)])
-    code += _first_argument(PRCTL[column], (_PR_SET_NAME,))
+    code += _first_argument(PRCTL[column], (_PR_SET_NAME, _PR_SET_THP_DISABLE))
     code += _first_argument(TGKILL[column], (os.getpid(),))
     return [*code, (_RETURN, 0, 0, _ALLOW)]
 
