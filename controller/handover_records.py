@@ -81,6 +81,8 @@ class HandoverRecord(Struct, frozen=True):
     """Answers and requests that the node has sent once more."""
     edge: dict[str, str] = {}
     """Tasks that serve the node from other nodes: whether each follows or stays, and why."""
+    client_gap_ms: float | None = None
+    """How long a client's request stood at most around it, as clients have told; None: none has."""
 
 
 class PointRecord(Struct, frozen=True):
@@ -178,6 +180,7 @@ def _both(one: HandoverRecord, other: HandoverRecord) -> HandoverRecord:
         spacing_ms=told.spacing_ms,
         asked_again=told.asked_again,
         said_again=told.said_again,
+        client_gap_ms=told.client_gap_ms,
     )
 
 

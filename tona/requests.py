@@ -396,6 +396,7 @@ class Requests:
         request.plan, entries = service.way(None if refused else request.plan)
         request.silent = {entry.node for entry in entries}
         budget_ms = max(1, int(request.deadline_ms - self._now_ms))
+        stood_ms = service.news(self._now_ms)
         if service.encoding == DEFLATE and not request.packed:
             request.packed = True
             request.inputs = pack_all(request.inputs)
@@ -413,6 +414,7 @@ class Requests:
                 request.plan,
                 priority=request.priority,
                 answer_encoding=DEFLATE,
+                stood_ms=stood_ms,
             )
             self._out.append(SendInvoke(node, body, cell))
         patience_ms = min(ACCEPT_MS << min(request.attempt - 1, 8), ACCEPT_CAP_MS)
@@ -479,6 +481,7 @@ class Requests:
         timings: tuple[Timing, ...],
     ) -> None:
         service = request.service
+        service.ended(request.begin_ms, self._now_ms)
         self._out.append(
             Finish(request.id, outputs, failure, timings, request.attempt, service.blob_urls)
         )

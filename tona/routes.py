@@ -10,6 +10,9 @@ from protocols.messages.invocation import REQUEST, Plan, Route
 ASK_FIRST_MS: Final = 250
 ASK_CAP_MS: Final = 2000
 """A question for a route that nobody answers is asked again within these bounds."""
+STOOD_MS: Final = 10_000.0
+"""A request that has ended so long ago is no news."""
+STOOD_MAX_MS: Final = 3_600_000
 
 
 class Entry(NamedTuple):
@@ -78,6 +81,20 @@ class Service(Struct):
     ask_at_ms: float | None = None
     """When the question for a route is repeated; None: nothing is asked."""
     ask_wait_ms: int = ASK_FIRST_MS
+    stood: tuple[float, float] = (0.0, 0.0)
+    """How long a request has stood that has ended since the last one was sent, and when it ended.
+    """
+
+    def ended(self, begin_ms: float, now_ms: float) -> None:
+        """Take note of how long a request has stood."""
+        if now_ms - begin_ms >= self.stood[0]:
+            self.stood = now_ms - begin_ms, now_ms
+
+    def news(self, now_ms: float) -> int:
+        """Return how long a request has stood at most of which nobody was told, in ms."""
+        stood_ms, ended_ms = self.stood
+        self.stood = 0.0, 0.0
+        return min(round(stood_ms), STOOD_MAX_MS) if now_ms - ended_ms < STOOD_MS else 0
 
     def usable(self, now_ms: float) -> bool:
         """Whether requests can go by the plan now."""

@@ -385,6 +385,7 @@ class Handovers:
                     spacing_ms=body.spacing_ms and round(body.spacing_ms, 3),
                     asked_again=body.asked_again,
                     said_again=body.said_again,
+                    client_gap_ms=body.client_gap_ms and round(body.client_gap_ms, 3),
                 )
                 key = self._key(record.node, record.number)
                 self._book.desk.keep(HANDOVER, key, told, event.cause)

@@ -119,7 +119,7 @@ class Account:
         self.tell()
         turn = self._turn
         self._streams = since_ms - turn.answered_ms <= STREAM_MS
-        self._spacing_ms, turn.silence_ms = turn.spacing_ms, 0.0
+        self._spacing_ms, turn.silence_ms, turn.stood_ms = turn.spacing_ms, 0.0, 0
         self._counts = self._now()
 
     def _now(self) -> tuple[int, int]:
@@ -153,7 +153,8 @@ class Account:
         turn = self._turn
         turn.timers.cancel(_TELL)
         asked, said = (now - before for now, before in zip(self._now(), self._counts, strict=True))
-        times = structs.replace(times, asked_again=asked, said_again=said)
+        stood_ms = turn.stood_ms or None
+        times = structs.replace(times, asked_again=asked, said_again=said, client_gap_ms=stood_ms)
         if self._streams and turn.silence_ms:
             times = structs.replace(times, gap_ms=turn.silence_ms, spacing_ms=self._spacing_ms)
         turn.out.append(Say(Channel.STATUS, times, "handover"))

@@ -131,6 +131,7 @@ class Requests:
             return self._failure(_Code.BAD_INPUT, Blame.USER, text)
         try:
             if isinstance(body, Invoke):
+                self._turn.stood_ms = max(self._turn.stood_ms, body.stood_ms)
                 return Given(REQUEST, unpack_all(body.inputs), (), now_ms)
             born_ms = now_ms - min(body.elapsed_us / 1000, ELAPSED_MAX_MS)
             return Given(body.source, unpack_all(body.values), body.timings, born_ms)

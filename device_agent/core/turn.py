@@ -43,6 +43,7 @@ class Turn:
         "silence_ms",
         "sinks",
         "spacing_ms",
+        "stood_ms",
         "store_urls",
         "stores",
         "timers",
@@ -79,6 +80,8 @@ class Turn:
         """The longest time between two answers since a handover began."""
         self.spacing_ms = 0.0
         """The usual time between two answers."""
+        self.stood_ms = 0
+        """How long a client's request stood at most, of which was told since a handover began."""
 
     def serve(self, cell: str) -> None:
         """Be served by this cell."""

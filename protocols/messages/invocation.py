@@ -26,6 +26,8 @@ REQUEST: Final = "request"
 
 Budget = Annotated[int, Meta(ge=0, le=3_600_000)]
 
+Stood = Annotated[int, Meta(ge=0, le=3_600_000)]
+
 Agent = Annotated[str, Meta(max_length=64)]
 
 Correlation = Annotated[bytes, Meta(max_length=CORRELATION_MAX_BYTES)]
@@ -140,6 +142,10 @@ class Invoke(Message, tag="invoke", frozen=True):
     """How tensors of the answer may be packed: empty for not at all, or `deflate`."""
     agent: Agent = ""
     """The AI agent for which it is asked, for the log; empty: none."""
+    stood_ms: Stood = 0
+    """How long the request to this service stood, from asking to its end, that stood longest of
+    those that have ended since the client asked last; 0: none has.
+    """
 
 
 class Deliver(Message, tag="deliver", frozen=True):

@@ -303,6 +303,10 @@ class HandoverTimes(Message, tag="handover-times", frozen=True):
     """Requests that came once more during it."""
     said_again: Repeats = 0
     """Answers and requests of its own that the node has sent once more."""
+    client_gap_ms: Span | None = None
+    """How long the client's request stood that stood longest, as clients told meanwhile; null: none
+    has told.
+    """
 
 
 class Relinquished(Message, tag="relinquished", frozen=True):

@@ -60,7 +60,7 @@ def call(node: Roamer, request: str, cell: str = HOME, **more: Any) -> list[comm
     at = more.pop("at", cell)
     plan = more.pop("plan", chain(("t", NODE, 1)))
     reply = f"tona/1/{cell}/client/app/reply"
-    body = Invoke(request, "s", 5000, {"x": tensor()}, reply, more.pop("attempt", 1), plan)
+    body = Invoke(request, "s", 5000, {"x": tensor()}, reply, more.pop("attempt", 1), plan, **more)
     return node.tell(events.Received(Channel.INVOKE, "app", 1, 0, "default", "c", body, cell=at))
 
 
@@ -104,7 +104,7 @@ def test_a_move_tells_how_long_answers_stayed_away(alone: Roamer) -> None:
     alone.assign()
     for at_ms, name in enumerate(("r1", "r2", "r3")):
         alone.after(20 * bool(at_ms))
-        call(alone, name)
+        call(alone, name, stood_ms=5000)
         answer(alone, of(commands.Execute, alone.said)[-1])
     alone.command("b")
     alone.go()
@@ -114,12 +114,15 @@ def test_a_move_tells_how_long_answers_stayed_away(alone: Roamer) -> None:
     call(alone, "r4", cell="b")
     answer(alone, of(commands.Execute, alone.said)[-1])
     call(alone, "r4", cell="b", attempt=2)
+    call(alone, "r5", cell="b", stood_ms=310)
+    call(alone, "r6", cell="b", stood_ms=25)
     alone.after(TELL_MS)
     (times,) = of(HandoverTimes, alone.said)
     assert times.gap_ms is not None
     assert times.gap_ms >= 300
     assert times.spacing_ms == pytest.approx(20 * (1 - (7 / 8) ** 2))
     assert (times.asked_again, times.said_again) == (1, 1)
+    assert times.client_gap_ms == 310, "what clients tell during it"
 
 
 def test_without_the_word_that_it_is_complete_the_old_attachment_ends_all_the_same(

@@ -71,12 +71,21 @@ def test_the_tasks_follow_the_node_without_a_restart(bench: CellsBench) -> None:
     at = bench.nodes["n"][1]
     for gap_ms, again in ((40.0, 2), (50.0, 3)):
         times = HandoverTimes(
-            "h", at, "a", "b", "", gap_ms=gap_ms, spacing_ms=20.0, asked_again=again
+            "h",
+            at,
+            "a",
+            "b",
+            "",
+            gap_ms=gap_ms,
+            spacing_ms=20.0,
+            asked_again=again,
+            client_gap_ms=45.0,
         )
         bench.say("n", times)
         bench.run()
     [record] = bench.handovers("n")
     assert (record.gap_ms, record.asked_again, record.said_again) == (40.0, 2, 0), "told once"
+    assert record.client_gap_ms == 45.0
     crossing = bench.store["crossing", "ta/a>b"].value
     assert (crossing.gap_longest_ms, crossing.asked_again) == (40.0, 2)
     assert crossing.gap_p99_ms == 40.0

@@ -58,6 +58,7 @@ def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
         gap_ms=30.0,
         asked_again=1,
         said_again=0,
+        client_gap_ms=33.0,
     )
     alone = HandoverRecord("n-9", "n", 4, "b", "a", completed, arrived=9, started_unix_ms=2000)
     [one, other] = one_of_each([theirs, alone, mine])
@@ -66,6 +67,7 @@ def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
         "preparing": 0, "commanded": 5, "switching": 40, "ownerless": 9, "completed": 62
     }  # fmt: skip
     assert (one.times, one.gap_ms, one.asked_again) == ({"link_ms": 1.0}, 30.0, 1)
+    assert one.client_gap_ms == 33.0
     assert other == alone
     # A node that comes of its own will, late: the anchor that has given it up sees it come.
     late = HandoverRecord("x", "n", 5, "a", "b", HandoverState.FAILED, reason="not in time")

@@ -144,9 +144,9 @@ def test_a_cold_request_asks_for_the_route_then_goes(desk: Desk) -> None:
 
 
 def test_a_warm_request_is_one_message_out_and_one_back(warm: Desk) -> None:
-    (out,) = warm.submit()
-    assert isinstance(out, SendInvoke)
-    assert [type(one) for one in warm.hear(Result("r", 1, {"y": ONE}))] == [Finish]
+    assert sent(warm.submit()) == [("n1", "r", 1)]
+    assert [type(o) for o in warm.sleep(70) + warm.hear(Result("r", 1, {"y": ONE}))] == [Finish]
+    assert [one.body.stood_ms for one in warm.submit("n") if isinstance(one, SendInvoke)] == [70]
 
 
 def test_an_answer_that_comes_again_is_dropped(warm: Desk) -> None:

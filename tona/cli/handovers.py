@@ -74,8 +74,8 @@ def cells(as_json: AsJson = False) -> None:
 
 def _rows(found: Sequence[HandoverRecord]) -> Table:
     made = table(
-        "HANDOVER", "NODE", "FROM", "TO", "STATE", ">TOOK", ">GAP", ">AGAIN", ">OWNERLESS",
-        "STARTED", "CAUSE",
+        "HANDOVER", "NODE", "FROM", "TO", "STATE", ">TOOK", ">NODE GAP", ">CLIENT GAP",
+        ">SENT AGAIN", ">OWNERLESS", "STARTED", "CAUSE",
     )  # fmt: skip
     for one in found:
         made.add_row(
@@ -86,6 +86,7 @@ def _rows(found: Sequence[HandoverRecord]) -> Table:
             one.state.value,
             or_dash(one.phases.get(HandoverState.COMPLETED.value), "{} ms"),
             or_dash(one.gap_ms, "{:.0f} ms"),
+            or_dash(one.client_gap_ms, "{:.0f} ms"),
             or_dash(_again(one)),
             or_dash(one.phases.get(OWNERLESS), "{} ms"),
             moment(one.started_unix_ms),
@@ -117,9 +118,10 @@ def _details(one: HandoverRecord) -> Table:
         ("phases", "since the start"),
         *phases,
         ("ownerless", or_dash(ownerless_ms, "{} ms at most")),
-        ("gap", _gap(one)),
-        ("came again", or_dash(one.asked_again, "{} requests to the node")),
-        ("sent again", or_dash(one.said_again, "{} answers and requests of the node")),
+        ("node gap", _gap(one)),
+        ("client gap", or_dash(one.client_gap_ms, "{:.1f} ms stood a client's request at most")),
+        ("sent again", or_dash(one.asked_again, "{} requests by clients")),
+        ("", or_dash(one.said_again, "{} answers, values and requests by the node")),
         ("times", "as the node has measured them" if one.times else "-"),
         *((f"  {name.removesuffix('_ms')}", f"{ms:.1f} ms") for name, ms in one.times.items()),
     ]
