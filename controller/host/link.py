@@ -5,7 +5,9 @@ are bound when each has heard the other name both openings; only then does anyth
 and only for this pair. The receiver takes numbers strictly in order and tells the highest one
 taken; the sender keeps what is not taken, and after a pause that begins with what an answer usually
 takes, and grows, sends the oldest again. Where the answer to that names more than this one, nothing
-was lost and nothing else is said twice: the other side was slow. Else what follows is sent again.
+was lost and nothing else is said twice: the other side was slow. Else what follows is sent again. A
+side that says again and again what it has taken, and no more, lacks the next one: that is sent at
+once, for it may have been lost with the answers before it.
 What was never sent has no number yet: a newer word of the same *slot* takes the place of the one
 that waits, and an urgent one goes before all that wait. A side that starts anew, or in which too
 much has waited, begins a new opening with nothing said. A side that was bound and hears of a new
@@ -38,6 +40,8 @@ RESEND_FIRST_MS: Final = 300
 RESEND_CAP_MS: Final = 3000
 RESEND_LEAST_MS: Final = 100
 """Between two resends, however often the other side is heard meanwhile."""
+LACKED_AFTER: Final = 3
+"""Equal answers in a row after which the next message was lost, not reordered (RFC 5681)."""
 OPEN_FIRST_MS: Final = 200
 OPEN_CAP_MS: Final = 2000
 ACK_MS: Final = 20
@@ -97,6 +101,8 @@ class Link:
         self._wait_ms = OPEN_FIRST_MS
         self._tries = 0
         """How often the oldest was sent again."""
+        self._repeated = 0
+        """How often the other side has said only what it had said before."""
         self._answer_ms = self._spread_ms = 0.0
         """What answers take, and by how much that varies; 0: not known."""
         self._timed: tuple[int, int] | None = None
@@ -183,8 +189,10 @@ class Link:
         new = not self.bound
         if new:
             self._bind(now_ms)
+        again = frame.number == 0 and self._flying > 0 and frame.taken == self._first - 1
+        self._repeated += again
         self._acknowledged(frame.taken, now_ms)
-        if self._flying and self._tries:
+        if self._flying and (self._tries or self._repeated >= LACKED_AFTER):
             # It is there again: what was lost meanwhile need not wait for its turn.
             self._resend_ms = max(now_ms, self._resent_ms + RESEND_LEAST_MS)
         if frame.number == 0:
@@ -193,7 +201,8 @@ class Link:
 
     def wake(self, now_ms: int) -> None:
         """Say what waits for an answer at once: the wire was down and is up again."""
-        self._wait_ms, self._tries = OPEN_FIRST_MS, 0
+        # What an answer has waited for the wire tells nothing of the other side.
+        self._wait_ms, self._tries, self._timed = OPEN_FIRST_MS, 0, None
         self._ack_ms = now_ms
         if self._flying or not self.bound:
             self._resend_ms = now_ms
@@ -212,7 +221,7 @@ class Link:
             self._flying = self._flying_bytes = 0
             out.append(self._next(now_ms, 0))
             self.counters["links_resent"] += 1
-            self._resent_ms = now_ms
+            self._resent_ms, self._repeated = now_ms, 0
             self._resend_ms = now_ms + self._patience_ms()
             self._tries += 1
         else:
@@ -298,6 +307,7 @@ class Link:
         self._first, self._flying, self._flying_bytes, self._sent_high = 1, 0, 0, 0
         self._taken = self._told = 0
         self._wait_ms, self._tries, self._timed = OPEN_FIRST_MS, 0, None
+        self._repeated = 0
         self._resend_ms = now_ms
 
     def _acknowledged(self, taken: int, now_ms: int) -> None:
@@ -321,7 +331,7 @@ class Link:
         elif self._timed is not None and taken >= self._timed[0]:
             self._measure(now_ms - self._timed[1])
             self._timed = None
-        self._tries = 0
+        self._tries = self._repeated = 0
         self._resend_ms = now_ms + self._patience_ms() if self._flying else None
 
     def _measure(self, answer_ms: int) -> None:

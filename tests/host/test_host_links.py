@@ -318,6 +318,32 @@ def test_a_slow_other_side_is_not_told_everything_twice(wire: Wire) -> None:
     wire.settle()
 
 
+def test_what_was_lost_with_the_answers_before_it_is_sent_soon(wire: Wire) -> None:
+    """Answers to the first are lost, then the rest: who is told of the first alone finds out."""
+    for _ in range(3):
+        wire.say("ta")
+    while wire.bag["ts"]:
+        wire.deliver("ts", 0)
+    wire.tick(link.ACK_MS)
+    wire.bag["ta"].clear()
+    for _ in range(5):
+        wire.say("ta")
+    for _ in range(60):
+        wire.bag["ts"].clear()
+        wire.tick(100)
+    wire.do("ta", Wired())
+    before_ms = wire.now_ms
+    while len(wire.heard["ts"][-1]) < 8:
+        assert wire.now_ms - before_ms < link.RESEND_FIRST_MS
+        wire.say("ta")
+        wire.tick(20)
+        for to in ("ts", "ta"):
+            while wire.bag[to]:
+                wire.deliver(to, 0)
+    wire.settle()
+    assert wire.hosts["ts"].counters["links_doubled"] == 1
+
+
 def test_the_newest_word_about_a_node_takes_the_place_of_one_that_waits(wire: Wire) -> None:
     heard: list[Any] = []
     own, peer = wire.hosts["ts"], wire.hosts["ta"]
