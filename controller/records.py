@@ -327,6 +327,11 @@ class TaskRecord(Struct, frozen=True):
     following: str = ""
     """Why it follows the devices that it serves to their cell, or stays; empty: none has moved."""
 
+    @property
+    def home(self) -> str:
+        """The node that it is on, or is to begin on; empty: none."""
+        return self.node or (self.nodes[0] if self.nodes else "")
+
 
 class StoryRecord(Struct, frozen=True):
     """One entry of a task's story (kind `story`, key `TASK/slot`)."""

@@ -100,6 +100,11 @@ class Book:
 
     def put(self, task: TaskRecord, cause: str) -> TaskRecord:
         """Make the newest state of a task durable, its reservation with it."""
+        before = self.tasks.get(task.spec.task)
+        if before is not None and task.home not in ("", before.home):
+            # That was of another node, whose attachments do not compare.
+            kept = task.attached if task.attached != before.attached else 0
+            task = structs.replace(task, attached=kept)
         self._hold(task)
         self.desk.keep(TASK, task.spec.task, task, cause)
         return task

@@ -92,7 +92,7 @@ def _free_bytes(facts: NodeFacts, task: TaskRecord, ledger: Ledger) -> int:
 
 def _free_cpu(facts: NodeFacts, task: TaskRecord, ledger: Ledger) -> float:
     """Return the share that nobody else has reserved, in percent of one core."""
-    on = task.node or (task.nodes[0] if task.nodes else "")
+    on = task.home
     own = task.spec.demand.cpu_percent if on == facts.node else 0.0
     return 100.0 * facts.inventory.cpu_count - ledger.taken_cpu_percent(facts.node) + own
 

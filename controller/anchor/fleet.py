@@ -45,9 +45,9 @@ class Fleet:
     def begin(self) -> None:
         """Begin with the regular summaries; no word of an attachment that was over counts."""
         for task in self._book.tasks.values():
-            if task.node and task.attached:
-                known = self._incarnations.get(task.node, 0)
-                self._incarnations[task.node] = max(known, task.attached)
+            if task.home and task.attached:
+                known = self._incarnations.get(task.home, 0)
+                self._incarnations[task.home] = max(known, task.attached)
         self._wake(SUMMARY_MS)
 
     def summary(self, event: Received, summary: NodeSummary) -> None:

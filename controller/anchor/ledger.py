@@ -113,7 +113,7 @@ class Ledger:
         """Replace what a task takes."""
         name = task.spec.task
         self._take(name, -1)
-        on = task.node or (task.nodes[0] if task.nodes else "")
+        on = task.home
         cpu_percent = task.spec.demand.cpu_percent
         self._holds[name] = Hold(task.reserved, on, cpu_percent, may_grow_to(task))
         self._take(name, 1)

@@ -102,7 +102,7 @@ class Switching:
             task = self._book.tasks[name]
             if task.scheduler in ("", facts.scheduler) or task.state in _OVER:
                 continue
-            if _home(task) != node or task.heir == facts.scheduler:
+            if task.home != node or task.heir == facts.scheduler:
                 continue
             if task.leaving is not None:
                 self._again[node] = cause
@@ -127,15 +127,14 @@ class Switching:
     def take_back(self, task: str, cause: str) -> None:
         """Have the scheduler of a task that is placed elsewhere let go of it."""
         record = self._book.tasks[task]
-        self._revoke(record, record.scheduler, _home(record), cause)
+        self._revoke(record, record.scheduler, record.home, cause)
         over_ms = self._leased_until_ms.get(record.scheduler, 0)
         self._book.desk.wake(TIMER + record.scheduler, max(over_ms, self._book.desk.now_ms))
 
     def _revoke(
         self, task: TaskRecord, scheduler: str, node: str, cause: str, *, given: bool = False
     ) -> None:
-        facts = self._book.nodes.get(node)
-        cell = self._elsewheres.cell_of(facts.scheduler if facts is not None else task.heir)
+        cell = self._elsewheres.cell_of(self._goes_to(task, node))
         revoke = EnvelopeRevoke(
             task.spec.task,
             task.generation,
@@ -152,7 +151,7 @@ class Switching:
         """Say to a scheduler that has begun anew, or may not have heard, what it no longer has."""
         for task in list(self._book.tasks.values()):
             if task.heir and task.scheduler == scheduler:
-                self._revoke(task, scheduler, _home(task), cause)
+                self._revoke(task, scheduler, task.home, cause)
         self._remind(scheduler, cause)
 
     def _remind(self, scheduler: str, cause: str) -> None:
@@ -162,7 +161,7 @@ class Switching:
             if task is None or scheduler not in task.former:
                 untold.discard(name)
             else:
-                self._revoke(task, scheduler, _home(task), cause, given=True)
+                self._revoke(task, scheduler, task.home, cause, given=True)
         if not untold:
             self._untold.pop(scheduler, None)
 
@@ -181,15 +180,15 @@ class Switching:
             self._book.counters["stale_report"] += 1
             return
         seen = min(body.epoch_seen, task.epoch_high)
-        if body.node is not None and body.node == _home(task) and body.epoch <= seen:
+        if body.node is not None and body.node == task.home and body.epoch <= seen:
             task = structs.replace(task, node=body.node, epoch=max(task.epoch, body.epoch))
         self._hand(task, event.cause, "")
 
     def _hand(self, task: TaskRecord, cause: str, why: str) -> None:
         """Give a task to the scheduler where its node is now."""
-        book, before, node = self._book, task.scheduler, _home(task)
+        book, before, node = self._book, task.scheduler, task.home
         facts = book.nodes.get(node)
-        to = facts.scheduler if facts is not None and facts.scheduler else task.heir
+        to = self._goes_to(task, node)
         spares = tuple(one for one in task.nodes if one != node and book.usable(one, to))
         after = structs.replace(
             task,
@@ -208,12 +207,19 @@ class Switching:
         self._placing.placed(task.service)
         self._placing.later(task.service, cause)
 
+    def _goes_to(self, task: TaskRecord, node: str) -> str:
+        """Return the scheduler where a node is, else the heir: others only know that it is gone."""
+        facts = self._book.nodes.get(node)
+        if facts is None or (facts.state is NodeState.LOST and task.heir):
+            return task.heir
+        return facts.scheduler or task.heir
+
     def stays(self, task: TaskRecord, node: str, cause: str) -> TaskRecord:
         """Leave a task with its scheduler, which serves it on another node than was thought."""
-        if not task.heir or node == _home(task):
+        if not task.heir or node == task.home:
             return task
         self._book.tell(task.spec.task, "stays", f"it is served on {node}", cause)
-        self.done(_home(task), task.spec.task)
+        self.done(task.home, task.spec.task)
         return self._book.put(structs.replace(task, heir=""), cause)
 
     # What a node has brought that nobody has granted.
@@ -231,7 +237,7 @@ class Switching:
                 self._granting.leaving(scheduler, cause)
                 continue
             over = task is None or task.state in (TaskState.DELETING, TaskState.DELETED)
-            if task is None or over or (task.state not in HOMELESS and _home(task) != node):
+            if task is None or over or (task.state not in HOMELESS and task.home != node):
                 revoke = EnvelopeRevoke(
                     name, 0, "it is not to run there", node=node, attached=summary.incarnation
                 )
@@ -240,8 +246,3 @@ class Switching:
                 self._granting.renew(task, cause)
             else:
                 self._placing.later(task.service, cause)
-
-
-def _home(task: TaskRecord) -> str:
-    """Return the node that a task is on, or is to begin on."""
-    return task.node or (task.nodes[0] if task.nodes else "")

@@ -85,6 +85,7 @@ class Attached:
             self._turn.serve(place.serving.cell)
             self.presence = Presence(self._turn, self.birth, place.serving.cell)
         self._mobility = self._roam(place)
+        self._mobility.started()
 
     # What the shell and the schedulers say.
 

@@ -108,6 +108,11 @@ class Mobility:
         """Whether nothing is sought, and nothing is to be left."""
         return self._seek is None and self._move is None
 
+    def started(self) -> None:
+        """Give the cell that served before the node ended its time, then seek another one."""
+        if self._around.others():
+            self._turn.timers.set(_LOST, self._turn.now_ms + self._turn.spread(ATTACH_MS))
+
     # What schedulers say.
 
     def neighbours(self, body: Neighbours) -> None:

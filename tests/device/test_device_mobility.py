@@ -400,6 +400,18 @@ def test_a_restarted_node_comes_to_the_cell_that_served_it(node: Roamer) -> None
     assert again.serving in {"a", "c"}, "it knows its neighbours"
 
 
+@pytest.mark.parametrize("radios", [1, 2])
+def test_a_restarted_node_whose_cell_is_gone_meanwhile_seeks_another(radios: int) -> None:
+    place = commands.Place(HOME, point("b"), (point("a"), point("c")))
+    node = Roamer(radios, events.Restored(incarnation=1000, place=place))
+    node.cells["b"].reachable = False
+    node.go()
+    assert node.serving == "b"
+    node.after(2 * ATTACH_MS)
+    assert node.serving in {"a", "c"}
+    assert node.cells[node.serving].births
+
+
 def test_another_home_forgets_where_it_was() -> None:
     place = commands.Place("elsewhere", point("b"), ())
     restored = events.Restored(incarnation=5, place=place)

@@ -9,6 +9,7 @@ from controller.decider import Linked, Received
 from controller.handover_records import HandoverState
 from controller.scheduler.leases import ASK_MS, LEASE_MS, Leases
 from protocols.messages import Assign, EnvelopeRevoke, HandoverComplete, Release, Relinquished
+from protocols.messages.hierarchy import NodeState
 
 BOUND_MS = LEASE_MS + MARGIN_MS + ASK_MS
 
@@ -97,6 +98,52 @@ def test_an_anchor_that_dies_in_the_switch_goes_on(bench: CellsBench) -> None:
         bench.feed(f"ts-{cell}", Linked("ta"))
     bench.passes(3000, "n")
     settled(bench)
+
+
+def linked(bench: CellsBench, *cells: str) -> None:
+    """Have the links of schedulers to an anchor begin anew, one after the other."""
+    for cell in cells:
+        bench.feed("ta", Linked(f"ts-{cell}"))
+        bench.feed(f"ts-{cell}", Linked("ta"))
+
+
+def test_who_only_knows_that_a_node_is_gone_does_not_inherit_its_tasks() -> None:
+    """The anchor dies, and hears of the cell before first and of the one that has it not yet."""
+    bench = Watched("a", "b", "c")
+    bench.born("n", "c")
+    bench.passes(1000, "n")
+    bench.moves("n", "a", attached=False)
+    bench.order("a", spares=0)
+    bench.passes(3000, "n")
+    bench.cut.add("ts-a")
+    bench.moves("n", "b", attached=False)
+    assert (bench.task().heir, bench.task().attached) == ("ts-b", 0)
+    bench.passes(3000, "n")
+    bench.cut = {"ts-b"}
+    bench.start("ta")
+    linked(bench, "c", "a")
+    assert (bench.task().scheduler, bench.task().heir) == ("ts-b", "")
+    bench.cut.clear()
+    linked(bench, "b")
+    bench.passes(3000, "n")
+    assert bench.owners() == ["ts-b"]
+
+
+def test_the_attachments_of_the_node_before_say_nothing_of_the_next_one() -> None:
+    bench = Watched("a", "b")
+    bench.born("m", "b")
+    bench.born("n", "a")
+    bench.order("a", spares=0)
+    bench.passes(1000, "n", "m")
+    bench.goes("n", "b")
+    assert (bench.task().node, bench.task().attached) == ("n", 2)
+    bench.passes(20_000, "m")
+    assert (bench.task().node, bench.task().attached) == ("m", 0)
+    bench.start("ta")
+    linked(bench, "a", "b")
+    bench.passes(1000, "m")
+    assert bench.roles["ta"].book.nodes["m"].state is NodeState.ONLINE
+    assert len(bench.told("m", Assign)) == 1
 
 
 def test_an_anchor_that_is_away_is_waited_for(bench: CellsBench) -> None:
