@@ -67,14 +67,16 @@ class Linked(Struct, frozen=True):
     role: str
 
 
-class Timed(Struct, frozen=True):
-    """How long the brokers of the other cells in reach took to answer this host just now, in ms."""
+class Abroad(Struct, frozen=True):
+    """What this host has seen of the other cells in reach since the last time."""
 
     answers_ms: dict[str, float | None]
-    """By cell; None: it has not answered."""
+    """How long each one's broker took to answer, by cell; None: it has not answered."""
+    asked: dict[str, int] = {}
+    """Requests that were carried there, by service."""
 
 
-Event = Received | Fired | Called | Linked | Timed
+Event = Received | Fired | Called | Linked | Abroad
 
 
 class ToNode(Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 
 from controller.broker.address import Address
-from controller.decider import Carry, Role, Send, Timed, ToInvoke, ToNode, ToTopic
+from controller.decider import Abroad, Carry, Role, Send, ToInvoke, ToNode, ToTopic
 from controller.host.host import Host, monotonic_ms
 from controller.host.linker import Linker
 from controller.host.neighbours import desk_of
@@ -132,12 +132,13 @@ class Lines:
             self._time()
 
     def _time(self) -> None:
-        """Have the schedulers here know how far the brokers of other cells are."""
+        """Have the schedulers here know how far other cells are, and what is asked there."""
         self._timing = None
         answers_ms = {cell: session.ping() for cell, (_, session, _) in self._away.items()}
+        asked = self.relay.asked()
         for name, role in self._host.roles.items():
             if role is Role.TS:
-                self._host.post(name, Timed(answers_ms))
+                self._host.post(name, Abroad(answers_ms, asked))
         if self._away:
             self._timing = asyncio.get_running_loop().call_later(WAYS_S, self._time)
 

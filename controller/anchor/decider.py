@@ -176,7 +176,7 @@ class Anchor:
             Escalation: self.escalations.escalation,
             Flagged: self.quarantines.flagged,
             SchedulerHello: self._on_hello,
-            CellReport: self.ways.told,
+            CellReport: self.following.told,
             Calibrated: self.calibrations.calibrated,
             RunFigures: self.calibrations.ran,
             JobSubmit: self.jobs.submit,

@@ -6,12 +6,13 @@ its services on other nodes are looked at: each follows or stays, by predicted q
 serves where it is (`Leaving`, as when a service goes to another cell; `transfers.py`), with a first
 copy of what it remembers. It switches when the device has come and has stayed for `SETTLE_MS`;
 until then a device that goes back finds its instance as it was, and the other one is given up.
+A service that serves no device follows its clients, as a whole: schedulers tell how often it is
+asked from a cell where it is not served, and when that has lasted it is looked at alike.
 What it remembers comes through here, from scheduler to scheduler, and the record says where it is
 until all of it has come.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import combinations
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec import structs
@@ -20,17 +21,17 @@ from controller.anchor.book import Book
 from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.handovers import Handovers
 from controller.anchor.lifecycle import SERVING
-from controller.anchor.nearness import STAY_S, Device, Place, Question, Verdict, weigh
+from controller.anchor.nearness import Verdict, weigh
 from controller.anchor.placement import NodeFacts
-from controller.anchor.placement.figures import START_MS
 from controller.anchor.placing import Placing
 from controller.anchor.search import unplaced
 from controller.anchor.transfers import Transfers
 from controller.anchor.ways import Ways
+from controller.anchor.weighing import Weighing
 from controller.decider import Received
 from controller.handover_records import HandoverRecord, HandoverState
 from controller.records import Home, TaskRecord, TaskState
-from protocols.messages import MemoryRequest, MemoryState, TaskReport
+from protocols.messages import CellReport, MemoryRequest, MemoryState, TaskReport
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.task import InstanceState
 
@@ -40,8 +41,11 @@ AGAIN_MS: Final = 30_000
 """A device is looked at again after this: what was prepared may have failed, there may be room."""
 LOOKS_MAX: Final = 10
 """So often, after each handover."""
+LASTS_MS: Final = 8000
+"""So long a service has been asked from another cell before that is looked at."""
+CLIENTS: Final = "*"
+"""Who is followed where that is no device; no node has this name."""
 TIMER: Final = "follow/"
-LATENCY: Final = "latency_ms"
 _S = HandoverState
 _MOVABLE: Final = tuple(
     one for one in SERVING if one not in (TaskState.TRANSFERRING, TaskState.MODIFYING)
@@ -67,10 +71,13 @@ class Following:
         self._elsewheres = elsewheres
         self._handovers = handovers
         self._ways = ways
+        self._weighing = Weighing(book, elsewheres, handovers, ways, self._bound_for)
         self._due: dict[str, str] = {}
         """Devices to look at in this turn, and the cause."""
         self._looks: dict[str, int] = {}
         """How often a device was looked at since its last handover."""
+        self._asked: dict[str, int] = {}
+        """Services without a device that are asked from other cells, and how often looked at."""
         self._settled_ms: dict[str, int] = {}
         """When a device has been in its cell for long enough."""
         transfers.awaited = self._awaited
@@ -79,7 +86,7 @@ class Following:
     def restored(self) -> None:
         """Look at the devices that tasks follow: how long they are there is counted anew."""
         for task in self._book.tasks.values():
-            if task.leaving is not None and task.leaving.follows:
+            if task.leaving is not None and task.leaving.follows not in ("", CLIENTS):
                 self._came(task.leaving.follows, "start")
 
     # When.
@@ -101,6 +108,9 @@ class Following:
 
     def fired(self, node: str) -> None:
         """Let what follows a device switch, and look again at what stays."""
+        if node.startswith(CLIENTS):
+            self._look_for_clients(node.removeprefix(CLIENTS))
+            return
         self._settled_ms.pop(node, None)
         for service in self._services(node):
             self._transfers.complete(service, TIMER)
@@ -120,6 +130,8 @@ class Following:
 
     def _there(self, node: str, service: str) -> bool:
         """Whether a device is in the cell that its tasks follow it to, and has been for long."""
+        if node == CLIENTS:
+            return True
         facts = self._book.nodes.get(node)
         to = {one.scheduler for one in self._book.ordered(service) if one.leaving is not None}
         return facts is not None and facts.scheduler in to and node not in self._settled_ms
@@ -164,9 +176,8 @@ class Following:
             return
         devices = self._devices(service)
         for task in tasks:
-            movable = task.state in _MOVABLE and not unplaced(task) and task.held is None
             away = task.scheduler not in ("", to) and task.node not in devices
-            if node in devices and movable and away and task.memory is None:
+            if node in devices and away and _free(task):
                 yield task
 
     def _devices(self, service: str) -> set[str]:
@@ -197,7 +208,8 @@ class Following:
         placement = found.plan.get(name)
         chosen = placement.chosen[0] if found.complete and placement is not None else ""
         refused = placement.reason if placement is not None else "there is no node for it"
-        verdict = weigh(self._question(task, chosen, refused))
+        devices = self._devices(service)
+        verdict = weigh(self._weighing.of_task(task, devices, chosen, refused))
         if verdict.follows and not self._placing.apply(
             service, found, cause, verdict.reason, follows=node
         ):
@@ -214,55 +226,57 @@ class Following:
             book.put(structs.replace(task, following=reason), cause)
         if task.following.partition(":")[0] != reason.partition(":")[0]:
             event = "follows" if verdict.follows else "stays"
-            book.tell(name, event, f"{node}: {reason}", cause)
+            who = "its clients" if node == CLIENTS else node
+            book.tell(name, event, f"{who}: {reason}", cause)
         self._handovers.serves(node, name, reason, cause)
 
-    def _question(self, task: TaskRecord, chosen: str, refused: str) -> Question:
-        book, spec = self._book, task.spec
-        facts = book.nodes.get(chosen)
-        bounds = [one.at_most for one in spec.qos.bounds if one.indicator == LATENCY]
-        manifest = spec.manifest
-        here = self._place(task, task.node, book.nodes.get(task.node))
-        there = self._place(task, chosen, facts) if facts is not None else None
-        devices = tuple(self._device(one) for one in sorted(self._devices(task.service)))
-        return Question(
-            spec.task,
-            here,
-            there,
-            refused,
-            devices,
-            next((one for one in bounds if one is not None), None),
-            book.figures.demand(spec.task).per_s,
-            manifest.limits.state_bytes if manifest.remembers else 0,
-            START_MS[manifest.kind],
-            self._measured((here, there, *devices)),
-        )
+    # Clients.
 
-    def _measured(self, places: Iterable[Place | Device | None]) -> dict[tuple[str, str], float]:
-        """Return the ways that are known between the cells of these."""
-        cells = sorted({one.cell for one in places if one is not None})
-        ways = {two: self._ways.between(*two) for two in combinations(cells, 2)}
-        return {two: way_ms for two, way_ms in ways.items() if way_ms is not None}
+    def told(self, event: Received, report: CellReport) -> None:
+        """Take in what a gateway has seen of other cells, and who asks there."""
+        for service in self._ways.told(event, report):
+            if service in self._book.services and service not in self._asked:
+                self._asked[service] = 0
+                self._later(service, LASTS_MS)
 
-    def _place(self, task: TaskRecord, node: str, facts: NodeFacts | None) -> Place:
-        digest = task.spec.manifest.artifact.digest
-        known = self._book.figures.known.get((digest, task.tuning.provider), {})
-        lines = known.values()
-        # Where it never ran it is taken to run as elsewhere.
-        mean_ms = sum(one.line.mean_ms for one in lines) / len(known) if known else 0.0
-        run_ms = known[node].line.mean_ms if node in known else mean_ms
-        if facts is None:
-            return Place(node, "", 0.0, run_ms, 0.0)
-        cell = self._elsewheres.cell_of(facts.scheduler)
-        busy = facts.cpu_percent / 100.0
-        return Place(node, cell, facts.round_trip_ms or 0.0, run_ms, busy)
+    def _later(self, service: str, in_ms: int) -> None:
+        self._book.desk.wake(TIMER + CLIENTS + service, self._book.desk.now_ms + in_ms)
 
-    def _device(self, node: str) -> Device:
-        facts = self._book.nodes.get(node)
-        if facts is None:
-            return Device(node, "", 0.0, STAY_S)
-        cell = self._elsewheres.cell_of(self._bound_for(node, facts))
-        return Device(node, cell, facts.round_trip_ms or 0.0, self._handovers.stays_s(node))
+    def _look_for_clients(self, service: str) -> None:
+        """Have a whole service prepared where most of its clients are, or leave it where it is."""
+        looks = self._asked.pop(service, 0)
+        if service not in self._book.services or not self._ways.abroad(service):
+            return
+        self._follow_clients(service)
+        if looks < LOOKS_MAX:
+            self._asked[service] = looks + 1
+            self._later(service, AGAIN_MS)
+
+    def _follow_clients(self, service: str) -> None:
+        tasks, abroad = self._book.ordered(service), self._ways.abroad(service)
+        homes = {one.scheduler for one in tasks}
+        if self._devices(service) or len(homes) != 1 or not all(_free(one) for one in tasks):
+            return
+        [home] = homes
+        to = max(sorted(abroad.keys() - homes), key=lambda one: abroad[one], default="")
+        if not to or not home:
+            return
+        found = self._placing.search.toward(service, {one.spec.task for one in tasks}, home, to)
+        chosen = {name: one.chosen[0] for name, one in found.plan.items() if one.chosen}
+        whole = found.complete and len(chosen) == len(tasks)
+        question = self._weighing.of_service(tasks, chosen if whole else {})
+        if not question.askers:
+            return
+        verdict = weigh(question)
+        if verdict.follows and not self._placing.apply(
+            service, found, TIMER, verdict.reason, follows=CLIENTS
+        ):
+            why = f"stays: there is no room for it in {self._elsewheres.cell_of(to)}"
+            verdict = Verdict(False, why)
+        if verdict.follows:
+            self._elsewheres.tell(service, TIMER)
+        for task in tasks:
+            self._note(task.spec.task, CLIENTS, verdict, TIMER)
 
     # What they remember, from scheduler to scheduler.
 
@@ -313,3 +327,9 @@ class Following:
             and not report.awaits
         ):
             self._placing.renew(structs.replace(task, memory=None), event.cause)
+
+
+def _free(task: TaskRecord) -> bool:
+    """Whether a task serves and is on no other way."""
+    on_its_way = task.leaving is not None or task.heir or task.memory is not None
+    return task.state in _MOVABLE and not unplaced(task) and task.held is None and not on_its_way

@@ -1,8 +1,10 @@
 """Whether a task at the edge follows the device that it serves to another cell: predicted quality.
 
 A request of the device either goes on to where the task is (*afar*): by the gateways of both cells
-to its node there and back; or to the node that the target cell has for it (*near*). What the move
-costs is what requests wait at the switch, once for each stay of the device. Pure.
+to its node there and back; or to the node that the target cell has for it (*near*). Who asks counts
+as the device does: a request comes from the device and its answer goes to the client, half of the
+way each. What the move costs is what requests wait at the switch, once for each stay of the device.
+Pure.
 """
 
 from typing import Final
@@ -52,6 +54,14 @@ class Device(Struct, frozen=True):
     """In that cell, as it was seen to move so far."""
 
 
+class Asker(Struct, frozen=True):
+    """The clients of a cell."""
+
+    cell: str
+    per_s: float
+    """Requests of theirs."""
+
+
 class Question(Struct, frozen=True):
     """All that is weighed."""
 
@@ -71,6 +81,8 @@ class Question(Struct, frozen=True):
     start_ms: float
     ways_ms: dict[tuple[str, str], float] = {}
     """From gateway to gateway and back, as measured, by their cells in order."""
+    askers: tuple[Asker, ...] = ()
+    """Who asks, where that is known: some do from another cell."""
 
 
 class Verdict(Struct, frozen=True):
@@ -94,10 +106,11 @@ def weigh(asked: Question) -> Verdict:
         return Verdict(True, f"follows to {there.node}: {found}, and {bound:g} ms are agreed")
     if gain_ms < LEAST_GAIN_MS:
         return Verdict(False, f"stays on {asked.here.node}: {found}")
-    stays_s = min(one.stays_s for one in asked.devices)
+    stays_s = min((one.stays_s for one in asked.devices), default=STAY_S)
     won_ms = gain_ms * max(asked.per_s, LEAST_PER_S) * stays_s
     if won_ms <= cost_ms:
-        why = f"in the {stays_s:.0f} s that the device is thought to stay less is won than lost"
+        who = "device is" if asked.devices else "clients are"
+        why = f"in the {stays_s:.0f} s that the {who} thought to stay less is won than lost"
         return Verdict(False, f"stays on {asked.here.node}: {found}; {why}")
     return Verdict(True, f"follows to {there.node}: {found}")
 
@@ -130,8 +143,17 @@ def _between(asked: Question, there: Place) -> str:
     return f" ({way_ms(asked, *ends):.1f} ms between them, {known})"
 
 
+def running_ms(place: Place) -> float:
+    """Return what a run takes there, beside what others do."""
+    return place.run_ms / (1 - min(place.busy, BUSY_MAX))
+
+
 def _mean(asked: Question, place: Place) -> float:
-    """Return what a request takes, over all devices."""
+    """Return what a request takes, over all devices and clients."""
     ways = [one.round_trip_ms + way_ms(asked, one.cell, place.cell) for one in asked.devices]
-    run_ms = place.run_ms / (1 - min(place.busy, BUSY_MAX))
-    return sum(ways) / max(1, len(ways)) + place.round_trip_ms + run_ms
+    if asked.askers:
+        total = sum(one.per_s for one in asked.askers)
+        theirs = sum(one.per_s * way_ms(asked, one.cell, place.cell) for one in asked.askers)
+        # As far as to all devices together: half of each way is not gone.
+        ways += [theirs / total] * max(1, len(ways))
+    return sum(ways) / max(1, len(ways)) + place.round_trip_ms + running_ms(place)

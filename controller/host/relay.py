@@ -30,6 +30,8 @@ CARRIED: Final = (
 )
 """Requests, what goes from step to step, and answers; what controls a cell stays in it."""
 FOLLOWED: Final = (Channel.INPUT, Channel.OUTPUT)
+ASKED_MAX: Final = 1024
+"""Services whose requests are counted."""
 FOLLOWS_MAX: Final = 1024
 """Channels of services that one gateway brings from each other cell."""
 
@@ -44,6 +46,7 @@ class Relay:
         self._until_ms: dict[str, int] = {}
         self._to: dict[str, str] = {}
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self._asked: dict[str, int] = {}
         self.followed: frozenset[tuple[str, Channel]] = frozenset()
         """Channels of services that are brought from other cells."""
         self.counters = {
@@ -106,7 +109,10 @@ class Relay:
         if (topic.party, topic.channel) not in CARRIED:
             return None
         if topic.cell != self._cell:
-            return topic if topic.cell in self.cells else None
+            if topic.cell not in self.cells:
+                return None
+            self._count(body)
+            return topic
         cell = self._to.get(topic.name) if topic.party is Party.NODE else None
         if cell is None or cell not in self.cells:
             return None
@@ -115,6 +121,17 @@ class Relay:
             return None
         self.counters["relay_carried_after"] += 1
         return build(cell, topic.party, topic.name, topic.channel)
+
+    def asked(self) -> dict[str, int]:
+        """Return how many requests were carried since the last time, by service."""
+        asked, self._asked = self._asked, {}
+        return asked
+
+    def _count(self, body: Body) -> None:
+        if not isinstance(body, Invoke) or body.attempt > 1:
+            return
+        if body.service in self._asked or len(self._asked) < ASKED_MAX:
+            self._asked[body.service] = self._asked.get(body.service, 0) + 1
 
     def _known(self, node: str, cell: str, body: Body) -> bool:
         """Whether this was carried after the node before."""

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from controller.accounts import AuditTask
 from controller.decider import (
+    Abroad,
     Answer,
     Called,
     Event,
@@ -22,7 +23,6 @@ from controller.decider import (
     Received,
     Record,
     Role,
-    Timed,
     ToNode,
     ToRole,
 )
@@ -145,7 +145,10 @@ class Scheduler:
         self.fleet = Fleet(settings, self.desk, self.nodes, self.table, self._node_changed)
         self.feeds = Feeds(settings.epoch, self.desk, self.nodes, self.table)
         self.keeper = Keeper(self.desk, self.nodes, self.table, self.feeds)
-        self.serving = Serving(self.desk, self.table, settings, self.keeper.credit)
+        self.ways = Ways(self.desk, settings.anchors, self.table)
+        self.serving = Serving(
+            self.desk, self.table, settings, self.keeper.credit, self.ways.planned
+        )
         self.jobs = Jobs(
             self.desk,
             self.serving.route,
@@ -173,7 +176,6 @@ class Scheduler:
             lambda node: self.nodes.state(node) in LISTENING,
             self.accounts.heads.get,
         )
-        self.ways = Ways(self.desk, settings.anchors)
         self._refusals = 0
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
@@ -253,8 +255,8 @@ class Scheduler:
                     self._on_call(event)
                 case Linked(role=role):
                     self._on_linked(role)
-                case Timed():
-                    self.ways.timed(event)
+                case Abroad():
+                    self.ways.seen(event)
         for waited in self.joins.next(now_ms):
             self._hear(waited)
         if self.joins:
@@ -320,6 +322,7 @@ class Scheduler:
             self.keeper.quality(event.sender, quality, event.cause)
             self.mover.further.take(event.sender, quality)
             self.figures.quality(event.sender, quality)
+            self.ways.ran(quality)
         else:
             self.counters["absurd_report"] += 1
 

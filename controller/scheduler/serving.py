@@ -30,6 +30,7 @@ class Serving:
         table: TaskTable,
         settings: Settings,
         credit: Callable[[str], int],
+        abroad: Callable[[str], None],
     ) -> None:
         self.routes: dict[str, Route] = {}
         self._desk = desk
@@ -38,6 +39,7 @@ class Serving:
         self._cell = settings.cell
         self._store_urls = settings.store_urls
         self._credit = credit
+        self._abroad = abroad
 
     def route(self, service: str) -> Route | None:
         """Return the newest route of a service."""
@@ -146,6 +148,8 @@ class Serving:
             self._refuse(event, invoke, failure)
             return
         cells = routes.cells(plan)
+        if invoke.attempt == 1 and any(cells.get(node) for node, _ in forwarded):
+            self._abroad(invoke.service)
         for node, one in forwarded:
             self._desk.tell(ToInvoke(node, cells.get(node, "")), one, event.cause, event.tenant)
 

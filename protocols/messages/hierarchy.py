@@ -34,7 +34,9 @@ from protocols.sla import Bound, ServiceKind, Sla
 MAX_RESERVED: Final = 256
 """Tasks of other anchors that are told apart on one node."""
 MAX_CELLS: Final = 64
-"""Other cells that one gateway tells of."""
+"""Other cells that one gateway tells of..."""
+MAX_ASKED: Final = 256
+"""...and services."""
 
 
 class TaskQos(Part, frozen=True):
@@ -208,11 +210,23 @@ class CellWay(Part, frozen=True):
     """From the gateway that tells to the broker of that cell and back."""
 
 
+class Asked(Part, frozen=True):
+    """How often a service is asked for."""
+
+    service: Name
+    per_s: Annotated[float, Meta(ge=0, le=1e9)]
+    """Requests, without those that are repeated."""
+
+
 class CellReport(Message, tag="cell-report", frozen=True):
     """TS to TA: what its gateway sees of other cells; all of it each time."""
 
     ways: Annotated[tuple[CellWay, ...], Meta(max_length=MAX_CELLS)] = ()
     """The ways that are known."""
+    asked: Annotated[tuple[Asked, ...], Meta(max_length=MAX_ASKED)] = ()
+    """Services that are served elsewhere, those asked for most."""
+    served: Annotated[tuple[Asked, ...], Meta(max_length=MAX_ASKED)] = ()
+    """Services that are served here, with what clients of other cells ask for."""
 
 
 class LeaseRequest(Message, tag="lease-request", frozen=True):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from controller.anchor.nearness import BETWEEN_MS, Device, Place, Question, switch_ms, weigh
+from controller.anchor.nearness import BETWEEN_MS, Asker, Device, Place, Question, switch_ms, weigh
 
 HERE, THERE = Place("m", "a", 2.0, 10.0, 0.0), Place("k", "b", 2.0, 10.0, 0.0)
 DEVICE = Device("n", "b", 4.0, 60.0)
@@ -54,6 +54,18 @@ def test_a_task_stays_where_it_is_better_off(changes: dict[str, Any], why: str) 
     verdict = weigh(asked(**changes))
     assert not verdict.follows
     assert why in verdict.reason
+
+
+def test_who_asks_counts_as_the_device_does() -> None:
+    # The device has come, its client has stayed: half of the way is gone in either place.
+    stayed = weigh(asked(askers=(Asker("a", 10.0),)))
+    assert "a request takes 19.0 ms from a, 19.0 ms in b" in stayed.reason
+    assert not stayed.follows
+    clients = asked(devices=(), askers=(Asker("a", 1.0), Asker("b", 9.0)))
+    verdict = weigh(clients)
+    assert verdict.follows
+    assert "a request takes 21.0 ms from a, 13.0 ms in b" in verdict.reason
+    assert not weigh(structs.replace(clients, askers=(Asker("a", 9.0), Asker("b", 8.0)))).follows
 
 
 def test_a_bound_that_only_the_new_cell_keeps_decides_alone() -> None:

@@ -3,13 +3,24 @@
 import pytest
 from cells_bench import CellsBench
 from tests_following import EDGE, EDGES, OWN, following_bench
+from tests_support import manifest, task_spec
 
 from controller.anchor.following import SETTLE_MS
-from controller.decider import Linked, Timed
+from controller.decider import Abroad, Linked
 from controller.handover_records import HandoverState
 from controller.records import TaskState
-from protocols.messages import Assign, CellReport, Escalation, MemoryState, Release
+from protocols.manifest import HostFunction, Limits
+from protocols.messages import (
+    Assign,
+    CellReport,
+    Escalation,
+    MemoryState,
+    QualityReport,
+    Release,
+)
 from protocols.messages.hierarchy import Attempt
+from protocols.messages.invocation import REQUEST
+from protocols.messages.quality import TaskSample
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def test_a_task_follows_its_device_with_all_that_it_remembers(bench: CellsBench)
 def test_how_far_the_cells_are_is_timed_and_told_also_to_an_anchor_that_begins_anew() -> None:
     bench = following_bench()
     for answer_ms in (None, 0.2, 0.3, 90.0):
-        bench.feed("ts-b", Timed({"a": answer_ms, "elsewhere": 1.0}))
+        bench.feed("ts-b", Abroad({"a": answer_ms, "elsewhere": 1.0}))
     # The first one, and no more: the longest is one of a gateway that was busy.
     reports = bench.said("ts-b", CellReport)
     assert [one.ways[0].round_trip_ms for one in reports if len(one.ways) > 1] == [0.2]
@@ -67,7 +78,7 @@ def test_how_far_the_cells_are_is_timed_and_told_also_to_an_anchor_that_begins_a
     assert task.node == "edge-a"
     assert task.following.endswith("ms in b (0.2 ms between them, measured)")
     # A cell that is out of reach is as far as is assumed.
-    bench.feed("ts-b", Timed({}))
+    bench.feed("ts-b", Abroad({}))
     assert bench.said("ts-b", CellReport)[-1].ways == ()
 
 
@@ -133,3 +144,49 @@ def test_a_node_lost_in_one_cell_has_not_failed_in_another() -> None:
     lost = Escalation("1", OWN, 1, "no node of the envelope can run the task", tried)
     bench.hear_at_anchor("ts-a", lost)
     assert not bench.roles["ta"].placing.search.failed.get(OWN)
+
+
+def asked(bench: CellsBench, seconds: int, **per_s: int) -> None:
+    """Have the clients of cells ask for the service, wherever it is served."""
+    for second in range(seconds):
+        task = bench.task(EDGE)
+        sample = TaskSample(EDGE, task.epoch, done=sum(per_s.values()))
+        bench.say(task.node, QualityReport(second, 1000, (sample,)))
+        for cell in bench.cells:
+            away = task.scheduler != f"ts-{cell}" and per_s.get(cell, 0) > 0
+            bench.feed(f"ts-{cell}", Abroad({}, {"svc": per_s[cell]} if away else {}))
+        bench.passes(1000, *EDGES)
+
+
+@pytest.fixture
+def alone() -> CellsBench:
+    """Give a service that serves no device: two edge nodes may have it."""
+    bench = CellsBench()
+    for cell in bench.cells:
+        bench.born(f"edge-{cell}", cell)
+    counter = manifest(functions=(HostFunction.MEMORY,), limits=Limits(state_bytes=1 << 16))
+    edge = task_spec(EDGE, REQUEST, manifest=counter, nodes=EDGES)
+    bench.order("edge", tasks=(edge,), spares=0)
+    bench.passes(1000, *EDGES)
+    bench.memory["edge-a", EDGE] = b"one"
+    assert bench.task(EDGE).node == "edge-a"
+    return bench
+
+
+def test_a_service_without_a_device_follows_its_clients(alone: CellsBench) -> None:
+    asked(alone, 4, b=20)
+    assert alone.task(EDGE).leaving is None, "it has to last"
+    asked(alone, 20, b=20)
+    task = alone.task(EDGE)
+    assert (task.scheduler, task.node, task.leaving, task.memory) == ("ts-b", "edge-b", None, None)
+    assert alone.memory["edge-b", EDGE] == b"one"
+    assert task.following.startswith("follows to edge-b: a request takes 10.0 ms from a, 0.0 ms ")
+    asked(alone, 40, b=20, a=15)
+    assert alone.task(EDGE).node == "edge-b", "most of them are there"
+
+
+def test_a_service_stays_where_most_of_its_clients_are(alone: CellsBench) -> None:
+    asked(alone, 20, a=30, b=20)
+    task = alone.task(EDGE)
+    assert (task.node, task.leaving) == ("edge-a", None)
+    assert task.following.startswith("stays on edge-a: a request takes 4.0 ms from a, 6.0 ms in b")

@@ -4,9 +4,10 @@ from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from controller.decider import Carry
-from controller.host.relay import CARRIED, CELLS_MAX, REMEMBERED_MAX, Relay
+from controller.host.relay import ASKED_MAX, CARRIED, CELLS_MAX, REMEMBERED_MAX, Relay
 from protocols.messages import Cancel, Deliver, Drain, Invoke
 from protocols.messages.invocation import Edge, Plan, Step
 from protocols.topics import TABLE, Channel, Party, Topic, build
@@ -35,6 +36,19 @@ def test_requests_and_answers_go_to_the_cell_that_their_topic_names() -> None:
     assert relay.onward(reply, invoke("r")) == reply
     assert relay.onward(inbox("west", "n1"), invoke("r")) is None
     assert relay.onward(inbox("north", "n1"), invoke("r")) is None
+
+
+def test_requests_of_the_own_cell_for_another_one_are_counted_once_each() -> None:
+    relay = west("east")
+    for attempt, cell in product((1, 2), ("east", "west", "north")):
+        relay.onward(inbox(cell, "n1"), invoke("r", attempt))
+    relay.onward(build("east", Party.CLIENT, "c", Channel.REPLY), Cancel("r"))
+    assert relay.asked() == {"service": 1}
+    assert relay.asked() == {}
+    for number in range(ASKED_MAX + 10):
+        asked = structs.replace(invoke("r"), service=f"s{number}")
+        relay.onward(inbox("east", "n1"), asked)
+    assert len(relay.asked()) == ASKED_MAX
 
 
 def test_what_controls_a_cell_stays_in_it() -> None:
