@@ -445,6 +445,8 @@ class GivenRecord(Struct, frozen=True):
     epoch_high: int
     records: tuple[Kept, ...] = ()
     """What is to be taken; empty: it was."""
+    schedulers: tuple[str, ...] = ()
+    """That had its tasks."""
 
 
 class TaskQuality(Struct, frozen=True):

@@ -303,8 +303,10 @@ class Anchor:
         if event.sender in self.settings.schedulers:
             self.handing.beside[event.sender] = hello.beside
         self.elsewheres.again(event.sender, event.cause)
+        self.handing.again(event.sender, event.cause)
         roaming = len(self.settings.schedulers) > 1
-        welcome = AnchorWelcome(self.name, hello.scheduler_epoch, grants, roaming)
+        epoch, number = hello.scheduler_epoch, hello.number
+        welcome = AnchorWelcome(self.name, epoch, grants, roaming, number)
         self.desk.tell_role(event.sender, welcome, event.cause)
         self.jobs.linked(event.sender)
 

@@ -5,8 +5,9 @@ followed a node to another cell is OFFERED to the anchor beside that cell. If th
 that is durable of the service leaves the books here in one output and stands in a record of its
 own, GIVEN, which is said to the other one until it is TAKEN: durable there, and granted anew from
 there under epochs above. So two never own it. Between GIVEN and TAKEN nobody does: its scheduler
-goes on in the envelope that it has, and the task runs. Who refuses what was given gives it back.
-NAMO is told by whoever has it; an order that comes here meanwhile is answered with where it went.
+goes on in the envelope that it has, and the task runs; a scheduler that greets us meanwhile is told
+not to give it up, and later whose it is. Who refuses what was given gives it back. NAMO is told by
+whoever has it; an order that comes here meanwhile is answered with where it went.
 """
 
 from collections.abc import Callable, Iterable
@@ -202,6 +203,7 @@ class Handing:
             held.tenant,
             max(one.epoch_high for one in tasks),
             tuple(records),
+            tuple(sorted({one.scheduler for one in tasks})),
         )
         self._keep(given, cause)
         book.put_service(service, None, cause)
@@ -224,7 +226,10 @@ class Handing:
             took_ms = self._book.desk.now_ms - began_ms
             longest_ms = max(self._book.counters["anchorless_longest_ms"], took_ms)
             self._book.counters["anchorless_longest_ms"] = longest_ms
-        self._keep(structs.replace(given, records=()), cause)
+        given = structs.replace(given, records=())
+        self._keep(given, cause)
+        for scheduler in given.schedulers:
+            self._tell(scheduler, given, cause)
         # Only now: a job is told where its service is.
         self._jobs.leave(given.service, cause, given.to)
 
@@ -248,6 +253,16 @@ class Handing:
     def _drop(self, service: str, cause: str) -> None:
         if self.given.pop(service, None) is not None:
             self._book.desk.keep(GIVEN, service, None, cause)
+
+    def again(self, scheduler: str, cause: str) -> None:
+        """Say to a scheduler who has the services of which it had tasks, or will have them."""
+        for given in self.given.values():
+            if scheduler in given.schedulers:
+                self._tell(scheduler, given, cause)
+
+    def _tell(self, scheduler: str, given: GivenRecord, cause: str) -> None:
+        moved = structs.replace(self._where(given), going=bool(given.records))
+        self._book.desk.tell_role(scheduler, moved, cause, given.tenant)
 
     # Taking.
 

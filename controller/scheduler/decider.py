@@ -28,13 +28,14 @@ from controller.decider import (
 )
 from controller.desk import Desk
 from controller.records import NODE, NodeRecord
-from controller.scheduler import holds, inquiries
+from controller.scheduler import greeting, holds, inquiries
 from controller.scheduler.accounts import Accounts
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.anomalies import Flag
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
+from controller.scheduler.greeting import Greeting
 from controller.scheduler.handovers import Handovers
 from controller.scheduler.inquiries import Inquiries
 from controller.scheduler.jobs import Jobs
@@ -53,6 +54,7 @@ from controller.scheduler.ways import Ways
 from protocols.errors import Blame, TonaBug
 from protocols.messages import (
     Acknowledge,
+    AnchorMoved,
     AnchorWelcome,
     AuditPage,
     Birth,
@@ -91,24 +93,22 @@ from protocols.messages import (
     ProfileReport,
     QualityReport,
     RouteRequest,
-    SchedulerHello,
     Status,
 )
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.task import InstanceState
 
 SWEEP_MS: Final = 200
-HELLO_MS: Final = 1000
 LOSSES_PAUSE_MS: Final = 5
 """Between two turns that give up nodes."""
 __all__ = ["Scheduler", "Settings"]
 _SWEEP: Final = "sweep"
-_HELLO: Final = "hello"
 _JOINS: Final = "joins"
 _LOSSES: Final = "losses"
 _JOB: Final = "job/"
 _OF_ANCHORS: Final = frozenset(
     {
+        AnchorMoved,
         AnchorWelcome,
         Calibrate,
         Elsewhere,
@@ -180,8 +180,7 @@ class Scheduler:
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
         self.joins = Joins(self.fleet.counts, self.counters)
-        self._unwelcome: dict[str, set[str]] = {name: set() for name in settings.anchors}
-        """Anchors that have not answered the hello, and what they have granted since it."""
+        self.greeting = Greeting(settings, self.desk)
         self._on = self._table()
 
     def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
@@ -203,6 +202,7 @@ class Scheduler:
             EnvelopeRevoke: self._on_revoke,
             EscalationAnswer: self._on_answer,
             AnchorWelcome: self._on_welcome,
+            AnchorMoved: self._on_moved,
             JobSubmit: self.jobs.submit,
             JobRun: self.jobs.run,
             JobEnded: self.jobs.ended,
@@ -237,7 +237,7 @@ class Scheduler:
                 self.accounts.restore(record)
         self.desk.begin(now_ms)
         self.handovers.restore(records)
-        self._hello()
+        self.greeting.say()
         self.leases.begin()
         self.desk.wake(_SWEEP, now_ms + SWEEP_MS)
         return self._end()
@@ -403,8 +403,8 @@ class Scheduler:
         taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant
         if taken is not None:
             self._grant(event, taken)
-        elif event.sender in self._unwelcome:
-            self._unwelcome[event.sender].add(grant.spec.task)
+        else:
+            self.greeting.granted(event.sender, grant.spec.task)
 
     def _taken(self, event: Received, grant: EnvelopeGrant) -> EnvelopeGrant | None:
         """Return what there is room for beside tasks of other anchors; their anchor hears more."""
@@ -454,8 +454,7 @@ class Scheduler:
         if new:
             self.adoption.adopt_orphans(self.table.tasks[grant.spec.task], event.cause)
         self.table.holds.touch(grant.spec.task)
-        if event.sender in self._unwelcome:
-            self._unwelcome[event.sender].add(grant.spec.task)
+        self.greeting.granted(event.sender, grant.spec.task)
         if self.table.tasks[grant.spec.task].grant is grant:
             self.keeper.granted(grant)
             self.feeds.renew(grant.service)
@@ -492,29 +491,43 @@ class Scheduler:
         if welcome.scheduler_epoch != self.settings.epoch:
             return
         self.adoption.roaming |= welcome.roaming
-        granted = self._unwelcome.pop(event.sender, None)
-        if granted is not None and len(granted) >= welcome.grants:
-            self._drop(event.sender, granted, event.cause)
-        if not self._unwelcome:
+        held = self.greeting.welcomed(event.sender, welcome)
+        if held is not None:
+            self._drop(event.sender, held, event.cause)
+        if not self.greeting:
             self.adoption.anchors_welcomed(event.cause)
             self.feeds.anchors_welcomed()
         self.ways.again(event.sender, event.cause)
         for slot in range(len(self.nodes)):
             self.fleet.tell(slot, event.cause, (event.sender,))
 
-    def _drop(self, anchor: str, granted: set[str], cause: str) -> None:
-        """Release what an anchor has not granted again: its revoke may have been lost."""
+    def _drop(self, anchor: str, held: frozenset[str], cause: str) -> None:
+        """Release what an anchor does not hold any more."""
         for entry in list(self.table.tasks.values()):
-            if entry.anchor == anchor and entry.task not in granted:
+            if entry.anchor == anchor and entry.task not in held:
                 self.mover.forget(entry, "its anchor holds it no more", cause)
                 self.keeper.revoked(entry.task)
+
+    def _on_moved(self, event: Received, moved: AnchorMoved) -> None:
+        """Take in that a service of an anchor is another one's, or will be."""
+        for task in self.table.of_service(moved.service):
+            entry = self.table.tasks.get(task)
+            if entry is None or entry.anchor != event.sender:
+                continue
+            if moved.going:
+                self.greeting.going(event.sender, task)
+            elif moved.anchor in self.settings.anchors:
+                entry.anchor = moved.anchor
+                self.table.holds.touch(task)
+                self.table.mark(entry, event.cause)
+                self.greeting.awaits(moved.anchor, task)
 
     def _on_linked(self, role: str) -> None:
         """Bring an anchor up to date: what was said between us may be lost on either side."""
         if role not in self.settings.anchors:
             return
-        self._unwelcome[role] = set()
-        self._hello()
+        self.greeting.begin(role)
+        self.greeting.say()
         self.mover.report_again(role, "linked")
         self.keeper.escalate_again(role)
         self.leases.begin()
@@ -523,10 +536,11 @@ class Scheduler:
     # Time, and people.
 
     def _on_timer(self, key: str) -> None:
-        if key == _HELLO:
-            self._hello()
+        if key == greeting.TIMER:
+            self.greeting.say()
         elif key == _SWEEP:
             self.leases.sweep()
+            self.greeting.sweep()
             self._losses()
             self.handovers.sweep()
             self.mobility.sweep()
@@ -550,15 +564,6 @@ class Scheduler:
         """Give up who is silent; of many at once the rest in another turn, soon."""
         if self.fleet.sweep():
             self.desk.wake(_LOSSES, self.desk.now_ms + LOSSES_PAUSE_MS)
-
-    def _hello(self) -> None:
-        if not self._unwelcome:
-            return
-        settings = self.settings
-        hello = SchedulerHello(self.name, settings.epoch, settings.point, settings.beside)
-        for anchor in sorted(self._unwelcome):
-            self.desk.tell(ToRole(anchor), hello, "start")
-        self.desk.wake(_HELLO, self.desk.now_ms + HELLO_MS)
 
     def _on_call(self, event: Called) -> None:
         if isinstance(event.arguments, AuditTask):

@@ -157,6 +157,7 @@ class Forger:
             ),
             Neighbours(1 << 40, (point,)),
             Lease(1),
+            AnchorMoved(task.service, task.generation, 1 << 20, thief, owner.config.ta),
             grant,
         ):
             yield here, here.config.ts, thief if thief != here.config.ts else "ta-nobody", body

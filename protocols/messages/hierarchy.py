@@ -200,6 +200,8 @@ class SchedulerHello(Message, tag="scheduler-hello", frozen=True):
     """Where its cell is reached; null: that is not known, and no node is handed over to it."""
     beside: Annotated[str, Meta(max_length=64)] = ""
     """The TA in its process, which is nearest to its cell; empty: there is none."""
+    number: Count = 0
+    """Grows with every hello; one that is repeated keeps it."""
 
 
 class CellWay(Part, frozen=True):
@@ -253,6 +255,8 @@ class AnchorWelcome(Message, tag="anchor-welcome", frozen=True):
     """How many it gave."""
     roaming: bool = False
     """Whether nodes may bring tasks along from other cells: none of those is released unasked."""
+    number: Count = 0
+    """Of the hello; 0: of any."""
 
 
 class EnvelopeGrant(Message, tag="envelope-grant", frozen=True):
@@ -466,7 +470,7 @@ class AnchorTaken(Message, tag="anchor-taken", frozen=True):
 
 
 class AnchorMoved(Message, tag="anchor-moved", frozen=True):
-    """TA to NAMO, said until it is answered: who owns a service now."""
+    """TA to NAMO, said until it is answered, and TA to TS: who owns a service now."""
 
     service: Name
     generation: Count
@@ -479,6 +483,8 @@ class AnchorMoved(Message, tag="anchor-moved", frozen=True):
     """The TA that has given it."""
     epoch_high: Count = 0
     """No epoch above it was given to a task of the service."""
+    going: bool = False
+    """Whether `anchor` has not taken it yet: so long its TS keeps what it has of it."""
 
 
 class AnchorSummary(Message, tag="anchor-summary", frozen=True):

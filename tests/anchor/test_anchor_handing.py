@@ -53,6 +53,8 @@ class Two:
         self.deaf: set[str] = set()
         """Who hears nothing."""
         self.running = ("", 0)
+        self.heard: list[tuple[str, str, bool]] = []
+        """Who was told who has the service now, and whether that is still to take it."""
         for name in self.benches:
             self.greet(name)
             self.node("ts-west", 1, name)
@@ -97,6 +99,8 @@ class Two:
                 body.task, body.generation, "n1", self.running[1], seen, leased=body.leased
             )
             self.hear(anchor, name, told)
+        elif isinstance(body, AnchorMoved):
+            self.heard.append((name, body.anchor, body.going))
 
     def deliver(self, way: tuple[str, str]) -> bool:
         wire = self.wires.get(way)
@@ -237,6 +241,34 @@ def test_who_refuses_what_was_given_gives_it_back(two: Two) -> None:
     assert two.owners() == [WEST]
     assert two.benches[WEST].task().node == "n1"
     assert (GIVEN, "svc") not in two.benches[WEST].store
+
+
+def test_its_schedulers_are_told_who_has_it(two: Two) -> None:
+    two.node("ts-east", 2)
+    while not two.benches[WEST].ta.handing.given:
+        for way in list(two.wires):
+            two.deliver(way)
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    held = two.wires.copy()
+    two.wires.clear()
+    for restarts in (False, True):
+        if restarts:
+            two.out(WEST, two.benches[WEST].restart())
+        two.greet(WEST)
+        assert two.heard == [("ts-east", EAST, True)]
+        two.heard.clear()
+    two.wires = held
+    two.pump(1000)
+    assert two.heard == [("ts-east", EAST, False)], "as soon as it is taken"
+    two.heard.clear()
+    two.greet(WEST)
+    two.greet(EAST)
+    assert two.heard == [("ts-east", EAST, False)], "and whenever it asks"
+    two.node("ts-west", 3)
+    gives(two, EAST, WEST)
+    two.heard.clear()
+    two.greet(WEST)
+    assert two.heard == []
 
 
 def test_what_is_not_whole_is_refused(two: Two) -> None:

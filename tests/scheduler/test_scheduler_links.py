@@ -1,15 +1,20 @@
 """What the scheduler says again: after a link began anew, with several anchors, at another pace."""
 
+from typing import Any
+
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from quality_bench import SMALL, envelope
 from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
-from controller.decider import Linked, Received, ToInvoke
+from controller.decider import Linked, Output, Received, ToInvoke, ToRole
+from controller.scheduler.greeting import GRANT_MS
 from controller.scheduler.pace import FASTEST_SAMPLE_MS, sample_ms
 from protocols.messages import (
+    AnchorMoved,
     AnchorWelcome,
     Assign,
     EnvelopeRevoke,
@@ -86,6 +91,92 @@ def test_another_anchor_takes_over_what_runs() -> None:
     assert [send.to.role for send in output.sends if isinstance(send.body, TaskReport)] == ["ta-b"]
     late = EnvelopeRevoke("svc.a", 1, "another anchor has it")
     assert not said(bench.feed(Received("ta-a", 0, 0, "default", "test", late)), Release)
+
+
+# A service goes from anchor to anchor.
+
+AT_A, AT_B = "ta-a", "ta-b"
+
+
+def says(bench: Bench, anchor: str, *bodies: Any) -> Output:
+    output = Output()
+    for body in bodies:
+        output.extend(bench.feed(Received(anchor, 0, 0, "default", "test", body)))
+    return output
+
+
+def linked(bench: Bench, anchor: str) -> int:
+    """Have a link begin anew; return the number of the hello."""
+    hellos = said(bench.feed(Linked(anchor)), SchedulerHello)
+    number: int = max(one.number for one in hellos)
+    return number
+
+
+@pytest.fixture
+def shared() -> Bench:
+    """A scheduler of two anchors; the first has a task that runs."""
+    bench = Bench(anchors=(AT_A, AT_B))
+    for anchor in (AT_A, AT_B):
+        says(bench, anchor, AnchorWelcome(anchor, 1, 0))
+    bench.born("n1", "n2")
+    says(bench, AT_A, grant("n1", "n2"))
+    bench.ready("n1", 1)
+    return bench
+
+
+def moved(*, going: bool = False, anchor: str = AT_B) -> AnchorMoved:
+    return AnchorMoved("svc", 1, 1, anchor, AT_A, 32, going=going)
+
+
+def test_what_is_on_its_way_to_another_anchor_is_kept(shared: Bench) -> None:
+    """Its grants come from there, or its first anchor has it again and grants it."""
+    for again in (grant("n1", first=33), grant("n1", first=65)):
+        number = linked(shared, AT_A)
+        says(shared, AT_A, moved(going=True), AnchorWelcome(AT_A, 1, 0, number=number))
+        shared.passes(3 * GRANT_MS, "n1", "n2")
+        assert shared.ts.table.tasks["svc.a"].anchor == AT_A
+        says(shared, AT_A if again.epoch_from == 33 else AT_B, again)
+    assert shared.ts.table.tasks["svc.a"].anchor == AT_B
+    says(shared, AT_A, moved())
+    number = linked(shared, AT_A)
+    says(shared, AT_A, AnchorWelcome(AT_A, 1, 0, number=number))
+    output = shared.passes(3 * GRANT_MS, "n1", "n2")
+    assert not said(output, SchedulerHello), "who has granted it is not asked for it"
+    assert not [one for one in shared.seen if isinstance(one.body, Release)]
+
+
+def test_what_no_anchor_has_any_more_ends(shared: Bench) -> None:
+    """Who is said to have it is asked, for it may have deleted it while we heard nothing."""
+    says(shared, AT_A, moved())
+    assert shared.ts.table.tasks["svc.a"].anchor == AT_B
+    output = shared.passes(GRANT_MS, "n1", "n2")
+    [send] = [one for one in output.sends if isinstance(one.body, SchedulerHello)]
+    assert send.to == ToRole(AT_B)
+    # A welcome that was said before it had the service tells nothing.
+    output = says(shared, AT_B, AnchorWelcome(AT_B, 1, 0, number=send.body.number - 1))
+    assert not said(output, Release)
+    output = says(shared, AT_B, AnchorWelcome(AT_B, 1, 0, number=send.body.number))
+    assert [one.epoch for one in told(output, "n1", Release)] == [1]
+    assert not shared.ts.table.tasks
+
+
+def test_what_the_other_anchor_grants_late_runs_on(shared: Bench) -> None:
+    says(shared, AT_A, moved())
+    output = shared.passes(GRANT_MS, "n1", "n2")
+    [hello] = said(output, SchedulerHello)
+    says(shared, AT_B, grant("n1", first=33), AnchorWelcome(AT_B, 1, 1, number=hello.number))
+    shared.passes(2 * GRANT_MS, "n1", "n2")
+    assert shared.ts.table.tasks["svc.a"].grant.epoch_from == 33
+    assert not [one for one in shared.seen if isinstance(one.body, Release)]
+
+
+def test_who_does_not_have_a_service_says_nothing_of_it(shared: Bench) -> None:
+    said_wrong = {AT_B: moved(), "n1": moved(), AT_A: moved(anchor="ta-thief")}
+    for sender, body in said_wrong.items():
+        says(shared, sender, body)
+    assert shared.ts.counters["forged_message"] == 1
+    assert shared.ts.table.tasks["svc.a"].anchor == AT_A
+    assert not said(shared.passes(2 * GRANT_MS, "n1", "n2"), SchedulerHello)
 
 
 def test_a_variant_outlives_the_scheduler_that_chose_it() -> None:
