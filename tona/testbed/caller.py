@@ -42,6 +42,9 @@ CONNECT_S: Final = 60.0
 UNDER_WAY_MAX: Final = 4096
 """Requests; beyond, none is sent, which is counted."""
 FLUSH_EVERY: Final = 64
+WARM: Final = 100
+WARM_S: Final = 5.0
+"""So many requests one after another, for so long at most, before the steady ones."""
 
 
 class Ask(Struct, frozen=True):
@@ -103,6 +106,7 @@ class Caller:
             self._loop.add_signal_handler(number, self.told.set)
         try:
             await self.client.open(CONNECT_S)
+            await self._warm()
             sys.stdout.write(f"{READY_PREFIX}{self._ask.service}\n")
             sys.stdout.flush()
             async with asyncio.TaskGroup() as group:
@@ -121,6 +125,13 @@ class Caller:
             skipped=self._skipped,
             failures=tuple(self._failures),
         )
+
+    async def _warm(self) -> None:
+        """Ask one at a time: what waits for a service's first steps would wait in all windows."""
+        with contextlib.suppress(TimeoutError, InvocationError):
+            async with asyncio.timeout(WARM_S):
+                for _ in range(WARM):
+                    await self.client.invoke(self._ask.service, {"x": NUMBER.pack(0)})
 
     async def _steadily(self, group: asyncio.TaskGroup) -> None:
         """Send a request at each point in time, however late the last one was."""
