@@ -109,7 +109,7 @@ async def test_a_killed_broker_comes_back_on_its_port(
             one = peer(address)
             assert await one.join()
             os.kill(before, signal.SIGKILL)
-            assert await asyncio.to_thread(one.left.wait, 30)
+            assert await asyncio.to_thread(one.left.wait, 60)
             await answering(address)
             assert await broker.wait_up() != before
         await round_trip(peer(address), peer(address), b"after")
@@ -142,7 +142,7 @@ async def test_a_stopped_broker_leaves_nothing(kind: Any, tmp_path: Any) -> None
     try:
         await broker.stop()
         await broker.stop()
-        assert select.select([handle], [], [], 30)[0]
+        assert select.select([handle], [], [], 60)[0]
     finally:
         os.close(handle)
     with socket.socket() as free:
@@ -172,7 +172,7 @@ def test_the_broker_goes_with_a_parent_that_is_killed(kind: Any, tmp_path: Any) 
         handle = os.pidfd_open(pid)
         try:
             parent.kill()
-            assert select.select([handle], [], [], 30)[0], "the broker outlived its parent"
+            assert select.select([handle], [], [], 60)[0], "the broker outlived its parent"
         finally:
             os.close(handle)
 

@@ -248,11 +248,16 @@ def test_waiting_says_which_node_a_service_waits_for(
     text = text.replace('"small"', '"large"').replace('"decoding"', '"large-decoding"')
     file = tmp_path / "large.toml"
     file.write_text(text.replace("134217728", "1000000000000"))
-    ended = tona("usecase", "submit", file, "--wait", "--timeout", 2)
-    assert (ended.code, ended.out) == (3, "")
-    *lines, last = ended.err.splitlines()
-    assert last.startswith("tona: use case large does not run within 2 s")
-    assert lines[-1].startswith("service large-decoding: waiting: large-decoding.decode: none of 1")
+    # A busy machine may need longer to come to this.
+    for within_s in (2, 20):
+        ended = tona("usecase", "submit", file, "--wait", "--timeout", within_s)
+        assert (ended.code, ended.out) == (3, "")
+        *lines, last = ended.err.splitlines()
+        assert last.startswith(f"tona: use case large does not run within {within_s} s")
+        said = "service large-decoding: waiting: large-decoding.decode: none of 1"
+        if told := bool(lines and lines[-1].startswith(said)):
+            break
+    assert told, lines
     assert ": waiting, generation 1: " in tona("service", "show", "large-decoding").out
     assert tona("usecase", "delete", "large").code == 0
 

@@ -47,7 +47,7 @@ async def say(broker: str, cell: str, own: str, peer: str, *bodies: Any) -> None
     )
     running = asyncio.create_task(session.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await connected.wait()
             do(Open(own, peer))
             for body in bodies:

@@ -21,7 +21,7 @@ from tona.local.place import Place
 from tona.testbed.lane import Conditions
 from tona.testbed.proxy import CellProxy
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 DEVICE, NEAR, FAR = "ue-1", "ue-3", "ue-2"
 """The device and the first edge node begin in one cell, the other edge node in the other."""
 FIRST, SECOND = "du-1", "du-2"
@@ -77,11 +77,6 @@ async def _slow(port: int) -> AsyncIterator[int]:
         await proxy.stop()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> None:
     options = (f"--attachment={tmp_path}/{{node}}.json", "--radios=2")
     config = tmp_path / "config.toml"
@@ -116,12 +111,13 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
             await asyncio.gather(*workers)
         edge = next(one["node"] for one in tasks if one["spec"]["task"] == TASK)
         story = await world.get(f"/v1/tasks/{TASK}/events")
-        [*_, seen] = await world.get("/v1/handovers")
+        seen = await world.get("/v1/handovers")
     assert counting.failures == []
     # No number is told twice, and none is left out but by a call that was repeated.
     assert len(set(counting.told)) == len(counting.told) == counting.sent
     assert max(counting.told) <= counting.sent + counting.again
     assert edge == FAR
     assert any(_moved(one) for one in story)
-    assert seen["edge"][TASK].startswith(f"follows to {FAR}: ")
-    assert seen["edge"][TASK].endswith(" ms between them, measured)")
+    said = [one["edge"][TASK] for one in seen if TASK in one["edge"]]
+    assert said[0].startswith(f"follows to {FAR}: "), said
+    assert said[0].endswith(" ms between them, measured)"), said

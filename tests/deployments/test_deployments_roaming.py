@@ -9,7 +9,7 @@ import httpx
 import pytest
 from deployment_forger import say
 from deployment_world import World, running
-from loop_cell import Stream, chain, echo_module, expecting
+from loop_cell import PATIENCE_S, Loop, Stream, chain, echo_module, expecting
 
 import tona
 from protocols.messages import (
@@ -23,7 +23,7 @@ from protocols.messages import (
 )
 from protocols.messages.mobility import CellPoint
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 DEADLINE_S = 30.0
 ROAMS, STAYS = "ue-1", "ue-3"
 """Both begin in the first cell."""
@@ -72,7 +72,7 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
             for one in streams:
                 one.stop()
             await asyncio.gather(*workers)
-            assert near.cell == second
+            await _has_followed(world, near)
         for one in streams:
             assert (one.failures, one.wrong, one.answered) == ([], 0, one.sent)
         # Neither task has begun anew.
@@ -83,12 +83,25 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
             return
         seen = await world.until(
             "/v1/handovers",
-            lambda seen: sum(one["state"] == "completed" and one["by_hand"] for one in seen) == 3,
+            lambda seen: (
+                sum(one["state"] == "completed" for one in seen) >= 3
+                and any(one["state"] == "completed" and one["by_hand"] for one in seen)
+            ),
         )
         done = [one for one in seen if one["state"] == "completed" and one["by_hand"]]
         assert {one["attached"] for one in done} == {radios == "2"}
         if radios == "1":
             await _refuses_what_is_forged(world, second)
+
+
+async def _has_followed(world: World, client: tona.AsyncClient) -> None:
+    """Wait until a client is in the cell of its node, which may have gone on by itself."""
+    await world.until(f"/v1/nodes/{ROAMS}", lambda one: one["scheduler"] == f"ts-{client.cell}")
+
+
+def _held(tasks: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return what forged words would change: a node may go on by itself meanwhile."""
+    return [(one["spec"]["task"], one["node"], one["generation"], one["epoch"]) for one in tasks]
 
 
 async def _refuses_what_is_forged(world: World, cell: str) -> None:
@@ -112,10 +125,15 @@ async def _refuses_what_is_forged(world: World, cell: str) -> None:
     await say(cu.broker, "cu", "ts-nobody", "ta-cu", *to_anchor)
     await say(cu.broker, "cu", "ta-nobody", f"ts-{cell}", *to_scheduler)
     for process, role, many in ((cu, "ta_cu", 4), (du, f"ts_{cell.replace('-', '_')}", 3)):
-        async with httpx.AsyncClient(base_url=process.api_url) as http:
-            counters = (await http.get("/v1/system")).json()["counters"]
-        assert counters[f"{role}_forged_message"] == many
-    assert await _tasks(world) == before
+        async with httpx.AsyncClient(base_url=process.api_url, timeout=PATIENCE_S) as http:
+            system = await Loop(world.cell, world.seen, http).until(
+                "/v1/system",
+                lambda one, name=f"{role}_forged_message", many=many: (
+                    one["counters"].get(name, 0) >= many
+                ),
+            )
+        assert system["counters"][f"{role}_forged_message"] == many
+    assert _held(await _tasks(world)) == _held(before)
 
 
 def _file(folder: Path) -> Path:
