@@ -104,7 +104,7 @@ class Fleet:
         """Take in a birth and welcome the node; returns whether its word counts."""
         node = event.sender
         known = self._nodes.slots.get(node)
-        if known is not None and event.incarnation < self._nodes.incarnations[known]:
+        if known is not None and self._over(known, event.incarnation):
             self.counters["late_incarnation"] += 1
             return False
         if node not in self.recorded and len(self.recorded) >= MAX_NODES:
@@ -142,6 +142,12 @@ class Fleet:
             self._desk.learn(NODE, node, record, event.cause)
         self.summarise(slot, event.cause)
         return True
+
+    def _over(self, slot: int, incarnation: int) -> bool:
+        """Whether a connection has ended: a later one has begun, or its node has moved away."""
+        last = self._nodes.incarnations[slot]
+        moved = self._nodes.states[slot] is NodeState.MOVED
+        return incarnation < last or (incarnation == last and moved)
 
     def _wanted(self, node: str, birth: Birth) -> str:
         """Return why an operator has a node emptied; where no record says, as the node says."""

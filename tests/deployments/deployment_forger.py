@@ -1,13 +1,18 @@
-"""Somebody at a real broker who speaks as a role that he is not."""
+"""Somebody at real brokers who speaks as a role that he is not, or says again what was said."""
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
+import aiomqtt
+
 from controller.host.links import Dispatch, Due, Event, Hear, Links, Open, Say
-from protocols import topics
-from protocols.topics import Channel, Party, Speaker, Topic
+from protocols import codec, topics
+from protocols.codec import Frame
+from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, Speaker, Topic
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
 
@@ -58,3 +63,61 @@ async def say(broker: str, cell: str, own: str, peer: str, *bodies: Any) -> None
     finally:
         await session.close()
         await running
+
+
+class Word(NamedTuple):
+    """What was said at the broker of a cell."""
+
+    cell: str
+    topic: str
+    payload: bytes
+    frame: Frame
+
+
+class Tape:
+    """Records what nodes and roles say at brokers, and says it again."""
+
+    def __init__(self, brokers: Iterable[tuple[str, str]]) -> None:
+        """`brokers` are names of cells, each with the URL of its broker."""
+        self.words: list[Word] = []
+        self._brokers = [(cell, urlsplit(url)) for cell, url in brokers]
+        self._clients: dict[str, aiomqtt.Client] = {}
+        self._running: list[asyncio.Task[None]] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for cell, url in self._brokers:
+            version = aiomqtt.ProtocolVersion.V5
+            client = aiomqtt.Client(str(url.hostname), int(url.port or 0), protocol=version)
+            self._clients[cell] = await self._stack.enter_async_context(client)
+            for party, channel in (
+                (Party.NODE, Channel.PRESENCE),
+                (Party.NODE, Channel.COMMAND),
+                (Party.ROLE, Channel.INBOX),
+            ):
+                await client.subscribe(topics.wildcard(cell, party, channel), 1)
+            self._running.append(asyncio.create_task(self._record(cell, client)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
+        await asyncio.wait(self._running)
+        await self._stack.aclose()
+
+    def end(self) -> None:
+        """Record no more."""
+        for one in self._running:
+            one.cancel()
+
+    async def _record(self, cell: str, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            payload = bytes(message.payload)
+            frame = codec.decode(payload, INVOCATION_MAX_BYTES)
+            self.words.append(Word(cell, str(message.topic), payload, frame))
+
+    async def again(self, chosen: Callable[[Word], bool]) -> list[Word]:
+        """Say again, in order, what was chosen; return it once the brokers have it."""
+        said = [one for one in self.words if chosen(one)]
+        for one in said:
+            await self._clients[one.cell].publish(one.topic, one.payload, 1)
+        return said

@@ -2,26 +2,35 @@
 
 import asyncio
 import json
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
-from deployment_forger import say
+from deployment_forger import Tape, Word, say
 from deployment_world import World, running
 from loop_cell import PATIENCE_S, Loop, Stream, chain, echo_module, expecting
 
 import tona
+from protocols import topics
 from protocols.messages import (
     AnchorOffer,
     AnchorTransfer,
+    Birth,
+    Body,
+    EnvelopeGrant,
     EnvelopeRevoke,
     HandoverAnswer,
     HandoverCommand,
+    Linking,
     Neighbours,
     Relinquished,
 )
 from protocols.messages.mobility import CellPoint
+from protocols.topics import Channel
 
 pytestmark = pytest.mark.timeout(240)
 DEADLINE_S = 30.0
@@ -61,7 +70,11 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
         await _submit(world, "edge", STAYS)
         before = {one["spec"]["task"]: one["epoch"] for one in await _tasks(world)}
         url = world.seen.api_url
-        async with tona.connect(url) as far, tona.connect(url, follow=_file(tmp_path)) as near:
+        async with (
+            Tape((one.name, one.broker) for one in world.seen.processes) as tape,
+            tona.connect(url) as far,
+            tona.connect(url, follow=_file(tmp_path)) as near,
+        ):
             streams = [Stream(far, "device", DEADLINE_S), Stream(near, "edge", DEADLINE_S)]
             workers = [asyncio.create_task(one.work()) for one in streams for _ in range(2)]
             for cell in (second, first, second):
@@ -73,6 +86,9 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
                 one.stop()
             await asyncio.gather(*workers)
             await _has_followed(world, near)
+            await _bears_replays(world, tape)
+            for client, service in ((far, "device"), (near, "edge")):
+                await client.invoke(service, {"x": b"as before"}, deadline_s=PATIENCE_S)
         for one in streams:
             assert (one.failures, one.wrong, one.answered) == ([], 0, one.sent)
         # Neither task has begun anew.
@@ -97,6 +113,78 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
 async def _has_followed(world: World, client: tona.AsyncClient) -> None:
     """Wait until a client is in the cell of its node, which may have gone on by itself."""
     await world.until(f"/v1/nodes/{ROAMS}", lambda one: one["scheduler"] == f"ts-{client.cell}")
+
+
+async def _bears_replays(world: World, tape: Tape) -> None:
+    """Say again what nodes and roles have said of attachments that are over, and to each other."""
+    tape.end()
+    before, asked = await _tasks(world), await _by_hand(world)
+    own = [one for one in tape.words if _presence(one)]
+    last = max(one.frame.incarnation for one in own)
+    newest = {one.cell: max(w.frame.incarnation for w in own if w.cell == one.cell) for one in own}
+    counted = await _counters(world)
+    births = await tape.again(lambda one: _presence(one) and one.frame.incarnation < last)
+    commands = await tape.again(lambda one: isinstance(one.frame.body, HandoverCommand))
+    links = await tape.again(lambda one: bool(_bodies(one)))
+    assert commands
+    kinds = {type(body) for one in links for body in _bodies(one)}
+    assert {HandoverCommand, Relinquished, EnvelopeGrant} <= kinds
+    if not any(one.name == "cu" for one in world.seen.processes):
+        assert {AnchorOffer, AnchorTransfer} <= kinds
+    # The last farewell in a cell changes nothing there, and is no news.
+    late = [
+        one
+        for one in births
+        if isinstance(one.frame.body, Birth) or one.frame.incarnation < newest[one.cell]
+    ]
+    assert late
+
+    def refused(after: Counter[str]) -> bool:
+        return after["links_doubled"] >= counted["links_doubled"] + len(links) and after[
+            "late_incarnation"
+        ] >= counted["late_incarnation"] + len(late)
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not refused(await _counters(world)):  # noqa: ASYNC110 - counters tell nobody
+            await asyncio.sleep(0.1)
+    assert _held(await _tasks(world)) == _held(before)
+    assert await _by_hand(world) == asked
+
+
+def _presence(word: Word) -> bool:
+    topic = topics.parse(word.topic)
+    return topic.channel is Channel.PRESENCE and topic.name == ROAMS
+
+
+def _bodies(word: Word) -> list[Body]:
+    """Return the messages that a frame between roles brings whole."""
+    frame = word.frame.body
+    if not isinstance(frame, Linking) or not frame.number:
+        return []
+    decoder = msgspec.msgpack.Decoder(Body)
+    found = []
+    for one in (frame, *frame.further):
+        # A piece of a larger message is none by itself.
+        with suppress(msgspec.DecodeError):
+            found.append(decoder.decode(one.body))
+    return found
+
+
+async def _counters(world: World) -> Counter[str]:
+    """Return what all controllers have counted, by what, whoever has."""
+    sums: Counter[str] = Counter()
+    for process in world.seen.processes:
+        async with httpx.AsyncClient(base_url=process.api_url, timeout=PATIENCE_S) as http:
+            system = await Loop(world.cell, world.seen, http).get("/v1/system")
+        for name, count in system["counters"].items():
+            kept = "late_incarnation" if name.endswith("_late_incarnation") else name
+            sums[kept] += round(count)
+    return sums
+
+
+async def _by_hand(world: World) -> list[str]:
+    """Return the handovers that were asked for."""
+    return [one["handover"] for one in await world.get("/v1/handovers") if one["by_hand"]]
 
 
 def _held(tasks: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

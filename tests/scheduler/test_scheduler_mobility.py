@@ -15,7 +15,9 @@ from protocols.messages import (
     HandoverRequired,
     Measurement,
     Neighbours,
+    Welcome,
 )
+from protocols.messages.hierarchy import NodeState
 from protocols.messages.mobility import CellMeasure, CellPoint
 from protocols.messages.presence import Arrival
 
@@ -98,6 +100,16 @@ def test_a_return_has_its_price_and_is_counted() -> None:
     arrives(bench, "b")
     bench.node("n1", Death("moved", orderly=True, moved_to="b"))
     assert bench.ts.counters["ping_pongs"] == 1
+
+
+def test_a_birth_that_is_said_again_brings_nobody_back() -> None:
+    bench = gateway()
+    bench.node("n1", Death("moved", orderly=True, moved_to="b"))
+    assert not told(bench.node("n1", Birth("1", "boot", INVENTORY)), "n1", Welcome)
+    assert bench.ts.nodes.state("n1") is NodeState.MOVED
+    assert bench.ts.counters["late_incarnation"] == 1
+    arrives(bench, "b")
+    assert bench.ts.nodes.state("n1") is NodeState.ONLINE
 
 
 def test_a_report_of_another_cell_or_of_nobody_is_dropped() -> None:

@@ -21,7 +21,7 @@ from tona.bundle import File
 from tona.cli.errors import RefusedByController
 from tona.cli.settings import DEFAULT, Settings
 
-CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 15.0
 ANSWER_TIMEOUT_S: Final = 40.0
 """Above the time that the controller gives its roles."""
 ANSWER_MAX_BYTES: Final = 256 << 20

@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from controller.broker.lease import PortLease
 from controller.broker.spec import EMBEDDED
 from controller.child import module_command
 from device_agent.artifacts.blobs import sweep
-from protocols.errors import EnvironmentFailure
+from protocols.errors import EnvironmentFailure, UserError
 from protocols.folder import DataFolder
+from tona.local.place import LOOPBACK
 from tona.local.supervisor import Supervisor, Told
 
 CONTROLLER: Final = "controller"
@@ -55,7 +57,8 @@ class Cell:
         self.plan = plan
         self._supervisor = Supervisor(plan.folder / "logs", told)
         self._running: Running | None = None
-        self._lock: DataFolder | None = None
+        self._held: list[DataFolder | PortLease] = []
+        self._api_port = self._broker_port = 0
 
     @property
     def logs(self) -> Path:
@@ -64,7 +67,10 @@ class Cell:
 
     async def start(self) -> Running:
         """Start the controller, then the device agents. Raises UserError, EnvironmentFailure."""
-        self._lock = DataFolder(self.plan.folder, UP)
+        self._held.append(DataFolder(self.plan.folder, UP))
+        self._api_port = self._keep(self.plan.api_port, "the API")
+        if "://" not in self.plan.broker:
+            self._broker_port = self._keep(self.plan.broker_port, "the broker")
         line = await self._supervisor.start(CONTROLLER, self._controller, announces=True)
         try:
             self._running = running = msgspec.json.decode(line, type=Running)
@@ -72,6 +78,16 @@ class Cell:
             raise EnvironmentFailure(f"the controller announced {line[:80]!r}") from None
         await asyncio.gather(*(self._start_node(name) for name in self.plan.names))
         return running
+
+    def _keep(self, wanted: int, whom: str) -> int:
+        """Keep a port for all lives of the controller, and return it."""
+        try:
+            lease = PortLease(LOOPBACK, wanted, whom)
+        except UserError as error:
+            # One code for all that is taken, whoever finds it.
+            raise EnvironmentFailure(str(error)) from None
+        self._held.append(lease)
+        return lease.port
 
     async def _start_node(self, name: str) -> None:
         await self._supervisor.start(name, lambda: self._node(name))
@@ -93,24 +109,21 @@ class Cell:
         await self._supervisor.stop(*self.plan.names)
         await self._supervisor.stop(CONTROLLER)
         sweep()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        while self._held:
+            self._held.pop().close()
 
     def _controller(self) -> Sequence[str]:
-        plan, running = self.plan, self._running
-        api_port = _port(running.api_url) if running else plan.api_port
+        plan = self.plan
         command = [
             "controller",
             "--json",
             f"--cell={plan.cell}",
             f"--data={plan.folder / CONTROLLER}",
-            f"--api-port={api_port}",
+            f"--api-port={self._api_port}",
             f"--broker={plan.broker}",
         ]
         if "://" not in plan.broker:
-            broker_port = _port(running.broker) if running else plan.broker_port
-            command.append(f"--broker-port={broker_port}")
+            command.append(f"--broker-port={self._broker_port}")
         return module_command("tona", *command)
 
     def _node(self, name: str) -> Sequence[str]:
@@ -129,7 +142,3 @@ def node_command(name: str, cell: str, broker: str, data: Path, *more: str) -> l
         f"--data={data}",
         *more,
     )
-
-
-def _port(url: str) -> int:
-    return urlsplit(url).port or 0
