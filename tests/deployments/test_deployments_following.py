@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from loop_cell import chain, echo_module, expecting
 from loop_counter import COUNTER, Counting
 
 import tona
+from controller.broker.lease import PortLease
 from tona.local.place import Place
 from tona.testbed.lane import Conditions
 from tona.testbed.proxy import CellProxy
@@ -66,15 +66,17 @@ def _moved(one: dict[str, Any]) -> bool:
 
 
 @asynccontextmanager
-async def _slow(port: int) -> AsyncIterator[int]:
-    """Put the first edge node far from its gateway; give the port where it reaches that."""
+async def _slow() -> AsyncIterator[tuple[int, int]]:
+    """Put the first edge node far from its gateway; give the port of that, and where it is met."""
+    lease = PortLease("127.0.0.1", 0)
     proxy = CellProxy(FIRST, (NEAR,), random.random)
     proxy.become(NEAR, Conditions(delay_ms=FAR_MS))
-    await proxy.start("127.0.0.1", port)
+    await proxy.start("127.0.0.1", lease.port)
     try:
-        yield proxy.port
+        yield lease.port, proxy.port
     finally:
         await proxy.stop()
+        lease.close()
 
 
 async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> None:
@@ -82,9 +84,8 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
     config = tmp_path / "config.toml"
     # A node goes where it is sent, and nowhere else.
     config.write_text('[mobility]\ndecides = "nobody"\n')
-    port = _free_port()
     async with (
-        _slow(port) as slow,
+        _slow() as (port, slow),
         running(
             tmp_path,
             "cu-dus-ues",
