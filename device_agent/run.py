@@ -158,6 +158,9 @@ class Node:
             if sharing is not None:
                 sharing.close()
             _clear(blobs)
+            counted = ", ".join(f"{name} {one}" for name, one in sorted(core.counts.items()) if one)
+            if counted:
+                log.info("dropped, refused or late: %s", counted)
 
     def _makers(
         self,

@@ -262,7 +262,7 @@ async def test_the_process_leaves_when_idle(
     await fetcher.fetch_artifact(offer(store), [store.url])
     process = fetcher._process
     if process is not None:
-        await asyncio.wait_for(process.exited(), 30)
+        await asyncio.wait_for(process.exited(), 60)
     assert fetcher._process is None
     assert (await fetcher.fetch_artifact(offer(store, b"more"), [store.url])).exists()
 

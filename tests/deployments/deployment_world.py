@@ -90,6 +90,13 @@ async def running(
         await deployed.stop()
 
 
+def staying(folder: Path) -> str:
+    """Return a configuration by which nodes go where they are sent, and nowhere else."""
+    config = folder / "config.toml"
+    config.write_text('[mobility]\ndecides = "nobody"\n', encoding="utf-8")
+    return str(config)
+
+
 async def serving(world: World) -> str:
     """Return the node that runs the first task."""
     tasks: list[dict[str, Any]] = await world.until(

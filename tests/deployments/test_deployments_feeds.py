@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
-from deployment_world import World, running
+from deployment_world import World, running, staying
 from loop_cell import PATIENCE_S, chain, echo_module, expecting
 
 from protocols.messages import Result
@@ -87,7 +87,7 @@ async def _submit(world: World, name: str, source: dict[str, Any]) -> None:
 
 
 async def test_a_sensor_that_roams_feeds_services_of_another_cell(tmp_path: Path) -> None:
-    async with running(tmp_path, "cu-dus-ues", 3) as world:
+    async with running(tmp_path, "cu-dus-ues", 3, config=staying(tmp_path)) as world:
         # The first one brings the module.
         await world.submit("echo", 1)
         eye = {"kind": "sensor", "name": "load", "nodes": [ROAMS], "rate_per_s": 20}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import wasmtime
-from deployment_world import World, running
+from deployment_world import World, running, staying
 from loop_cell import chain, echo_module, expecting
 from loop_counter import COUNTER, Counting
 
@@ -81,9 +81,6 @@ async def _slow() -> AsyncIterator[tuple[int, int]]:
 
 async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> None:
     options = (f"--attachment={tmp_path}/{{node}}.json", "--radios=2")
-    config = tmp_path / "config.toml"
-    # A node goes where it is sent, and nowhere else.
-    config.write_text('[mobility]\ndecides = "nobody"\n')
     async with (
         _slow() as (port, slow),
         running(
@@ -93,7 +90,7 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
             options=options,
             places={FIRST: Place(broker_port=port)},
             own_options={NEAR: (f"--broker=127.0.0.1:{slow}",)},
-            config=str(config),
+            config=staying(tmp_path),
         ) as world,
     ):
         await _submit(world)

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 from deployment_forger import Tape, Word, say
-from deployment_world import World, running
+from deployment_world import World, running, staying
 from loop_cell import PATIENCE_S, Loop, Stream, chain, echo_module, expecting
 
 import tona
@@ -63,7 +63,8 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
 ) -> None:
     first, second = CELLS[name]
     options = (f"--attachment={tmp_path}/{{node}}.json", f"--radios={radios}")
-    async with running(tmp_path, name, 3, options=options) as world:
+    config = staying(tmp_path)
+    async with running(tmp_path, name, 3, options=options, config=config) as world:
         # The first one brings the module; it stays where it is.
         await world.submit("echo", 1)
         await _submit(world, "device", ROAMS)
@@ -96,18 +97,24 @@ async def test_a_node_that_is_handed_over_serves_and_is_served(
         if name == "gnodebs-ues":
             path = "/v1/services/device"
             await world.until(path, lambda one: one["anchor"] == f"ta-{second}")
-            return
-        seen = await world.until(
-            "/v1/handovers",
-            lambda seen: (
-                sum(one["state"] == "completed" for one in seen) >= 3
-                and any(one["state"] == "completed" and one["by_hand"] for one in seen)
-            ),
-        )
-        done = [one for one in seen if one["state"] == "completed" and one["by_hand"]]
-        assert {one["attached"] for one in done} == {radios == "2"}
+        else:
+            await _were_asked_for(world, attached=radios == "2")
         if radios == "1":
             await _refuses_what_is_forged(world, second)
+    # A command of an attachment that is over came once more.
+    assert "late handover" in (tmp_path / "logs" / f"{ROAMS}.log").read_text(encoding="utf-8")
+
+
+async def _were_asked_for(world: World, *, attached: bool) -> None:
+    seen = await world.until(
+        "/v1/handovers",
+        lambda seen: (
+            sum(one["state"] == "completed" for one in seen) >= 3
+            and any(one["state"] == "completed" and one["by_hand"] for one in seen)
+        ),
+    )
+    done = [one for one in seen if one["state"] == "completed" and one["by_hand"]]
+    assert {one["attached"] for one in done} == {attached}
 
 
 async def _has_followed(world: World, client: tona.AsyncClient) -> None:
