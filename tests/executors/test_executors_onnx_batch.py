@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from executor_exits import WAIT_S
 from executor_guests import Shelf
 from executor_models import Model
 from msgspec import structs
@@ -187,6 +188,7 @@ async def test_one_that_is_cancelled_leaves_the_run_to_the_others(
     together: Together, endless: tuple[Path, Manifest]
 ) -> None:
     onnx = together.onnx
+    onnx.stop_grace_s = WAIT_S
     await onnx.start("t", *endless, {})
     pid = onnx._instances["t"].pid
     assert together.begin(a=number(1), b=number(-1), c=number(-2))

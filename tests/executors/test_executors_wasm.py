@@ -157,6 +157,7 @@ async def test_a_file_that_is_not_there_is_fetched_again(wasm: WasmExecutor, she
 async def test_an_endless_loop_ends_at_its_deadline_and_the_host_stays(
     wasm: WasmExecutor, shelf: Shelf
 ) -> None:
+    wasm.stop_grace_s = WAIT_S
     await ready(wasm, *shelf.guest("echo"), task="good")
     await ready(wasm, *shelf.guest("spin", limits=Limits(deadline_ms=50)), task="bad")
     host = host_of(wasm)
