@@ -157,8 +157,7 @@ def _follow(moving: list[TaskRecord]) -> bool:
 def _waited_for(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskRecord]:
     """Return the tasks without which the old scheduler does not let go."""
     if _follow(moving):
-        there = {one.scheduler for one in moving}
-        return [one for one in tasks if one.scheduler in there]
+        return moving
     new = [one for one in tasks if not one.scheduler]
     return [*new, *_together(tasks, moving)]
 

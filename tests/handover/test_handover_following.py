@@ -6,6 +6,7 @@ from tests_following import EDGE, EDGES, OWN, following_bench
 from tests_support import manifest, task_spec
 
 from controller.anchor.following import SETTLE_MS
+from controller.anchor.lifecycle import SERVING
 from controller.decider import Abroad, Linked
 from controller.handover_records import HandoverState
 from controller.records import TaskState
@@ -17,10 +18,12 @@ from protocols.messages import (
     MemoryState,
     QualityReport,
     Release,
+    Status,
 )
 from protocols.messages.hierarchy import Attempt
 from protocols.messages.invocation import REQUEST
 from protocols.messages.quality import TaskSample
+from protocols.messages.task import InstanceState
 
 
 @pytest.fixture
@@ -108,6 +111,19 @@ def test_a_task_may_not_leave_what_no_node_there_takes() -> None:
     assert task.following.startswith("stays on edge-a: ")
     assert bench.handovers("n")[0].edge[EDGE] == task.following
     assert served(bench, "b") == ("edge-a", "a")
+
+
+def test_a_task_that_follows_waits_for_no_other_task_of_its_service(bench: CellsBench) -> None:
+    bench.moves("n", "b")
+    bench.passes(SETTLE_MS - 500, "n", *EDGES)
+    # The device's own task fails where it has come: that is nothing to wait for at the edge.
+    for _ in range(4):
+        held = bench.held["n"][OWN]
+        bench.say("n", Status(1, OWN, held.epoch, InstanceState.FAILED, generation=held.generation))
+        bench.passes(300, "n", *EDGES)
+    assert bench.task(OWN).state not in SERVING
+    bench.passes(SETTLE_MS, "n", *EDGES)
+    assert (bench.task(EDGE).leaving, bench.task(EDGE).node) == (None, "edge-b")
 
 
 def test_who_has_prepared_in_vain_is_told_where_the_device_is() -> None:
