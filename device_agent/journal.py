@@ -4,8 +4,10 @@ All of it is one SQLite file. Flash wears by pages written and by syncs, so: wri
 all changes of one turn of the loop are one transaction; the write-ahead log makes a commit one sync
 of a few appended pages (the rollback journal syncs three times and writes pages twice); the lock is
 exclusive, so there is no shared-memory file. `synchronous = FULL` syncs each commit: what the
-daemon has acknowledged is there after a power cut. The incarnation is reserved in blocks, one
-write a start.
+daemon has acknowledged is there after a power cut. The cell that serves alone is not synced, for
+nobody was promised it: after a power cut the node comes back to a cell before, and goes on from
+there, while answers would wait for the disk in the midst of a handover. The incarnation is reserved
+in blocks, one write a start.
 
 A damaged file is moved aside with a warning, and the daemon starts with none: the scheduler brings
 the tasks back.
@@ -13,7 +15,7 @@ the tasks back.
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -108,37 +110,47 @@ class Journal:
             raise self._failure(error) from None
         return first, last
 
-    def write(self, changes: Iterable[Change]) -> None:
+    def write(self, changes: Sequence[Change]) -> None:
         """Make changes durable, all or none, in their order. Raises EnvironmentFailure."""
         run = self._file.execute
+        synced = any(not isinstance(one, KeepPlace) for one in changes)
         try:
+            if not synced:
+                run("PRAGMA synchronous = NORMAL")
             run("BEGIN IMMEDIATE")
             for change in changes:
-                if isinstance(change, Keep):
-                    task, body = change.assign.task, _encode(change.assign)
-                    run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
-                    run("DELETE FROM tombstones WHERE task = ?", (task,))
-                    run("DELETE FROM older WHERE task = ?", (task,))
-                    if change.older is not None:
-                        run("INSERT INTO older VALUES (?, ?)", (task, _encode(change.older)))
-                elif isinstance(change, KeepFeed):
-                    service, body = change.feed.service, _encode(change.feed)
-                    run("INSERT OR REPLACE INTO feeds VALUES (?, ?)", (service, body))
-                elif isinstance(change, KeepPlace):
-                    run("INSERT OR REPLACE INTO place VALUES ('here', ?)", (_encode(change.place),))
-                elif isinstance(change, ForgetFeed):
-                    run("DELETE FROM feeds WHERE service = ?", (change.service,))
-                else:
-                    line = (change.task, change.epoch)
-                    run("DELETE FROM assignments WHERE task = ?", line[:1])
-                    run("DELETE FROM older WHERE task = ?", line[:1])
-                    run("INSERT OR REPLACE INTO tombstones VALUES (NULL, ?, ?)", line)
-                    run(_PRUNE, (TOMBSTONES_MAX,))
+                self._change(change)
             run("COMMIT")
         except sqlite3.Error as error:
             if self._file.in_transaction:
                 run("ROLLBACK")
             raise self._failure(error) from None
+        finally:
+            if not synced:
+                run("PRAGMA synchronous = FULL")
+
+    def _change(self, change: Change) -> None:
+        run = self._file.execute
+        if isinstance(change, Keep):
+            task, body = change.assign.task, _encode(change.assign)
+            run("INSERT OR REPLACE INTO assignments VALUES (?, ?)", (task, body))
+            run("DELETE FROM tombstones WHERE task = ?", (task,))
+            run("DELETE FROM older WHERE task = ?", (task,))
+            if change.older is not None:
+                run("INSERT INTO older VALUES (?, ?)", (task, _encode(change.older)))
+        elif isinstance(change, KeepFeed):
+            service, body = change.feed.service, _encode(change.feed)
+            run("INSERT OR REPLACE INTO feeds VALUES (?, ?)", (service, body))
+        elif isinstance(change, KeepPlace):
+            run("INSERT OR REPLACE INTO place VALUES ('here', ?)", (_encode(change.place),))
+        elif isinstance(change, ForgetFeed):
+            run("DELETE FROM feeds WHERE service = ?", (change.service,))
+        else:
+            line = (change.task, change.epoch)
+            run("DELETE FROM assignments WHERE task = ?", line[:1])
+            run("DELETE FROM older WHERE task = ?", line[:1])
+            run("INSERT OR REPLACE INTO tombstones VALUES (NULL, ?, ?)", line)
+            run(_PRUNE, (TOMBSTONES_MAX,))
 
     def close(self) -> None:
         """Close the file; the log is folded into it."""

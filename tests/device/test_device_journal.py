@@ -10,9 +10,10 @@ import pytest
 from device_harness import assign
 
 from device_agent.core.assignments import TOMBSTONES_MAX
-from device_agent.core.commands import Forget, Keep
+from device_agent.core.commands import Forget, Keep, KeepPlace, Place
 from device_agent.journal import INCARNATION_BLOCK, Journal
 from protocols.errors import EnvironmentFailure
+from protocols.messages.mobility import CellPoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,22 @@ def test_what_was_written_is_restored(tmp_path: Path) -> None:
     assert restored.older == (assign("a", 1),)
     assert restored.tombstones == (("c", 7),)
     assert not again.warning
+    again.close()
+
+
+def test_the_place_is_kept_unsynced_and_all_else_is_synced(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.db", 1)
+    said: list[str] = []
+    journal._file.set_trace_callback(said.append)
+    place = Place("cell-1", CellPoint("cell-2", "ts-2", ("mqtt://h:1",)))
+    journal.write([KeepPlace(place, "test")])
+    journal.reserve()
+    journal.write([keep("a"), KeepPlace(place, "test")])
+    modes = [one.split()[-1] for one in said if one.startswith("PRAGMA") or "COMMIT" in one]
+    assert modes == ["NORMAL", "COMMIT", "FULL", "COMMIT"]
+    journal.close()
+    again = Journal(tmp_path / "j.db", 1)
+    assert again.restored().place == place
     again.close()
 
 

@@ -67,10 +67,11 @@ class Antenna:
         try:
             while self.at != self._wanted:
                 goal, self.at = self._wanted, ""
-                self._again()
+                # First: the air times the switch from here.
                 if self._step is not None:
                     link = self._step.links[goal]
                     self._ground.arrive(self.node, goal, link, self._switch_ms)
+                self._again()
                 await asyncio.sleep(self._switch_ms / 1000)
                 self.at = goal
                 self._again()
