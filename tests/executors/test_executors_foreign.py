@@ -20,6 +20,8 @@ from device_agent.executors.wasm import WasmExecutor
 from protocols.manifest import Dtype, ExecutorKind, Limits, LinkedModule, Port
 from protocols.messages.invocation import FailureCode
 
+# To compile what others wrote takes a busy machine minutes.
+pytestmark = pytest.mark.timeout(400)
 BUDGET_MS = 60_000
 SHIMS = Path(__file__).parent / "foreign"
 PHOTO = Path(__file__).parents[3] / "shared" / "data" / "surround" / "front.png"
