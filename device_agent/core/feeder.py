@@ -46,7 +46,8 @@ UNDER_WAY_MAX: Final = 8
 """Requests of one feed at once."""
 PERIOD_MIN_MS: Final = 10.0
 TAKEN_MAX: Final = 1024
-"""Published values that are known again: a handover takes less."""
+TAKEN_MS: Final = 15_000
+"""Published values that are known again, and for how long: who begins anew counts anew."""
 READ_MS: Final = 10_000
 """After this a source that is being read counts as failed."""
 INLINE_TOTAL_BYTES: Final = 96 * 1024
@@ -98,8 +99,8 @@ class Feeder:
         self._numbers = count(1)
         self._load: LoadReport | None = None
         self._followed: dict[tuple[str, Channel], None] = {}
-        self._taken: dict[tuple[object, ...], None] = {}
-        """The newest published values."""
+        self._taken: dict[tuple[object, ...], float] = {}
+        """The newest published values, and when they came."""
         self.sinks = Sinks(turn)
         self.flights = Flights(turn, local, self._ended)
         self._doors: dict[type, Callable[[Any], None]] = {
@@ -340,11 +341,13 @@ class Feeder:
 
     def _twice(self, *name: object) -> bool:
         """Whether this has come already: by another cell's broker, or before a link was lost."""
-        if name in self._taken:
+        taken, now_ms = self._taken, self._turn.now_ms
+        if now_ms - taken.get(name, -inf) < TAKEN_MS:
             return True
-        self._taken[name] = None
-        if len(self._taken) > TAKEN_MAX:
-            del self._taken[next(iter(self._taken))]
+        taken.pop(name, None)
+        taken[name] = now_ms
+        if len(taken) > TAKEN_MAX:
+            del taken[next(iter(taken))]
         return False
 
     def _hear(self, state: FeedState, source: Source, value: Value) -> None:

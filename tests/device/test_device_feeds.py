@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from device_agent.core import commands, events
-from device_agent.core.feeder import FEEDS_MAX, UNDER_WAY_MAX
+from device_agent.core.feeder import FEEDS_MAX, TAKEN_MS, UNDER_WAY_MAX
 from device_agent.core.pictures import decimate
 from device_agent.core.tasks import BESIDE_MAX
 from protocols.codec import VERSION, Frame, encode
@@ -249,6 +249,8 @@ def test_what_comes_by_two_brokers_during_a_handover_feeds_once() -> None:
     assert [published("r1", one) for one in ("a", "b")] == [1, 0]
     assert [published("r2", one) for one in ("b", "a", "b")] == [1, 0, 0], "nor said again"
     assert node.core.counts["feed twice"] == 3
+    node.now_ms += TAKEN_MS
+    assert published("r1", "a") == 1, "from a program that has begun anew"
 
 
 def test_what_is_read_while_nobody_is_reached_waits_in_order_within_bounds() -> None:
