@@ -313,7 +313,11 @@ class Handing:
         for task in parcel.tasks if parcel is not None else ():
             mine = self._book.tasks.get(task.spec.task)
             if mine is not None and mine.epoch_high < task.epoch_high:
-                self._granting.renew(structs.replace(mine, epoch_high=task.epoch_high), "anchor")
+                mine = structs.replace(mine, epoch_high=task.epoch_high)
+                if mine.scheduler:
+                    self._granting.renew(mine, "anchor")
+                else:
+                    self._book.put(mine, "anchor")
 
     def _own(self, service: str, parcel: _Parcel, how: str, cause: str) -> None:
         book = self._book
