@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -59,12 +59,13 @@ async def main() -> None:
             subjects = await _start(one, stack, asked.agent_python)
             progress(f"settling for {settle_s:.0f} s, then measuring for {window_s:.0f} s")
             await asyncio.sleep(settle_s)
-            before = {what: _cpu_s(pid) for what, pid in subjects.items()}
+            before = {what: kernel.cpu_of_all_s([pid]) for what, pid in subjects.items()}
             began = asyncio.get_running_loop().time()
             samples = await _sample(subjects, window_s)
             took_s = asyncio.get_running_loop().time() - began
             cpu = {
-                what: 100 * (_cpu_s(pid) - before[what]) / took_s for what, pid in subjects.items()
+                what: 100 * (kernel.cpu_of_all_s([pid]) - before[what]) / took_s
+                for what, pid in subjects.items()
             }
             _tell(report, subjects, samples, cpu)
     report.close()
@@ -119,10 +120,6 @@ async def _scrape(port: int) -> None:
         await asyncio.sleep(SCRAPE_S)
 
 
-def _cpu_s(pid: int) -> float:
-    return sum(kernel.cpu_s(one) for one in kernel.tree(pid))
-
-
 async def _sample(
     subjects: dict[str, int], window_s: float
 ) -> dict[str, list[Sequence[kernel.Memory]]]:
@@ -131,8 +128,16 @@ async def _sample(
     for _ in range(10):
         await asyncio.sleep(window_s / 10)
         for what, pid in subjects.items():
-            found[what].append([kernel.memory(each) for each in kernel.tree(pid)])
+            found[what].append(list(_memories(pid)))
     return found
+
+
+def _memories(pid: int) -> Iterator[kernel.Memory]:
+    """Read a process and all below it; of those one may end meanwhile."""
+    yield kernel.memory(pid)
+    for one in kernel.tree(pid)[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield kernel.memory(one)
 
 
 def _tell(

@@ -5,16 +5,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks.harness.kernel import tree
+from benchmarks.harness.kernel import everyone
 from benchmarks.harness.report import percentile
 from device_agent.executors.process import pss_bytes
 
 SAMPLE_S: Final = 0.25
 MB: Final = float(1 << 20)
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Answer(NamedTuple):
@@ -73,23 +71,6 @@ class Run(NamedTuple):
         }
 
 
-def everyone(roots: list[int]) -> list[int]:
-    """Return processes and all below them, as far as they live."""
-    found: list[int] = []
-    for root in roots:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            found += _tree(root)
-    return found
-
-
-def _tree(pid: int) -> list[int]:
-    # A process may end while its children are read: look again, then without them.
-    for _ in range(3):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            return tree(pid)
-    return [pid]
-
-
 def memory_mb(roots: list[int]) -> float:
     """Return the PSS of these processes and all below them."""
     total = 0
@@ -97,17 +78,6 @@ def memory_mb(roots: list[int]) -> float:
         with suppress(OSError):
             total += pss_bytes(pid)
     return total / MB
-
-
-def cpu_s(roots: list[int]) -> float:
-    """Return the processor time of these processes and all below them, the ended ones included."""
-    total = 0.0
-    for pid in everyone(roots):
-        with suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            # utime, stime, and both of the children that were waited for.
-            total += sum(map(int, stat.rpartition(")")[2].split()[11:15])) / _TICKS
-    return total
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 _KIB: Final = 1024
 _MB: Final = float(1 << 20)
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _MAPPING: Final = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)$")
 _EVERYWHERE: Final = re.compile(r"/(libc\.so|libc-|ld-linux|ld-musl)")
 """The C library and the loader: mapped by nearly every process of every machine."""
@@ -72,6 +73,23 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def everyone(roots: list[int]) -> list[int]:
+    """Return processes and all below them, as far as they live."""
+    found: list[int] = []
+    for root in roots:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += _tree(root)
+    return found
+
+
+def _tree(pid: int) -> list[int]:
+    # A process may end while its children are read: look again, then without them.
+    for _ in range(3):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return tree(pid)
+    return [pid]
+
+
 def pin(pid: int, core: int) -> None:
     """Have every thread of a process run on one core; those that it starts later follow."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -82,4 +100,15 @@ def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds: utime + stime."""
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def cpu_of_all_s(roots: list[int]) -> float:
+    """Return the processor time of processes and all below them, the ended ones included."""
+    total = 0.0
+    for pid in everyone(roots):
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            # utime, stime, and both of the children that were waited for.
+            total += sum(map(int, stat.rpartition(")")[2].split()[11:15])) / _TICKS
+    return total
