@@ -135,7 +135,7 @@ class Anchor:
         self.switching.begun = self.handovers.task_begun
         self.placing.take_back = self.switching.take_back
         self.switching.done = self._followed
-        self.switching.going = self.handing.going
+        self.switching.given = self.handing.gave
         self.handing.look = self.switching.look
         self.placing.sourced = self.elsewheres.tell
         self.fleet = Fleet(self.book, self.placing, self.switching, self.handovers, self.elsewheres)

@@ -109,10 +109,13 @@ class Handing:
         """Go on with what a crash has interrupted."""
         self._say_again()
 
-    def going(self, task: str) -> bool:
-        """Whether a task is on its way to another anchor."""
+    def gave(self, task: str, scheduler: str, cause: str) -> bool:
+        """Say to a scheduler who has a task now, or will have it; False: it was not given."""
         given = self.given.get(task.rpartition(".")[0])
-        return given is not None and bool(given.records)
+        if given is None or given.service in self._book.services:
+            return False
+        self._tell(scheduler, given, cause)
+        return True
 
     # Giving.
 

@@ -34,8 +34,8 @@ _OVER: Final = (*HOMELESS, TaskState.DELETING, TaskState.DELETED)
 class Switching:
     """Moves ownership of tasks after their nodes.
 
-    `begun` and `done` are told the node and the task of every change of ownership; `going` tells
-    whether a task is on its way to another anchor.
+    `begun` and `done` are told the node and the task of every change of ownership; `given` tells
+    a scheduler to which anchor a task was given, and whether it was.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Switching:
         self._elsewheres = elsewheres
         self.begun: Callable[[str, str], None] = lambda *_: None
         self.done: Callable[[str, str], None] = lambda *_: None
-        self.going: Callable[[str], bool] = lambda _: False
+        self.given: Callable[[str, str, str], bool] = lambda *_: False
         self._leased_until_ms: dict[str, int] = {}
         self._untold: dict[str, set[str]] = {}
         """By scheduler: tasks that it has lost and may not have heard of."""
@@ -228,8 +228,8 @@ class Switching:
         """Say of each task whether it is wanted there: it is granted, or revoked."""
         for name in summary.kept:
             task = self._book.tasks.get(name)
-            if task is None and self.going(name):
-                # Whoever gets it grants it.
+            if task is None and self.given(name, scheduler, cause):
+                # Whoever gets it grants it, or says that it is over.
                 continue
             left = task.leaving if task is not None else None
             if left is not None and (left.scheduler, left.node) == (scheduler, node):

@@ -19,7 +19,7 @@ from controller.scheduler.orphans import Orphans
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame
-from protocols.messages import EnvelopeRevoke, Status
+from protocols.messages import AnchorMoved, EnvelopeRevoke, Status
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Tuning
@@ -206,9 +206,28 @@ class Adoption:
             if revoke.node not in ("", one):
                 continue
             if self._orphans.refuse(one, task, anchor, revoke.attached).issuperset(anchors):
-                _, holding = self._orphans.pop(one, task)
-                reason = "no envelope for this task"
-                self._table.release(one, task, holding.epoch, reason, cause)
+                self._end(one, task, cause)
+
+    def given(
+        self, moved: AnchorMoved, anchor: str, anchors: tuple[str, ...], cause: str
+    ) -> list[str]:
+        """Take in that an anchor has given a service away: it does not want what nodes hold of it.
+
+        Returns the tasks for which the other one is to be asked anew.
+        """
+        asked = []
+        age = moved.generation, moved.number
+        for task in self._orphans.tasks_of(moved.service):
+            for one in self._orphans.nodes_of(task):
+                if self._orphans.given(one, task, anchor, moved.anchor, age):
+                    asked.append(task)
+                if self._orphans.refuse(one, task, anchor).issuperset(anchors):
+                    self._end(one, task, cause)
+        return asked
+
+    def _end(self, node: str, task: str, cause: str) -> None:
+        _, holding = self._orphans.pop(node, task)
+        self._table.release(node, task, holding.epoch, "no envelope for this task", cause)
 
     def yielded(self, copy: Copy, task: str) -> None:
         """Keep a copy that another scheduler gets, should its anchor give it back to us."""
@@ -223,9 +242,7 @@ class Adoption:
         if self.roaming:
             return
         for node, task in self._orphans:
-            _, holding = self._orphans.pop(node, task)
-            reason = "no envelope for this task"
-            self._table.release(node, task, holding.epoch, reason, cause)
+            self._end(node, task, cause)
 
     def adopt_orphans(self, entry: TaskEntry, cause: str) -> None:
         """Give a task that has just been granted the copies that nodes hold of it."""

@@ -463,8 +463,9 @@ class Scheduler:
         if revoke.transferred:
             self._yield(event, revoke)
             return
-        anchors = self.settings.anchors
-        self.adoption.refused(revoke, event.sender, anchors, event.cause)
+        if not self.greeting.asks(event.sender, revoke.task):
+            anchors = self.settings.anchors
+            self.adoption.refused(revoke, event.sender, anchors, event.cause)
         self.mover.revoke(revoke, event.cause)
         self.keeper.revoked(revoke.task)
 
@@ -521,6 +522,11 @@ class Scheduler:
                 self.table.holds.touch(task)
                 self.table.mark(entry, event.cause)
                 self.greeting.awaits(moved.anchor, task)
+        anchors, to = self.settings.anchors, moved.anchor
+        if not moved.going:
+            for task in self.adoption.given(moved, event.sender, anchors, event.cause):
+                if to in anchors:
+                    self.greeting.awaits(to, task)
 
     def _on_linked(self, role: str) -> None:
         """Bring an anchor up to date: what was said between us may be lost on either side."""

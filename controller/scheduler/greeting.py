@@ -82,6 +82,10 @@ class Greeting:
         awaited = self._awaited.setdefault(anchor, {})
         awaited.setdefault(task, self._desk.now_ms + GRANT_MS)
 
+    def asks(self, anchor: str, task: str) -> bool:
+        """Whether an anchor is still to say whether it has a task."""
+        return anchor in self._hellos or task in self._awaited.get(anchor, ())
+
     def sweep(self) -> None:
         """Greet the anchors whose grants have not come."""
         late = [

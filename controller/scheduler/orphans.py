@@ -10,6 +10,8 @@ MAX_ORPHANS: Final = 10_000
 
 Held = tuple[Stamp, Holding]
 """When a node said so, and what it holds."""
+Age = tuple[int, int]
+"""Generation and number of a service: it only grows while that goes from anchor to anchor."""
 
 
 class Orphans:
@@ -20,7 +22,10 @@ class Orphans:
         """By node and task."""
         self._nodes: dict[str, set[str]] = {}
         """By task."""
-        self._refused_by: dict[tuple[str, str], set[str]] = {}
+        self._tasks: dict[str, set[str]] = {}
+        """By service."""
+        self._refused_by: dict[tuple[str, str], dict[str, Age]] = {}
+        """By node and task: who does not have it, and had it last at which age; zeros: never."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -41,6 +46,7 @@ class Orphans:
         self._count += task not in on
         on[task] = held
         self._nodes.setdefault(task, set()).add(node)
+        self._tasks.setdefault(_service(task), set()).add(task)
 
     def get(self, node: str, task: str) -> Held | None:
         """Return what a node holds of a task."""
@@ -56,6 +62,10 @@ class Orphans:
             del self._on[node]
         if not nodes:
             del self._nodes[task]
+            tasks = self._tasks[_service(task)]
+            tasks.discard(task)
+            if not tasks:
+                del self._tasks[_service(task)]
         self._refused_by.pop((node, task), None)
         return held
 
@@ -64,15 +74,31 @@ class Orphans:
 
         It speaks of the attachment `attached`, 0 for any: of a newer one it says nothing.
         """
-        said = self._refused_by.setdefault((node, task), set())
+        said = self._refused_by.setdefault((node, task), {})
         held = self.get(node, task)
         if not attached or held is None or attached >= held[0][0]:
-            said.add(anchor)
-        return said
+            said.setdefault(anchor, (0, 0))
+        return set(said)
+
+    def given(self, node: str, task: str, anchor: str, to: str, age: Age) -> bool:
+        """Note that an anchor has given an orphan to another one; returns whether that is new.
+
+        What the other one has said before it had the orphan counts no more.
+        """
+        said = self._refused_by.setdefault((node, task), {})
+        if said.get(anchor, (0, 0)) >= age:
+            return False
+        said[anchor] = age
+        said.pop(to, None)
+        return True
 
     def tasks_on(self, node: str) -> tuple[str, ...]:
         """Return the tasks of a node's orphans, by name."""
         return tuple(sorted(self._on.get(node, ())))
+
+    def tasks_of(self, service: str) -> tuple[str, ...]:
+        """Return the tasks of a service that nodes hold, by name."""
+        return tuple(sorted(self._tasks.get(service, ())))
 
     def nodes_of(self, task: str) -> list[str]:
         """Return the nodes that hold a task, the newest epoch first."""
@@ -87,3 +113,7 @@ class Orphans:
         """Forget what a node holds."""
         for task in self.tasks_on(node):
             self.pop(node, task)
+
+
+def _service(task: str) -> str:
+    return task.rpartition(".")[0]

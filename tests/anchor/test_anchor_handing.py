@@ -271,6 +271,23 @@ def test_its_schedulers_are_told_who_has_it(two: Two) -> None:
     assert two.heard == []
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_scheduler_that_asks_for_a_copy_is_told_who_has_its_task(two: Two, taken: bool) -> None:
+    two.node("ts-east", 2)
+    if taken:
+        gives(two, WEST, EAST)
+    while not two.benches[WEST].ta.handing.given:
+        for way in list(two.wires):
+            two.deliver(way)
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    body = NodeSummary("n1", NodeState.ONLINE, 3, INVENTORY, kept=("svc.a", "other.a"))
+    output = two.benches[WEST].feed(Received("ts-west", 0, 0, "default", "test", body))
+    sends = [one.body for one in output.sends if one.to == ToRole("ts-west")]
+    assert [one.task for one in sends if isinstance(one, EnvelopeRevoke)] == ["other.a"]
+    [moved] = [one for one in sends if isinstance(one, AnchorMoved)]
+    assert (moved.service, moved.anchor, moved.going) == ("svc", EAST, not taken)
+
+
 def test_what_is_not_whole_is_refused(two: Two) -> None:
     two.node("ts-east", 2)
     while not two.benches[WEST].ta.handing.given:

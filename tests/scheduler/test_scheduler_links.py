@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from quality_bench import SMALL, envelope
 from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
@@ -168,6 +169,54 @@ def test_what_the_other_anchor_grants_late_runs_on(shared: Bench) -> None:
     shared.passes(2 * GRANT_MS, "n1", "n2")
     assert shared.ts.table.tasks["svc.a"].grant.epoch_from == 33
     assert not [one for one in shared.seen if isinstance(one.body, Release)]
+
+
+AT_C = "ta-c"
+OVER = EnvelopeRevoke("svc.a", 0, "it is not to run there", node="n1")
+
+
+@pytest.fixture
+def brought() -> Bench:
+    """A scheduler of three anchors, to which a node has brought a task; one has yet to speak."""
+    bench = Bench(anchors=(AT_A, AT_B, AT_C))
+    for anchor in (AT_A, AT_B, AT_C):
+        says(bench, anchor, AnchorWelcome(anchor, 1, 0, roaming=True))
+    bench.born("n1", holdings=(Holding("svc.a", 3, READY, 1),))
+    for anchor in (AT_B, AT_C):
+        assert not said(says(bench, anchor, OVER), Release)
+    return bench
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_who_did_not_want_a_copy_may_have_got_it_since(brought: Bench, before: bool) -> None:
+    """Refusals of different times do not add up while a service goes from anchor to anchor."""
+    if before:
+        # It has had the service meanwhile, and gave it to who had refused.
+        says(brought, AT_C, structs.replace(moved(anchor=AT_A), before=AT_C))
+    for word in (moved(going=True), moved(), OVER):
+        # The last one was on its way when it got the service.
+        sender = AT_B if word is OVER else AT_A
+        assert not said(says(brought, sender, word), Release)
+    output = brought.passes(GRANT_MS, "n1")
+    assert not said(output, Release)
+    number = max(
+        one.body.number
+        for one in output.sends
+        if isinstance(one.body, SchedulerHello) and one.to == ToRole(AT_B)
+    )
+    assert not said(says(brought, AT_B, OVER), Release)
+    says(brought, AT_B, grant("n1", first=33), AnchorWelcome(AT_B, 1, 1, number=number))
+    assert [copy.node for copy in brought.ts.table.tasks["svc.a"].copies()] == ["n1"]
+
+
+def test_a_copy_that_no_anchor_wants_any_more_ends(brought: Bench) -> None:
+    output = says(brought, AT_A, moved())
+    output.extend(brought.passes(GRANT_MS, "n1"))
+    [hello] = [one for one in said(output, SchedulerHello) if one.number > 3]
+    says(brought, AT_B, AnchorWelcome(AT_B, 1, 0, number=hello.number, roaming=True))
+    # It is asked again and again, and says the same.
+    assert not said(says(brought, AT_A, moved()), Release)
+    assert [one.epoch for one in said(says(brought, AT_B, OVER), Release)] == [3]
 
 
 def test_who_does_not_have_a_service_says_nothing_of_it(shared: Bench) -> None:
