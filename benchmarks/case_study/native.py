@@ -11,6 +11,7 @@ from typing import Final
 
 from benchmarks.harness.packages import in_package
 from benchmarks.harness.processes import ROOT
+from device_agent.executors.programs import ort_api
 
 HERE: Final = Path(__file__).parent / "native"
 DRIVING: Final = ROOT / "examples" / "driving"
@@ -43,7 +44,7 @@ def make(folder: Path) -> None:
     """Fill a folder. Ends the benchmark with a sentence where there is no compiler."""
     folder.mkdir()
     for name, example in GUESTS.items():
-        _compile(example / "guests" / f"{name}.c", folder / f"{name}.0.so")
+        compile_guest(example / "guests" / f"{name}.c", folder / f"{name}.0.so")
         for copy in range(1, COPIES.get(name, 1)):
             shutil.copy(folder / f"{name}.0.so", folder / f"{name}.{copy}.so")
     for table in TABLES:
@@ -54,10 +55,11 @@ def make(folder: Path) -> None:
         "forecast": DRIVING / "forecaster.onnx",
     }
     for name, path in models.items():
-        _optimise(path, folder / f"{name}.ort")
+        optimise(path, folder / f"{name}.ort")
 
 
-def _compile(source: Path, target: Path) -> None:
+def compile_guest(source: Path, target: Path) -> None:
+    """Compile a guest for this machine. Ends the benchmark with a sentence where that fails."""
     stb = os.environ.get("STB_INCLUDE", "/usr/include/stb")
     guest = f'-DGUEST="{source}"'
     command = [os.environ.get("CC", "cc"), *FLAGS, f"-isystem{stb}", f"-I{HERE}", guest]
@@ -75,12 +77,8 @@ def _compile(source: Path, target: Path) -> None:
         raise SystemExit(f"benchmark: {source.name} does not compile: {error.stderr}") from None
 
 
-def _optimise(model: Path, target: Path) -> None:
+def optimise(model: Path, target: Path) -> None:
+    """Write the optimised form of a model."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime  # noqa: PLC0415 - after telemetry was switched off
-
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    options.log_severity_level = 4
-    onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    as_form = {"session.save_model_format": "ORT"}
+    ort_api.Runtime().session(str(model), 1, [ort_api.CPU], as_form, save=str(target))

@@ -4,9 +4,9 @@
 
 Everything is loaded at the start where WHEN is `at-once`, else with the first inputs. FOLDER holds
 what `benchmarks.case_study.native` has made: the guests of the steps compiled for this machine, the
-optimised models, the tables. Inputs and outputs are frames of named tensors. Only what the case
-needs is imported. The four cameras of `surround` go over two threads, ONNX Runtime takes as many as
-there are cores.
+optimised models, the tables; PACKAGES are where ONNX Runtime's library lies and what speaks to it,
+the device agent's `ort_api.py`. Inputs and outputs are frames of named tensors. Only what the case
+needs is imported. The four cameras of `surround` go over two threads, so does ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import ctypes
 import os
 import struct
 import sys
-from typing import Any, BinaryIO, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from device_agent.executors.programs import ort_api
 
 PORT: Final = struct.Struct("<12I")
 HEAD: Final = struct.Struct("<I")
@@ -26,6 +30,14 @@ FLOAT32, UINT8, INT32 = 1, 2, 6
 ITEM_BYTES: Final = {FLOAT32: 4, UINT8: 1, INT32: 4}
 SIDES: Final = ("front", "back", "left", "right")
 SESSION_THREADS: Final = 2
+SESSION: Final = {
+    "session.load_model_format": "ORT",
+    # Weights are pages of the file, which processes share, as those of the platform do.
+    "session.use_memory_mapped_ort_model": "1",
+    "session.use_ort_model_bytes_for_initializers": "1",
+    # Threads that spin for work take the processor from the other process.
+    "session.intra_op.allow_spinning": "0",
+}
 AT_ONCE: Final = "at-once"
 
 Tensor = tuple[int, tuple[int, ...], Any]
@@ -115,23 +127,16 @@ class Case:
             rows //= axis
         return dtype, (rows, *tail), data
 
-    def _session(self, name: str) -> Any:
+    @cached_property
+    def _runtime(self) -> ort_api.Runtime:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime  # noqa: PLC0415 - a case without a model does without it
+        if not TYPE_CHECKING:
+            import ort_api  # noqa: PLC0415 - a case without a model does without it
+        return ort_api.Runtime()
 
-        options = onnxruntime.SessionOptions()
-        options.enable_mem_pattern = False
-        options.intra_op_num_threads = SESSION_THREADS
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.load_model_format", "ORT")
-        # Weights are pages of the file, which processes share, as those of the platform do.
-        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
-        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-        # Threads that spin for work take the processor from the other process.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(f"{self._folder}/{name}.ort", options, providers)
+    def _session(self, name: str) -> ort_api.Session:
+        path = f"{self._folder}/{name}.ort"
+        return self._runtime.session(path, SESSION_THREADS, ["CPUExecutionProvider"], SESSION)
 
 
 class Plates(Case):
@@ -157,15 +162,11 @@ class Plates(Case):
         return {"plate": plate, "score": score, "box": box}
 
 
-def _infer(session: Any, *values: Tensor) -> Tensor:
-    import numpy as np  # noqa: PLC0415 - the runtime has imported it
-
-    feeds = {
-        port.name: np.frombuffer(data, np.float32).reshape(shape)
-        for port, (_, shape, data) in zip(session.get_inputs(), values, strict=True)
-    }
-    (found,) = session.run(None, feeds)
-    return FLOAT32, found.shape, found
+def _infer(session: ort_api.Session, *values: Tensor) -> Tensor:
+    names = [one.name for one in session.inputs]
+    feeds = dict(zip(names, values, strict=True))
+    (found,) = session.run([one.name for one in session.outputs], feeds)
+    return found
 
 
 class Traffic(Case):

@@ -27,21 +27,24 @@ from benchmarks.harness.lines import say, serve
 from benchmarks.programs import case_program
 from benchmarks.programs.case_program import Tensors
 from benchmarks.programs.case_values import pack, unpack
+from device_agent.executors import programs
 from tona.store import Store
 
 KEEPALIVE_S: Final = 3600
 PIPE_BYTES: Final = 1 << 20
 PROGRAM: Final = str(Path(case_program.__file__))
+BINDING: Final = programs.__path__[0]
+"""Where what speaks to ONNX Runtime lies."""
 READ_BYTES: Final = 1 << 26
 
 
-def _command(folder: str, case: str, when: str = "first") -> list[str]:
+def command_of(folder: str, case: str, when: str = "first") -> list[str]:
     """Return the leanest start of the program: no site, its packages named."""
     return [sys.executable, "-I", "-S", PROGRAM, folder, case, when, *_packages()]
 
 
 def _packages() -> list[str]:
-    return [one for one in sys.path if one.endswith("site-packages")]
+    return [BINDING, *(one for one in sys.path if one.endswith("site-packages"))]
 
 
 class Process:
@@ -141,7 +144,7 @@ def bundle(folder: Path, native: str, case: str) -> list[str]:
     """
     (folder / "rootfs" / "dev").mkdir(parents=True)
     seen = ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(Path(PROGRAM).parent))
-    places = [one for one in dict.fromkeys((*seen, native)) if Path(one).exists()]
+    places = [one for one in dict.fromkeys((*seen, BINDING, native)) if Path(one).exists()]
     mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
     mounts += [
         {"destination": one, "source": one, "type": "bind", "options": ["rbind", "ro"]}  # type: ignore[dict-item]
@@ -152,7 +155,7 @@ def bundle(folder: Path, native: str, case: str) -> list[str]:
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
-            "args": _command(native, case),
+            "args": command_of(native, case),
             "env": ["PATH=/usr/bin"],
             "cwd": "/",
             "noNewPrivileges": True,
@@ -176,7 +179,7 @@ def bundle(folder: Path, native: str, case: str) -> list[str]:
 @asynccontextmanager
 async def way(name: str, case: str, folder: str, limit: int) -> AsyncIterator[Fresh | Pool]:
     """Yield what runs requests."""
-    command = _command(folder, case)
+    command = command_of(folder, case)
     if name == "process":
         yield Fresh(command, limit)
     elif name == "container":
@@ -184,7 +187,7 @@ async def way(name: str, case: str, folder: str, limit: int) -> AsyncIterator[Fr
             yield Fresh(bundle(Path(place), folder, case), limit)
     else:
         async with AsyncExitStack() as stack:
-            command = _command(folder, case, case_program.AT_ONCE)
+            command = command_of(folder, case, case_program.AT_ONCE)
             processes = [await _start(command) for _ in range(limit)]
             for one in processes:
                 stack.push_async_callback(one.end)
