@@ -5,7 +5,7 @@ what executors start. They trust no role's own idea of its state.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -148,11 +148,13 @@ class Checkers:
 
     # Roles.
 
-    def role_started(self, name: str, role: Role, records: Iterable[Record]) -> None:
-        """Forget what an earlier life of a role was told."""
+    def role_started(
+        self, name: str, role: Role, records: Iterable[Record], anchors: Collection[str]
+    ) -> None:
+        """Forget what an earlier life of a role was told; the anchors are those of its process."""
         self.counts[f"{role} starts"] += 1
         if role is Role.TS:
-            self._envelopes[name] = Envelopes(self.broken)
+            self._envelopes[name] = Envelopes(self.broken, anchors)
             self._words[name] = Words(self.broken)
         elif role is Role.TA:
             self._rooms[name] = _Rooms(records)

@@ -1,6 +1,6 @@
 """Envelopes: a scheduler acts inside what it was granted, and hands up what that cannot hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -45,8 +45,10 @@ class _Granted(Struct):
 class Envelopes:
     """Holds what one life of a scheduler says against the grants it was given."""
 
-    def __init__(self, broken: Callable[[Rule, str], BrokenRule]) -> None:
+    def __init__(self, broken: Callable[[Rule, str], BrokenRule], anchors: Collection[str]) -> None:
         self._broken = broken
+        self._anchors = anchors
+        """Those of its cell: what others say it may do counts as nothing."""
         self._tasks: dict[str, _Granted] = {}
         self._services: dict[str, EnvelopeGrant] = {}
         self._leaves: dict[str, tuple[float, float]] = {}
@@ -55,7 +57,7 @@ class Envelopes:
     def decided(self, batch: Sequence[Event], output: Output, now_ms: float) -> None:
         """Check a turn. Raises BrokenRule."""
         for event in batch:
-            if isinstance(event, Received):
+            if isinstance(event, Received) and event.sender in self._anchors:
                 self._told(event.sender, event.body, now_ms)
         for send in output.sends:
             self._says(send, now_ms)

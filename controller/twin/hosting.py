@@ -151,8 +151,9 @@ class SimHost:
         self._links, self._links_due_ms = links.Links(opening), None
         self._subscribe()
         records = list(self.store.current.values())
+        anchors = self.config.anchors or (self.config.ta,)
         for name, decider in self.deciders.items():
-            self.checkers.role_started(name, self.roles[name], records)
+            self.checkers.role_started(name, self.roles[name], records, anchors)
             self._take(name, decider.restore(records, int(self.clock.now_ms)))
         for own, peer in elsewhere(self.config):
             self._link(links.Open(own, peer))

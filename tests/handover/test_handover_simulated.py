@@ -10,6 +10,7 @@ from controller.scheduler.adoption import Adoption
 from controller.twin.handover_faults import STEPS, VICTIMS, Armed, Deck
 from controller.twin.handover_tally import Tally
 from controller.twin.handovers import run
+from controller.twin.pool import workers
 from controller.twin.rules import Rule
 
 SEEDS = (2, 4, 6)
@@ -67,6 +68,16 @@ def test_the_rules_hold_with_faults_at_every_step() -> None:
     assert sum(sum(row.values()) for row in total.crashes.values())
     assert total.forged
     assert total.replayed
+
+
+def test_a_seed_means_the_same_after_another_one_and_alone() -> None:
+    found = []
+    for seeds in ((1, 2), (2,)):
+        with workers(1) as worker:
+            found.append([worker.submit(run, seed, 1) for seed in seeds][-1].result())
+    after, alone = found
+    assert after == alone
+    assert alone.fingerprint
 
 
 def test_every_broken_seed_is_told_and_the_others_count() -> None:

@@ -1,0 +1,50 @@
+"""What a scheduler is held to: what its own anchors have granted, and that alone."""
+
+import pytest
+from scheduler_bench import grant
+
+from controller.decider import Output, Received, Send, ToNode
+from controller.twin.envelopes import PATIENCE_MS, Envelopes
+from controller.twin.rules import BrokenRule, Rule
+from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke
+
+GRANT = grant("a")
+LATE_MS = GRANT.spec.policy.lost_after_ms + PATIENCE_MS + 1
+ASSIGN = Assign("svc.a", "svc", 1, 1, GRANT.spec.manifest)
+
+
+@pytest.fixture
+def envelopes() -> Envelopes:
+    return Envelopes(BrokenRule, ("ta-main",))
+
+
+def hears(envelopes: Envelopes, sender: str, body: EnvelopeGrant | EnvelopeRevoke) -> None:
+    envelopes.decided([Received(sender, 0, 0, "default", "test", body)], Output(), 0)
+
+
+def test_a_task_that_is_not_served_must_be_handed_up(envelopes: Envelopes) -> None:
+    hears(envelopes, "ta-main", GRANT)
+    envelopes.watch(LATE_MS - 1)
+    with pytest.raises(BrokenRule) as broken:
+        envelopes.watch(LATE_MS)
+    assert broken.value.rule is Rule.ESCALATION
+
+
+def test_what_a_stranger_grants_nobody_has_to_serve_and_nobody_may(envelopes: Envelopes) -> None:
+    hears(envelopes, "ta-nobody", GRANT)
+    envelopes.watch(LATE_MS)
+    with pytest.raises(BrokenRule) as broken:
+        envelopes.decided([], assigning(), 0)
+    assert broken.value.rule is Rule.ENVELOPE
+
+
+def test_what_a_stranger_revokes_is_still_to_be_served(envelopes: Envelopes) -> None:
+    hears(envelopes, "ta-main", GRANT)
+    hears(envelopes, "ts-cell-2", EnvelopeRevoke("svc.a", 9, ""))
+    envelopes.decided([], assigning(), 0)
+    with pytest.raises(BrokenRule):
+        envelopes.watch(LATE_MS)
+
+
+def assigning() -> Output:
+    return Output(sends=[Send(ToNode("a"), ASSIGN, "test")])
