@@ -178,7 +178,10 @@ class Handing:
             if offer is None or (event.sender, body.number) != (offer.to, offer.number):
                 return
             del self._offers[body.service]
-            if not body.refused and self._settled(body.service):
+            # It may have gone on while the offer was on its way. Who acts on it is to be in the
+            # process of its next anchor: another one would go on with the leave that it has of us.
+            there = self._wanted(body.service) == offer.to
+            if not body.refused and there and self._settled(body.service):
                 self._give(body.service, offer, event.cause)
         elif held is not None and event.sender == held.namo and body.number == held.number:
             self._book.put_service(body.service, structs.replace(held, giver=""), event.cause)

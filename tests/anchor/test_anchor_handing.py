@@ -53,6 +53,7 @@ class Two:
         self.deaf: set[str] = set()
         """Who hears nothing."""
         self.running = ("", 0)
+        self.attached = ("ts-west", 1)
         self.heard: list[tuple[str, str, bool]] = []
         """Who was told who has the service now, and whether that is still to take it."""
         for name in self.benches:
@@ -65,6 +66,7 @@ class Two:
             self.hear(anchor, scheduler, LeaseRequest(1))
 
     def node(self, scheduler: str, incarnation: int, *anchors: str) -> None:
+        self.attached = scheduler, incarnation
         for anchor in anchors or (WEST, EAST):
             summary = NodeSummary("n1", NodeState.ONLINE, incarnation, INVENTORY)
             self.hear(anchor, scheduler, summary)
@@ -125,7 +127,7 @@ class Two:
         bench, other = self.benches[name], EAST if name == WEST else WEST
         self.out(name, bench.restart())
         self.greet(name)
-        self.node(self.running[0] or "ts-west", 2 if self.running[0] == "ts-east" else 1, name)
+        self.node(*self.attached, name)
         self.out(name, bench.feed(Linked(other)))
         self.out(name, bench.feed(Linked(NAMO)))
         self.out(other, self.benches[other].feed(Linked(name)))
@@ -142,6 +144,10 @@ class Two:
         leased = sorted(self.grants, key=lambda one: one[2])
         for before, after in pairwise(leased):
             assert before[3] < after[2], "one epoch was leased twice"
+        for bench in self.benches.values():
+            for one in bench.ta.handing.given.values():
+                near = {BESIDE[scheduler] for scheduler in one.schedulers}
+                assert near == {one.to}, "its scheduler may go on with the leave of who gave it"
 
 
 @pytest.fixture
@@ -226,6 +232,19 @@ def test_an_anchor_that_is_away_gets_nothing(two: Two) -> None:
         two.wires.pop((WEST, EAST), None)
     assert two.owners() == [WEST]
     two.pump(2 * OFFER_MS)
+    assert two.owners() == [EAST]
+
+
+def test_what_goes_on_while_it_is_offered_is_not_given(two: Two) -> None:
+    two.node("ts-east", 2)
+    while not two.wires.get((WEST, EAST)):
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.node("ts-west", 3)
+    assert two.running[0] == "ts-west"
+    two.pump(OFFER_MS)
+    assert two.owners() == [WEST]
+    two.node("ts-east", 4)
+    two.pump(OFFER_MS)
     assert two.owners() == [EAST]
 
 
@@ -375,7 +394,10 @@ def test_who_is_no_anchor_gives_nothing(two: Two, stranger: str) -> None:
     assert not two.wires
 
 
-@given(st.lists(st.sampled_from(["west>east", "east>west", "time", "crash west", "crash east"])))
+STEPS = ("west>east", "east>west", "time", "crash west", "crash east", "to west", "to east")
+
+
+@given(st.lists(st.sampled_from(STEPS)))
 def test_whatever_is_lost_and_whoever_crashes_it_has_one_owner_in_the_end(steps: list[str]) -> None:
     two = Two()
     two.hear(WEST, NAMO, chain("svc", 1, "a"))
@@ -388,6 +410,8 @@ def test_whatever_is_lost_and_whoever_crashes_it_has_one_owner_in_the_end(steps:
         elif step == "time":
             for name, bench in two.benches.items():
                 two.out(name, bench.passes(LOOK_MS))
+        elif step.startswith("to "):
+            two.node(f"ts-{step.removeprefix('to ')}", two.attached[1] + 1)
         else:
             two.crash(f"ta-{step.removeprefix('crash ')}")
     two.pump(10_000)
