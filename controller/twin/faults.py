@@ -197,6 +197,18 @@ class Striker:
 
     # The network.
 
+    def part(self, one: SimHost, other: SimHost, for_ms: int) -> None:
+        """Cut two processes off from each other where they meet, and from nobody else."""
+        pair, network = frozenset((one.name, other.name)), one.places.uplink
+        self._world.note(f"fault {one.name} and {other.name} apart for {for_ms} ms")
+        network.parted.add(pair)
+        self._world.after(for_ms, partial(self._joined, network, pair))
+
+    def _joined(self, network: Network, pair: frozenset[str]) -> None:
+        network.parted.discard(pair)
+        for name in sorted(pair):
+            self._twin.hosts[name].wired()
+
     def _weather(self, fault: Fault) -> None:
         for network in self._twin.networks:
             calm = network.calm

@@ -49,7 +49,9 @@ class Tally(Struct):
     crashes: Table = field(default_factory=dict)
     """By step of the protocol and who died."""
     cuts: Table = field(default_factory=dict)
-    """By step, who was cut off from the others."""
+    """By step, who was cut off from the others..."""
+    parted: int = 0
+    """...and how often from one of them alone."""
     weather: dict[str, int] = field(default_factory=dict)
     """Messages that were dropped, doubled, reordered."""
     replayed: dict[str, int] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class Tally(Struct):
             ("ended", _words(self.ends)),
             ("anchors moved", str(self.anchors_moved)),
             ("crashes", str(_total(self.crashes))),
-            ("cut off", str(_total(self.cuts))),
+            ("cut off", f"{_total(self.cuts)}, {self.parted} of them from one alone"),
             ("messages", _words(self.weather)),
             ("replayed", f"{sum(self.replayed.values())}: {_words(self.replayed)}"),
             ("forged", f"{sum(self.forged.values())} refused: {_words(self.forged)}"),
@@ -126,7 +128,7 @@ class Tally(Struct):
         ]
 
 
-_SUMMED: Final = ("handovers", "anchors_moved", "requests", "lost", "doubled")
+_SUMMED: Final = ("handovers", "anchors_moved", "parted", "requests", "lost", "doubled")
 _COUNTED: Final = ("causes", "ways", "ends", "weather", "replayed", "forged")
 _TABLES: Final = ("crashes", "cuts")
 

@@ -66,6 +66,8 @@ FADED_DB: Final = 14.0
 MEASURE_MS: Final = 100
 FAULT_SHARE: Final = 0.5
 CUT_SHARE: Final = 0.3
+PART_SHARE: Final = 0.5
+"""Of the cuts: from one other process alone."""
 WEATHER_SHARE: Final = 0.15
 FORGED_SHARE: Final = 0.3
 PAUSE_MS: Final = (600, 5000)
@@ -405,6 +407,11 @@ class Roaming(Twin):
             host.crash_now(armed.for_ms)
             return
         # Between anchor and schedulers alone: the cell itself works on.
+        if self.world.dice.random() < PART_SHARE:
+            others = [one for name, one in sorted(self.hosts.items()) if name != host.name]
+            self.tally.parted += 1
+            self.striker.part(host, self.world.dice.choice(others), armed.for_ms)
+            return
         self.striker.strike(Fault(Kind.HOST_CUT, 0, armed.for_ms, host.name, strength=0.99))
 
     def _victim(self, armed: Armed) -> SimHost:
@@ -460,7 +467,7 @@ class Roaming(Twin):
 
     def _well(self, host: SimHost) -> bool:
         """Whether a process lives and is reached."""
-        return host.alive and all(host.name not in one.mute | one.deaf for one in host.places.all())
+        return host.alive and all(one.reaches_all(host.name) for one in host.places.all())
 
     # What came of it.
 

@@ -55,6 +55,8 @@ class Network:
         """Whose words do not reach the broker."""
         self.deaf: set[str] = set()
         """Whom the broker's words do not reach, on any of their connections `NAME/...`."""
+        self.parted: set[frozenset[str]] = set()
+        """Pairs that do not reach each other, and everybody else."""
         self._sample = sample
         self._exact: dict[_Key, dict[str, Listener]] = {}
         self._families: dict[tuple[str, Party, Channel], dict[str, Listener]] = {}
@@ -88,6 +90,10 @@ class Network:
         """Whether someone can connect now."""
         return not (self.down or who in self.mute or who in self.deaf)
 
+    def reaches_all(self, who: str) -> bool:
+        """Whether someone reaches the broker, and everybody there."""
+        return who not in self.mute | self.deaf and not any(who in pair for pair in self.parted)
+
     def publish(self, who: str, topic: Topic, frame: Frame, *, by_broker: bool = False) -> None:
         """Send a frame to everyone who listens, as the weather allows."""
         if self.down or (who in self.mute and not by_broker):
@@ -111,7 +117,7 @@ class Network:
                 self.reordered += weather.reorder and due_ms < last_ms
                 due_ms = due_ms if weather.reorder else max(due_ms, last_ms)
                 self._last_ms[who, name] = max(due_ms, last_ms)
-                world.at(due_ms, partial(self._deliver, name, topic, frame))
+                world.at(due_ms, partial(self._deliver, who, name, topic, frame))
 
     def _who_listens(self, topic: Topic) -> tuple[dict[str, Listener], dict[str, Listener]]:
         """Return who listens to a topic by name, and who to all of its family."""
@@ -125,8 +131,9 @@ class Network:
         most = topic.rule.max_bytes
         return codec.decode(codec.encode(frame, most), most)
 
-    def _deliver(self, who: str, topic: Topic, frame: Frame) -> None:
-        if self.down or who.partition("/")[0] in self.deaf:
+    def _deliver(self, sender: str, who: str, topic: Topic, frame: Frame) -> None:
+        name = who.partition("/")[0]
+        if self.down or name in self.deaf or frozenset((sender, name)) in self.parted:
             return
         exact, family = self._who_listens(topic)
         listener = exact.get(who) or family.get(who)
