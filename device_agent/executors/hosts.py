@@ -156,7 +156,8 @@ class Hosts:
                 self._bury(host, reason)
 
     def _bury(self, host: Host, reason: str) -> None:
-        host.link.close()
+        # That it ended may be known before its last answer was read.
+        host.link.finish()
         if not host.unwanted:
             self._told_why(host, reason)
 

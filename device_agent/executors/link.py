@@ -189,22 +189,29 @@ class Link:
         self._loop.remove_writer(self._sock)
         self._write(data)
 
-    def _readable(self) -> None:
+    def finish(self) -> None:
+        """Take what a process that has ended still said, then hang up."""
+        while self.open and self._readable():
+            pass
+        self.close()
+
+    def _readable(self) -> bool:
+        """Take what is there; whether there may be more."""
         try:
             size = self._sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             size = 0
         if not size:
             self.close()
-            return
+            return False
         data = memoryview(self._buffer)[:size]
         try:
             if self._partial:
                 self._partial += data
                 if len(self._partial) < self._wanted:
-                    return
+                    return True
                 data = memoryview(bytes(self._partial))
                 self._partial = bytearray()
             used = self._take(data)
@@ -213,6 +220,7 @@ class Link:
         except (WireError, msgspec.DecodeError) as error:
             _log.error("an executor process broke the protocol and is ended: %s", error)
             self.close()
+        return True
 
     def _take(self, data: memoryview) -> int:
         at = self._wanted = 0

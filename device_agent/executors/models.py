@@ -227,7 +227,7 @@ class Models:
 
     def _bury(self, child: Child, reason: str) -> None:
         """Take note of an end, and of those that the kernel ended with it."""
-        child.link.close()
+        child.link.finish()
         child.gone.set()
         if not child.unwanted:
             self._died(child, reason)

@@ -70,7 +70,7 @@ class Process:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._exited.set_result(self._popen.wait())
-        self.link.close()
+        self.link.finish()
 
     @property
     def running(self) -> bool:

@@ -39,7 +39,8 @@ from protocols.manifest import ArtifactRef, ExecutorKind, HostFunction, Manifest
 from protocols.messages.invocation import FailureCode
 from protocols.messages.presence import ExecutorInfo
 
-COMPILE_TIMEOUT_S: Final = 120.0
+COMPILE_TIMEOUT_S: Final = 300.0
+"""A compiler has one core, or what a busy machine leaves it of one."""
 LULL_S: Final = 0.1
 """Without a call: what comes in a burst finds the room of the guest before it."""
 LULL_SPARE_S: Final = 0.01

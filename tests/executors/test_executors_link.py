@@ -68,6 +68,16 @@ async def peer() -> AsyncIterator[Peer]:
     one.sock.close()
 
 
+async def test_the_last_word_of_who_has_ended_is_taken(peer: Peer) -> None:
+    first, second = peer.request(), peer.request()
+    peer.sock.sendall(frame({"id": first}))
+    peer.sock.close()
+    peer.link.finish()
+    answers = [(await peer.answer())[0] for _ in (first, second)]
+    assert answers == [Reply(first), None]
+    assert peer.ended.is_set()
+
+
 async def test_frames_come_through_in_pieces_and_in_heaps(peer: Peer) -> None:
     numbers = [peer.request() for _ in range(3)]
     header, body = Stream(peer.sock).receive() or ({}, memoryview(b""))
