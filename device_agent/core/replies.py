@@ -86,7 +86,7 @@ class Replies:
         """Send what was kept and is still waited for."""
         self._offline = False
         waited, late = self._kept.take(self._turn.now_ms)
-        self._turn.counts["kept dropped"] += late
+        self._turn.dropped(late)
         if waited:
             self._turn.answered()
             self._turn.out += waited

@@ -61,7 +61,7 @@ class Sinks:
         """Publish what has waited and is not too old."""
         self.online = True
         waited, late = self._kept.take(self._turn.now_ms)
-        self._turn.counts["kept dropped"] += late
+        self._turn.dropped(late)
         for one in waited:
             self._say(*one)
 

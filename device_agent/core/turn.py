@@ -99,7 +99,12 @@ class Turn:
     def kept(self, gone: int) -> None:
         """Take note that something waits for a connection, for which so much had to go."""
         self.counts["kept"] += 1
-        self.counts["kept dropped"] += gone
+        self.dropped(gone)
+
+    def dropped(self, gone: int) -> None:
+        """Take note of so much that had waited in vain."""
+        if gone:
+            self.counts["kept dropped"] += gone
 
     def own(self, topic: str) -> bool:
         """Whether a topic is where this node takes requests, in whatever cell."""

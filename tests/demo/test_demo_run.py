@@ -36,7 +36,7 @@ def test_the_whole_loop_on_a_folder_of_images(tmp_path: Path) -> None:
         check=False,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     summary = json.loads(ended.stdout)
     assert summary["ok"]
     first, second = summary["images"]

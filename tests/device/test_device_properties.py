@@ -287,7 +287,7 @@ def sizes(node: SimNode) -> dict[str, int]:
         "finished": len(core.requests.admission.finished),
         "calls": len(core.requests.workers._calls),
         "counts": len(core.counts),
-        "kept": len(core.replies._kept),
+        "kept": len(core.replies._kept._all),
     }
 
 
