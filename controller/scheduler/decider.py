@@ -394,10 +394,7 @@ class Scheduler:
         if not grant.nodes:
             self.counters["empty_grant"] += 1
             return
-        entry = self.table.tasks.get(grant.spec.task)
-        former = entry is not None and entry.anchor != event.sender
-        if entry is not None and former and grant.epoch_to <= entry.grant.epoch_to:
-            # It has gone to another anchor since, which has granted it above.
+        if self.mover.late(grant, event.sender):
             self.counters["late_grant"] += 1
             return
         taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant

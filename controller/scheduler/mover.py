@@ -38,6 +38,8 @@ ESCALATE_MAX_MS: Final = 60_000
 ID_LENGTH: Final = 128
 LISTENING: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
 """Nodes that answer an assignment; one that is emptied prepares what it holds, refuses the rest."""
+LET_GO_MAX: Final = 4096
+"""Tasks of which it is remembered who has had us let go of them; the oldest is forgotten."""
 AWAIT_NODE_MS: Final = 3000
 """After a restart: how long the node that ran a task may take to come with it."""
 
@@ -63,11 +65,23 @@ class Mover:
         self._life = epoch
         self._tunes = epoch << EPOCH_SHIFT
         """Number of the last Tune: they grow over the scheduler's lives, and over a task's."""
+        self._let_go: dict[str, tuple[str, int, int]] = {}
+        """By task: the anchor that took it from us last, its generation, and the lease that ended.
+        What another anchor has granted below may still be on its way.
+        """
         self._reported: dict[str, tuple[str, int, str, str, bool]] = {}
         self._resting: dict[str, str] = {}
         """Tasks that would change if their anchor gave leave, and why."""
 
     # What the TA says.
+
+    def late(self, grant: EnvelopeGrant, anchor: str) -> bool:
+        """Whether a task has gone to another anchor since, which has granted it above."""
+        entry = self._table.tasks.get(grant.spec.task)
+        if entry is not None:
+            return entry.anchor != anchor and grant.epoch_to <= entry.grant.epoch_to
+        taker, generation, leased = self._let_go.get(grant.spec.task, (anchor, 0, 0))
+        return taker != anchor and grant.generation <= generation and grant.epoch_to <= leased
 
     def grant(self, grant: EnvelopeGrant, anchor: str, tenant: str, cause: str) -> bool:
         """Take in an envelope: a new task, a newer generation, or other nodes and epochs.
@@ -155,6 +169,10 @@ class Mover:
         stays: Copy | None = None,
         epoch_seen: int = 0,
     ) -> None:
+        self._let_go.pop(revoke.task, None)
+        self._let_go[revoke.task] = anchor, revoke.generation, revoke.leased
+        if len(self._let_go) > LET_GO_MAX:
+            del self._let_go[next(iter(self._let_go))]
         node, epoch = (stays.node, stays.epoch) if stays is not None else (None, 0)
         body = Relinquished(revoke.task, revoke.generation, node, epoch, epoch_seen, revoke.leased)
         self._desk.tell(ToRole(anchor), body, cause)

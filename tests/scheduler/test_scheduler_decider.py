@@ -334,3 +334,10 @@ def test_a_grant_that_is_older_than_that_of_the_next_anchor_is_late() -> None:
     bench.anchor(grant("n1"))
     assert bench.ts.table.tasks["svc.a"].anchor == "ta-next"
     assert bench.ts.counters["late_grant"] == 1
+    body = EnvelopeRevoke("svc.a", 1, transferred=True, node="n1", leased=131)
+    bench.feed(Received("ta-next", 0, 0, "default", "test", body))
+    bench.anchor(grant("n1", first=50))
+    assert "svc.a" not in bench.ts.table.tasks, "nobody's any more, and not ours again"
+    assert bench.ts.counters["late_grant"] == 2
+    bench.anchor(grant("n1", first=200))
+    assert bench.ts.table.tasks["svc.a"].anchor == "ta-main"
