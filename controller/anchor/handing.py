@@ -355,7 +355,9 @@ class Handing:
             # NAMO knows who had it, and wants it here.
             self._drop(body.service, event.cause)
             return False
-        self._book.desk.tell_role(event.sender, self._where(given), event.cause, given.tenant)
+        if not given.records:
+            self._book.desk.tell_role(event.sender, self._where(given), event.cause, given.tenant)
+        # Else it is on its way: who takes it says so, and would begin it anew if ordered before.
         return True
 
     def _where(self, given: GivenRecord) -> AnchorMoved:

@@ -207,6 +207,19 @@ def test_an_order_for_what_was_given_is_answered_with_where_it_is(two: Two) -> N
         assert two.owners() == [EAST]
 
 
+def test_namo_hears_from_who_takes_a_service_and_not_before(two: Two) -> None:
+    two.node("ts-east", 2)
+    while not two.benches[WEST].ta.handing.given:
+        for way in list(two.wires):
+            two.deliver(way)
+        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.namo.clear()
+    two.hear(WEST, NAMO, chain("svc", 1, "a"))
+    assert not two.namo, "it would order it there anew, and what runs would be forgotten"
+    two.pump(1000)
+    assert {who for who, body in two.namo if isinstance(body, AnchorMoved)} == {EAST}
+
+
 def test_namo_may_order_it_back_when_it_knows_who_had_it(two: Two) -> None:
     two.node("ts-east", 2)
     two.pump(2000)
