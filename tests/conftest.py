@@ -44,7 +44,7 @@ def pytest_runtest_makereport(
     report = yield
     since_s = item.stash.setdefault(SINCE_S, call.start)
     if report.failed:
-        base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined] - pytest has no other way
         own = getattr(item, "funcargs", {}).get("tmp_path")
         report.sections.extend(sections(base, own, since_s))
     return report

@@ -27,6 +27,7 @@ class Intaking(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request; tell the application where it comes from."""
         super().on_message_begin()
+        # An extension of our own kind: ASGI's types know of dictionaries alone.
         self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
     def renew_parser(self) -> None:
