@@ -18,6 +18,8 @@ from protocols.errors import EnvironmentFailure, UserError
 MAX_CONNECTIONS: Final = 1024
 BACKLOG: Final = 256
 TICK_S: Final = 1.0
+KEEP_ALIVE_S: Final = 10
+"""An idle connection is closed after this: later than the command line stops using it again."""
 STOP_TIMEOUT_S: Final = 5
 """How long running requests may take when the server stops."""
 UNREAD_TIMEOUT_MS: Final = 60_000
@@ -97,6 +99,7 @@ class ApiServer:
             server_header=False,
             backlog=BACKLOG,
             limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
         )
         config.load()

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -28,9 +29,16 @@ ANSWER_MAX_BYTES: Final = 256 << 20
 """Above the longest listing; what sends more is something else."""
 STARTING_S: Final = 15.0
 """How long a controller that is starting is waited for: longer than it waits for its parts."""
+KEPT_S: Final = 4.0
+"""For so long an idle connection is used again: less than the controller keeps one
+(`controller.api.server.KEEP_ALIVE_S`), so that the two seldom cross.
+"""
 CHUNK_BYTES: Final = 256 * 1024
 TOKEN: Final = "tona-token"  # noqa: S105 - the name of a header
 KINDS: Final = {".wasm": "wasm", ".onnx": "onnx", ".tar": "container", ".tgz": "container"}
+_CONNECTS: Final = "connection.connect_tcp.started"
+_ANSWERS: Final = "http11.receive_response_headers.complete"
+"""Steps of a request as `httpcore` tells them."""
 WATCH_TRIES: Final = 7
 """Failures in a row after which a watch gives up."""
 WATCH_PAUSE_S: Final = 0.2
@@ -76,15 +84,13 @@ class Api:
 
     def __init__(self, where: Target) -> None:
         self.url = where.url
+        # Without a bundle the scheme is plain http; this context trusts nobody.
+        verify = where.tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        kept = httpx.Limits(keepalive_expiry=KEPT_S)
         try:
-            self._http = httpx.AsyncClient(
-                base_url=where.url,
-                # Without a bundle the scheme is plain http; this context trusts nobody.
-                verify=where.tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-                timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-                # A proxy of the environment has nothing to do with a controller.
-                trust_env=False,
-            )
+            self._http = _connections(where.url, verify, kept)
+            self._fresh = _connections(where.url, verify, httpx.Limits(max_keepalive_connections=0))
+            """Uses no connection twice: for what may not be asked twice."""
         except httpx.InvalidURL as error:
             raise UserError(f"{where.url!r} is no URL ({error}): write http://HOST:PORT") from None
 
@@ -98,6 +104,7 @@ class Api:
         trace: TracebackType | None,
     ) -> None:
         await self._http.aclose()
+        await self._fresh.aclose()
 
     async def call(self, operation: str, /, **arguments: Any) -> Any:
         """Perform an operation and return its typed result.
@@ -151,7 +158,8 @@ class Api:
                     sent(len(piece))
 
         try:
-            response = await self._http.put(
+            # What is read once cannot be sent again.
+            response = await self._fresh.put(
                 f"/v1/artifacts/{hex_}",
                 params=parameters,
                 content=pieces(),
@@ -164,28 +172,54 @@ class Api:
 
     async def _perform(self, operation: str, arguments: dict[str, Any]) -> tuple[int, bytes, str]:
         request = client.call(operation, **arguments)
+        again = client.find(operation).idempotent
         loop = asyncio.get_running_loop()
         end_s = loop.time() + STARTING_S
         while True:
-            status, body, headers = await self._ask(request)
+            status, body, headers = await self._ask(request, again=again)
             pause_s = _pause_s(status, headers)
             if not pause_s or loop.time() + pause_s > end_s:
                 return status, body, headers.get(TOKEN, "")
             await asyncio.sleep(pause_s)
 
-    async def _ask(self, request: Request) -> tuple[int, bytes, httpx.Headers]:
+    async def _ask(self, request: Request, *, again: bool) -> tuple[int, bytes, httpx.Headers]:
+        """Ask; `again` says that asking twice does what asking once does."""
+        try:
+            if again:
+                # A kept connection that the controller closes at this moment answers nothing.
+                with suppress(_Crossed):
+                    return await self._over(self._http, request)
+            return await self._over(self._fresh, request)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    async def _over(
+        self, http: httpx.AsyncClient, request: Request
+    ) -> tuple[int, bytes, httpx.Headers]:
+        """Ask over a client's connections. Raises httpx.HTTPError, PeerError, _Crossed."""
         headers = {"content-type": "application/json"} if request.body is not None else {}
+        steps: set[str] = set()
+
+        async def note(step: str, _: object) -> None:
+            steps.add(step)
+
         body = bytearray()
         try:
-            async with self._http.stream(
-                request.method, request.path, content=request.body, headers=headers
+            async with http.stream(
+                request.method,
+                request.path,
+                content=request.body,
+                headers=headers,
+                extensions={"trace": note},
             ) as response:
                 async for piece in response.aiter_bytes():
                     body += piece
                     if len(body) > ANSWER_MAX_BYTES:
                         raise PeerError(f"what answers at {self.url} is no controller: no end came")
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            if steps & {_CONNECTS, _ANSWERS}:
+                raise
+            raise _Crossed from None
         return response.status_code, bytes(body), response.headers
 
     async def _events(self, kind: str, token: str) -> AsyncIterator[client.Event]:
@@ -208,6 +242,21 @@ class Api:
             f"no controller answers at {self.url} ({why}): start one with `tona up`, "
             "or name another with --api or TONA_API"
         )
+
+
+class _Crossed(Exception):
+    """A kept connection ended before any answer came."""
+
+
+def _connections(url: str, verify: ssl.SSLContext, limits: httpx.Limits) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=url,
+        verify=verify,
+        timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        limits=limits,
+        # A proxy of the environment has nothing to do with a controller.
+        trust_env=False,
+    )
 
 
 def _pause_s(status: int, headers: httpx.Headers) -> float:
