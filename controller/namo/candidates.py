@@ -118,11 +118,16 @@ def _anchors(position: Position, held: str) -> list[tuple[str, AnchorSummary | N
     """Return the anchors to weigh; the one that has the service is always among them."""
     if not position.summaries:
         return [(held or position.anchor, None)]
-    ranked = sorted(
-        position.summaries.items(),
-        key=lambda one: (one[0] != held, not one[1].nodes, one[1].cpu_percent, one[0]),
-    )
-    return list(ranked[:MAX_ANCHORS])
+    ranked: list[tuple[str, AnchorSummary | None]] = [
+        *sorted(
+            position.summaries.items(),
+            key=lambda one: (one[0] != held, not one[1].nodes, one[1].cpu_percent, one[0]),
+        )
+    ]
+    if held and held not in position.summaries:
+        # Silent, or not heard since our start: it owns the service all the same.
+        ranked.insert(0, (held, None))
+    return ranked[:MAX_ANCHORS]
 
 
 def fuse(specs: Sequence[TaskSpec], summary: AnchorSummary | None) -> dict[str, str]:

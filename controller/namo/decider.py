@@ -298,27 +298,32 @@ class Namo:
             gone = ServiceDelete(name, moved.generation)
             books.send(moved.anchor, gone, event.cause, event.tenant)
         elif moved.number > record.number:
-            known = (moved.anchor, moved.before)
-            newer = record.order.generation > moved.generation
-            rest = tuple(one for one in record.leaving if one not in known)
-            after = replace(
-                record,
-                number=moved.number,
-                epoch_high=max(record.epoch_high, moved.epoch_high),
-            )
-            if newer and record.anchor not in known:
-                # Ordered elsewhere meanwhile: what has moved is the generation that ends.
-                books.put_service(replace(after, leaving=(*rest, moved.anchor)), event.cause)
-                if record.state is ServiceState.RUNNING:
-                    books.leave(name, event.cause)
-            else:
-                after = replace(after, anchor=moved.anchor, leaving=rest)
-                books.put_service(after, event.cause)
-                if newer or record.ending:
-                    books.tell(name, event.cause)
+            self._handed(record, moved, event.cause)
         if event.sender == moved.anchor:
             taken = AnchorTaken(name, moved.number)
             books.send(event.sender, taken, event.cause, event.tenant)
+
+    def _handed(self, record: ServiceRecord, moved: AnchorMoved, cause: str) -> None:
+        books, name = self.books, moved.service
+        known = (moved.anchor, moved.before)
+        newer = record.order.generation > moved.generation
+        rest = tuple(one for one in record.leaving if one not in known)
+        after = replace(
+            record,
+            number=moved.number,
+            epoch_high=max(record.epoch_high, moved.epoch_high),
+        )
+        if newer and record.anchor not in known:
+            # Ordered elsewhere meanwhile: what has moved is the generation that ends.
+            books.put_service(replace(after, leaving=(*rest, moved.anchor)), cause)
+            if record.ending or record.state is ServiceState.RUNNING:
+                books.leave(name, cause)
+            return
+        books.put_service(replace(after, anchor=moved.anchor, leaving=rest), cause)
+        if not rest:
+            books.confirmed(LEAVE + name)
+        if newer or record.ending:
+            books.tell(name, cause)
 
     def _left(self, record: ServiceRecord, event: Received) -> None:
         """Note that an anchor has let go of a service."""

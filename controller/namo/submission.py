@@ -200,6 +200,7 @@ def _planned(
         order=replace(made.order, epochs_above=above),
         leaving=held.leaving,
         epoch_high=held.epoch_high,
+        number=held.number,
     )
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from namo_bench import Host, a_service, bodies, chain, step, summary
+from namo_bench import Delete, Host, a_service, bodies, chain, step, summary
 
 from controller.decider import Output, ToRole
 from controller.namo.decider import Namo
@@ -281,8 +281,6 @@ def test_a_move_survives_a_crash_at_any_time() -> None:
 
 
 def test_a_deletion_in_the_middle_of_a_move_ends_it_at_both_anchors() -> None:
-    from namo_bench import Delete  # noqa: PLC0415 - only here
-
     host, _ = moved()
     out = host.call("usecase.delete", Delete("u"))
     assert {(send.to, send.body) for send in out.sends} == {
@@ -370,3 +368,49 @@ def test_a_proposal_that_needs_no_person_is_granted_at_once(autonomy: str) -> No
     out = escalate(host, proposal="use the variant tiny", **SLOW)
     assert answer_of(out).granted
     assert out.records == []
+
+
+# Anchors hand services on themselves.
+
+
+def changes(host: Host) -> Output:
+    """Submit a changed document of the service that `served` has."""
+    quick = {**ALTERNATIVE, "tasks": [step("quick", expected_ms=2)]}
+    return host.submit(a_service(chain("p", "q"), alternatives=[quick]))
+
+
+def test_nobody_is_told_to_leave_what_anchors_have_handed_on_themselves() -> None:
+    host, _ = moved()
+    host.runs()
+    assert "leave/a" in host.timers
+    host.hear(AnchorMoved("a", 2, 1, "ta-radio", "ta-main", 50), "ta-radio")
+    assert host.service().leaving == ()
+    assert "leave/a" not in host.timers
+
+
+def test_a_changed_document_goes_on_counting_how_often_its_service_was_handed_on() -> None:
+    host = served()
+    host.hear(AnchorMoved("a", 1, 1, "ta-radio", "ta-main", 50), "ta-radio")
+    host.hear(AnchorMoved("a", 1, 2, "ta-third", "ta-radio", 60), "ta-third")
+    out = changes(host)
+    assert order_in(out).handed == 2
+    host.hear(AnchorMoved("a", 1, 1, "ta-radio", "ta-main", 50), "ta-main")
+    assert host.service().anchor == "ta-third", "the first one only knows of the first time"
+
+
+def test_what_was_handed_on_while_its_deletion_was_ordered_ends_where_it_is() -> None:
+    host, _ = moved()
+    host.call("usecase.delete", Delete("u"))
+    host.report("a", 2, ServiceState.DELETED, "ta-main")
+    out = host.hear(AnchorMoved("a", 1, 1, "ta-third", "ta-main", 50), "ta-third")
+    assert (ToRole("ta-third"), ServiceDelete("a", 2)) in [(one.to, one.body) for one in out.sends]
+
+
+def test_a_changed_document_goes_to_the_anchor_that_owns_it_although_that_is_silent() -> None:
+    host = served()
+    host.restart()
+    host.hear(summary("ta-radio"), "ta-radio")
+    out = changes(host)
+    assert order_in(out).generation == 2
+    assert {one.to for one in out.sends} == {ToRole("ta-main")}
+    assert (host.service().anchor, host.service().leaving) == ("ta-main", ())
