@@ -5,19 +5,33 @@ that only what follows has to be moved while requests wait. Loaded when a task w
 """
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from device_agent.core import commands, events
 from device_agent.core.memories import digest_of, tell_of, whole_of
 from device_agent.executors.door import Executor, ExecutorFailure
 from protocols.errors import EnvironmentFailure
-from protocols.manifest import ExecutorKind
+from protocols.manifest import MAX_STATE_BYTES, ExecutorKind
 from protocols.messages.task import MemoryState
 
 if TYPE_CHECKING:
     from device_agent.transfers import Transfers
+
+
+WHOLE_MAX_BYTES: Final = 2 * MAX_STATE_BYTES
+"""Of a memory that is fetched: what the largest limit allows, and as much again for its keys."""
+
+
+class _Writing(Struct):
+    """What one instance is given."""
+
+    now: commands.WriteMemory | None = None
+    next: commands.WriteMemory | None = None
+    """The newest that came meanwhile."""
+    whole: bool = False
+    """Whether it has the final one."""
 
 
 class Memories:
@@ -39,14 +53,30 @@ class Memories:
         self._spawn = spawn
         self._bases: dict[str, bytes] = {}
         """By instance that waits: what it was given last."""
+        self._writings: dict[str, _Writing] = {}
+        """By instance."""
 
     def read(self, command: commands.ReadMemory) -> None:
         """Say what a task remembers."""
         self._spawn(self._read(command))
 
     def write(self, command: commands.WriteMemory) -> None:
-        """Have an instance remember what it is given."""
-        self._spawn(self._write(command))
+        """Have an instance remember what it is given, one state after the other.
+
+        What is said again while it is fetched counts once; nothing is written after the final one,
+        for the instance may have run and would go back.
+        """
+        for gone in self._writings.keys() - self._executors.keys():
+            del self._writings[gone]
+        one = self._writings.setdefault(command.instance, _Writing())
+        newest = one.next or one.now
+        if one.whole or (newest is not None and newest.state == command.state):
+            return
+        if one.now is not None:
+            one.next = command
+            return
+        one.now = command
+        self._spawn(self._write(one))
 
     async def _read(self, command: commands.ReadMemory) -> None:
         request = command.request
@@ -71,15 +101,18 @@ class Memories:
             raise EnvironmentFailure("the instance has just ended")
         return await executor.snapshot(command.instance)
 
-    async def _write(self, command: commands.WriteMemory) -> None:
-        name, text = command.instance, ""
-        try:
-            await self._restore(name, command)
-        except ExecutorFailure as error:
-            text = error.failed.text or "it failed"
-        except (OSError, EnvironmentFailure) as error:
-            text = str(error) or "it failed"
-        self._tell(events.MemoryWritten(name, command.state, text[:1000]))
+    async def _write(self, one: _Writing) -> None:
+        while one.now is not None:
+            command, text = one.now, ""
+            try:
+                await self._restore(command.instance, command)
+            except ExecutorFailure as error:
+                text = error.failed.text or "it failed"
+            except (OSError, EnvironmentFailure) as error:
+                text = str(error) or "it failed"
+            one.whole = command.state.final and not text
+            one.now, one.next = None if one.whole else one.next, None
+            self._tell(events.MemoryWritten(command.instance, command.state, text[:1000]))
 
     async def _restore(self, name: str, command: commands.WriteMemory) -> None:
         state, executor = command.state, self._executors.get(name)
@@ -88,6 +121,8 @@ class Memories:
         if state.digest is None:
             self._bases.pop(name, None)
             return
+        if state.size_bytes > WHOLE_MAX_BYTES:
+            raise EnvironmentFailure(f"{state.size_bytes} bytes are more than a task may remember")
         if state.data is None:
             path = await self._transfers.get(state.digest, state.size_bytes, command.urls)
             whole = path.read_bytes()

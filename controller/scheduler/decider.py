@@ -137,7 +137,7 @@ class Scheduler:
         self.desk = Desk(settings.name)
         self.table = TaskTable(self.desk, self.nodes)
         self.adoption = Adoption(self.desk, self.nodes, self.table)
-        self.memories = Memories(self.desk, self.nodes, self.table)
+        self.memories = Memories(self.desk, self.nodes, self.table, settings.store_urls)
         self.leases = Leases(self.desk, settings.elsewhere)
         self.mover = Mover(
             settings.epoch, self.desk, self.nodes, self.table, self.memories, self.leases

@@ -37,6 +37,8 @@ STORE_MS: Final = 1_800_000
 """A checkpoint in the cell's store is brought there anew after this: it is not kept for ever."""
 LENT_MAX: Final = 1024
 """Memories that other cells ask for; the oldest is forgotten, and asked for again."""
+STORES_MAX: Final = 4
+"""Stores of this cell that another one is told of."""
 KEPT_MAX_BYTES: Final = 64 << 20
 """Of all checkpoints in messages; beyond it no further task has one."""
 
@@ -87,10 +89,13 @@ class _Lent(Struct):
 class Memories:
     """Moves and keeps what the tasks of a cell remember."""
 
-    def __init__(self, desk: Desk, nodes: NodeTable, table: TaskTable) -> None:
+    def __init__(
+        self, desk: Desk, nodes: NodeTable, table: TaskTable, store_urls: tuple[str, ...] = ()
+    ) -> None:
         self._desk = desk
         self._nodes = nodes
         self._table = table
+        self._store_urls = store_urls[:STORES_MAX]
         self._ways: dict[str, _Way] = {}
         self._kept: dict[str, _Kept] = {}
         self._kept_bytes = 0
@@ -154,11 +159,13 @@ class Memories:
 
     def told(self, node: str, state: MemoryState, cause: str) -> None:
         """Take in what a node says that a task remembers."""
+        # No node says where another one is to fetch.
+        state = structs.replace(state, store_urls=())
         lent = self._lent.get((node, state.task))
         if lent is not None and lent.request.epoch == state.epoch:
             known, known_bytes = state.digest or "", state.size_bytes
             lent.request = structs.replace(lent.request, known=known, known_bytes=known_bytes)
-            self._desk.tell(ToRole(lent.anchor), state, cause)
+            self._desk.tell(ToRole(lent.anchor), self._found(state), cause)
         entry = self._table.tasks.get(state.task)
         if entry is None:
             return
@@ -198,6 +205,11 @@ class Memories:
         asked = structs.replace(request, node="")
         self._lent[key] = _Lent(anchor, asked)
         self._desk.tell(ToNode(request.node), asked, cause)
+
+    def _found(self, state: MemoryState) -> MemoryState:
+        """Return a memory of this cell as another one can have it."""
+        apart = state.digest is not None and state.data is None
+        return structs.replace(state, store_urls=self._store_urls) if apart else state
 
     def came(self, state: MemoryState, cause: str) -> None:
         """Take in what a task remembers in another cell."""

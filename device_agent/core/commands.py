@@ -308,7 +308,7 @@ class ReadMemory(Struct, frozen=True):
 
 
 class WriteMemory(Struct, frozen=True):
-    """Have an instance remember this; answered by `MemoryWritten`, whatever happens."""
+    """Have an instance remember this; answered by `MemoryWritten`, or a newer one is."""
 
     instance: str
     state: MemoryState

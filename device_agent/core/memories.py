@@ -81,7 +81,8 @@ class Memories:
             self._turn.counts["memory not awaited"] += 1
             self._tasks.tell(state.task, cause)
         elif instance.state is InstanceState.READY:
-            self._turn.out.append(WriteMemory(instance.name, state, self._turn.store_urls, cause))
+            urls = tuple(dict.fromkeys((*state.store_urls, *self._turn.store_urls)))
+            self._turn.out.append(WriteMemory(instance.name, state, urls, cause))
 
     def written(self, event: MemoryWritten) -> None:
         """Go on with what has come."""

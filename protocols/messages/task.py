@@ -203,3 +203,5 @@ class MemoryState(Message, tag="memory-state", frozen=True):
     """Whether nothing can follow: the task is over there under this epoch."""
     reason: Text = ""
     """Why it is not to be had, for people."""
+    store_urls: Annotated[tuple[Text, ...], Meta(max_length=4)] = ()
+    """Between cells: the stores where the whole lies, best first; said by the TS of its node."""

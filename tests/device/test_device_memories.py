@@ -213,3 +213,12 @@ def test_a_stopped_tasks_words_name_its_tensor_no_more(node: SimNode) -> None:
     node.hear(Release("t", 1))
     assert of(Result, node.answer(y=tensor(b"8")))
     assert of(commands.ReadMemory, node.hear(request()))[0].instance == ""
+
+
+def test_what_lies_in_stores_of_another_cell_is_fetched_there_first(node: SimNode) -> None:
+    node.hear(awaiting())
+    urls = ("http://there:1", "http://further:1")
+    apart = MemoryState("t", 3, digest_of(b"x"), 60_000, final=True, store_urls=urls)
+    [command] = of(commands.WriteMemory, node.hear(apart))
+    assert command.urls[:2] == urls
+    assert len(command.urls) > 2, "and then in its own"

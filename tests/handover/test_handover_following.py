@@ -23,7 +23,7 @@ from protocols.messages import (
 from protocols.messages.hierarchy import Attempt
 from protocols.messages.invocation import REQUEST
 from protocols.messages.quality import TaskSample
-from protocols.messages.task import InstanceState
+from protocols.messages.task import MEMORY_INLINE_BYTES, InstanceState
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_a_task_follows_its_device_with_all_that_it_remembers(bench: CellsBench)
     assert record.state is HandoverState.COMPLETED
     assert record.edge == {EDGE: task.following}
     assert task.following.startswith("follows to edge-b: a request takes ")
+
+
+def test_what_is_too_large_for_a_message_is_fetched_from_the_store_where_it_lies(
+    bench: CellsBench,
+) -> None:
+    whole = b"." * (MEMORY_INLINE_BYTES + 1)
+    bench.memory["edge-a", EDGE] = whole
+    bench.moves("n", "b")
+    bench.passes(SETTLE_MS + 500, "n", *EDGES)
+    assert (bench.task(EDGE).node, bench.task(EDGE).memory) == ("edge-b", None)
+    assert bench.memory["edge-b", EDGE] == whole
+    [copy, *_] = bench.told("edge-b", MemoryState)
+    assert (copy.data, copy.store_urls) == (None, ("http://a",))
 
 
 def test_how_far_the_cells_are_is_timed_and_told_also_to_an_anchor_that_begins_anew() -> None:

@@ -196,3 +196,11 @@ def test_a_task_that_waits_for_its_node_gives_no_memory_up(bench: Bench) -> None
     assert asked
     rest = _with(COPY, final=True)
     assert told(bench.node("n1", rest), "n2", MemoryState) == [rest]
+
+
+def test_no_node_says_where_another_one_fetches(bench: Bench) -> None:
+    second = moved(bench)
+    waits(bench, "n2", second.epoch)
+    named = MemoryState("svc.a", 1, "sha256:" + "a" * 64, 60_000, store_urls=("http://evil",))
+    [given] = told(bench.node("n1", named), "n2", MemoryState)
+    assert given.store_urls == ()

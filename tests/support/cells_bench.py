@@ -50,6 +50,11 @@ class HandOver(Struct, frozen=True):
     cell: str
 
 
+def store_of(cell: str) -> str:
+    """Return where the store of a cell is."""
+    return f"http://{cell}"
+
+
 class CellsBench:
     """`ta` and a scheduler `ts-X` for each cell `X`; words between roles arrive in order."""
 
@@ -72,6 +77,8 @@ class CellsBench:
         self.held: dict[str, dict[str, Holding]] = {}
         self.memory: dict[tuple[str, str], bytes] = {}
         """What each node remembers of each task; it outlives the task there."""
+        self.lying: dict[tuple[str, str], bytes] = {}
+        """By store and digest."""
         self.awaits: dict[tuple[str, str], Origin] = {}
         self.runs: dict[str, int] = {}
         """Of each task, wherever."""
@@ -112,6 +119,7 @@ class CellsBench:
                     ("ta",),
                     elsewhere=("ta",),
                     cell=cell,
+                    store_urls=(store_of(cell),),
                     point=CellPoint(cell, role, (f"mqtt://{cell}:1883",)),
                 )
             )
@@ -187,22 +195,35 @@ class CellsBench:
                     status = Status(1, task, body.epoch, InstanceState.STOPPED)
                     self.say(node, status, cell)
         elif isinstance(body, MemoryRequest) and (node, body.task) not in self.awaits:
-            self.say(node, self._remembered(node, body), cell)
+            self.say(node, self._remembered(node, body, cell), cell)
         elif isinstance(body, MemoryState):
             self._given(node, body, cell)
 
     # What tasks remember.
 
-    def _remembered(self, node: str, asked: MemoryRequest) -> MemoryState:
+    def _remembered(self, node: str, asked: MemoryRequest, cell: str) -> MemoryState:
         final = asked.task not in self.held.get(node, {})
-        said = MemoryState(asked.task, asked.epoch, final=final)
-        return tell_of(said, self.memory.get((node, asked.task), b""), asked)
+        whole = self.memory.get((node, asked.task), b"")
+        said = tell_of(MemoryState(asked.task, asked.epoch, final=final), whole, asked)
+        if said.data is None:
+            self.lying[store_of(cell), str(said.digest)] = whole
+        return said
+
+    def _fetched(self, state: MemoryState, cell: str) -> bytes | None:
+        stores = (*state.store_urls, store_of(cell))
+        found = (self.lying.get((one, str(state.digest))) for one in stores)
+        return next((one for one in found if one is not None), None)
 
     def _given(self, node: str, state: MemoryState, cell: str) -> None:
         key = node, state.task
         if key not in self.awaits or self.awaits[key].epoch != state.epoch:
             return
-        if state.digest is not None:
+        if state.digest is not None and state.data is None:
+            fetched = self._fetched(state, cell)
+            if fetched is None:
+                return
+            self.memory[key] = fetched
+        elif state.digest is not None:
             self.memory[key] = whole_of(state, self.memory.get(key, b""))
         if state.final:
             del self.awaits[key]
