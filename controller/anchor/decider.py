@@ -144,6 +144,7 @@ class Anchor:
         moves = self.transfers, self.elsewheres, self.handovers, self.ways
         self.following = Following(self.book, self.placing, *moves)
         self.orders = Orders(*parts, self.upward, self.direct, self.jobs, self.elsewheres)
+        self.handing.apply = self.orders.apply
         self.reports = Reports(*parts, self.transfers, self.upward, self.switching, self.elsewheres)
         self.quarantines = Quarantines(*parts, self.upward)
         self.escalations = Escalations(*parts, self.transfers, self.upward, self.quarantines)
@@ -266,12 +267,11 @@ class Anchor:
             handler(event, event.body)
 
     def _on_order(self, event: Received, body: ServiceOrder | ServiceDelete) -> None:
-        if self.handing.strayed(event, body):
-            return
-        if isinstance(body, ServiceOrder):
-            self.orders.order(event, body)
-        else:
-            self.orders.delete(event, body)
+        match self.handing.admit(event, body):
+            case ServiceOrder() as order:
+                self.orders.order(event, order)
+            case ServiceDelete() as delete:
+                self.orders.delete(event, delete)
 
     def _on_report(self, event: Received, report: TaskReport) -> None:
         self.reports.report(event, report)

@@ -7,23 +7,25 @@ own, GIVEN, which is said to the other one until it is TAKEN: durable there, and
 there under epochs above. So two never own it. Between GIVEN and TAKEN nobody does: its scheduler
 goes on in the envelope that it has, and the task runs; a scheduler that greets us meanwhile is told
 not to give it up, and later whose it is. Who refuses what was given gives it back. NAMO is told by
-whoever has it; an order that comes here meanwhile is answered with where it went.
+whoever has it; an order that comes here meanwhile is answered with where it went. What NAMO has
+ordered at the other one before it came there is *adopted*: each task goes on as it was given, the
+order is a change of it, and what was begun instead is taken back, unless that serves already.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import msgspec
 from msgspec import Struct, structs
 
 from controller.anchor.book import Book
 from controller.anchor.granting import Granting
 from controller.anchor.jobs import Jobs
-from controller.anchor.lifecycle import SERVING
+from controller.anchor.lifecycle import HOMELESS, SERVING
+from controller.anchor.parcels import Parcel, age, opened, packed
 from controller.anchor.placing import Placing
 from controller.anchor.upward import Upward
 from controller.decider import Received, Record
-from controller.records import ANCHORED, GIVEN, STORY, TASK, AnchoredRecord, GivenRecord, TaskRecord
+from controller.records import GIVEN, AnchoredRecord, GivenRecord, TaskRecord, TaskState
 from protocols.messages import (
     AnchorMoved,
     AnchorOffer,
@@ -32,7 +34,6 @@ from protocols.messages import (
     ServiceDelete,
     ServiceOrder,
 )
-from protocols.messages.hierarchy import Kept
 
 LOOK_MS: Final = 200
 """Between two looks at a service that is not ready to go yet."""
@@ -46,25 +47,11 @@ GIVEN_MAX: Final = 4096
 """Services of which it is remembered who has them; the oldest is forgotten."""
 TIMER: Final = "anchor/"
 
-_encoder = msgspec.msgpack.Encoder()
-_anchored = msgspec.msgpack.Decoder(AnchoredRecord)
-_task = msgspec.msgpack.Decoder(TaskRecord)
-_number = msgspec.msgpack.Decoder(int)
-
 
 class _Offer(Struct, frozen=True):
     to: str
     number: int
     at_ms: int
-
-
-class _Parcel(Struct, frozen=True):
-    """What a transfer brings."""
-
-    held: AnchoredRecord
-    tasks: tuple[TaskRecord, ...]
-    stories: dict[str, int]
-    """By task, how many entries its story has."""
 
 
 class Handing:
@@ -88,6 +75,8 @@ class Handing:
         self._forget = forget
         self.look: Callable[[str, str], None] = lambda *_: None
         """Has the tasks of a node follow it."""
+        self.apply: Callable[[ServiceOrder, Received], None] = lambda *_: None
+        """Brings the tasks of a service up to its order."""
         self.beside: dict[str, str] = {}
         """The anchor in the process of each scheduler."""
         self._looks: dict[str, int] = {}
@@ -194,12 +183,9 @@ class Handing:
         book, name = self._book, self._book.desk.name
         held, tasks = book.services[service], book.ordered(service)
         going = structs.replace(held, number=offer.number, giver=name, expects=(name,))
-        records = [Kept(ANCHORED, service, _encoder.encode(going))]
         for task in tasks:
-            key = task.spec.task
-            book.tell(key, "given", f"to the anchor {offer.to}", cause)
-            records.append(Kept(TASK, key, _encoder.encode(task)))
-            records.append(Kept(STORY, key, _encoder.encode(book.stories.length(key))))
+            book.tell(task.spec.task, "given", f"to the anchor {offer.to}", cause)
+        stories = {one.spec.task: book.stories.length(one.spec.task) for one in tasks}
         given = GivenRecord(
             service,
             offer.to,
@@ -208,7 +194,7 @@ class Handing:
             held.namo,
             held.tenant,
             max(one.epoch_high for one in tasks),
-            tuple(records),
+            packed(Parcel(going, tuple(tasks), stories)),
             tuple(sorted({one.scheduler for one in tasks})),
         )
         self._keep(given, cause)
@@ -241,7 +227,7 @@ class Handing:
 
     def _back(self, given: GivenRecord, why: str, cause: str) -> None:
         """Own a service again that the other one would not take."""
-        parcel = _opened(given.records)
+        parcel = opened(given.records)
         assert parcel is not None  # noqa: S101 - we have packed it
         number = given.number + 1
         held = structs.replace(parcel.held, number=number, giver=self._book.desk.name, expects=())
@@ -265,6 +251,11 @@ class Handing:
         for given in self.given.values():
             if scheduler in given.schedulers:
                 self._tell(scheduler, given, cause)
+        coming = {one.service: one for one in self._book.tasks.values() if one.heir == scheduler}
+        for service, task in coming.items():
+            # It may run there already: who has it beside that is to let go first.
+            moved = structs.replace(self._moved(service), going=True)
+            self._book.desk.tell_role(scheduler, moved, cause, task.tenant)
 
     def _tell(self, scheduler: str, given: GivenRecord, cause: str) -> None:
         moved = structs.replace(self._where(given), going=bool(given.records))
@@ -288,44 +279,78 @@ class Handing:
     def transferred(self, event: Received, body: AnchorTransfer) -> None:
         """Own a service that another anchor has given to us; what is known already is answered."""
         held, given = self._book.services.get(body.service), self.given.get(body.service)
-        parcel = _opened(body.records)
+        parcel = opened(body.records)
         refused = ""
-        if held is not None:
-            # Here already: the same one said again, or NAMO has ordered it here meanwhile.
-            self._raise(parcel)
+        if held is not None and held.number >= body.number:
+            # The same one said again, or one of before.
+            self._book.counters["stale_report"] += 1
         elif parcel is None or parcel.held.number != body.number:
             refused = "it is not whole"
-        elif given is not None and _age(parcel.held) <= (given.generation, given.number):
+        elif given is not None and age(parcel.held) <= (given.generation, given.number):
             # It was here and has gone on; whoever says so has died before our answer came.
             self._book.counters["stale_report"] += 1
         else:
-            refused = self._take(event, parcel)
+            refused = self._take(event, parcel, held)
         answer = AnchorTaken(body.service, body.number, refused=refused)
         self._book.desk.tell_role(event.sender, answer, event.cause)
 
-    def _take(self, event: Received, parcel: _Parcel) -> str:
+    def _take(self, event: Received, parcel: Parcel, held: AnchoredRecord | None) -> str:
         """Own what is whole and new; returns why not."""
         strange = {one.scheduler for one in parcel.tasks} - set(self._book.settings.schedulers)
         if strange:
             return f"{', '.join(sorted(strange))} is no scheduler of this anchor"
         service = parcel.held.order.service
         self._drop(service, event.cause)
-        self._own(service, parcel, f"from the anchor {event.sender}", event.cause)
+        if held is None:
+            self._own(service, parcel, f"from the anchor {event.sender}", event.cause)
+        else:
+            self._adopt(held, parcel, event)
         self._book.counters["anchors_taken"] += 1
         return ""
 
-    def _raise(self, parcel: _Parcel | None) -> None:
-        """Go above the epochs that another anchor has leased."""
-        for task in parcel.tasks if parcel is not None else ():
-            mine = self._book.tasks.get(task.spec.task)
-            if mine is not None and mine.epoch_high < task.epoch_high:
-                mine = structs.replace(mine, epoch_high=task.epoch_high)
-                if mine.scheduler:
-                    self._granting.renew(mine, "anchor")
-                else:
-                    self._book.put(mine, "anchor")
+    def _adopt(self, held: AnchoredRecord, parcel: Parcel, event: Received) -> None:
+        """Own what NAMO has ordered here before it came: what runs goes on, as it is ordered."""
+        book, service = self._book, held.order.service
+        newest = max(held, parcel.held, key=lambda one: one.order.generation)
+        owned = structs.replace(
+            newest,
+            number=parcel.held.number,
+            giver=parcel.held.giver,
+            expects=tuple(dict.fromkeys((*held.expects, *parcel.held.expects))),
+            followers=parcel.held.followers,
+        )
+        book.put_service(service, owned, event.cause)
+        self._jobs.arrive(service)
+        before = {one.spec.task: one for one in book.of_service(service)}
+        adopted = [one for one in parcel.tasks if _goes_on(one, before.get(one.spec.task))]
+        for task in adopted:
+            self._adopt_task(task, before.get(task.spec.task), parcel, event)
+        # What was given is of the generation before: its newest one is a change of what runs.
+        self.apply(owned.order, event)
+        for name in [one.spec.task for one in adopted]:
+            if name in book.tasks and book.tasks[name].heir:
+                self._placing.take_back(name, event.cause)
+        self._came(service, parcel.tasks, event.cause)
 
-    def _own(self, service: str, parcel: _Parcel, how: str, cause: str) -> None:
+    def _adopt_task(
+        self, task: TaskRecord, mine: TaskRecord | None, parcel: Parcel, event: Received
+    ) -> None:
+        book, name = self._book, task.spec.task
+        book.stories.goes_on(name, parcel.stories.get(name, 0))
+        book.tell(name, "taken over", f"from the anchor {event.sender}, as it runs", event.cause)
+        if mine is None:
+            book.put(task, event.cause)
+            return
+        high = max(task.epoch_high, mine.epoch_high)
+        task = book.put(structs.replace(task, epoch_high=high, former=mine.former), event.cause)
+        if mine.scheduler in ("", task.scheduler):
+            self._granting.renew(self._placing.reserve(task), event.cause)
+        else:
+            # It has leave for what was to begin there: it lets go first.
+            waiting = structs.replace(task, scheduler=mine.scheduler, heir=task.scheduler)
+            book.put(waiting, event.cause)
+
+    def _own(self, service: str, parcel: Parcel, how: str, cause: str) -> None:
         book = self._book
         book.put_service(service, parcel.held, cause)
         self._jobs.arrive(service)
@@ -336,7 +361,10 @@ class Handing:
             book.tell(name, "taken over", how, cause)
         for task in parcel.tasks:
             self._granting.renew(self._placing.reserve(task), cause)
-        for node in dict.fromkeys(one.node for one in parcel.tasks if one.node):
+        self._came(service, parcel.tasks, cause)
+
+    def _came(self, service: str, tasks: Iterable[TaskRecord], cause: str) -> None:
+        for node in dict.fromkeys(one.node for one in tasks if one.node):
             # It may have gone on while nobody owned the service.
             self.look(node, cause)
         self._say_moved(service)
@@ -345,20 +373,21 @@ class Handing:
 
     # NAMO.
 
-    def strayed(self, event: Received, body: ServiceOrder | ServiceDelete) -> bool:
-        """Answer an order for a service that was given away; False: it is for us."""
+    def admit(
+        self, event: Received, body: ServiceOrder | ServiceDelete
+    ) -> ServiceOrder | ServiceDelete | None:
+        """Return what is ordered of us; None: we gave the service away, and have said so."""
         given = self.given.get(body.service)
         if given is None or body.service in self._book.services:
-            return False
-        known = isinstance(body, ServiceOrder) and given.to in body.taken_from
-        if known and not given.records and body.generation > given.generation:
-            # NAMO knows who had it, and wants it here.
+            return body
+        if given.records:
+            # It is on its way: who takes it says so, and would begin it anew if ordered before.
+            return None
+        if isinstance(body, ServiceOrder) and _knows(body, given):
             self._drop(body.service, event.cause)
-            return False
-        if not given.records:
-            self._book.desk.tell_role(event.sender, self._where(given), event.cause, given.tenant)
-        # Else it is on its way: who takes it says so, and would begin it anew if ordered before.
-        return True
+            return structs.replace(body, handed=max(body.handed, given.number))
+        self._book.desk.tell_role(event.sender, self._where(given), event.cause, given.tenant)
+        return None
 
     def _where(self, given: GivenRecord) -> AnchorMoved:
         return AnchorMoved(
@@ -372,11 +401,14 @@ class Handing:
 
     def _say_moved(self, service: str) -> None:
         held = self._book.services[service]
+        self._book.desk.tell_role(held.namo, self._moved(service), "anchor", held.tenant)
+        self._later(service)
+
+    def _moved(self, service: str) -> AnchorMoved:
+        held = self._book.services[service]
         high = max((one.epoch_high for one in self._book.ordered(service)), default=0)
         generation, name = held.order.generation, self._book.desk.name
-        moved = AnchorMoved(service, generation, held.number, name, held.giver, high)
-        self._book.desk.tell_role(held.namo, moved, "anchor", held.tenant)
-        self._later(service)
+        return AnchorMoved(service, generation, held.number, name, held.giver or name, high)
 
     # Again.
 
@@ -418,26 +450,13 @@ class Handing:
             self._book.desk.wake(TIMER, at_ms)
 
 
-def _age(held: AnchoredRecord) -> tuple[int, int]:
-    """Return what only grows while a service goes from anchor to anchor."""
-    return held.order.generation, held.number
+def _goes_on(given: TaskRecord, mine: TaskRecord | None) -> bool:
+    """Whether a task goes on as it was given, rather than as what was begun here instead."""
+    begun = mine is not None and mine.state not in (*HOMELESS, TaskState.PLACED)
+    return mine is None or not begun or mine.generation < given.generation
 
 
-def _opened(records: Iterable[Kept]) -> _Parcel | None:
-    """Return what a transfer brings; None: it is not whole."""
-    held: AnchoredRecord | None = None
-    tasks: dict[str, TaskRecord] = {}
-    stories: dict[str, int] = {}
-    try:
-        for one in records:
-            if one.kind == ANCHORED:
-                held = _anchored.decode(one.value)
-            elif one.kind == TASK:
-                tasks[one.key] = _task.decode(one.value)
-            elif one.kind == STORY:
-                stories[one.key] = _number.decode(one.value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if held is None or [one.task for one in held.order.tasks] != list(tasks):
-        return None
-    return _Parcel(held, tuple(tasks.values()), stories)
+def _knows(order: ServiceOrder, given: GivenRecord) -> bool:
+    """Whether NAMO wants a service here and knows who had it from us, or who has had it since."""
+    known = given.to in order.taken_from or order.handed >= given.number
+    return known and order.generation > given.generation

@@ -63,12 +63,19 @@ class Orders:
         book.put_service(order.service, record, event.cause)
         if held is None:
             self._jobs.arrive(order.service)
+        self.apply(order, event)
+
+    def apply(self, order: ServiceOrder, event: Received) -> None:
+        """Bring the tasks of a service up to its order."""
+        book = self._book
         wanted = {spec.task for spec in order.tasks}
         for old in book.of_service(order.service):
             if old.spec.task not in wanted:
                 self._end(old, "not in the new generation", event.cause)
         for spec in order.tasks:
-            self._want(spec, order, event)
+            task = book.tasks.get(spec.task)
+            if task is None or task.generation < order.generation:
+                self._want(spec, order, event)
         self._placing.forget(order.service, wanted)
         self._placing.place(order.service, event.cause)
 
@@ -121,7 +128,10 @@ class Orders:
         """End a service; where another anchor has it now only forget it."""
         book = self._book
         held = book.services.get(delete.service)
-        if held is not None and held.order.generation > delete.generation:
+        # Who gets a service by order is ahead of whoever is to leave it; who has it of the same
+        # generation was given it since by that one.
+        since = delete.generation - bool(delete.anchor)
+        if held is not None and held.order.generation > since:
             self._upward.report(delete.service, event.cause, again=True)
             return
         if held is not None:

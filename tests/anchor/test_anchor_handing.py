@@ -368,22 +368,6 @@ def test_an_old_transfer_that_comes_again_owns_nothing(two: Two) -> None:
     assert two.owners() == [EAST]
 
 
-def test_a_task_that_nobody_has_yet_goes_above_the_epochs_of_a_transfer(two: Two) -> None:
-    """NAMO has ordered the service here meanwhile, and no node is there for it."""
-    two.node("ts-east", 2)
-    transfer = gives(two, WEST, EAST)
-    leased_to = two.grants[0][3]
-    bench = Bench(Settings(EAST, tuple(BESIDE), (WEST, EAST), NAMO, cells=("west", "east")))
-    bench.feed(Received(NAMO, 0, 0, "default", "test", chain("svc", 1, "a")))
-    bench.passes(1000)
-    assert not bench.task().scheduler
-    output = bench.feed(Received(WEST, 0, 0, "default", "test", transfer))
-    assert bench.task().epoch_high >= leased_to
-    assert not [one for one in output.sends if isinstance(one.body, EnvelopeGrant)]
-    stored: Any = bench.store[TASK, "svc.a"].value
-    assert stored.epoch_high == bench.task().epoch_high
-
-
 def test_a_new_generation_goes_on_counting(two: Two) -> None:
     two.node("ts-east", 2)
     gives(two, WEST, EAST)
