@@ -159,8 +159,13 @@ class Quarantines:
             return
         found = self._meant(task, asked)
         if isinstance(found, list):
-            known = ", ".join(short(one) for one in found) or "none"
-            self._refuse(call, f"no one version of {asked.name} is meant; there is {known}")
+            known = ", ".join(short(one) for one in found)
+            self._refuse(
+                call,
+                f"no one version of {asked.name} is meant; name one of these: {known}"
+                if known
+                else f"no version of {asked.name} is in quarantine",
+            )
             return
         if asked.release:
             self._release(task, found, call.cause)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from controller.accounts import OPERATION, AuditOperations
+from controller.accounts import OPERATION, PROFILE, AuditOperations
 from controller.api.choices import explain_service, list_approvals
 from controller.api.errors import not_found
 from controller.api.holders import holders
@@ -69,6 +69,13 @@ def check_named(operation: Operation, arguments: Struct, registry: Registry) -> 
         if operation.kind == FLEET:
             known += registry.keys(NODE)
         raise not_found(WORDS[operation.kind], name, known)
+    node = getattr(arguments, "node", "")
+    if operation.kind == TASK and node and _find(registry, FLEET, node) is None:
+        # One that has been forgotten may have left figures of the task.
+        ran = {one.node for one in registry.list(PROFILE, f"{name}/")}
+        if node not in ran:
+            known = [*registry.keys(FLEET), *registry.keys(NODE), *filter(None, ran)]
+            raise not_found("node", node, known, "node")
 
 
 def _find(registry: Registry, kind: str, name: str) -> Any:

@@ -25,7 +25,8 @@ class Asking:
     def __init__(self, settings: MobilitySettings, name: str, epoch: int) -> None:
         """`name` and `epoch` are those of the role that decides."""
         self.control = MobilityControl(settings)
-        self._prefix = f"{name}/{epoch}"
+        # No slash: the name is one segment of a URL.
+        self._prefix = f"{name}-{epoch}"
         self._number = 0
         self._asked: dict[str, HandoverRequired] = {}
         """By node: the newest."""

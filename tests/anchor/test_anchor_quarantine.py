@@ -127,8 +127,8 @@ def test_the_quarantine_survives_a_restart() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"version": "ffff"}, "no one version of svc.a is meant; there is 222222222222"),
-        ({"release": True}, "no one version of svc.a is meant; there is none"),
+        ({"version": "ffff"}, "no one version of svc.a is meant; name one of these: 222222222222"),
+        ({"release": True}, "no version of svc.a is in quarantine"),
     ],
 )
 def test_a_person_is_told_what_is_wrong(asked: dict[str, Any], words: str) -> None:

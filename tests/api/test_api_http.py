@@ -183,6 +183,8 @@ async def test_the_fleet_shows_nodes_that_have_not_come_back_yet(
         ("DELETE", "/v1/usecases/page", 404, "there is no use case 'page'; did you mean 'pages'?"),
         ("GET", "/v1/tasks/ocr.raed/explain", 404, "there is no task 'ocr.raed'; did you mean"),
         ("POST", "/v1/nodes/n2/drain", 404, "there is no node 'n2'"),
+        ("GET", "/v1/tasks/ocr.read/stats?node=nn1", 404, "there is no node 'nn1'; did you mean"),
+        ("GET", "/v1/tasks/ocr.read/audit?node=nn1", 404, "there is no node 'nn1'; did you mean"),
         ("GET", "/v1/usecase", 404, "there is no /v1/usecase; did you mean '/v1/usecases'?"),
         ("GET", "/", 404, "there is no /"),
         ("PATCH", "/v1/usecases", 405, "/v1/usecases does not know PATCH"),

@@ -124,6 +124,9 @@ def test_one_thing_is_shown_and_json(tona: Any, arguments: tuple[str, ...], said
         (("task", "list", "--service", "decodin"), "'decoding'"),
         (("task", "list", "--node", "nod-1", "--json"), "'node-1'"),
         (("service", "list", "--use-case", "smal"), "'small'"),
+        (("handover", "list", "--node", "nod-1"), "'node-1'"),
+        (("task", "stats", "decoding.decode", "--node", "nod-1"), "'node-1'"),
+        (("task", "audit", "decoding.decode", "--node", "nod-1", "--json"), "'node-1'"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_near_one(

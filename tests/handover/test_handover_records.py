@@ -41,7 +41,7 @@ def test_an_anchor_that_begins_anew_knows_the_cells() -> None:
 def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
     completed = HandoverState.COMPLETED
     mine = HandoverRecord(
-        *("ts-a/1.1", "n", 3, "a", "b", HandoverState.SWITCHING, "+4 dB"),
+        *("ts-a-1.1", "n", 3, "a", "b", HandoverState.SWITCHING, "+4 dB"),
         incarnation=7,
         arrived=8,
         tasks=("t",),
@@ -49,7 +49,7 @@ def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
         started_unix_ms=1000,
     )
     theirs = HandoverRecord(
-        *("ts-a/1.1", "n", 9, "a", "b", completed, "another anchor has handed it over"),
+        *("ts-a-1.1", "n", 9, "a", "b", completed, "another anchor has handed it over"),
         arrived=8,
         tasks=("u",),
         phases={"switching": 0, "ownerless": 9, "completed": 20},

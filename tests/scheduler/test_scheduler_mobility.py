@@ -5,6 +5,7 @@ from typing import Any
 from scheduler_bench import Bench, said, told
 from tests_support import INVENTORY
 
+from controller.api import client
 from controller.decider import Received
 from controller.mobility.settings import BETTER, NEAR, MobilitySettings
 from protocols.messages import (
@@ -59,6 +60,13 @@ def test_a_better_cell_is_required_of_the_anchor_once() -> None:
     assert (asked.node, asked.cells, asked.conditional) == ("n1", ("b",), False)
     assert "b" in asked.cause
     assert not report(bench, -100.0, b=-90.0), "one at a time"
+
+
+def test_a_handover_is_shown_under_the_name_that_its_scheduler_gives() -> None:
+    (asked,) = report(gateway(), -100.0, b=-90.0, c=-92.0)
+    shown = client.call("handover.show", name=asked.handover)
+    assert shown.path == f"/v1/handovers/{asked.handover}", "one segment, as it is"
+    assert "/" not in asked.handover
 
 
 def test_load_that_the_anchor_tells_weighs() -> None:

@@ -44,7 +44,7 @@ def stats(
 
 def _draw_stats(found: TaskStats) -> None:
     if not found.versions:
-        show(f"{found.task}: no call has been reported yet")
+        show(f"{found.task}: no such call has been reported yet")
         return
     show(stats_table(found.versions))
     for one in found.versions:

@@ -50,6 +50,7 @@ def list_handovers(
         "handover.list",
         as_json,
         lambda found: show(_rows(found)),
+        (("node.show", node),),
         node=node,
         cell=cell,
         state=state,
@@ -110,7 +111,7 @@ def _details(one: HandoverRecord) -> Table:
         ("reason", one.reason or "-"),
         ("asked for", "by an operator" if one.by_hand else "by the network"),
         ("executed", "by the node, on its condition" if one.conditional else "on command"),
-        ("attached", "to both cells at once" if one.attached else "to one cell at a time"),
+        ("attached", _attached(one)),
         ("tasks", ", ".join(one.tasks) or "-"),
         ("at the edge", "" if one.edge else "-"),
         *((f"  {task}", verdict) for task, verdict in one.edge.items()),
@@ -126,6 +127,12 @@ def _details(one: HandoverRecord) -> Table:
         *((f"  {name.removesuffix('_ms')}", f"{ms:.1f} ms") for name, ms in one.times.items()),
     ]
     return details(rows)
+
+
+def _attached(one: HandoverRecord) -> str:
+    if not one.arrived:
+        return "-"
+    return "to both cells at once" if one.attached else "to one cell at a time"
 
 
 def _again(one: HandoverRecord) -> int | None:
