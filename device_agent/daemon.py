@@ -322,7 +322,7 @@ class Daemon:
 
     def _set_pace(self, command: commands.SetPace) -> None:
         if self._senses is not None:
-            self._senses.pace(command.sample_ms, command.probe_ms)
+            self._senses.pace(command.sample_ms, command.probe_ms, command.whole_every)
 
     def _exit(self, command: commands.Exit) -> None:
         if not self._over.done():

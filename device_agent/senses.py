@@ -36,6 +36,9 @@ class Senses:
         self._link_is_back = link_is_back
         self._loop = asyncio.get_running_loop()
         self._sample_ms = self._probe_ms = FIRST_PACE_MS
+        self._whole_every = 1
+        self._until_whole = 0
+        """Samples before the next one that reads all."""
         self._number = 0
         self.signal_dbm: float | None = None
         """At the last sample."""
@@ -47,9 +50,10 @@ class Senses:
         """Begin to sample and to probe."""
         self.pace(self._sample_ms, self._probe_ms)
 
-    def pace(self, sample_ms: int, probe_ms: int) -> None:
-        """Sample and probe so often from now on."""
+    def pace(self, sample_ms: int, probe_ms: int, whole_every: int = 1) -> None:
+        """Sample and probe so often from now on; one of so many samples reads all."""
         self._sample_ms, self._probe_ms = sample_ms, probe_ms
+        self._whole_every, self._until_whole = whole_every, 0
         self._set("sample", sample_ms, self._sample)
         self._set("probe", probe_ms, self._send_probe)
 
@@ -93,6 +97,11 @@ class Senses:
     def _sample(self) -> None:
         self._set("sample", self._sample_ms, self._sample)
         now_ms = round(self._loop.time() * 1000)
+        if self._until_whole:
+            self._until_whole -= 1
+            self._tell(events.Sampled(self._sampler.sample_processor(now_ms)))
+            return
+        self._until_whole = self._whole_every - 1
         self._tell(events.Sampled(self._sampler.sample(now_ms)))
         if self._link is not None:
             report = self._link.sample(now_ms)

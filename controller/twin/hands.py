@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MARK: Final = b"job"
 STOP_MS: Final = 1
 BLOB_MS: Final = 5
-FIRST_SAMPLE_MS: Final = 1000
+FIRST_PACE: Final = commands.SetPace(1000, 1000)
 MAX_INSTANCES: Final = 64
 
 
@@ -94,6 +94,7 @@ class Hands:
         """What runs of a program take here, by its digest, where programs differ."""
         self._calibrations = Calibrations(node, shape.start_ms, self.run_ms)
         self._pace = 0
+        self._until_whole = 0
         self._executions = 0
 
     def is_like(self, inventory: Inventory, costs: Mapping[str, Cost]) -> None:
@@ -131,7 +132,8 @@ class Hands:
         self._bases.clear()
         self._calibrations.begin()
         self._pace += 1
-        self._node.later(FIRST_SAMPLE_MS, partial(self._sample, self._pace, FIRST_SAMPLE_MS))
+        self._until_whole = 0
+        self._node.later(FIRST_PACE.sample_ms, partial(self._sample, self._pace, FIRST_PACE))
 
     def act(self, command: commands.Command) -> None:
         """Do what a command asks of the machine. Raises RuntimeError for one it does not know."""
@@ -153,9 +155,10 @@ class Hands:
                 self._execute(command)
             case commands.RunCalibration() | commands.EndCalibration():
                 self._calibrations.act(command, broken=self.broken)
-            case commands.SetPace(sample_ms=sample_ms):
+            case commands.SetPace():
                 self._pace += 1
-                node.later(sample_ms, partial(self._sample, self._pace, sample_ms))
+                self._until_whole = 0
+                node.later(command.sample_ms, partial(self._sample, self._pace, command))
             case commands.RestInstance(instance=instance):
                 node.later(STOP_MS, partial(self._rest, instance))
             case commands.WakeInstance(instance=instance):
@@ -298,7 +301,7 @@ class Hands:
         data = MARK + f"{self._node.name}/{self._executions}".encode()
         return Tensor(value.dtype, (len(data),), data)
 
-    def _sample(self, pace: int, sample_ms: int) -> None:
+    def _sample(self, pace: int, command: commands.SetPace) -> None:
         if pace != self._pace:
             return
         node = self._node
@@ -317,8 +320,12 @@ class Hands:
             loss_percent=self.loss_percent,
         )  # fmt: skip
         node.tell(events.Sampled(load))
-        node.tell(events.LinkSampled(link))
-        node.later(sample_ms, partial(self._sample, pace, sample_ms))
+        if self._until_whole:
+            self._until_whole -= 1
+        else:
+            self._until_whole = command.whole_every - 1
+            node.tell(events.LinkSampled(link))
+        node.later(command.sample_ms, partial(self._sample, pace, command))
 
 
 def _made_up(shape: Shape) -> Inventory:

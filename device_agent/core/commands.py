@@ -387,6 +387,8 @@ class SetPace(Struct, frozen=True):
 
     sample_ms: int
     probe_ms: int
+    whole_every: int = 1
+    """Of so many samples one reads all, links too; the others only what moves fast."""
 
 
 class Exit(Struct, frozen=True):

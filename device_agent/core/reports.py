@@ -4,7 +4,7 @@ from msgspec import structs
 
 from device_agent.core.commands import Say, SetPace
 from device_agent.core.turn import Turn
-from device_agent.sensing.reporting import due_link, due_load
+from device_agent.sensing.reporting import due_link, due_load, whole_every
 from protocols.messages.presence import Welcome
 from protocols.messages.sense import LinkReport, LoadReport, SetSensing
 from protocols.topics import Channel
@@ -29,7 +29,8 @@ class Reports:
     def pace(self, settings: SetSensing) -> None:
         """Sample, probe and report so from now on."""
         self._sensing = settings
-        self._turn.out.append(SetPace(settings.sample_ms, settings.probe_ms))
+        every = whole_every(settings.sample_ms)
+        self._turn.out.append(SetPace(settings.sample_ms, settings.probe_ms, every))
 
     def load(self, sampled: LoadReport) -> None:
         """Report a load that has moved, or is due."""

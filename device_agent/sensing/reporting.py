@@ -19,6 +19,13 @@ DELIVERY_STEP: Final = 1.5
 """By what factor what a link carries has to change..."""
 DELIVERY_MATTERS_MBIT_PER_S: Final = 100.0
 """...unless it was and is above this: then hardly anything waits for it."""
+WHOLE_MS: Final = 500
+"""However fast the pace is, only the processor is read at every sample; all else so often."""
+
+
+def whole_every(sample_ms: int) -> int:
+    """Return how many samples it is from one that reads all to the next."""
+    return max(1, round(WHOLE_MS / sample_ms))
 
 
 def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> LoadReport | None:
@@ -27,25 +34,28 @@ def due_load(last: LoadReport | None, new: LoadReport, sensing: SetSensing) -> L
     `last` is the report sent last. The clock is `sampled_ms`.
     """
     cause = _load_cause(last, new, sensing) if last else HEARTBEAT
-    if cause is None and last and _beats(last.sampled_ms, new.sampled_ms, sensing):
-        cause = HEARTBEAT
+    if cause is None and last:
+        since_ms = new.sampled_ms - last.sampled_ms
+        cause = HEARTBEAT if _nearest(since_ms, sensing.heartbeat_ms, sensing.sample_ms) else None
     return msgspec.structs.replace(new, cause=cause) if cause else None
 
 
 def due_link(last: LinkReport | None, new: LinkReport, sensing: SetSensing) -> LinkReport | None:
     """Return the report to send now, with its cause, or None to stay silent."""
     cause = _link_cause(last, new, sensing) if last else HEARTBEAT
-    if cause is None and last and _beats(last.sampled_ms, new.sampled_ms, sensing):
-        cause = HEARTBEAT
+    if cause is None and last:
+        since_ms = new.sampled_ms - last.sampled_ms
+        every_ms = whole_every(sensing.sample_ms) * sensing.sample_ms
+        cause = HEARTBEAT if _nearest(since_ms, sensing.heartbeat_ms, every_ms) else None
     return msgspec.structs.replace(new, cause=cause) if cause else None
 
 
-def _beats(last_ms: int, new_ms: int, sensing: SetSensing) -> bool:
-    """Whether this sample is nearer to the heartbeat than the next one.
+def _nearest(since_ms: int, due_ms: int, every_ms: int) -> bool:
+    """Whether a sample is nearer to what is due than the next one, `every_ms` later.
 
     Timers are a hair early or late: waiting for the next sample then would double the silence.
     """
-    return new_ms - last_ms + sensing.sample_ms / 2 >= sensing.heartbeat_ms
+    return since_ms + every_ms / 2 >= due_ms
 
 
 def _load_cause(last: LoadReport, new: LoadReport, sensing: SetSensing) -> str | None:

@@ -97,7 +97,7 @@ def test_a_welcome_sets_the_pace_and_the_reports_follow() -> None:
     (report,) = of(LoadReport, node.tell(events.Sampled(LoadReport(600, 60.0))))
     assert report.cause == "cpu_percent"
     (pace,) = of(commands.SetPace, node.hear(SetSensing(sample_ms=100, probe_ms=250)))
-    assert (pace.sample_ms, pace.probe_ms) == (100, 250)
+    assert (pace.sample_ms, pace.probe_ms, pace.whole_every) == (100, 250, 5)
 
 
 def test_statuses_wait_for_the_welcome_and_repeat_until_acknowledged() -> None:

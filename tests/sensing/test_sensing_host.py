@@ -197,6 +197,22 @@ def test_a_file_that_only_root_reads_is_named_in_the_warning(
     sampler.close()
 
 
+def test_between_whole_samples_only_the_processor_is_read(tmp_path: Path, put: Put) -> None:
+    put("proc/stat", STAT.format(0, 0, 0))
+    put("proc/meminfo", "MemTotal: 100 kB\nMemAvailable: 60 kB\n")
+    sampler = Sampler(tmp_path, load("generic-x86-64"), now_ms=0)
+    before = sampler.sample(500)
+    put("proc/meminfo", "MemTotal: 100 kB\nMemAvailable: 20 kB\n")
+    put("proc/stat", STAT.format(300, 100, 0))
+    between = sampler.sample_processor(550)
+    assert (between.sampled_ms, between.memory_available_bytes) == (550, 60 << 10)
+    assert between.cpu_percent > before.cpu_percent
+    assert len(between.cores_percent) == len(before.cores_percent)
+    after = sampler.sample(1000)
+    assert (after.memory_available_bytes, after.cpu_percent) == (20 << 10, between.cpu_percent)
+    sampler.close()
+
+
 def test_a_machine_without_proc_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="stat"):
         Sampler(tmp_path, load("generic-x86-64"), now_ms=0)

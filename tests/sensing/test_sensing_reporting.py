@@ -17,6 +17,7 @@ from device_agent.sensing.reporting import (
     ROUND_TRIP_FLOOR_MS,
     due_link,
     due_load,
+    whole_every,
 )
 from device_agent.sensing.rtnetlink import Interface, RouteSeen
 from device_agent.sensing.sampler import Sampler
@@ -99,12 +100,21 @@ def test_a_load_speaks_by_its_step(change: dict[str, object], cause: str | None)
         ({"delivery_mbit_per_s": 6.0}, None),
         ({"delivery_mbit_per_s": None}, None),
         ({"rx_bytes_per_s": 1e9}, None),
+        ({"sampled_ms": 749}, None),
+        ({"sampled_ms": 750}, HEARTBEAT),
         ({"sampled_ms": 1000}, HEARTBEAT),
     ],
 )
 def test_a_link_speaks_by_its_step(change: dict[str, object], cause: str | None) -> None:
     due = due_link(LINK, replace(LINK, **change), SENSING)
     assert (due.cause if due else None) == cause
+
+
+@pytest.mark.parametrize(
+    ("sample_ms", "every"), [(20, 25), (50, 10), (60, 8), (300, 2), (400, 1), (1000, 1)]
+)
+def test_however_fast_the_pace_all_is_read_twice_a_second(sample_ms: int, every: int) -> None:
+    assert whole_every(sample_ms) == every
 
 
 def test_a_wide_link_may_carry_what_it_likes() -> None:
