@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from controller.handover_records import HandoverRecord, HandoverState
 from tona.testbed.figures import (
@@ -19,6 +20,7 @@ from tona.testbed.figures import (
     quantile,
     verdict,
 )
+from tona.testbed.likeness import Traced
 from tona.testbed.owning import called
 from tona.testbed.radio import SIGNALS, SWITCH, Radio
 from tona.testbed.replay import Signal
@@ -87,9 +89,39 @@ def test_the_ratio_holds_windows_against_each_other() -> None:
     assert found.stages[Stage.PARTING].gaps == 24  # 190 to 670 ms after it began
 
 
+def worse(window: Passed, rise_ms: float) -> Passed:
+    return replace(window, radio=Traced((rise_ms, 0.0, 0.0, 0.0, 0.0), 8.0, 0.0))
+
+
+def test_windows_are_held_against_steady_ones_of_the_same_radio() -> None:
+    """What a weak radio costs is no cost of a handover: the likest steady window costs it too."""
+    answers = [at * 20 * MS for at in range(1000)]
+    del answers[600:601]  # 12,000 ms, in the steady window with the weak radio
+    del answers[100:101]  # 2,000 ms, in the one with a handover
+    windows = [
+        worse(passed(0, 4000), 30.0),
+        worse(passed(5000, 9000, Kind.STEADY), 3.0),
+        worse(passed(10000, 14000, Kind.STEADY), 25.0),
+    ]
+    found = verdict({"ue-1": Called(SUMS, answers, [])}, {"ue-1": Driven(windows)})
+    assert (found.gap_ratio, found.matched_ratio) == (2.0, 1.0)
+    assert found.matched is not None
+    assert (found.matched.windows, found.matched.different) == (1, 1)
+    assert found.matched.radio is not None
+    assert found.steady.radio is not None
+    assert (found.matched.radio.rise_ms, found.steady.radio.rise_ms) == (25.0, 3.0)
+    # One that is the likest of several counts as often.
+    again = [*windows, worse(passed(14000, 18000), 26.0)]
+    found = verdict({"ue-1": Called(SUMS, answers, [])}, {"ue-1": Driven(again)})
+    assert found.matched is not None
+    assert (found.matched.windows, found.matched.different) == (2, 1)
+    assert found.matched.gaps == 2 * 200
+
+
 def test_nothing_measured_is_nothing_said() -> None:
     found = verdict({"ue-1": Called(SUMS, [], [])}, {"ue-1": Driven()})
     assert found.gap_ratio is None
+    assert (found.matched, found.matched_ratio) == (None, None)
     assert found.handover.p999_ms is None
 
 

@@ -1,6 +1,7 @@
 """Traces, the windows cut out of them, and the links that they make."""
 
 import gzip
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import UserError
+from tona.testbed.likeness import USED_MAX, Traced, likest, traced
 from tona.testbed.replay import DELAY_MS, LOSS_PERCENT, Signal, conditions, steps
 from tona.testbed.timetable import timetable
 from tona.testbed.tracefiles import parse_file, read
@@ -110,6 +112,48 @@ def test_every_signal_makes_a_link(rsrp: float, cqi: int | None, carried: float)
     assert link.down_mbit_per_s >= carried
     assert DELAY_MS <= link.delay_ms <= DELAY_MS + 14
     assert 0 <= link.loss_percent <= LOSS_PERCENT
+
+
+def test_a_cell_that_does_not_serve_is_like_the_one_that_does() -> None:
+    """Else a link would be another one as soon as the trace goes over to it."""
+    rows = [
+        *(row(at, "a", rsrp="-100", neighbour="-97", cqi="6") for at in range(5)),
+        *(row(at, "b", rsrp="-97", neighbour="-100", cqi="6") for at in range(5, 10)),
+    ]
+    made = steps(Window("drive", parse([HEAD, *rows]), moves=True), "du-1", CELLS)
+    delays = {cell: {one.links[cell].delay_ms for one in made} for cell in ("du-1", "du-2")}
+    assert delays == {"du-1": {17.0}, "du-2": {17.0}}
+    weak = [row(at, "a", rsrp="-80", neighbour="-110", cqi="9") for at in range(10)]
+    one = steps(Window("drive", parse([HEAD, *weak]), moves=False), "du-1", CELLS)[0]
+    assert [one.links[cell].delay_ms for cell in ("du-1", "du-2")] == [14.0, 17.0]
+    none = [row(at, "a", rsrp="-80", neighbour="-100", cqi="-") for at in range(10)]
+    one = steps(Window("drive", parse([HEAD, *none]), moves=False), "du-1", CELLS)[0]
+    assert [one.links[cell].delay_ms for cell in ("du-1", "du-2")] == [8.0, 15.0]
+
+
+def test_the_radio_of_a_window_is_how_much_longer_its_ways_become() -> None:
+    cqis = ["15", "15", "9", "12", "10", "10", "15", "15", "15", "15"]
+    rows = [row(at, "a", cqi=cqi) for at, cqi in enumerate(cqis)]
+    found = traced(Window("drive", parse([HEAD, *rows]), moves=False))
+    # Six steps down: 12 ms for both ways and 5 of jitter; two: 4 and 4.5.
+    assert found.rises_ms == (17.0, 8.5, 4.5, 3.5, 2.0)
+    assert found.delay_ms == pytest.approx(8 + (6 + 3 + 5 + 5) / 10)
+    assert found.loss_percent == 0.0
+    assert (
+        traced(Window("short", parse([HEAD, row(0, "a")]), moves=False)).rises_ms[1:] == (0.0,) * 4
+    )
+
+
+def test_each_window_has_its_likest() -> None:
+    def of(rise_ms: float, loss_percent: float = 0.0) -> Traced:
+        return Traced((rise_ms, 0.0, 0.0, 0.0, 0.0), 10.0, loss_percent)
+
+    among = [of(2.0), of(10.0), of(20.0), of(20.0, 0.3)]
+    assert likest([of(3.0), of(21.0, 0.2), of(18.0), of(12.0)], among) == [3, 2, 1, 0]
+    many = likest([of(19.0)] * (2 * USED_MAX), among)
+    assert Counter(many) == {2: USED_MAX, 1: USED_MAX}
+    assert likest([of(1.0)] * 9, [of(1.0)]) == [0] * USED_MAX
+    assert likest([of(1.0)], []) == []
 
 
 def test_a_better_signal_makes_a_better_link() -> None:

@@ -37,7 +37,7 @@ from tona.cli.testbed_options import (
 from tona.testbed.choices import SWITCH_MS, Address, Ask, By, Radios
 
 if TYPE_CHECKING:
-    from tona.testbed.figures import Verdict
+    from tona.testbed.figures import Gaps, Verdict
     from tona.testbed.plan import Spec
     from tona.testbed.run import Given, Phase
 
@@ -49,6 +49,8 @@ SAID_EVERY: Final = 10
 """Where there is no bar: a line for each such part of the windows."""
 STAGES: Final = ("radio", "preparing", "attaching", "switching", "parting")
 """As in `tona.testbed.stages`, which is slow to import."""
+KINDS: Final = ("handover", "matched", "steady")
+"""Of windows whose radio is told: how many, delay, the largest rise of it, loss."""
 NAMES: Final = {"two_radios": "two radios", "one_radio": "one radio"}
 
 
@@ -226,6 +228,14 @@ def _ms(value: float | None) -> str:
     return or_dash(value, "{:.1f} ms")
 
 
+def _radio(one: "Verdict", kind: str) -> str:
+    gaps: Gaps | None = getattr(one, kind)
+    if gaps is None or gaps.radio is None:
+        return "-"
+    delay_ms, rise_ms, loss = gaps.radio.delay_ms, gaps.radio.rise_ms, gaps.radio.loss_percent
+    return f"{gaps.different}: {delay_ms:.1f}, {rise_ms:.1f} ms, {loss:.3f} %"
+
+
 def _longer(one: "Verdict", stage: str) -> str:
     share = {str(at): found for at, found in one.stages.items()}.get(stage)
     return "-" if share is None else f"{share.longer} of {share.gaps}, {share.max_ms:.1f} ms"
@@ -247,11 +257,14 @@ _ROWS: Final[tuple[tuple[str, Any], ...]] = (
     ("gap p50, steady", lambda one: _ms(one.steady.p50_ms)),
     ("gap p99.9, handover", lambda one: _ms(one.handover.p999_ms)),
     ("gap p99.9, steady", lambda one: _ms(one.steady.p999_ms)),
+    ("gap p99.9, matched", lambda one: _ms(one.matched and one.matched.p999_ms)),
     ("gap p99.9, control", lambda one: _ms(one.control and one.control.p999_ms)),
     ("longest gap, handover", lambda one: _ms(one.handover.max_ms)),
     ("longest gap, steady", lambda one: _ms(one.steady.max_ms)),
     ("gap_ratio", lambda one: or_dash(one.gap_ratio, "{:.2f}")),
+    ("matched_ratio", lambda one: or_dash(one.matched_ratio, "{:.2f}")),
     ("radio_ratio", lambda one: or_dash(one.radio_ratio, "{:.2f}")),
+    *((f"radio, {kind}", lambda one, kind=kind: _radio(one, kind)) for kind in KINDS),
     *(
         (f"longer than steady p99.9: {stage}", lambda one, at=stage: _longer(one, at))
         for stage in STAGES

@@ -13,6 +13,7 @@ from tona.cli.api import Api
 from tona.testbed.antenna import Antenna
 from tona.testbed.bed import Bed
 from tona.testbed.figures import Driven, Kind, Passed
+from tona.testbed.likeness import traced
 from tona.testbed.replay import steps
 from tona.testbed.traces import Window
 from tona.testbed.where import Where
@@ -121,7 +122,7 @@ class Driver:
         kind = Kind.CONTROL if window.control else Kind.STEADY
         if window.moves or moved:
             kind = Kind.HANDOVER
-        driven.passed.append(Passed(node, begin_ns, end_ns, kind))
+        driven.passed.append(Passed(node, begin_ns, end_ns, kind, traced(window)))
 
     async def _settle(self, cell: str) -> None:
         """Wait until the node is where it was asked to be, but not for ever.

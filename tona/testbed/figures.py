@@ -6,6 +6,8 @@ asked for, are *handover* windows; those that replay the radio of such a one wit
 *control*; the others are *steady*. Of the steady ones as many count as there are handover windows.
 `gap_ratio` holds the 99.9th percentiles of the first and the last against each other, `radio_ratio`
 those of the control and the last: what the radio of a handover window costs by itself.
+`matched_ratio` holds handover windows against those steady ones of the run whose radio is likest to
+theirs, by the traces alone.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,6 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from tona.testbed.likeness import Likeness, Traced, likeness, likest
 from tona.testbed.stages import Gap, Longest, Move, Share, Stage, longest, shares, staged
 
 QUANTILE: Final = 0.999
@@ -37,6 +40,8 @@ class Passed(Struct, frozen=True):
     begin_ns: int
     end_ns: int
     kind: Kind
+    radio: Traced | None = None
+    """By its trace; None: unknown."""
 
 
 class Sums(Struct, frozen=True):
@@ -75,6 +80,9 @@ class Gaps(Struct, frozen=True):
     p99_ms: float | None = None
     p999_ms: float | None = None
     max_ms: float | None = None
+    different: int = 0
+    """Windows, each counted once."""
+    radio: Likeness | None = None
 
 
 class Verdict(Struct, frozen=True):
@@ -97,10 +105,14 @@ class Verdict(Struct, frozen=True):
     steady: Gaps
     control: Gaps | None = None
     """None: there were no such windows."""
+    matched: Gaps | None = None
+    """Steady windows with the radio of handover windows, one for each; None: no radio is known."""
     gap_ratio: float | None = None
     """p99.9 of handover windows over p99.9 of steady ones."""
     radio_ratio: float | None = None
     """p99.9 of control windows over p99.9 of steady ones."""
+    matched_ratio: float | None = None
+    """p99.9 of handover windows over p99.9 of those matched with them."""
     stages: Mapping[Stage, Share] = {}
     """Of the gaps in handover windows, by what was done when they ended."""
     longest: tuple[Longest, ...] = ()
@@ -134,17 +146,31 @@ def gaps(answers_ns: Sequence[int], windows: Iterable[Passed]) -> list[Gap]:
     return found
 
 
-def summed(windows: int, found: Iterable[Gap]) -> Gaps:
-    """Return the figures of some gaps."""
+def summed(windows: Sequence[Passed], found: Iterable[Gap]) -> Gaps:
+    """Return the figures of the gaps in some windows, of which one may be there several times."""
     ordered = sorted(one.ms for one in found)
     return Gaps(
-        windows,
+        len(windows),
         len(ordered),
         quantile(ordered, 0.5),
         quantile(ordered, 0.99),
         quantile(ordered, QUANTILE),
         ordered[-1] if ordered else None,
+        len({(one.node, one.begin_ns) for one in windows}),
+        likeness([one.radio for one in windows if one.radio is not None]),
     )
+
+
+def matched(windows: Sequence[Passed]) -> list[Passed]:
+    """Return for each handover window the steady one with the likest radio; see `likest`."""
+    radios: dict[Kind, list[Traced]] = {}
+    steady = []
+    for one in windows:
+        if one.radio is not None:
+            radios.setdefault(one.kind, []).append(one.radio)
+            steady += [one] if one.kind is Kind.STEADY else []
+    wanted, among = radios.get(Kind.HANDOVER, []), radios.get(Kind.STEADY, [])
+    return [steady[number] for number in likest(wanted, among)]
 
 
 def chosen(windows: Sequence[Passed]) -> dict[Kind, list[Passed]]:
@@ -173,16 +199,11 @@ def verdict(
     called: Mapping[str, Called], driven: Mapping[str, Driven], moves: Iterable[Move] = ()
 ) -> Verdict:
     """Return what became of some nodes, each with its caller, and `moves` of any nodes."""
-    windows = chosen([one for node in driven.values() for one in node.passed])
-    found = {
-        kind: [
-            gap
-            for node, one in called.items()
-            for gap in gaps(one.answers_ns, [each for each in of_kind if each.node == node])
-        ]
-        for kind, of_kind in windows.items()
-    }
-    figures = {kind: summed(len(windows[kind]), found[kind]) for kind in Kind}
+    passed = [one for node in driven.values() for one in node.passed]
+    windows, alike = chosen(passed), matched(passed)
+    found = {kind: _gaps(called, of_kind) for kind, of_kind in windows.items()}
+    figures = {kind: summed(windows[kind], found[kind]) for kind in Kind}
+    same = summed(alike, _gaps(called, alike)) if alike else None
     steady = figures[Kind.STEADY]
     told = staged(found[Kind.HANDOVER], moves)
     sums = [one.sums for one in called.values()]
@@ -201,13 +222,23 @@ def verdict(
         handover=figures[Kind.HANDOVER],
         steady=steady,
         control=figures[Kind.CONTROL] if windows[Kind.CONTROL] else None,
+        matched=same,
         gap_ratio=_ratio(figures[Kind.HANDOVER], steady),
         radio_ratio=_ratio(figures[Kind.CONTROL], steady),
+        matched_ratio=_ratio(figures[Kind.HANDOVER], same) if same else None,
         stages=shares(told, steady.p999_ms),
         longest=longest(told),
         latency_p50_ms=quantile(latencies, 0.5),
         latency_p99_ms=quantile(latencies, 0.99),
     )
+
+
+def _gaps(called: Mapping[str, Called], windows: Sequence[Passed]) -> list[Gap]:
+    return [
+        gap
+        for node, one in called.items()
+        for gap in gaps(one.answers_ns, [each for each in windows if each.node == node])
+    ]
 
 
 def _ratio(one: Gaps, other: Gaps) -> float | None:
