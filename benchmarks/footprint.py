@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,6 +14,7 @@ from benchmarks.harness import kernel
 from benchmarks.harness.cell import Cell, cell
 from benchmarks.harness.processes import module, running
 from benchmarks.harness.report import Report, median, options, progress
+from controller.broker.lease import PortLease
 from protocols.topics import Speaker
 
 HOST: Final = "127.0.0.1"
@@ -95,18 +95,16 @@ async def _start(one: Cell, stack: AsyncExitStack, agent_python: str) -> dict[st
 @asynccontextmanager
 async def _exporter(folder: Path) -> AsyncIterator[int]:
     """Run a node exporter that is asked for its metrics once a second."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    command = [str(shutil.which(EXPORTER)), f"--web.listen-address={HOST}:{port}"]
-    async with running(command, folder / "exporter.log") as process:
-        scraping = asyncio.create_task(_scrape(port))
-        try:
-            yield process.pid
-        finally:
-            scraping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await scraping
+    with contextlib.closing(PortLease(HOST, 0, EXPORTER)) as lease:
+        command = [str(shutil.which(EXPORTER)), f"--web.listen-address={HOST}:{lease.port}"]
+        async with running(command, folder / "exporter.log") as process:
+            scraping = asyncio.create_task(_scrape(lease.port))
+            try:
+                yield process.pid
+            finally:
+                scraping.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await scraping
 
 
 async def _scrape(port: int) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -187,34 +187,30 @@ async def cell(
     controller, such as `heartbeat_ms`.
     """
     said: dict[str, str | int] = {"data": str(folder / "controller"), "cell": NAME, **settings}
-    trust = None
-    if trusted_host:
-        broker_port, api_port = _free_ports(trusted_host)
-        trust = Trust(folder, trusted_host, broker_port, api_port)
-        said |= {"broker_host": trusted_host, "broker_port": broker_port, "broker": "mosquitto"}
-        said |= {"api_host": trusted_host, "api_port": api_port}
-        said |= {"authority": str(trust.folder)}
-        own = {CONTROLLER: Speaker.CONTROLLER, BENCH: Speaker.CONTROLLER}
-        for name, speaker in {**own, **identities}.items():
-            trust.issue(name, speaker)
-        said |= {"bundle": str(trust.bundle(CONTROLLER))}
-    else:
-        said |= {"broker": broker, "broker_port": 0, "api_port": 0}
-    config = folder / "controller.toml"
-    # A string of JSON is one of TOML.
-    lines = [f"{name} = {json.dumps(value)}\n" for name, value in said.items()]
-    config.write_text("".join(lines), encoding="utf-8")
-    command = module("tona", "controller", "--json", f"--config={config}")
-    async with running(command, folder / "controller.log") as process:
+    async with AsyncExitStack() as stack:
+        trust = None
+        if trusted_host:
+            # The bundles name the ports before anybody listens there.
+            broker_port, api_port = (
+                stack.enter_context(closing(PortLease(trusted_host, 0, whom))).port
+                for whom in ("the broker", "the API")
+            )
+            trust = Trust(folder, trusted_host, broker_port, api_port)
+            said |= {"broker_host": trusted_host, "broker_port": broker_port}
+            said |= {"api_host": trusted_host, "api_port": api_port}
+            said |= {"broker": "mosquitto", "authority": str(trust.folder)}
+            own = {CONTROLLER: Speaker.CONTROLLER, BENCH: Speaker.CONTROLLER}
+            for name, speaker in {**own, **identities}.items():
+                trust.issue(name, speaker)
+            said |= {"bundle": str(trust.bundle(CONTROLLER))}
+        else:
+            said |= {"broker": broker, "broker_port": 0, "api_port": 0}
+        config = folder / "controller.toml"
+        # A string of JSON is one of TOML.
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in said.items()]
+        config.write_text("".join(lines), encoding="utf-8")
+        command = module("tona", "controller", "--json", f"--config={config}")
+        process = await stack.enter_async_context(running(command, folder / "controller.log"))
         one = Cell(folder, process, await process.line(), trust)
-        try:
-            yield one
-        finally:
-            await one.close()
-
-
-def _free_ports(host: str) -> tuple[int, int]:
-    leases = PortLease(host, 0), PortLease(host, 0)
-    for one in leases:
-        one.close()
-    return leases[0].port, leases[1].port
+        stack.push_async_callback(one.close)
+        yield one

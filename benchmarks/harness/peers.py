@@ -2,15 +2,15 @@
 
 import asyncio
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.processes import ROOT, Process, running
 from benchmarks.harness.report import progress
+from controller.broker.lease import PortLease
 
 PROGRAMS: Final = ROOT / "benchmarks" / "programs"
 INSTALL_TIMEOUT_S: Final = 900.0
@@ -53,13 +53,6 @@ async def venv(folder: Path, name: str, requirement: str) -> Path:
     return python
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def client(
     python: Path, program: str, folder: Path, more: Mapping[str, str]
@@ -83,15 +76,15 @@ def redis_server() -> str:
 async def redis(folder: Path, *, durable: bool) -> AsyncIterator[str]:
     """Run a Redis of our own, and yield its URL: as shipped, or each write on the disk first."""
     server = redis_server()
-    port = _free_port()
-    home = folder / f"redis-{port}"
-    home.mkdir()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(home)]
-    if durable:
-        options += ["--appendonly", "yes", "--appendfsync", "always"]
-    async with running([server, *options], folder / "redis.log"):
-        await _answers(port)
-        yield f"redis://127.0.0.1:{port}/0"
+    with closing(PortLease("127.0.0.1", 0, "Redis")) as lease:
+        home = folder / f"redis-{lease.port}"
+        home.mkdir()
+        options = ["--port", str(lease.port), "--bind", "127.0.0.1", "--dir", str(home)]
+        if durable:
+            options += ["--appendonly", "yes", "--appendfsync", "always"]
+        async with running([server, *options], folder / "redis.log"):
+            await _answers(lease.port)
+            yield f"redis://127.0.0.1:{lease.port}/0"
 
 
 async def _answers(port: int) -> None:
