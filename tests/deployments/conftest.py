@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "loop"))
+for near in ("loop", "trust"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / near))

@@ -1,6 +1,8 @@
 """Somebody at real brokers who speaks as a role that he is not, or says again what was said."""
 
 import asyncio
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
@@ -8,6 +10,8 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 from controller.host.links import Dispatch, Due, Event, Hear, Links, Open, Say
 from protocols import codec, topics
@@ -15,6 +19,8 @@ from protocols.codec import Frame
 from protocols.topics import INVOCATION_MAX_BYTES, Channel, Party, Speaker, Topic
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
+
+WAIT_S = 60
 
 
 def _inbox(cell: str, role: str) -> Topic:
@@ -77,9 +83,12 @@ class Word(NamedTuple):
 class Tape:
     """Records what nodes and roles say at brokers, and says it again."""
 
-    def __init__(self, brokers: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self, brokers: Iterable[tuple[str, str]], tls: ssl.SSLContext | None = None
+    ) -> None:
         """`brokers` are names of cells, each with the URL of its broker."""
         self.words: list[Word] = []
+        self._tls = tls
         self._brokers = [(cell, urlsplit(url)) for cell, url in brokers]
         self._clients: dict[str, aiomqtt.Client] = {}
         self._running: list[asyncio.Task[None]] = []
@@ -88,7 +97,9 @@ class Tape:
     async def __aenter__(self) -> Self:
         for cell, url in self._brokers:
             version = aiomqtt.ProtocolVersion.V5
-            client = aiomqtt.Client(str(url.hostname), int(url.port or 0), protocol=version)
+            client = aiomqtt.Client(
+                str(url.hostname), int(url.port or 0), protocol=version, tls_context=self._tls
+            )
             self._clients[cell] = await self._stack.enter_async_context(client)
             for party, channel in (
                 (Party.NODE, Channel.PRESENCE),
@@ -121,3 +132,42 @@ class Tape:
         for one in said:
             await self._clients[one.cell].publish(one.topic, one.payload, 1)
         return said
+
+
+class Forger:
+    """Somebody with one certificate at the brokers of all cells, who says what he has recorded."""
+
+    def __init__(self, brokers: Iterable[tuple[str, str]], tls: ssl.SSLContext) -> None:
+        """`brokers` are names of cells, each with the URL of its broker."""
+        self._brokers = [(cell, urlsplit(url)) for cell, url in brokers]
+        self._tls = tls
+        self._clients: dict[str, paho.Client] = {}
+        self._codes: dict[tuple[str, int], int] = {}
+
+    def __enter__(self) -> Self:
+        for cell, url in self._brokers:
+            client = paho.Client(
+                CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5, reconnect_on_failure=False
+            )
+            client.tls_set_context(self._tls)
+            joined = threading.Event()
+            client.on_connect = lambda *_, joined=joined: joined.set()
+            client.on_publish = lambda _client, _data, mid, code, _properties, cell=cell: (
+                self._codes.update({(cell, mid): code.value})
+            )
+            client.connect(str(url.hostname), int(url.port or 0))
+            client.loop_start()
+            self._clients[cell] = client
+            assert joined.wait(WAIT_S), f"not let in at {cell}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._clients.values():
+            one.disconnect()
+            one.loop_stop()
+
+    async def says(self, cell: str, topic: str, payload: bytes) -> int:
+        """Publish something as it is; return the code with which the broker answers."""
+        said = self._clients[cell].publish(topic, payload, 1)
+        await asyncio.to_thread(said.wait_for_publish, WAIT_S)
+        return self._codes[cell, said.mid]

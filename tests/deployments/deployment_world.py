@@ -1,6 +1,7 @@
 """A deployment of real processes, and the ways to look into it."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ async def running(
     places: Mapping[str, Place] | None = None,
     own_options: Mapping[str, tuple[str, ...]] | None = None,
     config: str = "",
+    verify: ssl.SSLContext | bool = True,
 ) -> AsyncIterator[World]:
     said: list[str] = []
     plan = Plan(
@@ -82,7 +84,7 @@ async def running(
     deployed = Deployed(plan, lambda one, text: said.append(f"{one} {text}"))
     try:
         seen = await deployed.start()
-        async with httpx.AsyncClient(base_url=seen.api_url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=seen.api_url, timeout=60, verify=verify) as http:
             world = World(deployed, seen, http)
             await world.online(nodes)
             yield world
