@@ -119,11 +119,15 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["lock"]
 
 
-def test_it_is_taken_down_from_elsewhere(tmp_path: Path) -> None:
+def test_it_is_taken_down_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with standing("loopback", tmp_path) as (owner, _):
         command = ["exec", "--", sys.executable, "-m", "tona", "fleet", "status"]
         # It stands when its processes do: what nodes say comes to the CU after that.
         until(lambda: "ue-1" in tona(*command, folder=tmp_path).stdout)
+        # As it stands in what `up` prints, whatever the caller's PATH.
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        listed = tona("exec", "--", "tona", "fleet", "status", folder=tmp_path)
+        assert listed.returncode == 0, listed.stderr
         children = below(owner.pid)
         assert tona("down", folder=tmp_path).stdout == "the testbed has ended\n"
         assert owner.wait(timeout=60) == 0

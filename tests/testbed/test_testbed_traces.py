@@ -207,6 +207,20 @@ def test_a_folder_of_traces(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_collection_of_folders_gives_the_traces_in_them(tmp_path: Path) -> None:
+    drives, others = tmp_path / "drives", tmp_path / "others"
+    drives.mkdir()
+    others.mkdir()
+    (others / "rates.csv").write_text("1,2\n3,4\n")
+    with pytest.raises(UserError, match="no trace in it"):
+        read(tmp_path)
+    lines = "\n".join([HEAD, *(row(at, "1" if at < 30 else "2") for at in range(60))])
+    (drives / "one.csv").write_text(lines)
+    found = read(tmp_path)
+    assert [one.moves for one in found] == [one.moves for one in read(drives)]
+    assert {one.trace for one in found} == {"drives/one.csv"}
+
+
 def test_a_folder_without_traces_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trace in it"):
         read(tmp_path)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 from protocols.errors import EnvironmentFailure, UserError
@@ -12,13 +14,15 @@ from tona.testbed.plan import BACKHAUL
 
 def visit(found: Standing, at: str, command: list[str]) -> NoReturn:
     """Become a command. Raises UserError, EnvironmentFailure."""
-    program = shutil.which(command[0])
+    # `tona` is found beside the interpreter too, where nobody has activated its environment.
+    paths = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
+    program = shutil.which(command[0], path=paths)
     if program is None:
         raise UserError(f"{command[0]}: there is no such command")
     if at and at not in found.spaces:
         known = ", ".join(found.spaces) or "this machine's loopback alone, without --at"
         raise UserError(f"there is no network {at!r} in this testbed: choose {known}")
-    own = dict(os.environ)
+    own = {**os.environ, "PATH": paths}
     if found.bundle:
         own["TONA_BUNDLE"] = found.bundle
     elif found.seen is not None:
