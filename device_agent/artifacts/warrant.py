@@ -35,8 +35,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
-
+    from device_agent.artifacts.http1 import Response
     from device_agent.executors.programs.stream import Header, Refusal
 else:
     from stream import Header, Refusal
@@ -61,7 +60,7 @@ BOUNDS: Final = UpdaterConfig(
 _OK: Final = 200
 _ABSENT: Final = 404
 
-Open = Callable[[str], "tuple[HTTPResponse, Callable[[], None]]"]
+Open = Callable[[str], "tuple[Response, Callable[[], None]]"]
 """Ask for an address; returns the response and what gives its connection up. Raises OSError."""
 
 
@@ -82,9 +81,7 @@ class BoundedFetcher(FetcherInterface):
             raise DownloadHTTPError(f"{url}: {response.status} {response.reason}", response.status)
         return self._blocks(response, forget, url)
 
-    def _blocks(
-        self, response: HTTPResponse, forget: Callable[[], None], url: str
-    ) -> Iterator[bytes]:
+    def _blocks(self, response: Response, forget: Callable[[], None], url: str) -> Iterator[bytes]:
         end_s = self._clock_s() + METADATA_S
         whole = False
         try:
@@ -92,11 +89,7 @@ class BoundedFetcher(FetcherInterface):
                 if self._clock_s() > end_s:
                     raise DownloadError(f"{url}: has not ended after {METADATA_S:.0f} s")
                 yield block
-            whole = not response.length
-            if not whole:
-                raise DownloadError(f"{url}: the answer ends too early")
-            # Unless it is closed, the connection takes no further request.
-            response.close()
+            whole = True
         except (OSError, ValueError) as error:
             raise DownloadError(f"{url}: {error or type(error).__name__}") from None
         finally:
