@@ -127,12 +127,14 @@ class Transfers:
     def _follow(
         self, service: str, moved: list[TaskRecord], former: Iterable[str], cause: str
     ) -> None:
-        """Have old schedulers that clients still ask told of a service that is in several cells.
+        """Have old schedulers that clients still ask told of a service that others have now.
 
-        One that leaves its cell as a whole is sought anew by its clients.
+        One that is sent to another cell as a whole is sought anew by its clients; one that goes by
+        itself, after a device or after most of its clients, is not.
         """
         held = self._book.services.get(service)
-        if held is None or not (held.followers or len(moved) < len(self._book.ordered(service))):
+        sent = len(moved) == len(self._book.ordered(service)) and not _follow(moved)
+        if held is None or (sent and not held.followers):
             return
         for scheduler in dict.fromkeys(former):
             self._elsewheres.moved(service, scheduler, cause)

@@ -210,6 +210,8 @@ def test_a_service_without_a_device_follows_its_clients(alone: CellsBench) -> No
     assert (task.scheduler, task.node, task.leaving, task.memory) == ("ts-b", "edge-b", None, None)
     assert alone.memory["edge-b", EDGE] == b"one"
     assert task.following.startswith("follows to edge-b: a request takes 10.0 ms from a, 0.0 ms ")
+    # Who has asked where it was goes on from there.
+    assert (served(alone, "a"), served(alone, "b")) == (("edge-b", "b"), ("edge-b", ""))
     asked(alone, 40, b=20, a=15)
     assert alone.task(EDGE).node == "edge-b", "most of them are there"
 
