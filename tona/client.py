@@ -67,6 +67,10 @@ CONNECT_TIMEOUT_S: Final = 15.0
 IN_FLIGHT: Final = 8
 INBOXES_MAX: Final = 4096
 """Inboxes of nodes whose topics are kept."""
+BEHIND_S: Final = 1.0
+"""For so long a scheduler may not have heard yet that the one before has led to it."""
+LEFT_MAX: Final = 1024
+"""Cells of services that are kept as left."""
 ROUTE_AGAIN_S: Final = 1.0
 """Between two questions where a service's large values go."""
 
@@ -115,6 +119,10 @@ class AsyncClient:
         self._core = Requests(self._attachment.reply_to)
         self._homes: dict[str, str] = {}
         """The cells that serve services which are not in the first one."""
+        self._left: dict[tuple[str, str], float] = {}
+        """When a service was sought in another cell than this one."""
+        self._behind: dict[str, asyncio.TimerHandle] = {}
+        """Services whose scheduler is asked again, for it did not know them yet."""
         self._asked: set[str] = set()
         self.agent = ""
         """The AI agent for which requests are made, for the log of calls."""
@@ -148,6 +156,8 @@ class AsyncClient:
         """End every open request with ClientClosed, and the connection; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
+        for later in self._behind.values():
+            later.cancel()
         for upload in self._uploads.values():
             upload.cancel()
         self._abandon(ClientClosed("the client was closed while the request was under way"))
@@ -466,6 +476,8 @@ class AsyncClient:
         """Take in a message."""
         body = inbound.frame.body
         if isinstance(body, Route) and body.service in self._asked:
+            if self._is_behind(body):
+                return
             self._routed_to(body)
         if isinstance(body, Result | Accepted | Route):
             self._do(Heard(body, inbound.frame.sender))
@@ -480,12 +492,39 @@ class AsyncClient:
         if there:
             self.served_in(route.service, there)
 
+    def _is_behind(self, route: Route) -> bool:
+        """Whether a scheduler has not heard yet that it serves what the one before has led to it.
+
+        It knows of none, or leads back, from where it would go on in circles until it hears. It
+        says so then; it is asked again in case that is lost.
+        """
+        service, now_s = route.service, self._loop.time()
+        there = cell_of(route.plan) if route.plan is not None else ""
+        left = {
+            cell
+            for (name, cell), at_s in self._left.items()
+            if name == service and now_s - at_s < BEHIND_S
+        }
+        if not (there in left or (left and route.plan is None)):
+            return False
+        if service not in self._behind:
+            self._behind[service] = self._loop.call_later(BEHIND_S, self._ask_behind, service)
+        return True
+
+    def _ask_behind(self, service: str) -> None:
+        del self._behind[service]
+        self._ask_route(AskRoute(service))
+
     def served_in(self, service: str, cell: str) -> None:
         """Ask the scheduler of a cell for a service from now on: it is served there."""
         home = self._home(service)
         if cell != home:
             self._attachment.leave(topics.build(home, Party.SERVICE, service, Channel.ROUTE))
             self._homes[service] = cell
+            if len(self._left) >= LEFT_MAX:
+                self._left.clear()
+            self._left[service, home] = self._loop.time()
+            self._left.pop((service, cell), None)
             self._ask_route(AskRoute(service))
 
     def online(self, *, connected: bool) -> None:

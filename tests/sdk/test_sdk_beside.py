@@ -10,9 +10,16 @@ import pytest
 from msgspec.structs import replace
 from sdk_cell import CELL, Cell
 
+from protocols import topics
+from protocols.codec import VERSION, Frame
 from protocols.messages import Route
+from protocols.messages.invocation import Plan, Step
+from protocols.topics import Channel, Party
+from protocols.transport.session import Inbound
 from tona import beside
+from tona import client as client_module
 from tona.beside import BesideClient
+from tona.events import AskRoute, Heard
 from tona.target import find
 from tona.where import CellFound, Found
 
@@ -74,3 +81,56 @@ async def test_a_controller_is_not_asked_for_every_question(
     with pytest.raises(Exception, match=r"no answer|not served"):
         await client.invoke("s", {"x": b"hello"}, deadline_s=3.0)
     assert 2 <= controller.looked <= 3, "once for the request, and then now and then"
+
+
+class Schedulers:
+    """Counts who is asked for a service, and says what they would."""
+
+    def __init__(self, client: BesideClient) -> None:
+        self._client = client
+        self.asked: list[str] = []
+        self.news = asyncio.Event()
+        client._asked.add("s")
+        client._homes["s"] = "c1"
+        client._ask_route = self._ask  # type: ignore[method-assign] - of the brokers
+
+    def _ask(self, command: AskRoute) -> None:
+        self.asked.append(self._client._home(command.service))
+        self.news.set()
+
+    def say(self, cell: str | None) -> int:
+        """Say that a service is in a cell, or in none; return what the requests had to learn."""
+        step = Step("s.t", "n", 1, (), (), cell=cell or "")
+        plan = Plan("s", 1, (step,), ()) if cell is not None else None
+        taken: list[Any] = []
+        self._client._core._on[Heard] = taken.append
+        frame = Frame(VERSION, "ts", 1, 0, "default", "x", Route("s", 1, plan, 30_000))
+        topic = topics.build(CELL, Party.SERVICE, "s", Channel.ROUTE)
+        self._client.hear(Inbound(topic, frame, "", b""))
+        return len(taken)
+
+
+async def test_who_has_not_heard_yet_that_it_serves_does_not_send_clients_in_circles(
+    client: BesideClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "BEHIND_S", 0.05)
+    cells = Schedulers(client)
+    client._left["other", "c1"] = client._loop.time()
+    assert cells.say("c2") == 1
+    assert cells.asked == ["c2"]
+    # It leads back to where the client has come from, or knows of nothing: what it said before
+    # is no news, and the plan that led here is kept.
+    assert (cells.say("c1"), cells.say(None)) == (0, 0)
+    assert (client._home("s"), cells.asked) == ("c2", ["c2"])
+    cells.news.clear()
+    async with asyncio.timeout(60):
+        await cells.news.wait()
+    assert cells.asked == ["c2", "c2"], "once more, when it has had the time"
+    # By then it knows: if it still leads back the service has gone back.
+    assert cells.say("c1") == 1
+    assert cells.asked == ["c2", "c2", "c1"]
+    # It serves: that is believed at any time.
+    assert cells.say("") == 1
+    assert client._home("s") == "c1"
+    assert cells.say("c3") == 1
+    assert client._home("s") == "c3"
