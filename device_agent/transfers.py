@@ -133,7 +133,9 @@ class Transfers:
 
     async def _get_blob(self, command: commands.FetchBlob) -> None:
         try:
-            await self._fetcher().fetch_blob(command.digest, command.size_bytes, list(command.urls))
+            await self._fetcher().fetch_blob(
+                command.digest, command.size_bytes, list(command.urls), command.urgency
+            )
         except ExecutorFailure as error:
             self._tell(events.BlobFailed(command.digest, error.failed.text))
         else:
@@ -158,7 +160,9 @@ class Transfers:
 
     async def _push_blob(self, command: commands.PushBlob) -> None:
         try:
-            named = await self._fetcher().push_blob(command.digest, list(command.urls))
+            named = await self._fetcher().push_blob(
+                command.digest, list(command.urls), command.urgency
+            )
         except ExecutorFailure as error:
             self._tell(events.BlobFailed(command.digest, error.failed.text, pushing=True))
         else:

@@ -16,6 +16,8 @@ from msgspec import Struct
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.shelf import DIGEST_PREFIX, PART_PREFIX, Shelf, hex_of
+from device_agent.artifacts.turns import Turns
+from device_agent.core.queue import LEAST, Urgency
 from device_agent.executors.contract import read_failure
 from device_agent.executors.door import ExecutorFailure, Failed
 from device_agent.executors.link import Reply
@@ -29,7 +31,7 @@ PARALLEL: Final = 4
 """Transfers at once; more wait for their turn."""
 NEIGHBOURS_FROM_BYTES: Final = 1 << 20
 """Smaller artifacts come from the store at once: to ask who has them takes as long."""
-MAX_TRANSFERS: Final = 64
+MAX_TRANSFERS: Final = 256
 """Transfers under way or waiting; one more is refused."""
 _PROGRAM: Final = Path(__file__).parent / "fetch_child.py"
 
@@ -67,6 +69,9 @@ class Fetcher:
         self._interpreter = interpreter
         self._process: Process | None = None
         self._transfers: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns(PARALLEL)
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        """Values that have no place yet."""
         self._idle: asyncio.TimerHandle | None = None
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -101,17 +106,19 @@ class Fetcher:
             self._cache.strike(target)
         return root, expires
 
-    async def fetch_blob(self, digest: str, size_bytes: int, urls: list[str]) -> Path:
+    async def fetch_blob(
+        self, digest: str, size_bytes: int, urls: list[str], urgency: Urgency = LEAST
+    ) -> Path:
         """Return the value's file, fetched from the first base URL that has it.
 
         Raises ExecutorFailure.
         """
         ref = ArtifactRef(digest, size_bytes)
         if not self._blobs.has(digest, size_bytes):
-            await self._join(f"blob {digest}", self._blob, ref, urls)
+            await self._value(f"blob {digest}", self._blob, ref, urls, urgency)
         return self._blobs.path(digest)
 
-    async def push_blob(self, digest: str, urls: list[str]) -> str:
+    async def push_blob(self, digest: str, urls: list[str], urgency: Urgency = LEAST) -> str:
         """Put a value of this node into the first of the cell's stores that takes it.
 
         Returns its digest, which what was made here gets now. Raises ExecutorFailure.
@@ -119,7 +126,7 @@ class Fetcher:
         ref = ArtifactRef(digest, 0)
         self._blobs.pin(digest)
         try:
-            named: str = await self._join(f"push {digest}", self._push, ref, urls)
+            named: str = await self._value(f"push {digest}", self._push, ref, urls, urgency)
         finally:
             self._blobs.unpin(digest)
         return named
@@ -133,6 +140,42 @@ class Fetcher:
         self._leave()
         while self._ends:
             await asyncio.gather(*self._ends)
+
+    async def _value(
+        self, name: str, work: Any, ref: ArtifactRef, urls: list[str], urgency: Urgency
+    ) -> Any:
+        """Move a value when it is the most urgent of those that wait."""
+
+        async def in_turn(ref: ArtifactRef, urls: list[str]) -> Any:
+            if not self._turns.take(name, urgency):
+                await self._place(name)
+            try:
+                return await work(ref, urls)
+            finally:
+                self._give_place()
+
+        return await self._join(name, in_turn, ref, urls)
+
+    async def _place(self, name: str) -> None:
+        """Wait for a place."""
+        going = self._waiting[name] = asyncio.get_running_loop().create_future()
+        try:
+            await going
+        except asyncio.CancelledError:
+            self._turns.leave(name)
+            if not going.cancelled():
+                self._give_place()
+            raise
+        finally:
+            del self._waiting[name]
+
+    def _give_place(self) -> None:
+        """Let the most urgent of those that wait go on."""
+        while following := self._turns.give():
+            going = self._waiting[following]
+            if not going.done():
+                going.set_result(None)
+                return
 
     async def _join(self, name: str, work: Any, ref: ArtifactRef, urls: list[str]) -> Any:
         """Do a transfer, or wait for the same one that is under way."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from device_agent.core.queue import LEAST, Urgency
 from protocols.manifest import Dtype, Manifest
 from protocols.messages import Calibrate
 from protocols.messages.invocation import INLINE_MAX_BYTES, Failure, Result, Tensor, Value
@@ -279,6 +280,8 @@ class FetchBlob(Struct, frozen=True):
     size_bytes: int
     urls: tuple[str, ...]
     cause: str
+    urgency: Urgency = LEAST
+    """Of the request that waits for it: where several values wait, the lowest moves first."""
 
 
 class DropValues(Struct, frozen=True):
@@ -295,6 +298,8 @@ class PushBlob(Struct, frozen=True):
     size_bytes: int
     urls: tuple[str, ...]
     cause: str
+    urgency: Urgency = LEAST
+    """As in `FetchBlob`."""
 
 
 class ReadMemory(Struct, frozen=True):

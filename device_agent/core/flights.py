@@ -88,8 +88,9 @@ class Flights:
             return
         flight.pushing = set(large)
         self._wake(flight, flight.deadline_ms)
+        urls, urgency = self._turn.store_urls, (-flight.priority, flight.deadline_ms)
         for digest, size_bytes in large.items():
-            self._turn.out.append(PushBlob(digest, size_bytes, self._turn.store_urls, flight.cause))
+            self._turn.out.append(PushBlob(digest, size_bytes, urls, flight.cause, urgency))
 
     def blob_pushed(self, digest: str) -> None:
         """Send what waited for this value last."""

@@ -2,8 +2,13 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import Any
+from math import inf
+from typing import Any, Final
 
+Urgency = tuple[int, float]
+"""Lower comes first: priority with its sign turned, deadline in milliseconds."""
+LEAST: Final[Urgency] = (0, inf)
+"""Of what no request waits for."""
 Rank = tuple[int, float, int]
 """Lower comes first: priority with its sign turned, deadline in milliseconds, arrival."""
 

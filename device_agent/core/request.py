@@ -5,7 +5,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from device_agent.core.instances import Batch, Instance
-from device_agent.core.queue import Rank
+from device_agent.core.queue import Rank, Urgency
 from protocols.messages.invocation import Failure, Plan, Step, Tensor, Timing, Value
 from protocols.messages.quality import PRIORITY_DEFAULT
 
@@ -90,6 +90,11 @@ class Request(Struct, eq=False):
     """The run whose guest asked for this one step and waits for it; None: a client asked."""
     repeated: set[str] = field(default_factory=set)
     """Steps whose answer the delivery in hand has already repeated; `""`: it was accepted again."""
+
+    @property
+    def urgency(self) -> Urgency:
+        """Its place among others, in all that is done for it."""
+        return -self.priority, self.deadline_ms
 
     @property
     def live(self) -> bool:

@@ -401,7 +401,8 @@ class Requests:
                 waiters.append((request, task))
                 if len(waiters) == 1:
                     urls, cause = self._turn.urls(request.reply_to), request.cause
-                    self._turn.out.append(PushBlob(digest, size_bytes, urls, cause))
+                    push = PushBlob(digest, size_bytes, urls, cause, request.urgency)
+                    self._turn.out.append(push)
         else:
             self._send(request, task, answer)
         given = Given(task, answer.outputs, answer.timings, answer.born_ms)

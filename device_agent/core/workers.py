@@ -156,8 +156,10 @@ class Workers:
                 waiters[:] = [one for one in waiters if one.phase is Phase.FETCHING]
             waiters.append(run)
             if len(waiters) == 1:
-                urls, cause = self._turn.urls(run.request.reply_to), run.request.cause
-                self._turn.out.append(FetchBlob(digest, size_bytes, urls, cause))
+                request = run.request
+                urls, cause = self._turn.urls(request.reply_to), request.cause
+                fetch = FetchBlob(digest, size_bytes, urls, cause, request.urgency)
+                self._turn.out.append(fetch)
 
     def rerank(self, request: Request) -> None:
         """Let the runs of a request wait in the places of its new deadline and priority."""
@@ -167,8 +169,7 @@ class Workers:
                 run.instance.queue.push(run)
 
     def _rank(self, run: Run) -> None:
-        request = run.request
-        run.rank = -request.priority, request.deadline_ms, next(self._arrivals)
+        run.rank = *run.request.urgency, next(self._arrivals)
 
     def enqueue(self, run: Run) -> None:
         """Run it, let it wait, or shed it or another one in its place."""
@@ -265,9 +266,8 @@ class Workers:
         window.queue.add(run.queue_us / 1000)
         request.ran = True
         self._calls[run.call] = run
-        budget_ms = min(left_ms, instance.manifest.limits.deadline_ms)
         priority = instance.tuning.priority + request.priority
-        return Execute(instance.name, run.call, run.inputs, budget_ms, request.cause, priority)
+        return Execute(instance.name, run.call, run.inputs, left_ms, request.cause, priority)
 
     def next(self, instance: Instance) -> None:
         """Give free workers of an instance what comes first and can still be in time."""

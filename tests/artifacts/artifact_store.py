@@ -1,6 +1,7 @@
 """A store that misbehaves on request."""
 
 import http.server
+import threading
 
 
 class Store(http.server.ThreadingHTTPServer):
@@ -14,6 +15,8 @@ class Store(http.server.ThreadingHTTPServer):
         self.faults: list[str] = []
         self.always: dict[str, str] = {}
         """A fault of every request for a path."""
+        self.gates: dict[str, threading.Event] = {}
+        """Before the answer of a path is sent."""
         self.asked: list[tuple[str, str, str]] = []
         """Method, path and range of every request."""
 
@@ -43,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fault = self.server.faults.pop(0) if self.server.faults else ""
         fault = self.server.always.get(self.path, fault)
         data = self.server.content.get(self.path)
+        if self.path in self.server.gates:
+            self.server.gates[self.path].wait(60)
         if data is None:
             self._plain(404)
             return

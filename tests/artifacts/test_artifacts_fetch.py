@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
-from device_agent.artifacts.fetch import Fetcher, TlsFiles
+from device_agent.artifacts.fetch import PARALLEL, Fetcher, TlsFiles
+from device_agent.core.queue import Urgency
 from device_agent.executors.door import ExecutorFailure
 from protocols.errors import Blame
 from protocols.manifest import ArtifactRef
@@ -206,6 +208,40 @@ async def test_a_blob_goes_there_and_back(
     assert path.read_bytes() == data
     with pytest.raises(ExecutorFailure, match="cannot send"):
         await fetcher.push_blob("sha256:" + "1" * 64, [store.url])
+
+
+async def test_the_most_urgent_value_that_waits_is_moved_first(
+    fetcher: Fetcher, store: Store
+) -> None:
+    def path_of(data: bytes) -> str:
+        return f"/v1/blobs/{hashlib.sha256(data).hexdigest()}"
+
+    async def fetched(data: bytes, urgency: Urgency) -> None:
+        value = offer(store, data, "blobs")
+        path = await fetcher.fetch_blob(value.digest, value.size_bytes, [store.url], urgency)
+        assert path.read_bytes() == data
+
+    first = [f"first {number}".encode() for number in range(PARALLEL)]
+    for one in first:
+        store.gates[path_of(one)] = threading.Event()
+    wanted = [(b"later", 3000.0), (b"sooner", 1000.0), (b"soon", 2000.0)]
+    try:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for one in first:
+                group.create_task(fetched(one, (0, 5000.0)))
+            await asyncio.sleep(0)
+            waiting = [group.create_task(fetched(data, (0, due_ms))) for data, due_ms in wanted]
+            await asyncio.sleep(0)
+            # One place: they go one after another.
+            store.gates[path_of(first[0])].set()
+            await asyncio.wait(waiting)
+            asked = [path for _, path, _ in store.asked if path not in store.gates]
+            for gate in store.gates.values():
+                gate.set()
+    finally:
+        for gate in store.gates.values():
+            gate.set()
+    assert asked == [path_of(one) for one in (b"sooner", b"soon", b"later")]
 
 
 async def test_a_value_that_leaves_gets_its_digest_and_lies_under_it(

@@ -398,6 +398,18 @@ def test_large_inputs_are_fetched_once_for_all_who_wait(node: SimNode) -> None:
     assert result.timings[0].fetch_us == 7000
 
 
+def test_calls_and_values_are_as_urgent_as_their_request(node: SimNode) -> None:
+    # More than the manifest gives one run: the executor holds to that, and sorts by the request.
+    body = msgspec.structs.replace(invoke(budget_ms=20_000), inputs={"x": BLOB}, priority=7)
+    due_ms = node.now_ms + 20_000
+    (fetch,) = of(commands.FetchBlob, node.call(body))
+    node.now_ms += 1000
+    (execute,) = of(commands.Execute, node.tell(events.BlobReady(BLOB.digest)))
+    (push,) = of(commands.PushBlob, node.answer(y=BLOB))
+    assert fetch.urgency == push.urgency == (-7, due_ms)
+    assert execute.budget_ms == 19_000 > manifest().limits.deadline_ms
+
+
 def test_a_large_input_that_cannot_be_had_fails_as_retryable(node: SimNode) -> None:
     node.call(msgspec.structs.replace(invoke(), inputs={"x": BLOB}))
     said = failure(node.tell(events.BlobFailed(BLOB.digest, "404")))

@@ -1,0 +1,32 @@
+"""Which values move next."""
+
+from device_agent.artifacts.turns import Turns
+from device_agent.core.queue import LEAST
+
+
+def test_so_many_go_at_once_and_the_others_by_urgency() -> None:
+    turns = Turns(2)
+    assert turns.take("a", LEAST)
+    assert turns.take("b", LEAST)
+    for name, urgency in {
+        "artifact": LEAST,
+        "later": (-5, 200.0),
+        "sooner": (-5, 100.0),
+        "higher": (-6, 900.0),
+        "as soon": (-5, 100.0),
+    }.items():
+        assert not turns.take(name, urgency)
+    order = [turns.give() for _ in range(6)]
+    assert order == ["higher", "sooner", "as soon", "later", "artifact", ""]
+    assert turns.take("c", LEAST)
+    assert not turns.take("d", LEAST), "one place was given back, the others went on"
+
+
+def test_one_that_waits_no_more_is_passed_over() -> None:
+    turns = Turns(1)
+    turns.take("a", LEAST)
+    turns.take("b", (-5, 100.0))
+    turns.take("c", (-5, 200.0))
+    turns.leave("b")
+    turns.leave("b")
+    assert turns.give() == "c"
