@@ -182,9 +182,14 @@ class SpreadClient(AsyncClient):
             if len(self._clients) >= CELLS_MAX:
                 raise CannotConnect(f"this client is connected to {CELLS_MAX} cells already")
             broker = urlsplit(cell.broker)
-            client = AsyncClient(
-                at_cell(cell.cell, broker.hostname or "", broker.port or 0), tenant=self._tenant
+            at = at_cell(
+                cell.cell,
+                broker.hostname or "",
+                broker.port or 0,
+                identity=self._settings.identity,
+                context=self._settings.tls,
             )
+            client = AsyncClient(at, tenant=self._tenant)
             client.agent = self.agent
             try:
                 await client.open(max(0.1, due_s - self._loop.time()))

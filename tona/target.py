@@ -1,5 +1,6 @@
 """Where a cell is reached: by the address of its controller, or by a bundle of its authority."""
 
+import asyncio
 import os
 import ssl
 from pathlib import Path
@@ -18,6 +19,8 @@ from tona.store import Store
 
 SYSTEM_PATH: Final = "/v1/system"
 _MQTT_PORT: Final = 1883
+LOOK_S: Final = 2.0
+"""How long the controller that a bundle names may take to say what cells there are."""
 
 
 class _Cell(Struct):
@@ -61,15 +64,36 @@ async def find(where: str | Path) -> Target:
             f"{text} is the bundle of a {bundle.speaker}: make a client's with `tona ca issue`"
         )
     context = tls.client_context(bundle)
-    settings = Settings(
-        host=bundle.broker_host,
-        port=bundle.broker_port,
+    return at_cell(
+        bundle.cell,
+        bundle.broker_host,
+        bundle.broker_port,
+        await _beyond(bundle.api_url, context),
         identity=bundle.name,
-        speaker=Speaker.CLIENT,
-        cell=bundle.cell,
-        tls=context,
+        context=context,
     )
-    return Target(settings, context)
+
+
+async def _beyond(url: str, context: ssl.SSLContext) -> str:
+    """Return where to ask for the cells of services; empty where there is one, or nobody says.
+
+    A client needs its broker alone: a controller that does not answer at once is done without.
+    """
+    if not url:
+        return ""
+    store = Store(context)
+    try:
+        async with asyncio.timeout(LOOK_S):
+            answer = await store.text(url, SYSTEM_PATH)
+        return "" if _alone(msgspec.json.decode(answer, type=_System)) else url
+    except (EnvironmentFailure, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    finally:
+        store.close()
+
+
+def _alone(system: _System) -> bool:
+    return system.cells is None or {one.cell for one in system.cells} == {system.cell}
 
 
 async def _ask(url: str) -> Target:
@@ -94,17 +118,25 @@ async def _ask(url: str) -> Target:
             f"the broker of {url} asks for a certificate: "
             "connect with the bundle made by `tona ca issue`"
         )
-    alone = system.cells is None or {one.cell for one in system.cells} == {system.cell}
-    return at_cell(system.cell, host, port, "" if alone else url)
+    return at_cell(system.cell, host, port, "" if _alone(system) else url)
 
 
-def at_cell(cell: str, host: str, port: int, api_url: str = "") -> Target:
-    """Return how to reach a cell on loopback, as a client with a name of its own."""
+def at_cell(
+    cell: str,
+    host: str,
+    port: int,
+    api_url: str = "",
+    *,
+    identity: str = "",
+    context: ssl.SSLContext | None = None,
+) -> Target:
+    """Return how to reach a cell: with a certificate, or on loopback with a name of its own."""
     settings = Settings(
         host=host,
         port=port,
-        identity=f"client-{os.urandom(6).hex()}",
+        identity=identity if context is not None else f"client-{os.urandom(6).hex()}",
         speaker=Speaker.CLIENT,
         cell=cell,
+        tls=context,
     )
-    return Target(settings, api_url=api_url)
+    return Target(settings, context, api_url)

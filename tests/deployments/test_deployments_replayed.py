@@ -48,7 +48,8 @@ class Identities:
             self._issue(name, Speaker.CONTROLLER, name)
         for name, cell in nodes.items():
             self._issue(name, Speaker.NODE, cell)
-        self._issue(OPERATOR, Speaker.CLIENT, "du-1")
+        # Nothing is served at the broker of the CU: its controller says where services are.
+        self._issue(OPERATOR, Speaker.CLIENT, "cu")
         self._issue(OBSERVER, Speaker.CONTROLLER, "cu")
         authority = str(self.authority.folder)
         self.places: Mapping[str, Place] = {

@@ -23,6 +23,8 @@ def issue(authority: Authority, name: str, speaker: Speaker, port: int, path: Pa
         CELL,
         broker_host="127.0.0.1",
         broker_port=port,
+        # Nobody answers there: a client needs its broker alone.
+        api_url="https://127.0.0.1:1",
         addresses=["127.0.0.1"] if speaker is Speaker.CONTROLLER else [],
     )
     tls.save(bundle, path)
