@@ -32,6 +32,7 @@ from controller.trust.publishers import (
 from controller.trust.signers import load_signer, new_signer, save_signer
 from protocols.errors import EnvironmentFailure, PeerError, UserError
 from protocols.topics import NAME_PATTERN, valid_name
+from tona.cli.settings import KEYS_VARIABLE
 
 FOLDER_MODE: Final = 0o700
 RENEW_AT: Final = timedelta(days=made.TARGETS_DAYS) / 2
@@ -57,7 +58,9 @@ class Wanted(Struct, frozen=True):
 
 
 def keys_folder() -> Path:
-    """Return where this user's keys lie."""
+    """Return where this user's keys lie: where `TONA_KEYS` says, or among what tona keeps."""
+    if given := os.environ.get(KEYS_VARIABLE):
+        return Path(given).expanduser()
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "tona" / "keys"
 

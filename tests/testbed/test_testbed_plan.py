@@ -1,16 +1,37 @@
 """Addresses and words of the networks; who connects."""
 
 import ipaddress
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.transport import packets
+from tona.publishing import keys_folder, list_keys, new_key
+from tona.testbed.bed import Standing
 from tona.testbed.connecting import CONNECT_MAX_BYTES, NoConnect, client_id
-from tona.testbed.plan import BACKHAUL, CELLS_MAX, CU, NODES_MAX, OPERATOR_ADDRESS, Spec
+from tona.testbed.plan import BACKHAUL, CELLS_MAX, CU, KEYS, NODES_MAX, OPERATOR_ADDRESS, Spec
 from tona.testbed.proxy import node_of
+from tona.testbed.visit import visit
+
+
+def test_a_command_inside_speaks_and_signs_for_the_testbed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda _program, _words, own: ran.append(own))
+    found = Standing(
+        pid=1, mode="netns", spec=Spec(), folder=str(tmp_path), bundle="/operator.bundle"
+    )
+    visit(found, "", ["true"])
+    [own] = ran
+    assert own["TONA_BUNDLE"] == "/operator.bundle"
+    monkeypatch.setenv("TONA_KEYS", own["TONA_KEYS"])
+    made, _ = new_key(tmp_path / KEYS, "testbed")
+    assert list_keys(keys_folder()) == [made]
 
 
 @settings(deadline=None, max_examples=20)

@@ -14,6 +14,8 @@ from protocols.submission import near
 
 DEFAULT_API: Final = f"http://127.0.0.1:{DEFAULT_API_PORT}"
 OPTIONS: Final = ("api", "bundle")
+KEYS_VARIABLE: Final = "TONA_KEYS"
+"""Folder of this user's own keys, with which artifacts are signed."""
 VARIABLES: Final = {"api": "TONA_API", "bundle": "TONA_BUNDLE"}
 DEFAULT: Final = "default"
 

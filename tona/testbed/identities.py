@@ -15,7 +15,7 @@ from protocols.transport.session import DEFAULT_TENANT
 from tona.bundle import File
 from tona.cli.api import Api
 from tona.publishing import TIMEOUT_S, Signing, Wanted, new_key, read_request
-from tona.testbed.plan import API_PORT, BROKER_PORT, CU, Spec
+from tona.testbed.plan import API_PORT, BROKER_PORT, CU, KEYS, Spec
 from tona.testbed.proxy import BESIDE
 
 AUTHOR: Final = "testbed"
@@ -35,7 +35,7 @@ class Identities:
         self.folder = folder
         self._spec = spec
         self.authority = Authority.init(folder / "authority", "testbed")
-        _, request = new_key(folder / "keys", AUTHOR)
+        _, request = new_key(folder / KEYS, AUTHOR)
         self.authority.artifacts().allow(read_request(request), DEFAULT_TENANT)
         self._bundles = folder / "bundles"
         self._bundles.mkdir(mode=0o700)
@@ -80,7 +80,7 @@ class Identities:
                 timeout=TIMEOUT_S,
             ) as http:
                 root = operator.root_json.encode()
-                Signing(http, root, state, self.folder / "keys").sign(DEFAULT_TENANT, wanted)
+                Signing(http, root, state, self.folder / KEYS).sign(DEFAULT_TENANT, wanted)
 
         # A thread of its own: those that are there already may be in another testbed's network.
         with ThreadPoolExecutor(1) as own:

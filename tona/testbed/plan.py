@@ -24,6 +24,8 @@ RADIO: Final = "radio"
 UPLINK: Final = "up0"
 """A gateway's side of its veth pair."""
 BROKER_PORT: Final = 8883
+KEYS: Final = "keys"
+"""Folder of the author's keys, in that of the testbed."""
 API_PORT: Final = 8600
 BACKHAUL_MBIT_PER_S: Final = 1000
 BACKHAUL_BURST: Final = "256kb"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from protocols.errors import EnvironmentFailure, UserError
+from tona.cli.settings import KEYS_VARIABLE
 from tona.local.inside import enter, own_sys
 from tona.testbed.bed import Standing
-from tona.testbed.plan import BACKHAUL
+from tona.testbed.plan import BACKHAUL, KEYS
 
 
 def visit(found: Standing, at: str, command: list[str]) -> NoReturn:
@@ -24,7 +25,7 @@ def visit(found: Standing, at: str, command: list[str]) -> NoReturn:
         raise UserError(f"there is no network {at!r} in this testbed: choose {known}")
     own = {**os.environ, "PATH": paths}
     if found.bundle:
-        own["TONA_BUNDLE"] = found.bundle
+        own |= {"TONA_BUNDLE": found.bundle, KEYS_VARIABLE: str(Path(found.folder) / KEYS)}
     elif found.seen is not None:
         own["TONA_API"] = found.seen.api_url
     try:
