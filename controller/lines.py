@@ -18,8 +18,9 @@ from controller.broker.address import Address
 from controller.decider import Abroad, Carry, Role, Send, ToInvoke, ToNode, ToTopic
 from controller.host.host import Host, monotonic_ms
 from controller.host.linker import Linker
+from controller.host.missed import Late, Lately
 from controller.host.neighbours import desk_of
-from controller.host.relay import Relay
+from controller.host.relay import FOLLOWED, Relay
 from controller.host.routing import (
     heard_directly,
     inboxes,
@@ -29,7 +30,7 @@ from controller.host.routing import (
     topic_of,
 )
 from protocols.errors import UnknownTopic, UserError
-from protocols.messages import Linking
+from protocols.messages import Body, CatchUp, Linking
 from protocols.messages.mobility import CellPoint
 from protocols.topics import Channel, Party, Speaker, Topic, build, parse
 from protocols.transport.backoff import Policy
@@ -82,6 +83,7 @@ class Lines:
         self._cells: dict[str, str] = {}
         """Of nodes that were heard directly."""
         self.relay = Relay(plan.home.cell)
+        self._lately = Lately(plan.home.cell)
         self._away: dict[str, tuple[Place, Session, asyncio.Task[None]]] = {}
         """At the brokers of other cells, to which something is carried."""
         self._ending: set[asyncio.Task[Any]] = set()
@@ -144,9 +146,8 @@ class Lines:
 
     def follow(self, topics: Iterable[tuple[str, Channel]]) -> None:
         """Bring this from the brokers of the other cells in reach, and nothing else."""
-        self.relay.follow(topics)
-        for _, session, _ in self._away.values():
-            session.resubscribe()
+        self.relay.follow(topics, monotonic_ms())
+        self._expire()
 
     def carry(self, carry: Carry) -> None:
         """Carry after a node that has left, for as long as is said."""
@@ -156,7 +157,8 @@ class Lines:
     def _expire(self) -> None:
         now_ms = monotonic_ms()
         self.relay.expire(now_ms)
-        self.home.resubscribe()
+        for one in (self.home, *(session for _, session, _ in self._away.values())):
+            one.resubscribe()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -207,7 +209,7 @@ class Lines:
             for name, one in named.items()
             for field in one.counters.__struct_fields__
         }
-        counted |= self.relay.counters
+        counted |= self.relay.counters | self._lately.counters
         if self.direct:
             counted["mqtt_direct_sent"] = sum(one.counters.sent for one in self.direct.values())
             heard = sum(one.counters.received for one in self.direct.values())
@@ -266,6 +268,7 @@ class Lines:
         def hear(inbound: Inbound) -> None:
             if self.relay.brings(inbound.topic, place.cell):
                 self._pass_on(inbound.topic, inbound, self.home)
+                self._keep(inbound)
 
         return self._made(place, lambda: self.relay.filters_at(place.cell), hear, False)
 
@@ -312,6 +315,12 @@ class Lines:
             return
         if inbound.topic.channel in _DATA or inbound.topic.cell != self.plan.home.cell:
             return
+        if inbound.topic.channel in FOLLOWED:
+            self._keep(inbound)
+            return
+        if inbound.topic.channel is Channel.CATCHUP:
+            self._catch_up(inbound.topic.name, inbound.frame.body)
+            return
         role = role_of(inbound.topic, self._host.roles)
         if role is not None:
             self._host.post(
@@ -333,6 +342,27 @@ class Lines:
         # Nobody is told: whoever has asked asks again.
         carried = "relay_brought" if session is self.home else "relay_carried"
         self.relay.counters[carried if sent else "relay_unsent"] += 1
+
+    def _keep(self, inbound: Inbound) -> None:
+        """Keep what was published for nodes that are attached nowhere."""
+        self._hand(self._lately.keep(inbound.topic, inbound.frame, monotonic_ms()))
+
+    def _catch_up(self, node: str, body: Body) -> None:
+        if isinstance(body, CatchUp):
+            self._hand(self._lately.asked(node, body, self.relay.followed, monotonic_ms()))
+
+    def _hand(self, values: Iterable[Late]) -> None:
+        """Hand nodes what they have missed, where they are."""
+        for one in values:
+            session = self._session_at(one.cell)
+            topic = build(one.cell, Party.NODE, one.node, Channel.MISSED)
+            sent = session is not None and session.send(
+                topic, one.body, cause=one.cause, tenant=one.tenant
+            )
+            if sent:
+                self._lately.counters["missed_handed"] += 1
+            else:
+                self.relay.counters["relay_unsent"] += 1
 
     def _hear_directly(self, inbound: Inbound) -> None:
         role = next((name for name, one in self._host.roles.items() if one is Role.TA), None)

@@ -49,8 +49,9 @@ SPOKEN: Final = (
     Channel.STATUS,
     Channel.RESULT,
     Channel.PROBE,
+    Channel.CATCHUP,
 )
-HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE)
+HEARD: Final = (Channel.COMMAND, Channel.INVOKE, Channel.PROBE, Channel.MISSED)
 DECODE: Final = codec.decoder(NODE)
 
 log = logging.getLogger("tona.node")

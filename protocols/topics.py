@@ -19,6 +19,8 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
 """Python's `$` also matches before a last newline; the look-ahead takes that back."""
 CONTROL_MAX_BYTES: Final = 64 * 1024
 INVOCATION_MAX_BYTES: Final = 192 * 1024
+MISSED_MAX_BYTES: Final = INVOCATION_MAX_BYTES + 1024
+"""What was published, and who has said it, where and when."""
 
 _NAME = re.compile(NAME_PATTERN)
 
@@ -43,6 +45,8 @@ class Channel(StrEnum):
     PROBE = "probe"
     COMMAND = "command"
     INVOKE = "invoke"
+    CATCHUP = "catchup"
+    MISSED = "missed"
     REPLY = "reply"
     REQUEST = "request"
     ROUTE = "route"
@@ -94,6 +98,12 @@ TABLE: Final[dict[tuple[Party, Channel], Rule]] = {
     (Party.NODE, Channel.INVOKE): Rule(
         0, INVOCATION_MAX_BYTES, (_CLIENT, _CONTROLLER, _NODE), False, True, (_CONTROLLER,)
     ),
+    # A node that was attached nowhere asks the gateways of its cells for what was published
+    # meanwhile; they carry the question to the cell that it names, and answer where the node is.
+    (Party.NODE, Channel.CATCHUP): Rule(
+        1, CONTROL_MAX_BYTES, (_CONTROLLER,), True, False, (_CONTROLLER,)
+    ),
+    (Party.NODE, Channel.MISSED): Rule(0, MISSED_MAX_BYTES, (_CONTROLLER,), False, True, ()),
     # Gateways hear requests and answers to carry them to the cell that they are for.
     (Party.CLIENT, Channel.REPLY): Rule(
         0, INVOCATION_MAX_BYTES, (_NODE, _CONTROLLER), False, True, (_CONTROLLER,)

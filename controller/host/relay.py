@@ -25,15 +25,20 @@ REMEMBERED_MAX: Final = 4096
 """Messages carried after nodes that are known again."""
 CARRIED: Final = (
     (Party.NODE, Channel.INVOKE),
+    (Party.NODE, Channel.CATCHUP),
     (Party.CLIENT, Channel.REPLY),
     (Party.SERVICE, Channel.REQUEST),
 )
-"""Requests, what goes from step to step, and answers; what controls a cell stays in it."""
+"""Requests, what goes from step to step, and answers; what controls a cell stays in it. A node that
+has left a cell asks its gateway for what it has missed.
+"""
 FOLLOWED: Final = (Channel.INPUT, Channel.OUTPUT)
 ASKED_MAX: Final = 1024
 """Services whose requests are counted."""
 FOLLOWS_MAX: Final = 1024
 """Channels of services that one gateway brings from each other cell."""
+FOLLOWED_MS: Final = 10_000
+"""So long after the last node here that takes it in has gone: it may ask for it from elsewhere."""
 
 
 class Relay:
@@ -48,7 +53,10 @@ class Relay:
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._asked: dict[str, int] = {}
         self.followed: frozenset[tuple[str, Channel]] = frozenset()
-        """Channels of services that are brought from other cells."""
+        """Channels of services that are brought from other cells, and kept a while."""
+        self._wanted: frozenset[tuple[str, Channel]] = frozenset()
+        self._unwanted_ms: dict[tuple[str, Channel], int] = {}
+        """Channels that no node here takes in any more, and until when they are followed."""
         self.counters = {
             "relay_brought": 0,
             "relay_carried": 0,
@@ -72,31 +80,43 @@ class Relay:
             self._until_ms[carry.node] = now_ms + carry.for_ms
             self._to[carry.node] = carry.cell
 
-    def follow(self, topics: Iterable[tuple[str, Channel]]) -> None:
+    def follow(self, topics: Iterable[tuple[str, Channel]], now_ms: int) -> None:
         """Bring this of other cells from now on; the first FOLLOWS_MAX of it."""
         wanted = [one for one in dict.fromkeys(topics) if one[1] in FOLLOWED]
-        self.followed = frozenset(wanted[:FOLLOWS_MAX])
+        before, self._wanted = self._wanted, frozenset(wanted[:FOLLOWS_MAX])
+        self._unwanted_ms |= dict.fromkeys(before - self._wanted, now_ms + FOLLOWED_MS)
+        for one in self._wanted & self._unwanted_ms.keys():
+            del self._unwanted_ms[one]
+        while len(self._wanted) + len(self._unwanted_ms) > FOLLOWS_MAX:
+            del self._unwanted_ms[next(iter(self._unwanted_ms))]
+        self.followed = self._wanted | self._unwanted_ms.keys()
 
     def expire(self, now_ms: int) -> bool:
-        """Forget nodes that left long ago; return whether there were any."""
+        """Forget nodes that left long ago, and what they took in; return whether any was."""
         over = [node for node, until_ms in self._until_ms.items() if now_ms >= until_ms]
         for node in over:
             del self._until_ms[node], self._to[node]
-        return bool(over)
+        unwanted = [one for one, until_ms in self._unwanted_ms.items() if now_ms >= until_ms]
+        for topic in unwanted:
+            del self._unwanted_ms[topic]
+        self.followed = self._wanted | self._unwanted_ms.keys()
+        return bool(over or unwanted)
 
     @property
     def due_ms(self) -> int | None:
-        """When `expire` has something to do; None: not before another carry."""
-        return min(self._until_ms.values(), default=None)
+        """When `expire` has something to do; None: not before another word of a role."""
+        return min((*self._until_ms.values(), *self._unwanted_ms.values()), default=None)
 
     def filters(self) -> list[str]:
         """Return what to subscribe to at the broker of the own cell."""
         foreign = [wildcard(cell, *kind) for cell in sorted(self.cells) for kind in CARRIED]
         inboxes = [build(self._cell, Party.NODE, one, Channel.INVOKE) for one in sorted(self._to)]
-        return foreign + [str(one) for one in inboxes]
+        own = self.filters_at(self._cell)
+        asked = [wildcard(self._cell, Party.NODE, Channel.CATCHUP)] if own else []
+        return foreign + [str(one) for one in inboxes] + own + asked
 
     def filters_at(self, cell: str) -> list[str]:
-        """Return what to subscribe to at the broker of another cell."""
+        """Return what is followed of a cell, to be subscribed to at its broker."""
         return [str(build(cell, Party.SERVICE, *one)) for one in sorted(self.followed)]
 
     def brings(self, topic: Topic, cell: str) -> bool:
@@ -113,7 +133,7 @@ class Relay:
                 return None
             self._count(body)
             return topic
-        cell = self._to.get(topic.name) if topic.party is Party.NODE else None
+        cell = self._to.get(topic.name) if topic.channel is Channel.INVOKE else None
         if cell is None or cell not in self.cells:
             return None
         if self._known(topic.name, cell, body):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from device_agent.core.absence import Absence
 from device_agent.core.commands import Place
 from device_agent.core.events import AttachFailed, Connected, Disconnected, LinkUp, Received
 from device_agent.core.jobs import JobEnds
@@ -61,6 +62,7 @@ class Attached:
         self._home = turn.cell
         self._mobility: Mobility | None = None
         self._surroundings: Surroundings | None = None
+        self._absence = Absence(turn)
         self._spent: tuple[float, float, bool] | None = None
         """On measuring cells; None: it measures none."""
         self.presence = Presence(turn, birth, turn.cell)
@@ -111,7 +113,7 @@ class Attached:
     def welcome(self, event: Received, body: Welcome) -> None:
         """Take the scheduler's answer to a birth."""
         if self.presence.welcome(body, event.cause):
-            self._listens(event, body, another=False)
+            self._listens(event, body, self.presence.cell, another=False)
             if self._mobility is not None:
                 self._mobility.welcomed()
 
@@ -159,6 +161,8 @@ class Attached:
         counts = self._turn.counts
         if counts["kept"]:
             link = structs.replace(link, kept=counts["kept"], kept_dropped=counts["kept dropped"])
+        if counts["missed"]:
+            link = structs.replace(link, missed=counts["missed"])
         if self._spent is None:
             return link
         taken, cpu, saving = self._spent
@@ -201,12 +205,14 @@ class Attached:
 
     def silent(self) -> None:
         """Keep what is for anybody: there is no attachment at all."""
+        self._absence.begin()
         self._kept.replies.disconnected()
         if self._kept.feeder is not None:
             self._kept.feeder.sinks.disconnected()
 
     def doubted(self) -> None:
         """Say again what a lost link may not have carried."""
+        self._absence.doubted()
         if self._kept.feeder is not None:
             self._kept.feeder.sinks.doubted()
 
@@ -226,7 +232,7 @@ class Attached:
         self.presence = presence
         if self._kept.feeder is not None:
             self._kept.feeder.moved(source, apart=apart)
-        self._listens(event, body, another=True)
+        self._listens(event, body, source, another=True)
 
     def settled(self) -> None:
         """Journal what a move has changed."""
@@ -238,7 +244,9 @@ class Attached:
         live = self._kept.requests.admission.live.values()
         return frozenset(one.id for one in live if cell_of(one.reply_to) == cell)
 
-    def _listens(self, event: Received, body: Welcome, *, another: bool) -> None:
+    def _listens(self, event: Received, body: Welcome, before: str, *, another: bool) -> None:
         self._welcomed(event, body, another)
         self._kept.outbox.online()
         self._kept.jobs.online()
+        feeder = self._kept.feeder
+        self._absence.end(before, feeder.followed if feeder is not None else ())

@@ -49,6 +49,7 @@ from protocols.messages import (
     LoadReport,
     MemoryRequest,
     MemoryState,
+    Missed,
     Neighbours,
     RebirthRequest,
     Release,
@@ -170,6 +171,7 @@ class Core:
             (Channel.COMMAND, Neighbours): self.attached.told,
             (Channel.COMMAND, HandoverCommand): self.attached.told,
             (Channel.COMMAND, HandoverComplete): self.attached.told,
+            (Channel.MISSED, Missed): lambda _, body: self.feeder.missed(body),
         }
 
     def handle(self, event: events.Event, now_ms: float) -> list[Command]:

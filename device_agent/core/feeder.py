@@ -35,6 +35,7 @@ from device_agent.core.turn import Turn
 from device_agent.core.values import LOAD, inline_bytes, rooted
 from protocols.errors import MalformedFrame
 from protocols.messages.invocation import INLINE_MAX_BYTES, Accepted, Invoke, Plan, Result, Value
+from protocols.messages.mobility import Missed
 from protocols.messages.presence import Feeding
 from protocols.messages.quality import Feed, Source, SourceKind
 from protocols.messages.sense import LoadReport
@@ -78,6 +79,8 @@ class FeedState(Struct, eq=False):
     next_ms: float = 0.0
     heard_ms: dict[str, float] = field(default_factory=dict)
     """When a value of each topic was last taken."""
+    missed_ms: dict[str, float] = field(default_factory=dict)
+    """Of those that came afterwards: when the last one was published."""
     plan: Plan | None = None
     """As this node, in its present cell, uses the feed's."""
 
@@ -98,7 +101,8 @@ class Feeder:
         self._feeds: dict[str, FeedState] = {}
         self._numbers = count(1)
         self._load: LoadReport | None = None
-        self._followed: dict[tuple[str, Channel], None] = {}
+        self.followed: dict[tuple[str, Channel], None] = {}
+        """Channels of services that the sources name."""
         self._taken: dict[tuple[object, ...], float] = {}
         """The newest published values, and when they came."""
         self.sinks = Sinks(turn)
@@ -227,11 +231,11 @@ class Feeder:
             if source.kind is SourceKind.TOPIC
             and (topic := source_topic(service, source.name)[:2])[0]
         }
-        for topic in wanted.keys() - self._followed.keys():
+        for topic in wanted.keys() - self.followed.keys():
             self._turn.out.append(Follow(*topic))
-        for topic in self._followed.keys() - wanted.keys():
+        for topic in self.followed.keys() - wanted.keys():
             self._turn.out.append(Unfollow(*topic))
-        self._followed = wanted
+        self.followed = wanted
 
     # What the shell says.
 
@@ -329,15 +333,36 @@ class Feeder:
         else:
             self._turn.counts["foreign message"] += 1
             return
-        if self._twice(event.sender, event.service, body.request, body.attempt, part, *values):
+        name = event.sender, event.service, body.request, body.attempt, part
+        self._brought(event.service, event.channel, name, values)
+
+    def missed(self, body: Missed) -> None:
+        """Take a value that was published while nobody was reached."""
+        name = body.sender, body.service, body.request, body.attempt, body.part
+        if (body.service, body.channel) not in self.followed:
+            self._turn.counts["foreign message"] += 1
+        elif self._brought(body.service, body.channel, name, body.values, body.age_ms):
+            self._turn.counts["missed"] += 1
+
+    def _brought(
+        self,
+        service: str,
+        channel: Channel,
+        name: tuple[object, ...],
+        values: dict[str, Value],
+        age_ms: float | None = None,
+    ) -> bool:
+        """Take what was published once, so long ago; None: just now."""
+        if self._twice(*name, *values):
             self._turn.counts["feed twice"] += 1
-            return
-        for service, state in list(self._feeds.items()):
+            return False
+        for fed, state in list(self._feeds.items()):
             for source in state.feed.sources:
                 if source.kind is SourceKind.TOPIC:
-                    named, channel, port = source_topic(service, source.name)
-                    if (named, channel) == (event.service, event.channel) and port in values:
-                        self._hear(state, source, values[port])
+                    named, wanted, port = source_topic(fed, source.name)
+                    if (named, wanted) == (service, channel) and port in values:
+                        self._hear(state, source, values[port], age_ms)
+        return True
 
     def _twice(self, *name: object) -> bool:
         """Whether this has come already: by another cell's broker, or before a link was lost."""
@@ -350,10 +375,12 @@ class Feeder:
             del taken[next(iter(taken))]
         return False
 
-    def _hear(self, state: FeedState, source: Source, value: Value) -> None:
-        now_ms, rate = self._turn.now_ms, _rate(state.feed, source)
-        since_ms = state.heard_ms.get(source.input)
-        if rate <= 0 or (since_ms is not None and now_ms < since_ms + 1000.0 / rate):
+    def _hear(self, state: FeedState, source: Source, value: Value, age_ms: float | None) -> None:
+        rate, name = _rate(state.feed, source), source.input
+        said_ms = self._turn.now_ms - (age_ms or 0.0)
+        # What was missed has its own pace: newer values may have come before it.
+        heard_ms = state.heard_ms if age_ms is None else state.missed_ms
+        if rate <= 0 or abs(said_ms - heard_ms.get(name, -inf)) < 1000.0 / rate:
             self._turn.counts["feed thinned"] += 1
             return
         try:
@@ -361,39 +388,49 @@ class Feeder:
         except MalformedFrame:
             self._turn.counts["feed misfit"] += 1
             return
-        state.heard_ms[source.input] = now_ms
-        state.values[source.input] = fit
+        heard_ms[name] = said_ms
+        if age_ms is None or said_ms > state.heard_ms.get(name, -inf):
+            state.values[name] = fit
         if not any(_is_read(one) for one in state.feed.sources):
-            self._offer(state)
+            late = age_ms is not None
+            self._offer(state, {name: fit}, said_ms + state.feed.budget_ms if late else inf)
 
     # From a value to a request.
 
-    def _offer(self, state: FeedState) -> None:
-        """Make an item of the newest values: send it, or let it wait in the place of an older."""
+    def _offer(
+        self, state: FeedState, given: dict[str, Value] | None = None, until_ms: float = inf
+    ) -> None:
+        """Make an item of the newest values, or of one given: send it, or have it wait."""
         feed = state.feed
         names = {one.input for one in feed.sources}
         if names - state.values.keys():
             self._turn.counts["feed incomplete"] += 1
             return
-        item = {name: state.values[name] for name in names}
+        item = {name: state.values[name] for name in names} | (given or {})
         last = state.waiting[-1][1] if state.waiting else state.sent
         if feed.function == CHANGES and item == last:
             self._turn.counts["feed unchanged"] += 1
             return
-        self._wait(state, item)
+        self._wait(state, item, until_ms)
         self._launch(state)
 
-    def _wait(self, state: FeedState, item: dict[str, Value]) -> None:
-        """Have an item wait: beside others while nobody is reached, else in their place."""
+    def _wait(self, state: FeedState, item: dict[str, Value], until_ms: float) -> None:
+        """Have an item wait: in order while nobody is reached, else in the newest's place.
+
+        As long as what was kept waits all go behind it; what was missed goes before the newest.
+        """
         waiting, counts = state.waiting, self._turn.counts
-        until_ms = inf
         if not self.sinks.online:
             self._turn.kept(0)
-            until_ms = self._turn.now_ms + state.feed.budget_ms
-        elif waiting and waiting[-1][0] == inf:
+        if not self.sinks.online or (waiting and waiting[0][0] < inf):
+            until_ms = min(until_ms, self._turn.now_ms + state.feed.budget_ms)
+        newest = waiting.pop() if waiting and waiting[-1][0] == inf > until_ms else None
+        if newest is None and waiting and waiting[-1][0] == until_ms == inf:
             waiting.pop()
             counts["feed replaced"] += 1
         waiting.append((until_ms, item))
+        if newest is not None:
+            waiting.append(newest)
         size = sum(inline_bytes(one) for _, one in waiting) if len(waiting) > 1 else 0
         while len(waiting) > KEPT_MAX or size > KEPT_MAX_BYTES:
             size -= inline_bytes(waiting.popleft()[1])

@@ -31,6 +31,7 @@ from protocols.messages.job import (
     JobSubmit,
 )
 from protocols.messages.mobility import (
+    CatchUp,
     HandoverAnswer,
     HandoverCommand,
     HandoverComplete,
@@ -39,6 +40,7 @@ from protocols.messages.mobility import (
     HandoverRequired,
     HandoverTimes,
     Measurement,
+    Missed,
     Neighbours,
     Relinquished,
 )
@@ -76,6 +78,7 @@ NODE_SAYS = (
     | Measurement
     | HandoverFailed
     | HandoverTimes
+    | CatchUp
 )
 NODE_HEARS = (
     Welcome
@@ -94,6 +97,7 @@ NODE_HEARS = (
     | Neighbours
     | HandoverCommand
     | HandoverComplete
+    | Missed
 )
 JOB = (
     JobSubmit
@@ -169,6 +173,7 @@ __all__ = [
     "Calibrate",
     "Calibrated",
     "Cancel",
+    "CatchUp",
     "CellReport",
     "Death",
     "Deliver",
@@ -208,6 +213,7 @@ __all__ = [
     "MemoryState",
     "Message",
     "Mirror",
+    "Missed",
     "Neighbours",
     "NodeSummary",
     "Probe",

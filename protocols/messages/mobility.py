@@ -8,13 +8,17 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from protocols.base import Count, Id, Message, Name, Part, Text
+from protocols.messages.invocation import Values
 from protocols.messages.presence import Inventory
+from protocols.topics import Channel
 
 MAX_NEIGHBOURS: Final = 16
 """Cells that a node is told of."""
 MAX_CANDIDATES: Final = 4
 """Cells that are tried for one handover."""
 MAX_RULES: Final = 8
+MAX_FOLLOWED: Final = 256
+"""Topics of services that one node takes in."""
 MAX_TASKS: Final = 8
 """Of a node, whose latency is told to who decides on its cell."""
 FLOOR_DB: Final = -200.0
@@ -256,6 +260,46 @@ class HandoverComplete(Message, tag="handover-complete", frozen=True):
     """Empty where there was no command."""
     incarnation: Count
     """Of the attachment here."""
+
+
+class Followed(Part, frozen=True):
+    """What of a service a node takes in."""
+
+    service: Name
+    channel: Channel
+    """`input` or `output`."""
+
+
+class CatchUp(Message, tag="catch-up", frozen=True):
+    """Node to the gateway of a cell: hand me what was published while I was attached nowhere.
+
+    The topic names the cell that is asked: the one that the node has left, or is back in.
+    """
+
+    cell: Name
+    """Where the node is attached, and hears the answers."""
+    apart_ms: Span
+    """What was published longer ago it has."""
+    topics: Annotated[tuple[Followed, ...], Meta(max_length=MAX_FOLLOWED)]
+
+
+class Missed(Message, tag="missed", frozen=True):
+    """Gateway to node: a value that was published before, on a topic that the node follows."""
+
+    service: Name
+    channel: Channel
+    """As in the topic on which it was published."""
+    sender: Name
+    """Who has published it."""
+    request: Id
+    """As published, like attempt, part and values."""
+    attempt: Count
+    part: Count
+    """0 for an input."""
+    values: Values
+    """Inputs or outputs of the service by their names."""
+    age_ms: Span
+    """Since the gateway heard it."""
 
 
 class HandoverTimes(Message, tag="handover-times", frozen=True):

@@ -107,6 +107,8 @@ class LinkReport(Message, tag="link", frozen=True):
     """Answers and published values that have waited for a connection since the node began."""
     kept_dropped: Count = 0
     """Those of them that were too many, too large or too old."""
+    missed: Count = 0
+    """Published values that a gateway has handed it afterwards."""
 
     @property
     def bandwidth_mbit_per_s(self) -> float | None:

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from device_world import LONG_S, NODE, Agent, Store, until
+import pytest
+from device_world import ECHO, LONG_S, NODE, Agent, Store, until
 from real_brokers import Broker
 
 from controller.broker.address import Address
@@ -12,7 +13,9 @@ from controller.decider import Carry, Event, Role
 from controller.host.host import Host
 from controller.lines import Lines, Place, Plan
 from protocols import topics
+from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
 from protocols.messages import (
+    Assign,
     Birth,
     Death,
     HandoverCommand,
@@ -26,6 +29,7 @@ from protocols.messages import (
 )
 from protocols.messages import invocation as words
 from protocols.messages.mobility import CellPoint
+from protocols.messages.task import InstanceState
 from protocols.topics import Channel, Party, Speaker
 from protocols.transport.backoff import Policy
 from protocols.transport.session import Inbound, Session
@@ -320,3 +324,19 @@ def farewells(cell: Cell) -> list[Death]:
 
 def statuses(world: Cells) -> list[Status]:
     return [one for cell in world.cells.values() for one in cell.said(Status)]
+
+
+async def serve(world: Cells, *flags: str) -> None:
+    """Start the daemon at home, with a task that runs."""
+    wasmtime = pytest.importorskip("wasmtime")
+    code = bytes(wasmtime.wat2wasm(ECHO))
+    await world.agent.start("--cell=a", *flags)
+    await world.wait(lambda: world.where == "a")
+    manifest = Manifest(
+        ExecutorKind.WASM,
+        ArtifactRef(world.store.put(code), len(code)),
+        (Port("x", Dtype.UINT8, (-1,)),),
+        (Port("y", Dtype.UINT8, (-1,)),),
+    )
+    world.cells["a"].say(Assign("echo", "s", 1, 1, manifest))
+    await world.wait(lambda: any(one.state is InstanceState.READY for one in statuses(world)))

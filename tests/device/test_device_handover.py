@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from device_roam import Cells, Client, farewells, statuses
-from device_world import ECHO, NODE, Store
+from device_roam import Cells, Client, farewells, serve, statuses
+from device_world import NODE, Store
 
-from protocols.manifest import ArtifactRef, Dtype, ExecutorKind, Manifest, Port
-from protocols.messages import Assign, HandoverCommand, HandoverFailed
+from protocols.messages import HandoverCommand, HandoverFailed
 from protocols.messages.mobility import CellPoint
 from protocols.messages.task import InstanceState
 
@@ -20,22 +19,6 @@ async def world(tmp_path: Path, store: Store) -> AsyncIterator[Cells]:
     await one.start()
     yield one
     await one.close()
-
-
-async def serve(world: Cells, *flags: str) -> None:
-    """Start the daemon at home, with a task that runs."""
-    wasmtime = pytest.importorskip("wasmtime")
-    code = bytes(wasmtime.wat2wasm(ECHO))
-    await world.agent.start("--cell=a", *flags)
-    await world.wait(lambda: world.where == "a")
-    manifest = Manifest(
-        ExecutorKind.WASM,
-        ArtifactRef(world.store.put(code), len(code)),
-        (Port("x", Dtype.UINT8, (-1,)),),
-        (Port("y", Dtype.UINT8, (-1,)),),
-    )
-    world.cells["a"].say(Assign("echo", "s", 1, 1, manifest))
-    await world.wait(lambda: any(one.state is InstanceState.READY for one in statuses(world)))
 
 
 def untouched(world: Cells) -> None:

@@ -4,7 +4,7 @@ from cells_bench import CellsBench
 from msgspec import structs
 from tests_support import INVENTORY
 
-from controller.host.relay import Relay
+from controller.host.relay import FOLLOWED_MS, Relay
 from controller.scheduler.feeds import LINGER_MS
 from protocols.manifest import Dtype
 from protocols.messages import Feed
@@ -100,12 +100,15 @@ def test_what_a_source_names_is_brought_to_the_cell_of_its_node() -> None:
 def test_a_gateway_brings_what_was_said_in_another_cell_and_nothing_twice() -> None:
     relay = Relay("a")
     relay.reach(("a", "b"))
-    relay.follow([("s", Channel.OUTPUT), ("s", Channel.REQUEST)])
+    relay.follow([("s", Channel.OUTPUT), ("s", Channel.REQUEST)], 0)
     there = build("b", Party.SERVICE, "s", Channel.OUTPUT)
     assert relay.filters_at("b") == [str(there)]
     assert relay.brings(there, "b")
     brought = build("c", Party.SERVICE, "s", Channel.OUTPUT)
     assert not relay.brings(brought, "b"), "b has it from c, from where it comes here as well"
     assert not relay.brings(build("b", Party.SERVICE, "t", Channel.OUTPUT), "b")
-    relay.follow(())
+    relay.follow((), 500)
+    assert relay.brings(there, "b"), "its nodes may be between two cells"
+    assert relay.due_ms == 500 + FOLLOWED_MS
+    assert relay.expire(relay.due_ms)
     assert not relay.brings(there, "b")

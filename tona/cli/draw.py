@@ -296,6 +296,7 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
         ("loss", or_dash(link.loss_percent, "{:.1f} %")),
         ("measuring cells", _measuring(link)),
         ("outbox", f"{link.kept} waited for a connection, {link.kept_dropped} dropped"),
+        ("missed", f"{link.missed} published values came afterwards"),
     ]
 
 

@@ -1,0 +1,200 @@
+"""The last of what was published in a cell, for nodes that were attached nowhere: pure.
+
+A node asks when it is attached again, at the gateway of the cell that it has left or is back in. It
+is handed what was published since, in order, and from another cell also what is published there for
+a while longer, until the gateway of its new cell brings that. It takes each value once.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from msgspec import Struct, field
+
+from protocols.codec import Frame
+from protocols.messages import CatchUp, Invoke, Missed, Result
+from protocols.messages.invocation import Tensor, Value
+from protocols.topics import Channel, Topic
+
+KEPT_MS: Final = 10_000
+"""Longer ago is too old; a node knows again what it has taken for half as long more."""
+KEPT_MAX: Final = 512
+KEPT_MAX_BYTES: Final = 4 << 20
+"""Of one topic, and handed on at once; tensors count. The oldest make room."""
+TOTAL_MAX_BYTES: Final = 64 << 20
+"""Of all topics: of the one with most the oldest make room."""
+OVERLAP_MS: Final = 1000
+"""What was published so shortly before its link ended a node may not have got."""
+LINGER_MS: Final = 10_000
+"""That long after it has asked a node in another cell is handed what is published here."""
+NODES_MAX: Final = 1024
+"""Nodes of each topic that are handed what is published; one more takes the oldest's place."""
+TOPICS_MAX: Final = 1024
+"""With such nodes; one more takes the oldest's place."""
+HANDED_MAX: Final = 4096
+HANDED_MS: Final = 1000
+"""Values handed on in such a time, over all nodes; more are dropped."""
+AGAIN_MS: Final = 200
+"""A node that asks again so soon is not heard."""
+
+Key = tuple[str, Channel]
+
+
+class _Said(NamedTuple):
+    number: int
+    at_ms: int
+    topic: Topic
+    frame: Frame
+    body: Invoke | Result
+    values: dict[str, Value]
+    size_bytes: int
+
+
+class _Ring(Struct):
+    """What was published on one topic."""
+
+    said: deque[_Said] = field(default_factory=deque)
+    size_bytes: int = 0
+
+    def drop(self) -> int:
+        """Forget the oldest; return its bytes."""
+        size_bytes = self.said.popleft().size_bytes
+        self.size_bytes -= size_bytes
+        return size_bytes
+
+
+class Late(NamedTuple):
+    """A value for a node that has missed it."""
+
+    node: str
+    cell: str
+    body: Missed
+    cause: str
+    tenant: str
+
+
+class Lately:
+    """What was published lately on the topics that nodes of a cell follow."""
+
+    def __init__(self, cell: str) -> None:
+        self.counters = dict.fromkeys(
+            ("missed_kept", "missed_dropped", "missed_asked", "missed_refused", "missed_handed"), 0
+        )
+        self._cell = cell
+        self._rings: OrderedDict[Key, _Ring] = OrderedDict()
+        """The one that was published on last stands last."""
+        self._total_bytes = 0
+        self._number = 0
+        self._toward: dict[Key, dict[str, tuple[str, int]]] = {}
+        """By topic: nodes that are handed what is published, in which cell and until when."""
+        self._asked_ms: OrderedDict[str, int] = OrderedDict()
+        self._span = 0, 0
+        """When the present time of HANDED_MS began, and how many values were handed on in it."""
+
+    def keep(self, topic: Topic, frame: Frame, now_ms: int) -> list[Late]:
+        """Keep what was published just now; return it for those that get it at once."""
+        body = frame.body
+        if not isinstance(body, Invoke | Result):
+            return []
+        key = topic.name, topic.channel
+        values = body.inputs if isinstance(body, Invoke) else body.outputs
+        size_bytes = sum(len(one.data) for one in values.values() if isinstance(one, Tensor))
+        said = _Said(self._number, now_ms, topic, frame, body, values, size_bytes)
+        self._number += 1
+        self.counters["missed_kept"] += 1
+        ring = self._rings.setdefault(key, _Ring())
+        self._rings.move_to_end(key)
+        ring.said.append(said)
+        ring.size_bytes += size_bytes
+        self._total_bytes += size_bytes
+        self._make_room(ring, now_ms)
+        toward = self._toward.get(key, {})
+        for node in [one for one, (_, until_ms) in toward.items() if now_ms >= until_ms]:
+            del toward[node]
+        found = [_late(node, cell, said, now_ms) for node, (cell, _) in toward.items()]
+        return self._allowed(found, now_ms)
+
+    def _make_room(self, ring: _Ring, now_ms: int) -> None:
+        old_ms = now_ms - KEPT_MS
+        while ring.said and ring.said[0].at_ms < old_ms:
+            self._total_bytes -= ring.drop()
+        while len(ring.said) > KEPT_MAX or ring.size_bytes > KEPT_MAX_BYTES:
+            self._drop(ring)
+        while self._total_bytes > TOTAL_MAX_BYTES:
+            self._drop(max(self._rings.values(), key=lambda one: one.size_bytes))
+        first = next(iter(self._rings))
+        quiet = self._rings[first]
+        if not quiet.said or quiet.said[-1].at_ms < old_ms:
+            self._total_bytes -= quiet.size_bytes
+            del self._rings[first]
+
+    def _drop(self, ring: _Ring) -> None:
+        self._total_bytes -= ring.drop()
+        self.counters["missed_dropped"] += 1
+
+    def asked(self, node: str, body: CatchUp, followed: Collection[Key], now_ms: int) -> list[Late]:
+        """Return what a node has missed of what is followed in this cell, the oldest first."""
+        self.counters["missed_asked"] += 1
+        if now_ms - self._asked_ms.pop(node, -AGAIN_MS) < AGAIN_MS:
+            self.counters["missed_refused"] += 1
+            return []
+        self._asked_ms[node] = now_ms
+        if len(self._asked_ms) > NODES_MAX:
+            self._asked_ms.popitem(last=False)
+        for known in self._toward.values():
+            known.pop(node, None)
+        since_ms = now_ms - min(KEPT_MS, body.apart_ms + OVERLAP_MS)
+        found: list[_Said] = []
+        wanted = dict.fromkeys((one.service, one.channel) for one in body.topics)
+        for key in (one for one in wanted if one in followed):
+            ring = self._rings.get(key)
+            found += [one for one in ring.said if one.at_ms >= since_ms] if ring else []
+            if body.cell != self._cell:
+                self._go_on(key, node, body.cell, now_ms)
+        found.sort(key=lambda one: one.number)
+        late = [_late(node, body.cell, one, now_ms) for one in _newest(found)]
+        return self._allowed(late, now_ms)
+
+    def _allowed(self, late: list[Late], now_ms: int) -> list[Late]:
+        """Return the last of it, as many as may be handed on now."""
+        begin_ms, count = self._span
+        if now_ms - begin_ms >= HANDED_MS:
+            begin_ms, count = now_ms, 0
+        gone = max(0, count + len(late) - HANDED_MAX)
+        self._span = begin_ms, count + len(late) - gone
+        self.counters["missed_dropped"] += gone
+        return late[gone:]
+
+    def _go_on(self, key: Key, node: str, cell: str, now_ms: int) -> None:
+        toward = self._toward.setdefault(key, {})
+        if len(self._toward) > TOPICS_MAX:
+            del self._toward[next(iter(self._toward))]
+        if len(toward) >= NODES_MAX:
+            del toward[next(iter(toward))]
+        toward[node] = cell, now_ms + LINGER_MS
+
+
+def _newest(found: list[_Said]) -> list[_Said]:
+    """Return the last of what was found that may be handed on at once."""
+    first, size_bytes = len(found), 0
+    while first and len(found) - first < KEPT_MAX:
+        size_bytes += found[first - 1].size_bytes
+        if size_bytes > KEPT_MAX_BYTES:
+            break
+        first -= 1
+    return found[first:]
+
+
+def _late(node: str, cell: str, said: _Said, now_ms: int) -> Late:
+    topic, frame, body = said.topic, said.frame, said.body
+    missed = Missed(
+        topic.name,
+        topic.channel,
+        frame.sender,
+        body.request,
+        body.attempt,
+        body.part if isinstance(body, Result) else 0,
+        said.values,
+        now_ms - said.at_ms,
+    )
+    return Late(node, cell, missed, frame.cause, frame.tenant)

@@ -1,0 +1,52 @@
+"""What others published while this node was attached nowhere: it asks where it was attached.
+
+The gateways of its cells have kept the last of it. What comes to the cell that was left also after
+the node has asked is handed on for a while, until that of the new cell brings it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from device_agent.core.commands import Say
+from device_agent.core.turn import Turn
+from protocols.messages.mobility import MAX_FOLLOWED, CatchUp, Followed
+from protocols.topics import Channel
+
+LEFT_MS: Final = 10_000
+"""A cell that was left so long ago hands nothing on any more."""
+DOUBT_MS: Final = 10_000
+"""So long a dead link may go unnoticed."""
+
+
+class Absence:
+    """The time in which this node was attached nowhere."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._since_ms: float | None = None
+        self._asked: dict[str, float] = {}
+        """Cells that were asked, and when."""
+
+    def begin(self) -> None:
+        """Take note that the last attachment has ended."""
+        if self._since_ms is None:
+            self._since_ms = self._turn.now_ms
+
+    def doubted(self) -> None:
+        """Take note that it may have ended before that was noticed."""
+        if self._since_ms is not None:
+            self._since_ms -= DOUBT_MS
+
+    def end(self, left: str, followed: Iterable[tuple[str, Channel]]) -> None:
+        """Ask for what was missed, at the cell that served before and those shortly before it."""
+        since_ms, self._since_ms = self._since_ms, None
+        if since_ms is None:
+            return
+        turn = self._turn
+        old_ms = turn.now_ms - LEFT_MS
+        self._asked = {one: at_ms for one, at_ms in self._asked.items() if at_ms > old_ms}
+        self._asked[left] = turn.now_ms
+        topics = tuple(Followed(*one) for one in followed)
+        if topics:
+            asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics[:MAX_FOLLOWED])
+            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]

@@ -1,0 +1,148 @@
+"""What a node asks for that was attached nowhere, and what it does with what it is handed."""
+
+from typing import Any
+
+from device_harness import NODE, SimNode, assign, chain, manifest, of, tensor
+from msgspec import structs
+
+from device_agent.core import commands, events
+from device_agent.core.absence import DOUBT_MS
+from device_agent.core.feeder import UNDER_WAY_MAX
+from protocols.manifest import Dtype
+from protocols.messages import CatchUp, Feed, LinkReport, Missed, Result
+from protocols.messages.mobility import Followed
+from protocols.messages.quality import Source, SourceKind
+from protocols.topics import Channel
+
+OTHER = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (-1,), rate_per_s=100.0)
+FEED = Feed("s", 1, chain(("t", NODE, 1)), (OTHER,), budget_ms=5000)
+
+
+def following(**changed: Any) -> SimNode:
+    node = SimNode()
+    node.join()
+    node.hear(assign("t", of=manifest(queue=64)))
+    node.hear(structs.replace(FEED, **changed))
+    return node
+
+
+def missed(name: str, age_ms: float = 0.0) -> Missed:
+    value = tensor(name.encode())
+    return Missed("other", Channel.OUTPUT, "n2", name, 1, 0, {"y": value}, age_ms)
+
+
+def handed(node: SimNode, *names: str, age_ms: float = 1000.0) -> None:
+    """Hand a node values that were published 20 ms after each other."""
+    for number, name in enumerate(names):
+        node.hear(missed(name, age_ms - 20 * number), Channel.MISSED)
+
+
+def published(node: SimNode, name: str) -> None:
+    body = Result(name, 1, {"y": tensor(name.encode())})
+    node.tell(events.Published("other", Channel.OUTPUT, body, sender="n2"))
+
+
+def run(node: SimNode) -> list[str]:
+    """Answer everything; return what the feed has asked for, in order."""
+    asked: list[str] = []
+    while node.calls:
+        for call, one in list(node.calls.items()):
+            asked.append(one.inputs["x"].data.decode())  # type: ignore[union-attr]
+            node.answer(call)
+    return asked
+
+
+def asks(said: list[commands.Command]) -> list[tuple[str, CatchUp]]:
+    found = [one for one in said if isinstance(one, commands.Say)]
+    return [(one.cell, one.body) for one in found if isinstance(one.body, CatchUp)]
+
+
+def back(node: SimNode, reason: str = "the broker closed it") -> list[tuple[str, CatchUp]]:
+    """Lose the connection for two seconds; return what the node asks for when it is back."""
+    node.tell(events.Disconnected(reason))
+    node.after(2000)
+    before = len(node.said)
+    node.join()
+    return asks(node.said[before:])
+
+
+def test_a_node_that_is_back_asks_for_what_it_follows_since_it_may_have_been_cut_off() -> None:
+    node = following()
+    wanted = CatchUp("cell", 2000.0 + DOUBT_MS, (Followed("other", Channel.OUTPUT),))
+    assert back(node) == [("cell", wanted)]
+    assert not asks(node.hear(structs.replace(FEED, number=2))), "once"
+
+
+def test_who_was_never_away_or_follows_nothing_asks_for_nothing() -> None:
+    node = SimNode()
+    node.connect()
+    node.welcome()
+    assert not asks(node.said)
+    assert back(node) == []
+    camera = structs.replace(OTHER, kind=SourceKind.SENSOR, name="camera")
+    assert back(following(sources=(camera,))) == []
+
+
+def test_what_was_missed_is_used_in_order_and_each_once() -> None:
+    node = following()
+    published(node, "v1")
+    back(node)
+    handed(node, "v1", "v2", "v3")
+    handed(node, "v3", "v4", age_ms=960.0)
+    assert run(node) == ["v1", "v2", "v3", "v4"]
+    assert node.core.counts["missed"] == 3
+    assert node.core.counts["feed twice"] == 2
+
+
+def test_more_than_may_be_under_way_waits_and_newer_values_wait_behind_it() -> None:
+    node = following()
+    names = [f"v{number}" for number in range(2 * UNDER_WAY_MAX)]
+    handed(node, *names)
+    published(node, "new")
+    node.after(20)
+    published(node, "newer")
+    assert run(node) == [*names, "new", "newer"]
+    assert not node.core.counts["feed replaced"]
+
+
+def test_what_was_missed_goes_before_the_newest_and_does_not_pass_for_it() -> None:
+    other = structs.replace(OTHER, input="z", name="third.y")
+    node = following(sources=(OTHER, other))
+    third = Result("z1", 1, {"y": tensor(b"z")})
+    node.tell(events.Published("third", Channel.OUTPUT, third, sender="n3"))
+    published(node, "new")
+    handed(node, "old")
+    assert run(node) == ["new", "old"]
+    again = structs.replace(third, request="z2")
+    node.after(20)
+    node.tell(events.Published("third", Channel.OUTPUT, again, sender="n3"))
+    assert run(node) == ["new"]
+
+
+def test_what_is_older_than_the_feeds_budget_is_dropped_and_counted() -> None:
+    node = following()
+    handed(node, "old", age_ms=FEED.budget_ms + 1.0)
+    handed(node, "young")
+    assert run(node) == ["young"]
+    assert node.core.counts["kept dropped"] == 1
+
+
+def test_what_was_missed_is_thinned_by_when_it_was_published() -> None:
+    node = following()
+    for number in range(4):
+        node.hear(missed(f"v{number}", 1000.0 - 5 * number), Channel.MISSED)
+    assert run(node) == ["v0", "v2"]
+
+
+def test_what_the_node_does_not_follow_is_not_taken() -> None:
+    node = following()
+    node.hear(structs.replace(missed("v1"), service="third"), Channel.MISSED)
+    assert not node.calls
+    assert node.core.counts["foreign message"] == 1
+
+
+def test_the_report_of_the_link_says_how_many_there_were() -> None:
+    node = following()
+    handed(node, "v1", "v2")
+    said = node.tell(events.LinkSampled(LinkReport(1, "eth0", "wired", carrier=True)))
+    assert [one.missed for one in of(LinkReport, said)] == [2]
