@@ -87,6 +87,12 @@ class Client:
             for _, future in running:
                 future.cancel()
 
+    def publish(
+        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+    ) -> str:
+        """Publish values on the inputs of a service; see `AsyncClient.publish`."""
+        return self._call(self._client.publish(service, inputs, deadline_s=deadline_s))
+
     def submit(
         self,
         service: str,

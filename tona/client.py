@@ -19,6 +19,7 @@ from protocols.errors import Blame, EnvironmentFailure
 from protocols.messages import (
     Accepted,
     Cancel,
+    Invoke,
     JobAccepted,
     JobEnded,
     JobQuery,
@@ -109,6 +110,13 @@ async def connect(
         await client.close()
 
 
+def check_deadline(deadline_s: float) -> float:
+    """Return a deadline that is one. Raises BadInput."""
+    if not 0 < deadline_s <= DEADLINE_MAX_S:
+        raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
+    return deadline_s
+
+
 class AsyncClient:
     """Invokes the services of one cell; made by `connect`, for one event loop."""
 
@@ -131,6 +139,7 @@ class AsyncClient:
         self._urls: dict[str, tuple[str, ...]] = {}
         """Stores for the large values of a service, as its last route said."""
         self._routed = asyncio.Event()
+        self._connected = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._prefix = os.urandom(6).hex()
@@ -163,6 +172,7 @@ class AsyncClient:
         self._abandon(ClientClosed("the client was closed while the request was under way"))
         self._jobs.close()
         await self._attachment.close()
+        self._connected.set()
         self._store.close()
 
     @property
@@ -196,11 +206,9 @@ class AsyncClient:
         all of them are InvocationError.
         """
         begin_s = self._loop.time()
-        if not 0 < deadline_s <= DEADLINE_MAX_S:
-            raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
+        due_s = begin_s + check_deadline(deadline_s)
         packed, contents = await self._pack(service, inputs, priority)
         request = f"{self._prefix}-{next(self._numbers)}"
-        due_s = begin_s + deadline_s
         finish = await self._run(
             Submit(request, service, packed, due_s * 1000, bool(contents), priority), contents
         )
@@ -230,6 +238,44 @@ class AsyncClient:
             return await self.invoke(service, item, deadline_s=deadline_s)
 
         return stream(one, inputs, in_flight, ordered)
+
+    async def publish(
+        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+    ) -> str:
+        """Publish values on the inputs of a service, for the nodes that feed it from there.
+
+        Inputs are those of `invoke`. Returns under which name the nodes know them, once they have
+        left; waits for a connection meanwhile. Nobody answers, or says that he has taken them; each
+        node takes them once. Raises BadInput, DeadlineExceeded, Refused, TaskFailed, ClientClosed.
+        """
+        due_s = self._loop.time() + check_deadline(deadline_s)
+        packed, contents = await self._pack(service, inputs, PRIORITY_DEFAULT)
+        if contents:
+            await self._put_all(service, contents, deadline_s)
+        name = f"{self._prefix}-{next(self._numbers)}"
+        while True:
+            left_ms = max(1, round((due_s - self._loop.time()) * 1000))
+            topic = topics.build(self.cell, Party.SERVICE, service, Channel.INPUT)
+            body = Invoke(name, service, left_ms, packed, agent=self.agent)
+            if self._attachment.send(topic, body, cause=name, tenant=self._tenant):
+                return name
+            if not self._attachment.running:
+                raise ClientClosed("the client was closed before the values had left")
+            await self._reconnected(due_s)
+
+    async def _reconnected(self, due_s: float) -> None:
+        """Wait for a connection. Raises Refused where there is one, and DeadlineExceeded."""
+        if self._connected.is_set():
+            text = "the connection to the broker takes no more messages"
+            raise error_of(Failure(FailureCode.BUSY, Blame.ENVIRONMENT, text, retryable=True))
+        try:
+            async with asyncio.timeout_at(due_s):
+                await self._connected.wait()
+        except TimeoutError:
+            text = "there was no connection to the broker in time: nothing was published"
+            raise error_of(
+                Failure(FailureCode.DEADLINE, Blame.ENVIRONMENT, text, retryable=True)
+            ) from None
 
     async def submit(
         self,
@@ -529,6 +575,7 @@ class AsyncClient:
 
     def online(self, *, connected: bool) -> None:
         """Take in that the connection stands, or has ended."""
+        (self._connected.set if connected else self._connected.clear)()
         self._do(Online(connected=connected))
         self._jobs.online(connected=connected)
 

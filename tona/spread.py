@@ -16,7 +16,7 @@ from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.transport.session import DEFAULT_TENANT
 from tona import values
-from tona.client import DEADLINE_MAX_S, DEADLINE_S, AsyncClient
+from tona.client import DEADLINE_S, AsyncClient, check_deadline
 from tona.errors import CannotConnect, ClientClosed, ServiceUnavailable, bad_input, error_of
 from tona.job_client import ACCEPT_S, RUN_S, Job
 from tona.target import Target, at_cell
@@ -61,13 +61,21 @@ class SpreadClient(AsyncClient):
         priority: int = PRIORITY_DEFAULT,
     ) -> values.Result:
         """Run a service once and return its answer; see `AsyncClient.invoke`."""
-        if not 0 < deadline_s <= DEADLINE_MAX_S:
-            raise bad_input(f"deadline_s is {deadline_s}: give more than 0, up to {DEADLINE_MAX_S}")
 
         async def once(client: AsyncClient, left_s: float) -> values.Result:
             return await client.invoke(service, inputs, deadline_s=left_s, priority=priority)
 
-        return await self._wherever(service, deadline_s, once)
+        return await self._wherever(service, check_deadline(deadline_s), once)
+
+    async def publish(
+        self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
+    ) -> str:
+        """Publish values on the inputs of a service; see `AsyncClient.publish`."""
+
+        async def once(client: AsyncClient, left_s: float) -> str:
+            return await client.publish(service, inputs, deadline_s=left_s)
+
+        return await self._wherever(service, check_deadline(deadline_s), once)
 
     async def submit(
         self,

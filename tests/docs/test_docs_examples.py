@@ -312,3 +312,5 @@ def test_the_readmes_commands_and_its_program_run(cell: tuple[Path, dict[str, st
     code = code.replace("deadline_s=30", f"deadline_s={BUSY_DEADLINE_S}")
     assert str(BUSY_DEADLINE_S) in code
     assert "markers of the coins" in run(["-c", code], desk, env)
+    (program,) = blocks("docs/usecases.md", "publish")
+    assert not run(["-c", program.code.replace("http://127.0.0.1:8600", url)], desk, env)
