@@ -10,6 +10,8 @@ with the next attempt number when
   ends what it has begun; or the connection was lost and is back: at once;
 * a node has neither answered nor accepted it for `ACCEPT_MS`, doubled with each attempt.
 
+While it is in work its route is looked at after `LOOK_MS`, and ever more seldom.
+
 Nodes know a request by its id and repeat the answer they gave, so asking again does no harm. Of all
 answers the first whole one ends the request, exactly once; its deadline does otherwise. What comes
 for a request that has ended is counted and dropped.
@@ -65,6 +67,11 @@ MAX_ATTEMPTS: Final = 64
 ACCEPT_MS: Final = 1000
 """Silence of a node after which a request is sent again; a node accepts after 20 ms."""
 ACCEPT_CAP_MS: Final = 8000
+LOOK_MS: Final = 1000
+LOOK_CAP_MS: Final = 8000
+"""A request that is in work has its route looked at within these bounds, and no route is looked at
+more often than the first: of a service in another cell no change is told here.
+"""
 DRAIN_MS: Final = 1000
 """So long a node may take to end what it has begun after its task has gone elsewhere."""
 PAUSE_FIRST_MS: Final = 50
@@ -112,6 +119,8 @@ class _Request(Struct):
     phase: Phase = Phase.ROUTING
     attempt: int = 0
     pauses: int = 0
+    looks: int = 0
+    """At the route, since a node has accepted it."""
     counted: bool = False
     """Whether it counts against the credit of its route."""
     packed: bool = False
@@ -281,8 +290,9 @@ class Requests:
             request.silent.discard(body.node)
             if not request.silent:
                 request.phase = Phase.ACCEPTED
+                request.looks = 0
                 if request.service.holds(request.plan):
-                    self._wake(request, request.deadline_ms)
+                    self._look_later(request)
 
     def _answered(self, request: _Request, result: Result) -> None:
         failure = result.failure
@@ -446,12 +456,27 @@ class Requests:
     def _overdue(self, request: _Request) -> None:
         if self._now_ms >= request.deadline_ms:
             self._expire(request)
+        elif request.phase is Phase.ACCEPTED and request.service.holds(request.plan):
+            self._look(request)
         elif request.phase in (Phase.PAUSED, Phase.ACCEPTED):
             self._again(request)
         elif request.phase is Phase.SENT:
             # A node that says nothing may be gone: its scheduler knows.
             self._ask(request.service)
             self._again(request)
+
+    def _look(self, request: _Request) -> None:
+        """Ask whether a request is in work where it should be."""
+        service = request.service
+        if self._now_ms - service.looked_ms >= LOOK_MS:
+            service.looked_ms = self._now_ms
+            self._ask(service)
+        request.looks += 1
+        self._look_later(request)
+
+    def _look_later(self, request: _Request) -> None:
+        wait_ms = min(LOOK_MS << min(request.looks, 8), LOOK_CAP_MS)
+        self._wake(request, min(request.deadline_ms, self._now_ms + wait_ms))
 
     def _expire(self, request: _Request) -> None:
         service = request.service

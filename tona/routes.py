@@ -1,6 +1,7 @@
 """What a client knows of a service: its newest route, and who waits for a better one. Pure."""
 
 from collections import deque
+from math import inf
 from typing import Final, NamedTuple
 
 from msgspec import Struct, field
@@ -81,6 +82,8 @@ class Service(Struct):
     ask_at_ms: float | None = None
     """When the question for a route is repeated; None: nothing is asked."""
     ask_wait_ms: int = ASK_FIRST_MS
+    looked_ms: float = -inf
+    """When the route was last looked at for the sake of what is in work."""
     stood: tuple[float, float] = (0.0, 0.0)
     """How long a request has stood that has ended since the last one was sent, and when it ended.
     """
