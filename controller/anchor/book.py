@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import structs
 
 from controller.anchor.census import Census
+from controller.anchor.checkpoints import Checkpoints
 from controller.anchor.figures import Figures
 from controller.anchor.ledger import Ledger
 from controller.anchor.lifecycle import TaskEvent, advance
@@ -28,6 +29,7 @@ from controller.records import (
     TASK,
     AnchoredRecord,
     FigureRecord,
+    Home,
     NodeRecord,
     StoryRecord,
     TaskRecord,
@@ -57,6 +59,7 @@ class Book:
         self.ledger = Ledger()
         self.figures = Figures(desk)
         self.stories = Stories(desk)
+        self.checkpoints = Checkpoints(desk)
         self.seats: dict[str, str] = {}
         """Where schedulers say that tasks are, of other anchors too: a task that is taken over
         begins where it is.
@@ -69,6 +72,7 @@ class Book:
             "stale_report": 0,
             "unknown_scheduler": 0,
             "forged_message": 0,
+            "checkpoints": 0,
         }
         self._heard: set[str] = set()
         """Nodes of which a scheduler has spoken since our start."""
@@ -119,6 +123,7 @@ class Book:
             self._of_service.pop(task.service, None)
         self.ledger.drop(name)
         self.figures.forget(name)
+        self.checkpoints.forget(name)
         self.desk.keep(TASK, name, None, cause)
         self.stories.ends(name, cause)
 
@@ -164,12 +169,19 @@ class Book:
         state = advance(task.state, event, self.stories.tale(task.spec.task))
         return structs.replace(task, state=state)
 
+    def left(self, task: TaskRecord) -> Home | None:
+        """Return where what a task remembers is when its record leaves its node; None: nowhere."""
+        if task.memory is None and task.spec.manifest.remembers and task.node and task.served:
+            return Home(task.scheduler, task.node, task.epoch)
+        return task.memory
+
     def homeless(self, task: TaskRecord) -> TaskRecord:
         """Return a task that has no envelope any more, and needs another one."""
         if task.state is not TaskState.ACCEPTED:
             task = self.after(task, TaskEvent.UNREADY)
         task = self.after(task, TaskEvent.NO_NODE)
-        return structs.replace(task, nodes=(), node="", reserved={}, leaving=None)
+        memory = self.left(task)
+        return structs.replace(task, nodes=(), node="", reserved={}, leaving=None, memory=memory)
 
     def tell(self, task: str, event: str, detail: str, cause: str, layer: str = "ta") -> None:
         """Add an entry to a task's story."""

@@ -9,7 +9,7 @@ until then a device that goes back finds its instance as it was, and the other o
 A service that serves no device follows its clients, as a whole: schedulers tell how often it is
 asked from a cell where it is not served, and when that has lasted it is looked at alike.
 What it remembers comes through here, from scheduler to scheduler, and the record says where it is
-until all of it has come.
+until all of it has come. Of a node that is lost the last checkpoint goes (`checkpoints.py`).
 """
 
 from collections.abc import Iterator
@@ -288,18 +288,30 @@ class Following:
             book.counters["stale_report"] += 1
             return
         facts = book.nodes.get(home.node)
-        lost = facts is None or facts.state is NodeState.LOST
-        if lost and not book.unknown(home.node, home.scheduler):
+        gone = facts is None or facts.state is NodeState.LOST
+        lost = gone and not book.unknown(home.node, home.scheduler)
+        checkpoint = book.checkpoints.of(request.task)
+        if (
+            checkpoint is not None
+            and checkpoint.digest != request.checkpoint
+            and (lost or request.checkpoint is not None)
+        ):
+            known = structs.replace(checkpoint, epoch=home.epoch)
+            book.desk.tell_role(event.sender, known, event.cause, task.tenant)
+        if lost:
             why = f"{home.node} is lost"
             said = MemoryState(request.task, home.epoch, final=True, reason=why)
             book.desk.tell_role(event.sender, said, event.cause, task.tenant)
             return
-        asked = structs.replace(request, node=home.node, epoch=home.epoch)
+        asked = structs.replace(request, node=home.node, epoch=home.epoch, checkpoint=None)
         book.desk.tell_role(self._keeper(home), asked, event.cause, task.tenant)
 
     def said(self, event: Received, state: MemoryState) -> None:
-        """Hand a memory on to where it is awaited."""
+        """Hand a memory on to where it is awaited; keep a checkpoint."""
         task = self._book.tasks.get(state.task)
+        if state.checkpoint_age_ms is not None:
+            self._keep(event, state, task)
+            return
         home = task.memory if task is not None else None
         if task is None or home is None or state.epoch != home.epoch:
             self._book.counters["stale_report"] += 1
@@ -308,6 +320,14 @@ class Following:
             self._book.counters["forged_message"] += 1
             return
         self._book.desk.tell_role(task.scheduler, state, event.cause, task.tenant)
+
+    def _keep(self, event: Received, state: MemoryState, task: TaskRecord | None) -> None:
+        left = task.leaving.scheduler if task is not None and task.leaving is not None else ""
+        if task is None or event.sender not in (task.scheduler, left):
+            self._book.counters["stale_report"] += 1
+            return
+        self._book.counters["checkpoints"] += 1
+        self._book.checkpoints.take(state)
 
     def _keeper(self, home: Home) -> str:
         """Return the scheduler that can ask the node where a memory is."""

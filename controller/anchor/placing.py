@@ -232,7 +232,9 @@ class Placing:
             place = task.scheduler, task.node, task.epoch
             leaving = Leaving(*place, task.nodes, task.held, granted, follows)
             memory = Home(*place) if task.spec.manifest.remembers else None
-        elif not away:
+        elif away:
+            memory = self._book.left(task)
+        else:
             wanted = 1 + self._book.services[task.service].order.spares - len(nodes)
             nodes += self.search.spares(
                 structs.replace(task, scheduler=found.scheduler), wanted, {*nodes, *shunned}

@@ -489,6 +489,7 @@ class Scheduler:
         if welcome.scheduler_epoch != self.settings.epoch:
             return
         self.adoption.roaming |= welcome.roaming
+        self.memories.welcomed(event.sender, roaming=welcome.roaming)
         held = self.greeting.welcomed(event.sender, welcome)
         if held is not None:
             self._drop(event.sender, held, event.cause)

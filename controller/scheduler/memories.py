@@ -11,7 +11,7 @@ From another cell (`EnvelopeGrant.origin`) it comes the same way, by the anchor 
 there; the route switches when the anchor says that the task has arrived.
 
 A loss. When the node with the memory is lost, its successor goes on with the newest copy that was
-heard of, and the task's story says how old that is.
+heard of, here or by the anchor in another cell, and the task's story says how old that is.
 """
 
 from typing import Final
@@ -35,6 +35,8 @@ WAIT_MAX_MS: Final = 45_000
 """So long requests wait for a memory: as long as a node has to end its runs, and to be heard."""
 STORE_MS: Final = 1_800_000
 """A checkpoint in the cell's store is brought there anew after this: it is not kept for ever."""
+TELL_MS: Final = 30_000
+"""An anchor hears this often that a checkpoint is as it was."""
 LENT_MAX: Final = 1024
 """Memories that other cells ask for; the oldest is forgotten, and asked for again."""
 STORES_MAX: Final = 4
@@ -64,8 +66,14 @@ class _Way(Struct):
     """Whether there is nobody to take a first copy from."""
     lost: str = ""
     """Why it is not what the task remembered last."""
+    lost_ms: int = 0
+    """When it was given up."""
     missed_ms: int | None = None
     """Since when it is said that a node of another cell cannot say it."""
+    checkpoint: MemoryState | None = None
+    """What the anchor knows of the memory of another cell's node."""
+    checkpoint_ms: int = 0
+    """When the node has said that."""
 
 
 class _Kept(Struct):
@@ -76,6 +84,9 @@ class _Kept(Struct):
     """The whole: in its data, or in the cell's store."""
     heard_ms: int = 0
     stored_ms: int = 0
+    told: tuple[str, int, str | None] | None = None
+    """Anchor that was told, epoch and digest."""
+    told_ms: int = 0
 
 
 class _Lent(Struct):
@@ -101,6 +112,16 @@ class Memories:
         self._kept_bytes = 0
         self._lent: dict[tuple[str, str], _Lent] = {}
         """By node and task."""
+        self._roaming: set[str] = set()
+        """Anchors that may place their tasks in other cells too."""
+
+    def welcomed(self, anchor: str, *, roaming: bool) -> None:
+        """Have an anchor told of checkpoints, anew where it was told, if it has other cells."""
+        self._roaming.discard(anchor)
+        if roaming:
+            self._roaming.add(anchor)
+        for kept in self._kept.values():
+            kept.told = None
 
     # What the mover asks.
 
@@ -217,8 +238,14 @@ class Memories:
         waiting = _waiting(entry) if entry is not None else None
         if entry is not None and waiting is not None and waiting.origin is not None:
             home = waiting.origin
-            if self._far(entry, home) and home.epoch == state.epoch:
-                self._arrived(entry, waiting, self._way(entry, waiting), state, cause)
+            if not self._far(entry, home) or home.epoch != state.epoch:
+                return
+            way = self._way(entry, waiting)
+            if state.checkpoint_age_ms is not None:
+                way.checkpoint = state
+                way.checkpoint_ms = self._desk.now_ms - state.checkpoint_age_ms
+            else:
+                self._arrived(entry, waiting, way, state, cause)
 
     def _far(self, entry: TaskEntry, origin: Origin) -> bool:
         """Whether a memory is in another cell, where its node has not come here meanwhile."""
@@ -260,6 +287,8 @@ class Memories:
             self._drop(task)
         for task, kept in self._kept.items():
             entry = self._table.tasks[task]
+            if kept.told is None:
+                self._tell(entry, kept)
             every_ms = entry.grant.spec.policy.checkpoint_ms
             if every_ms and now_ms - kept.asked_ms >= every_ms:
                 self._ask_checkpoint(entry, kept)
@@ -276,6 +305,8 @@ class Memories:
         way = self._way(entry, copy)
         if way.final and self._gone(entry, copy.origin, way):
             self._give_up(entry, copy, copy.origin, way, cause)
+        elif way.lost and self._desk.now_ms - way.lost_ms >= WAIT_MAX_MS and _apart(way):
+            self._begin_without(entry, copy, way, cause)
         elif self._desk.now_ms - way.asked_ms >= ASK_AGAIN_MS and (
             way.final or not (self.prepared(entry) and self.arrived(entry))
         ):
@@ -326,27 +357,46 @@ class Memories:
         kind = entry.grant.spec.manifest.kind
         request = MemoryRequest(entry.task, origin.epoch, kind, known, size_bytes)
         if self._far(entry, origin):
-            asked = structs.replace(request, node=origin.node)
+            asked = structs.replace(request, node=origin.node, checkpoint=self._wanted(way))
             self._desk.tell(ToRole(entry.anchor), asked, cause, entry.tenant)
         else:
             self._desk.tell(ToNode(origin.node), request, cause)
 
+    def _wanted(self, way: _Way) -> str | None:
+        """Return which checkpoint an anchor need not say; None: all of it may come yet."""
+        if way.checkpoint is not None:
+            return way.checkpoint.digest
+        late = way.final and self._desk.now_ms - way.heard_ms >= ASK_AGAIN_MS
+        return "" if late else None
+
     def _give_up(self, entry: TaskEntry, copy: Copy, origin: Origin, way: _Way, cause: str) -> None:
         """Have a copy go on with the newest that was heard of a memory which is lost."""
-        kept = self._kept.get(entry.task)
-        state = kept.state if kept is not None else None
-        age_ms = self._desk.now_ms - kept.heard_ms if kept is not None else 0
+        kept, now_ms = self._kept.get(entry.task), self._desk.now_ms
+        state, heard_ms = way.checkpoint, way.checkpoint_ms
+        if kept is not None and kept.state is not None and kept.state.epoch == origin.epoch:
+            state, heard_ms = kept.state, kept.heard_ms
+        way.lost_ms = now_ms
         way.lost = f"{origin.node} is lost with what it remembered"
-        if state is not None and state.epoch == origin.epoch:
-            way.lost += f"; it goes on with what was known {age_ms} ms before"
+        if state is not None:
+            way.lost += f"; it goes on with what was known {now_ms - heard_ms} ms before"
         elif copy.remembers:
             way.lost += "; it goes on with the copy that was made for the move"
         else:
-            state = None
             way.lost += "; nothing of it is known"
-        if state is None or state.digest == copy.remembers or state.epoch != origin.epoch:
+        if state is None or state.digest == copy.remembers:
             state = MemoryState(entry.task, origin.epoch)
-        way.rest = structs.replace(state, final=True, reason=way.lost)
+        way.rest = structs.replace(
+            state, epoch=origin.epoch, final=True, reason=way.lost, checkpoint_age_ms=None
+        )
+        self._pass_on(copy, way, way.rest, cause)
+
+    def _begin_without(self, entry: TaskEntry, copy: Copy, way: _Way, cause: str) -> None:
+        """Have a copy begin with what it has: no store gives what is known of the memory."""
+        way.lost += ", which no store has given; it begins " + (
+            "with the copy that was made for the move" if copy.remembers else "with nothing"
+        )
+        epoch = way.rest.epoch if way.rest is not None else 0
+        way.rest = MemoryState(entry.task, epoch, final=True, reason=way.lost)
         self._pass_on(copy, way, way.rest, cause)
 
     def _settled(self, entry: TaskEntry, cause: str) -> None:
@@ -391,6 +441,7 @@ class Memories:
         have = kept.state
         if have is not None and have.digest == state.digest and have.epoch == state.epoch:
             kept.heard_ms = self._desk.now_ms
+            self._tell(entry, kept)
             return
         whole = state
         if state.after_bytes:
@@ -411,6 +462,21 @@ class Memories:
         kept.state, kept.heard_ms = whole, self._desk.now_ms
         if whole.data is None:
             kept.stored_ms = self._desk.now_ms
+        self._tell(entry, kept)
+
+    def _tell(self, entry: TaskEntry, kept: _Kept) -> None:
+        """Have an anchor of several cells know it: the task may go on in another one."""
+        state, now_ms = kept.state, self._desk.now_ms
+        if state is None or entry.anchor not in self._roaming:
+            return
+        told = entry.anchor, state.epoch, state.digest
+        known = kept.told == told
+        if known and now_ms - kept.told_ms < TELL_MS:
+            return
+        kept.told, kept.told_ms = told, now_ms
+        said = structs.replace(state, data=None) if known else self._found(state)
+        said = structs.replace(said, final=False, checkpoint_age_ms=now_ms - kept.heard_ms)
+        self._desk.tell(ToRole(entry.anchor), said, "checkpoint", entry.tenant)
 
     def _weigh(self, state: MemoryState | None, sign: int) -> None:
         if state is not None:
@@ -437,3 +503,9 @@ def _follows(copy: Copy, way: _Way, state: MemoryState) -> bool:
         and copied.digest == copy.remembers
         and copied.size_bytes == state.after_bytes
     )
+
+
+def _apart(way: _Way) -> bool:
+    """Whether what a copy is given lies in a store, of which nothing may be left either."""
+    rest = way.rest
+    return rest is not None and rest.digest is not None and rest.data is None

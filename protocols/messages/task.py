@@ -183,6 +183,9 @@ class MemoryRequest(Message, tag="memory-request", frozen=True):
     known_bytes: Annotated[int, Meta(ge=0, le=2 * MAX_STATE_BYTES)] = 0
     node: str = ""
     """Between roles: whose node is asked, in another cell than the asker's."""
+    checkpoint: Annotated[str, Meta(max_length=71)] | None = None
+    """Between roles: digest of the checkpoint that the asker has, empty: none; the TA is to say
+    another one that it has. Null: only if the node is lost."""
 
 
 class MemoryState(Message, tag="memory-state", frozen=True):
@@ -205,3 +208,6 @@ class MemoryState(Message, tag="memory-state", frozen=True):
     """Why it is not to be had, for people."""
     store_urls: Annotated[tuple[Text, ...], Meta(max_length=4)] = ()
     """Between cells: the stores where the whole lies, best first; said by the TS of its node."""
+    checkpoint_age_ms: Count | None = None
+    """Between roles: so long ago the node has said it, and may have changed it since; with neither
+    data nor stores it is as it was told before. Null: it is no checkpoint."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import wasmtime
 from deployment_world import World, running, staying
-from loop_cell import chain, echo_module, expecting
+from loop_cell import PATIENCE_S, chain, echo_module, expecting
 from loop_counter import COUNTER, Counting
 
 import tona
@@ -30,12 +30,12 @@ FAR_MS = 10.0
 TASK = "count.step1"
 
 
-async def _submit(world: World) -> None:
-    counter = bytes(wasmtime.wat2wasm(COUNTER.format(beside=100)))
+async def _submit(world: World, beside: int = 100, **policy: Any) -> None:
+    counter = bytes(wasmtime.wat2wasm(COUNTER.format(beside=beside)))
     for name, module in (("echo", echo_module()), ("count", counter)):
         path = f"/v1/artifacts/{hashlib.sha256(module).hexdigest()}?name={name}&media=wasm"
         (await world.http.put(path, content=module)).raise_for_status()
-    document: dict[str, Any] = json.loads(chain("count", 2, echo_module()))
+    document: dict[str, Any] = json.loads(chain("count", 2, echo_module(), **policy))
     [service] = document["services"]
     own, edge = service["tasks"]
     own["nodes"], edge["nodes"], service["spares"] = [DEVICE], [NEAR, FAR], 0
@@ -119,3 +119,51 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
     said = [one["edge"][TASK] for one in seen if TASK in one["edge"]]
     assert said[0].startswith(f"follows to {FAR}: "), said
     assert said[0].endswith(" ms between them, measured)"), said
+
+
+async def _checkpoints(world: World) -> float:
+    """Return how often the anchor was told what tasks remember."""
+    counters = (await world.get("/v1/system"))["counters"]
+    return float(sum(n for name, n in counters.items() if name.endswith("_checkpoints")))
+
+
+async def _heard(world: World, counting: Counting) -> int:
+    """Return a number that a checkpoint has which the anchor knows."""
+    number, before = max(counting.told), await _checkpoints(world)
+    # One of them may have been asked for before that number was counted.
+    async with asyncio.timeout(PATIENCE_S):
+        while await _checkpoints(world) < before + 2:
+            await counting.more(1)
+    return number
+
+
+@pytest.mark.parametrize("beside", [100, 100_000])
+async def test_a_counter_whose_node_is_killed_counts_on_in_another_cell(
+    tmp_path: Path, beside: int
+) -> None:
+    def lost(story: list[dict[str, Any]]) -> bool:
+        return any(one["event"] == "memory-lost" for one in story)
+
+    async with running(tmp_path, "cu-dus-ues", 3, config=staying(tmp_path)) as world:
+        await _submit(world, beside, checkpoint_ms=300)
+        [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
+        assert edge["node"] == NEAR
+        async with tona.connect(world.seen.api_url) as client:
+            counting = Counting(client)
+            worker = asyncio.create_task(counting.work())
+            await counting.more(20)
+            known = await _heard(world, counting)
+            told = len(counting.told)
+            world.deployed._supervisor.kill(NEAR)
+            with expecting("the loss of a node"):
+                await world.until(f"/v1/tasks/{TASK}/events", lost)
+                await counting.more(20)
+            counting.stop()
+            await worker
+        [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
+        story = await world.get(f"/v1/tasks/{TASK}/events")
+    assert edge["node"] == FAR
+    assert counting.failures == []
+    assert min(counting.told[told:]) > known
+    [told_of] = [one["detail"] for one in story if one["event"] == "memory-lost"]
+    assert told_of.startswith(f"{NEAR} is lost with what it remembered; it goes on with what was ")

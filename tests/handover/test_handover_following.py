@@ -54,6 +54,8 @@ def test_a_task_follows_its_device_with_all_that_it_remembers(bench: CellsBench)
     [*_, last] = bench.told("edge-b", MemoryState)
     # Only what was new was moved while requests waited.
     assert (last.final, last.data, last.after_bytes) == (True, b", two", 3)
+    # A checkpoint is for what is lost.
+    assert not [one for one in bench.said("ta", MemoryState) if one.checkpoint_age_ms is not None]
     [record] = bench.handovers("n")
     assert record.state is HandoverState.COMPLETED
     assert record.edge == {EDGE: task.following}

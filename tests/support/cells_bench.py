@@ -69,6 +69,8 @@ class CellsBench:
         """By scheduler: the cells that its gateway carries to."""
         self.cut: set[str] = set()
         """Roles that are not heard and do not hear."""
+        self.dead: set[str] = set()
+        """Nodes that neither hear nor say anything before they are born again."""
         self.roles: dict[str, Decider] = {}
         self.timers: dict[tuple[str, str], int] = {}
         self.lives = dict.fromkeys(["ta", *self.schedulers], 0)
@@ -156,7 +158,7 @@ class CellsBench:
             self.seen.append((role, send))
             if isinstance(send.to, ToRole):
                 self._say(role, send.to.role, send)
-            elif isinstance(send.to, ToNode):
+            elif isinstance(send.to, ToNode) and send.to.node not in self.dead:
                 self._node_hears(role.removeprefix("ts-"), send.to.node, send.body)
 
     def _say(self, role: str, to: str, send: Send) -> None:
@@ -253,6 +255,7 @@ class CellsBench:
 
     def born(self, node: str, cell: str, arrival: Arrival | None = None) -> None:
         """Have a node attach to a cell, with all that it holds."""
+        self.dead.discard(node)
         _, incarnation = self.nodes.get(node, ("", 0))
         self.nodes[node] = (cell, incarnation + 1)
         held = tuple(self.held.setdefault(node, {}).values())
