@@ -21,10 +21,10 @@ from controller.anchor.book import Book
 from controller.anchor.elsewhere import Elsewheres
 from controller.anchor.handovers import Handovers
 from controller.anchor.lifecycle import SERVING
-from controller.anchor.nearness import Verdict, weigh
+from controller.anchor.nearness import Question, Verdict, weigh
 from controller.anchor.placement import NodeFacts
 from controller.anchor.placing import Placing
-from controller.anchor.search import unplaced
+from controller.anchor.search import Found, unplaced
 from controller.anchor.transfers import Transfers
 from controller.anchor.ways import Ways
 from controller.anchor.weighing import Weighing
@@ -209,15 +209,22 @@ class Following:
         chosen = placement.chosen[0] if found.complete and placement is not None else ""
         refused = placement.reason if placement is not None else "there is no node for it"
         devices = self._devices(service)
-        verdict = weigh(self._weighing.of_task(task, devices, chosen, refused))
-        if verdict.follows and not self._placing.apply(
-            service, found, cause, verdict.reason, follows=node
-        ):
-            why = f"stays on {task.node}: there is no room for it in {self._elsewheres.cell_of(to)}"
-            verdict = Verdict(False, why)
-        if verdict.follows:
-            self._elsewheres.tell(service, cause)
-        self._note(name, node, verdict, cause)
+        question = self._weighing.of_task(task, devices, chosen, refused)
+        self._note(name, node, self._weighed(service, question, found, node, cause), cause)
+
+    def _weighed(
+        self, service: str, question: Question, found: Found, follows: str, cause: str
+    ) -> Verdict:
+        """Return whether tasks follow; those that do are prepared where a plan says."""
+        verdict = weigh(question)
+        if not verdict.follows:
+            return verdict
+        if not self._placing.apply(service, found, cause, verdict.reason, follows=follows):
+            where = self._elsewheres.cell_of(found.scheduler)
+            why = f"stays on {question.here.node}: there is no room for it in {where}"
+            return Verdict(False, why)
+        self._elsewheres.tell(service, cause)
+        return verdict
 
     def _note(self, name: str, node: str, verdict: Verdict, cause: str) -> None:
         book, reason = self._book, verdict.reason
@@ -267,14 +274,7 @@ class Following:
         question = self._weighing.of_service(tasks, chosen if whole else {})
         if not question.askers:
             return
-        verdict = weigh(question)
-        if verdict.follows and not self._placing.apply(
-            service, found, TIMER, verdict.reason, follows=CLIENTS
-        ):
-            why = f"stays: there is no room for it in {self._elsewheres.cell_of(to)}"
-            verdict = Verdict(False, why)
-        if verdict.follows:
-            self._elsewheres.tell(service, TIMER)
+        verdict = self._weighed(service, question, found, CLIENTS, TIMER)
         for task in tasks:
             self._note(task.spec.task, CLIENTS, verdict, TIMER)
 

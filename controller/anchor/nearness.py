@@ -4,13 +4,17 @@ A request of the device either goes on to where the task is (*afar*): by the gat
 to its node there and back; or to the node that the target cell has for it (*near*). Who asks counts
 as the device does: a request comes from the device and its answer goes to the client, half of the
 way each. What the move costs is what requests wait at the switch, once for each stay of the device.
-Pure.
+The ways decide, not the load: a node that has the task is the busier one for that alone, so where
+two cells are as near a task would go to and fro. Pure.
 """
 
 from typing import Final
 
 from msgspec import Struct
 
+NEARER_SHARE: Final = 0.2
+"""Of the way between the gateways: so much nearer the other cell has to be to whom a task serves.
+"""
 LEAST_GAIN_MS: Final = 1.0
 """Of a request: what is less is not worth a second instance."""
 BUSY_MAX: Final = 0.9
@@ -101,6 +105,10 @@ def weigh(asked: Question) -> Verdict:
     gain_ms, cost_ms = afar_ms - near_ms, switch_ms(asked)
     found = f"a request takes {afar_ms:.1f} ms from {asked.here.cell}, {near_ms:.1f} ms in"
     found += f" {there.cell}{_between(asked, there)}"
+    clear_ms = NEARER_SHARE * way_ms(asked, asked.here.cell, there.cell)
+    if _ways_ms(asked, asked.here) - _ways_ms(asked, there) < clear_ms:
+        why = f"{there.cell} is not clearly nearer to whom it serves"
+        return Verdict(False, f"stays on {asked.here.node}: {found}; {why}")
     bound = asked.bound_ms
     if bound is not None and near_ms <= bound < afar_ms:
         return Verdict(True, f"follows to {there.node}: {found}, and {bound:g} ms are agreed")
@@ -150,10 +158,15 @@ def running_ms(place: Place) -> float:
 
 def _mean(asked: Question, place: Place) -> float:
     """Return what a request takes, over all devices and clients."""
+    return _ways_ms(asked, place) + running_ms(place)
+
+
+def _ways_ms(asked: Question, place: Place) -> float:
+    """Return what a request takes on its way to the node and back."""
     ways = [one.round_trip_ms + way_ms(asked, one.cell, place.cell) for one in asked.devices]
     if asked.askers:
         total = sum(one.per_s for one in asked.askers)
         theirs = sum(one.per_s * way_ms(asked, one.cell, place.cell) for one in asked.askers)
         # As far as to all devices together: half of each way is not gone.
         ways += [theirs / total] * max(1, len(ways))
-    return sum(ways) / max(1, len(ways)) + place.round_trip_ms + running_ms(place)
+    return sum(ways) / max(1, len(ways)) + place.round_trip_ms

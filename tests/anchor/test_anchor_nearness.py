@@ -78,3 +78,41 @@ def test_what_requests_wait_grows_with_the_memory_and_with_their_number() -> Non
     small, large = asked(memory_bytes=1 << 10), asked(memory_bytes=1 << 24)
     assert switch_ms(ASKED) < switch_ms(small) < switch_ms(large)
     assert switch_ms(small) < switch_ms(structs.replace(small, per_s=100.0))
+
+
+def moves(*rates: tuple[float, float], own: float = 0.0, **changes: Any) -> int:
+    """Return how often a task moves between two cells, from which it is asked so often by turns.
+
+    Its node is busier than the other one by what it takes itself.
+    """
+    places, count = [HERE, THERE], 0
+    for a_per_s, b_per_s in rates:
+        here, there = structs.replace(places[0], busy=own), places[1]
+        askers = (Asker("a", a_per_s), Asker("b", b_per_s))
+        now = asked(here=here, there=there, askers=askers, per_s=a_per_s + b_per_s, **changes)
+        if weigh(now).follows:
+            places.reverse()
+            count += 1
+    return count
+
+
+BOTH = (structs.replace(DEVICE, node="o", cell="a"), DEVICE)
+EQUAL, RESTLESS = [(10.0, 10.0)] * 20, [(11.0, 9.0), (9.0, 11.0)] * 10
+
+
+@pytest.mark.parametrize("rates", [EQUAL, RESTLESS])
+@pytest.mark.parametrize("devices", [(), BOTH])
+@pytest.mark.parametrize("own", [0.0, 0.6])
+@pytest.mark.parametrize("bound_ms", [None, 30.0])
+def test_a_task_that_two_cells_ask_equally_often_does_not_go_to_and_fro(
+    rates: list[tuple[float, float]],
+    devices: tuple[Device, ...],
+    own: float,
+    bound_ms: float | None,
+) -> None:
+    assert moves(*rates, own=own, devices=devices, bound_ms=bound_ms) == 0
+
+
+@pytest.mark.parametrize("devices", [(), BOTH])
+def test_it_goes_once_to_where_clearly_more_ask(devices: tuple[Device, ...]) -> None:
+    assert moves(*[(2.0, 18.0)] * 20, own=0.6, devices=devices) == 1
