@@ -119,6 +119,14 @@ class Two:
             for name, bench in self.benches.items():
                 self.out(name, bench.passes(100))
 
+    def until_given(self) -> None:
+        """Let time pass until the western anchor has given the service, and nobody has heard."""
+        bench = self.benches[WEST]
+        while not bench.ta.handing.given:
+            for way in list(self.wires):
+                self.deliver(way)
+            self.out(WEST, bench.passes(LOOK_MS))
+
     def crash(self, name: str) -> None:
         """What was on the way to it and from it is lost; both sides begin their link anew."""
         for way in list(self.wires):
@@ -209,10 +217,7 @@ def test_an_order_for_what_was_given_is_answered_with_where_it_is(two: Two) -> N
 
 def test_namo_hears_from_who_takes_a_service_and_not_before(two: Two) -> None:
     two.node("ts-east", 2)
-    while not two.benches[WEST].ta.handing.given:
-        for way in list(two.wires):
-            two.deliver(way)
-        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.until_given()
     two.namo.clear()
     two.hear(WEST, NAMO, chain("svc", 1, "a"))
     assert not two.namo, "it would order it there anew, and what runs would be forgotten"
@@ -263,10 +268,7 @@ def test_what_goes_on_while_it_is_offered_is_not_given(two: Two) -> None:
 
 def test_who_refuses_what_was_given_gives_it_back(two: Two) -> None:
     two.node("ts-east", 2)
-    while not two.benches[WEST].ta.handing.given:
-        for way in list(two.wires):
-            two.deliver(way)
-        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.until_given()
     two.wires.clear()
     assert two.owners() == []
     two.hear(WEST, EAST, AnchorTaken("svc", 1, refused="there is no room"))
@@ -277,10 +279,7 @@ def test_who_refuses_what_was_given_gives_it_back(two: Two) -> None:
 
 def test_its_schedulers_are_told_who_has_it(two: Two) -> None:
     two.node("ts-east", 2)
-    while not two.benches[WEST].ta.handing.given:
-        for way in list(two.wires):
-            two.deliver(way)
-        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.until_given()
     held = two.wires.copy()
     two.wires.clear()
     for restarts in (False, True):
@@ -308,10 +307,7 @@ def test_a_scheduler_that_asks_for_a_copy_is_told_who_has_its_task(two: Two, tak
     two.node("ts-east", 2)
     if taken:
         gives(two, WEST, EAST)
-    while not two.benches[WEST].ta.handing.given:
-        for way in list(two.wires):
-            two.deliver(way)
-        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.until_given()
     body = NodeSummary("n1", NodeState.ONLINE, 3, INVENTORY, kept=("svc.a", "other.a"))
     output = two.benches[WEST].feed(Received("ts-west", 0, 0, "default", "test", body))
     sends = [one.body for one in output.sends if one.to == ToRole("ts-west")]
@@ -322,10 +318,7 @@ def test_a_scheduler_that_asks_for_a_copy_is_told_who_has_its_task(two: Two, tak
 
 def test_what_is_not_whole_is_refused(two: Two) -> None:
     two.node("ts-east", 2)
-    while not two.benches[WEST].ta.handing.given:
-        for way in list(two.wires):
-            two.deliver(way)
-        two.out(WEST, two.benches[WEST].passes(LOOK_MS))
+    two.until_given()
     [transfer] = two.wires.pop((WEST, EAST))
     cut = type(transfer)(transfer.service, transfer.number, transfer.records[:1])
     two.hear(EAST, WEST, cut)

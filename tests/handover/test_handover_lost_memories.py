@@ -171,7 +171,7 @@ def test_a_large_checkpoint_whose_store_is_gone_is_waited_for_within_a_bound() -
 
 def test_another_task_of_that_name_is_told_nothing_of_it() -> None:
     bench = bench_with()
-    delete = ServiceDelete("svc", 2, "done")
+    delete = ServiceDelete("svc", 2)
     bench.feed("ta", Received("namo", 0, 0, "default", "test", delete))
     del bench.memory["edge-a", EDGE]
     order(bench, checkpoint_ms=0)
