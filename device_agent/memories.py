@@ -30,8 +30,8 @@ class _Writing(Struct):
     now: commands.WriteMemory | None = None
     next: commands.WriteMemory | None = None
     """The newest that came meanwhile."""
-    whole: bool = False
-    """Whether it has the final one."""
+    whole_epoch: int = -1
+    """Under which the newest final one was remembered that it has; it may await another later."""
 
 
 class Memories:
@@ -63,14 +63,16 @@ class Memories:
     def write(self, command: commands.WriteMemory) -> None:
         """Have an instance remember what it is given, one state after the other.
 
-        What is said again while it is fetched counts once; nothing is written after the final one,
-        for the instance may have run and would go back.
+        What is said again while it is fetched counts once; nothing more is written of an epoch
+        whose final one it has, for the instance may have run and would go back.
         """
         for gone in self._writings.keys() - self._executors.keys():
             del self._writings[gone]
         one = self._writings.setdefault(command.instance, _Writing())
         newest = one.next or one.now
-        if one.whole or (newest is not None and newest.state == command.state):
+        if command.state.epoch <= one.whole_epoch or (
+            newest is not None and newest.state == command.state
+        ):
             return
         if one.now is not None:
             one.next = command
@@ -110,8 +112,11 @@ class Memories:
                 text = error.failed.text or "it failed"
             except (OSError, EnvironmentFailure) as error:
                 text = str(error) or "it failed"
-            one.whole = command.state.final and not text
-            one.now, one.next = None if one.whole else one.next, None
+            if command.state.final and not text:
+                one.whole_epoch = command.state.epoch
+            one.now, one.next = one.next, None
+            if one.now is not None and one.now.state.epoch <= one.whole_epoch:
+                one.now = None
             self._tell(events.MemoryWritten(command.instance, command.state, text[:1000]))
 
     async def _restore(self, name: str, command: commands.WriteMemory) -> None:

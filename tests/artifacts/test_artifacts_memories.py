@@ -130,6 +130,15 @@ async def test_what_is_said_again_meanwhile_is_written_once(node: Node, store: S
     assert node.executor.given == [WHOLE]
 
 
+async def test_an_instance_that_awaits_a_memory_once_more_is_given_it(node: Node) -> None:
+    node.give(small(b"first"))
+    assert await node.over() == [""]
+    again = MemoryState("t", 5, digest_of(b"second"), 6, b"second", final=True)
+    node.give(again)
+    assert await node.over() == ["", ""]
+    assert node.executor.given == [b"first", b"second"]
+
+
 async def test_what_comes_meanwhile_is_written_next_and_only_the_newest(node: Node) -> None:
     node.executor.ready.clear()
     for at in range(4):
