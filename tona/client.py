@@ -370,8 +370,7 @@ class AsyncClient:
     ) -> None:
         try:
             urls = await self._stores(service, wait_s)
-            for digest, content in contents.items():
-                await self._store.put(urls, digest, content)
+            await self._store.put_all(urls, contents)
         except EnvironmentFailure as error:
             text = f"the inputs could not be stored: {error}"
             raise error_of(
@@ -495,8 +494,7 @@ class AsyncClient:
         self, request: str, urls: tuple[str, ...], contents: dict[str, values.Content]
     ) -> None:
         try:
-            for digest, content in contents.items():
-                await self._store.put(urls, digest, content)
+            await self._store.put_all(urls, contents)
         except EnvironmentFailure as error:
             self._do(Uploaded(request, str(error)))
         else:

@@ -7,7 +7,7 @@ is checked against it.
 import asyncio
 import hashlib
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -19,6 +19,7 @@ from protocols.errors import EnvironmentFailure
 from tona.values import Content
 
 THREADS: Final = 4
+"""That send, and as many that fetch: what comes in does not wait for what has yet to begin."""
 IDLE_MAX: Final = 8
 """Connections kept open, over all stores."""
 ROUNDS: Final = 2
@@ -38,6 +39,7 @@ class Store:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tona-store")
+        self._getting = ThreadPoolExecutor(THREADS, thread_name_prefix="tona-fetch")
         self._idle: list[tuple[str, HTTPConnection]] = []
         self._lock = Lock()
 
@@ -49,11 +51,21 @@ class Store:
         """Store a value. Raises EnvironmentFailure."""
         await self.run(self._request, "PUT", urls, _path(digest), content)
 
+    async def put_all(self, urls: Sequence[str], contents: Mapping[str, Content]) -> None:
+        """Store values by their digests, side by side. Raises EnvironmentFailure."""
+        puts = [asyncio.ensure_future(self.put(urls, *one)) for one in contents.items()]
+        try:
+            await asyncio.gather(*puts)
+        finally:
+            for one in puts:
+                one.cancel()
+
     async def get(self, urls: Sequence[str], digest: str, size_bytes: int) -> bytes:
         """Fetch a value and check it. Raises EnvironmentFailure."""
         if size_bytes > BLOB_MAX_BYTES:
             raise EnvironmentFailure(f"a value of {size_bytes} bytes, at most {BLOB_MAX_BYTES}")
-        return await self.run(self._get, urls, digest, size_bytes)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._getting, self._get, urls, digest, size_bytes)
 
     async def text(self, url: str, path: str) -> bytes:
         """Fetch a document. Raises EnvironmentFailure."""
@@ -61,7 +73,8 @@ class Store:
 
     def close(self) -> None:
         """Close every connection; what runs ends within its timeout."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._getting):
+            threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             for _, connection in self._idle:
                 connection.close()

@@ -127,9 +127,11 @@ def _differs(found: Tensors, wanted: Tensors) -> str:
         _, have_shape, have = found[name]
         if tuple(have_shape) != tuple(shape):
             return f"output {name!r} has the shape {have_shape}, the reference {shape}"
-        ours = np.frombuffer(have, DTYPES[dtype]).astype(np.float32)
-        its = np.frombuffer(data, DTYPES[dtype]).astype(np.float32)
-        if ours.size and np.abs(ours - its).max() > TOLERANCE[dtype]:
+        ours, its = np.frombuffer(have, DTYPES[dtype]), np.frombuffer(data, DTYPES[dtype])
+        # What is the same to the last bit needs no arithmetic: the processor is for the ways.
+        if np.array_equal(ours, its):
+            continue
+        if np.abs(ours.astype(np.float32) - its.astype(np.float32)).max() > TOLERANCE[dtype]:
             return f"output {name!r} is not that of the reference"
     return ""
 

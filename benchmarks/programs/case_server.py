@@ -36,6 +36,7 @@ PROGRAM: Final = str(Path(case_program.__file__))
 BINDING: Final = programs.__path__[0]
 """Where what speaks to ONNX Runtime lies."""
 READ_BYTES: Final = 1 << 26
+WORDS_BYTES: Final = 300
 
 
 def command_of(folder: str, case: str, when: str = "first") -> list[str]:
@@ -62,8 +63,14 @@ class Process:
         self._process.stdin.write(frame.getbuffer())
         found = await _frame(self._process.stdout)
         if found is None:
-            raise RuntimeError("the program has ended without an answer")
+            raise RuntimeError(f"the program has ended without an answer: {await self._words()}")
         return found
+
+    async def _words(self) -> str:
+        """Return how it ended, and the last that it said."""
+        status = await self._process.wait()
+        said = b"" if self._process.stderr is None else await self._process.stderr.read()
+        return f"status {status}, {said[-WORDS_BYTES:].decode(errors='replace').strip()}"
 
     async def end(self) -> None:
         """Close its input, at which it ends."""
@@ -86,11 +93,13 @@ async def _frame(source: asyncio.StreamReader) -> Tensors | None:
     return found
 
 
-async def _start(command: list[str]) -> Process:
+async def _start(command: list[str], *, once: bool) -> Process:
+    """Start the program; what runs `once` has its last words kept."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE if once else None,
         limit=READ_BYTES,
     )
     assert process.stdin is not None
@@ -112,7 +121,7 @@ class Fresh:
         """Start, ask, end."""
         async with self._free:
             number = str(next(self._numbers))
-            process = await _start([one.replace("@", number) for one in self._command])
+            process = await _start([one.replace("@", number) for one in self._command], once=True)
             try:
                 return await process.ask(inputs)
             finally:
@@ -145,9 +154,13 @@ def bundle(folder: Path, native: str, case: str) -> list[str]:
     (folder / "rootfs" / "dev").mkdir(parents=True)
     seen = ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(Path(PROGRAM).parent))
     places = [one for one in dict.fromkeys((*seen, BINDING, native)) if Path(one).exists()]
-    mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+    mounts: list[dict[str, Any]] = [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        # Of its own: runtimes make its nodes and links, in each other's way where two share it.
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+    ]
     mounts += [
-        {"destination": one, "source": one, "type": "bind", "options": ["rbind", "ro"]}  # type: ignore[dict-item]
+        {"destination": one, "source": one, "type": "bind", "options": ["rbind", "ro"]}
         for one in places
     ]
     config = {
@@ -188,7 +201,7 @@ async def way(name: str, case: str, folder: str, limit: int) -> AsyncIterator[Fr
     else:
         async with AsyncExitStack() as stack:
             command = command_of(folder, case, case_program.AT_ONCE)
-            processes = [await _start(command) for _ in range(limit)]
+            processes = [await _start(command, once=False) for _ in range(limit)]
             for one in processes:
                 stack.push_async_callback(one.end)
             yield Pool(processes)

@@ -19,7 +19,7 @@ _decoder: Final = msgspec.msgpack.Decoder(dict[str, tuple[int, tuple[int, ...], 
 async def pack(tensors: Tensors, store: Store, urls: Sequence[str]) -> bytes:
     """Store what is large, and return the message."""
     parts: dict[str, tuple[int, tuple[int, ...], int, int, bytes]] = {}
-    puts = []
+    large: dict[str, memoryview] = {}
     for name, (dtype, shape, data) in tensors.items():
         view = memoryview(data).cast("B")
         if view.nbytes <= INLINE_MAX_BYTES:
@@ -27,8 +27,8 @@ async def pack(tensors: Tensors, store: Store, urls: Sequence[str]) -> bytes:
         else:
             digest = await store.run(_digest, view)
             parts[name] = (dtype, shape, LARGE, view.nbytes, digest.encode())
-            puts.append(store.put(urls, digest, view))
-    await asyncio.gather(*puts)
+            large[digest] = view
+    await store.put_all(urls, large)
     return _encoder.encode(parts)
 
 

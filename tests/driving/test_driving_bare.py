@@ -1,8 +1,10 @@
 """A case as one process without any platform, which the case study holds ours against."""
 
 import io
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from reference import HERE, TRAFFIC, Array, Runner
 
 from benchmarks.case_study import native
 from benchmarks.programs.case_program import read_tensors, write_tensors
-from benchmarks.programs.case_server import command_of
+from benchmarks.programs.case_server import Fresh, bundle, command_of
 
 compiles = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -48,3 +50,18 @@ def test_a_bare_process_answers_as_the_reference_and_without_numpy(
     assert "ort_api" in imported
     assert "numpy" not in imported
     assert "onnxruntime" not in imported
+
+
+def test_containers_of_a_case_share_nothing_that_a_runtime_writes_to(tmp_path: Path) -> None:
+    bundle(tmp_path, "/usr", "traffic")
+    mounts = json.loads((tmp_path / "config.json").read_text())["mounts"]
+    shared = [one for one in mounts if one["type"] == "bind"]
+    assert all("ro" in one["options"] for one in shared)
+    # Both would make the same links there, and the slower one would fail.
+    assert [one["type"] for one in mounts if one["destination"] == "/dev"] == ["tmpfs"]
+
+
+async def test_a_bare_program_that_gives_no_answer_says_why() -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('there is no model')"]
+    with pytest.raises(RuntimeError, match="without an answer: status 1, there is no model"):
+        await Fresh(command, 1).run({})

@@ -1,14 +1,16 @@
 """The store's client against a server that closes what is idle, and one that refuses early."""
 
+import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import closing
-from threading import Thread
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from hashlib import sha256
+from threading import Barrier, BrokenBarrierError, Event, Thread
 
 import pytest
 
 from protocols.errors import EnvironmentFailure
-from tona.store import IDLE_MAX, Store
+from tona.store import IDLE_MAX, THREADS, Store
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REFUSAL = b"HTTP/1.1 503 Busy\r\nContent-Length: 13\r\nConnection: close\r\n\r\ntry again soon"
@@ -40,6 +42,17 @@ def refuse_early(listener: socket.socket) -> None:
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
+
+
+def in_threads(answer: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
+    """Return a server that answers each connection in a thread of its own."""
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    return accept
 
 
 @pytest.fixture
@@ -74,3 +87,54 @@ async def test_a_store_that_refuses_before_it_has_read_all_says_why(
     url = serve(listener, refuse_early)
     with closing(Store()) as store, pytest.raises(EnvironmentFailure, match="answers 503: try"):
         await store.put((url,), "sha256:" + "0" * 64, LARGE)
+
+
+async def test_values_are_sent_side_by_side(listener: socket.socket) -> None:
+    together = Barrier(THREADS)
+
+    def meet(connection: socket.socket) -> None:
+        with connection, suppress(BrokenBarrierError):
+            connection.recv(65536)
+            together.wait(20)
+            connection.sendall(OK)
+
+    url = serve(listener, in_threads(meet))
+    with closing(Store()) as store:
+        await store.put_all((url,), {f"sha256:{at:064}": b"value" for at in range(THREADS)})
+
+
+async def test_one_value_that_cannot_be_sent_is_told_and_the_others_given_up(
+    listener: socket.socket,
+) -> None:
+    url = serve(listener, refuse_early)
+    with closing(Store()) as store:
+        with pytest.raises(EnvironmentFailure, match="answers 503: try"):
+            await store.put_all((url,), {f"sha256:{at:064}": LARGE for at in range(3 * THREADS)})
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others, timeout=20)
+        assert all(one.cancelled() for one in others)
+
+
+async def test_what_comes_in_does_not_wait_for_what_goes_out(listener: socket.socket) -> None:
+    done = Event()
+
+    def hold_what_comes(connection: socket.socket) -> None:
+        with connection:
+            if connection.recv(65536).startswith(b"PUT"):
+                done.wait(60)
+            connection.sendall(OK)
+
+    url = serve(listener, in_threads(hold_what_comes))
+    with closing(Store()) as store:
+        puts = asyncio.ensure_future(
+            store.put_all((url,), {f"sha256:{at:064}": b"value" for at in range(2 * THREADS)})
+        )
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(20):
+                digest = f"sha256:{sha256(b'ok').hexdigest()}"
+                assert await store.get((url,), digest, 2) == b"ok"
+            assert not puts.done()
+        finally:
+            done.set()
+        await puts
