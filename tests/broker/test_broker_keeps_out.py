@@ -31,7 +31,13 @@ def inbox(cell: str, role: str) -> str:
     return str(topics.build(cell, Party.ROLE, role, Channel.INBOX))
 
 
-HANDOVER_CHANNELS = (Channel.PRESENCE, Channel.STATUS, Channel.LINK, Channel.COMMAND)
+HANDOVER_CHANNELS = (
+    Channel.PRESENCE,
+    Channel.STATUS,
+    Channel.LINK,
+    Channel.COMMAND,
+    Channel.CATCHUP,
+)
 ROLES = ("ta-cu", "ts-du-1", "namo-cu")
 LOADS = topics.wildcard("cell-1", Party.NODE, Channel.LOAD)
 
@@ -154,6 +160,21 @@ async def test_a_node_hears_only_what_is_its_own(
         await controller.publish(node("n1", Channel.COMMAND), b"for n1")
         message = await spy.receive()
         assert message.payload == b"for n1"
+
+
+async def test_values_that_a_node_has_missed_come_from_gateways_alone(
+    broker: MosquittoBroker, trust: ServerTrust, peer: Any, issue: Issue
+) -> None:
+    bundle = issue("n1", Speaker.NODE)
+    async with broker as address:
+        one, controller = peer(address, bundle), peer(address, trust.identity)
+        assert await one.join()
+        assert await controller.join()
+        await one.subscribe(topics.wildcard("cell-1", Party.NODE, Channel.MISSED))
+        await one.publish(node("n1", Channel.MISSED), b"forged")
+        await controller.publish(node("n2", Channel.MISSED), b"for n2")
+        await controller.publish(node("n1", Channel.MISSED), b"for n1")
+        assert (await one.receive()).payload == b"for n1"
 
 
 async def test_one_more_node_disturbs_nobody(
