@@ -4,7 +4,6 @@ Only what a message may carry at all is packed, so that what is unpacked has the
 cannot make us hold more than `INLINE_MAX_BYTES` for one value, whatever it sends.
 """
 
-import zlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -27,6 +26,8 @@ def pack(value: Tensor) -> Tensor:
     size = len(value.data)
     if value.encoding or size < LEAST_BYTES:
         return value
+    import zlib  # noqa: PLC0415 - a node packs nothing until it has a slow way
+
     data = zlib.compress(value.data, LEVEL)
     if len(data) > WORTH * size:
         return value
@@ -44,6 +45,8 @@ def unpack(value: Tensor) -> Tensor:
     size = tensor_bytes(value.dtype, value.shape)
     if size > INLINE_MAX_BYTES:
         raise MalformedFrame(f"a packed tensor of {size} bytes, the bound is {INLINE_MAX_BYTES}")
+    import zlib  # noqa: PLC0415 - as above
+
     opened = zlib.decompressobj()
     try:
         # One byte more than there may be tells a longer one without unpacking the rest.

@@ -117,7 +117,7 @@ class Connection:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
-                sock = tls.wrap_socket(sock, server_hostname=address.host)
+                sock = tls.wrap_socket(sock, server_hostname=host)
         except OSError:
             sock.close()
             raise

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -297,7 +297,7 @@ class Session:
             lambda: Link(settings, self),
             sock=line,
             ssl=tls,
-            server_hostname=settings.host if tls else None,
+            server_hostname=_checked_name(settings.host) if tls else None,
             ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
         )
         return link
@@ -420,6 +420,14 @@ class Session:
         setattr(self.counters, name, count)
         if count == 1:
             _log.warning("%s: %s on %r; more are only counted", name, error, topic[:120])
+
+
+def _checked_name(host: str) -> Any:
+    """Return the name that a certificate has to have.
+
+    A text would be taken for an international name, which loads tables for those.
+    """
+    return host.encode() if host.isascii() else host
 
 
 def _parse(topic: bytes) -> Topic:

@@ -48,7 +48,7 @@ def test_without_a_place_or_in_time_the_daemon_runs_as_installed(
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    name = Path("tona", f"bytecode-{sys.implementation.cache_tag}")
+    name = Path("tona", f"lean-{sys.implementation.cache_tag}")
     assert bytecode.folder({"HOME": "/h"}) == Path("/h/.cache") / name
     assert bytecode.folder({"HOME": "/h", "XDG_CACHE_HOME": "/c"}) == Path("/c") / name
     assert bytecode.folder({}) is None

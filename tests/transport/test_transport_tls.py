@@ -20,6 +20,7 @@ from protocols.errors import EnvironmentFailure, UserError
 from protocols.messages import Death, Probe
 from protocols.topics import Channel, Party, Speaker
 from protocols.transport.reasons import explain
+from protocols.transport.session import _checked_name
 from protocols.transport.settings import Settings
 from protocols.transport.tls import Bundle, client_context, load, save, server_context
 
@@ -216,6 +217,11 @@ def test_the_contexts_have_no_weak_side(authority: Authority) -> None:
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert client_context(bundle).check_hostname
+
+
+def test_a_plain_name_needs_no_table_of_international_ones() -> None:
+    assert _checked_name("192.0.2.1") == b"192.0.2.1"
+    assert _checked_name("bücher.example") == "bücher.example"
 
 
 def test_a_bundle_is_one_file_for_its_owner(tmp_path: Path, authority: Authority) -> None:
