@@ -49,7 +49,9 @@ FILE_BYTES_MAX: Final = 64 * 1024
 RESOLVED_S: Final = 300.0
 """So long a name's address is taken for true."""
 MODEM_S: Final = 10.0
-"""ModemManager is asked so often at most: each time costs a process."""
+"""ModemManager measures so often, and its command is given so long."""
+MODEM_PACE_S: Final = MODEM_S
+"""It is asked so often at most: each time costs a process."""
 _RESET: Final = struct.pack("ii", 1, 0)
 """Linger of no time: the connection ends with one packet."""
 _SIGNALS: Final = ("rsrp_dbm", "rsrq_db", "snr_db")
@@ -368,7 +370,11 @@ def read_signals(path: str, now_unix_s: float) -> Signals:
 
 
 class _Modem:
-    """The signal of the serving cell as ModemManager knows it, asked through its command."""
+    """The signal of the serving cell as ModemManager knows it, asked through its command.
+
+    It measures only for who has told it how often: where it says nothing it is told so, once until
+    it says something.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -376,11 +382,12 @@ class _Modem:
         self._asked_s = float("-inf")
         self._said_s = float("-inf")
         self._said: dict[str, float] = {}
+        self._told = False
 
     def signal(self) -> dict[str, float]:
         """Return the newest figures, and ask for newer ones."""
         now_s = self._loop.time()
-        if now_s - self._asked_s >= MODEM_S and (self._task is None or self._task.done()):
+        if now_s - self._asked_s >= MODEM_PACE_S and (self._task is None or self._task.done()):
             self._asked_s = now_s
             self._task = self._loop.create_task(self._ask())
         return self._said if now_s - self._said_s < 2 * MODEM_S + STALE_S else {}
@@ -392,22 +399,32 @@ class _Modem:
 
     async def _ask(self) -> None:
         try:
-            child = await asyncio.create_subprocess_exec(
-                *("mmcli", "-m", "any", "--signal-get", "--output-json"),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
+            out = await _mmcli("--signal-get", "--output-json")
+            if out is None:
+                return
+            self._said, self._said_s = modem_signal(out), self._loop.time()
+            if not self._said and not self._told:
+                await _mmcli(f"--signal-setup={MODEM_S:.0f}")
+            self._told = not self._said
         except OSError as error:
             log.warning("the modem's signal is not known: mmcli: %s", error.strerror)
             self._asked_s = float("inf")
-            return
-        try:
-            out, _ = await asyncio.wait_for(child.communicate(), MODEM_S)
-        except TimeoutError:
-            child.kill()
-            await child.wait()
-            return
-        self._said, self._said_s = modem_signal(out), self._loop.time()
+
+
+async def _mmcli(*options: str) -> bytes | None:
+    """Return what ModemManager's command says; None when it takes too long. Raises OSError."""
+    child = await asyncio.create_subprocess_exec(
+        *("mmcli", "-m", "any", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        out, _ = await asyncio.wait_for(child.communicate(), MODEM_S)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+        return None
+    return out
 
 
 def modem_signal(text: bytes) -> dict[str, float]:

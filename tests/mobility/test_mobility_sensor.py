@@ -259,3 +259,43 @@ def test_what_modemmanager_says() -> None:
     assert modem_signal(said) == {"rsrp_dbm": -95.0, "rsrq_db": -11.0}
     for garbage in (b"", b"{}", b"[1]", b'{"modem": {"signal": {"lte": 3}}}', b"error: no modem"):
         assert modem_signal(garbage) == {}
+
+
+def test_a_modem_that_does_not_measure_is_told_to_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A command as ModemManager's, which says `--` until it has been told how often to measure."""
+    (tmp_path / "mmcli").write_text(
+        f"""#!/bin/sh
+echo "$*" >> {tmp_path}/asked
+case "$*" in
+*--signal-setup=*) [ -e {tmp_path}/refuses ] && exit 1; touch {tmp_path}/measures ;;
+*) said=--; [ -e {tmp_path}/measures ] && said=-95.00
+   echo '{{"modem": {{"signal": {{"lte": {{"rsrp": "'$said'", "rsrq": "--"}}}}}}}}' ;;
+esac
+"""
+    )
+    (tmp_path / "mmcli").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cells, "MODEM_PACE_S", 0.01)
+    asked = tmp_path / "asked"
+
+    def said() -> list[str]:
+        return [one.split()[-1] for one in asked.read_text().splitlines()] if asked.exists() else []
+
+    async def run() -> None:
+        seen: list[dict[str, CellMeasure]] = []
+        (tmp_path / "refuses").touch()
+        made = sensor(seen, "modem")
+        made.watch("a", {}, 50)
+        await until(seen, lambda _: said().count("--output-json") >= 4)
+        assert said().count("--signal-setup=10") == 1, "who may not is not asked again"
+        made.close()
+        (tmp_path / "refuses").unlink()
+        again = sensor(seen, "modem")
+        again.watch("a", {}, 50)
+        await until(seen, lambda one: one["a"].rsrp_dbm == -95.0)
+        again.close()
+
+    asyncio.run(run())
+    assert said().count("--signal-setup=10") == 2
