@@ -48,6 +48,7 @@ def test_the_version_is_the_distributions(tona: Any) -> None:
         (("fleet", "status", "--jsn"), "No such option: --jsn"),
         (("fleet", "status", "--state", "on"), "'on' is not one of"),
         (("demo", "--nodes", "1"), "Invalid value for '--nodes'"),
+        (("task", "audit", "a.b", "--verdict", "shet"), "'shet' is none: one of ok, flagged, bad-"),
         (("profile", "show", "raspbery"), "did you mean 'raspberry-pi"),
         (("call", "fleet.stat"), "did you mean 'fleet.status'"),
         (("call", "fleet.status", "--arg", "stat=online"), "did you mean 'state'"),

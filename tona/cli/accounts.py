@@ -15,6 +15,7 @@ from controller.accounts import Call, OperationRecord, Quarantined, TaskAudit
 from controller.api.noting import broken
 from controller.api.stats import Spread, TaskStats, VersionStats
 from protocols.errors import UserError
+from protocols.messages.invocation import FailureCode
 from tona.cli import complete
 from tona.cli.context import AsJson, listing, or_dash, show, show_json, table, with_api
 from tona.cli.draw import moment, size
@@ -25,6 +26,8 @@ FOLLOW_S: Final = 1.0
 FOLLOW_LIMIT: Final = 1000
 SHORT: Final = 12
 """Hexadecimal digits of a digest that people see."""
+VERDICTS: Final = ("ok", "flagged", *(one.value for one in FailureCode))
+"""How a call may have ended."""
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
@@ -116,6 +119,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Read the newest calls of a task from the logs of its nodes, checked for changes."""
+    if verdict and verdict not in VERDICTS:
+        raise UserError(f"--verdict {verdict!r} is none: one of {', '.join(VERDICTS)}")
     asked: dict[str, Any] = {"name": name, "verdict": verdict, "user": user, "node": node}
     since_unix_ms = _since(since)
     if not follow:
