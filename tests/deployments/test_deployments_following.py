@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import wasmtime
+from deployment_identities import NAME, OPERATOR, Identities
 from deployment_world import World, running, staying
 from loop_cell import PATIENCE_S, chain, echo_module, expecting
 from loop_counter import COUNTER, Counting
+from real_brokers import MOSQUITTO
 
 import tona
 from controller.broker.lease import PortLease
+from protocols.transport.tls import client_context, load
 from tona.local.place import Place
 from tona.testbed.lane import Conditions
 from tona.testbed.proxy import CellProxy
@@ -30,9 +33,14 @@ FAR_MS = 10.0
 TASK = "count.step1"
 
 
-async def _submit(world: World, beside: int = 100, **policy: Any) -> None:
+async def _submit(
+    world: World, own: Identities | None = None, beside: int = 100, **policy: Any
+) -> None:
     counter = bytes(wasmtime.wat2wasm(COUNTER.format(beside=beside)))
-    for name, module in (("echo", echo_module()), ("count", counter)):
+    modules = {"echo": echo_module(), "count": counter}
+    if own is not None:
+        await own.publish(world, **modules)
+    for name, module in modules.items() if own is None else ():
         path = f"/v1/artifacts/{hashlib.sha256(module).hexdigest()}?name={name}&media=wasm"
         (await world.http.put(path, content=module)).raise_for_status()
     document: dict[str, Any] = json.loads(chain("count", 2, echo_module(), **policy))
@@ -85,7 +93,7 @@ async def test_a_counter_follows_its_device_and_counts_on(tmp_path: Path) -> Non
         _slow() as (port, slow),
         running(
             tmp_path,
-            "cu-dus-ues",
+            NAME,
             3,
             options=options,
             places={FIRST: Place(broker_port=port)},
@@ -137,33 +145,51 @@ async def _heard(world: World, counting: Counting) -> int:
     return number
 
 
-@pytest.mark.parametrize("beside", [100, 100_000])
-async def test_a_counter_whose_node_is_killed_counts_on_in_another_cell(
-    tmp_path: Path, beside: int
-) -> None:
+async def _goes_on_elsewhere(world: World, client: tona.AsyncClient) -> None:
+    """Kill the node of the counter while it counts, and hold what the other cell goes on with."""
+
     def lost(story: list[dict[str, Any]]) -> bool:
         return any(one["event"] == "memory-lost" for one in story)
 
-    async with running(tmp_path, "cu-dus-ues", 3, config=staying(tmp_path)) as world:
-        await _submit(world, beside, checkpoint_ms=300)
-        [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
-        assert edge["node"] == NEAR
-        async with tona.connect(world.seen.api_url) as client:
-            counting = Counting(client)
-            worker = asyncio.create_task(counting.work())
-            await counting.more(20)
-            known = await _heard(world, counting)
-            told = len(counting.told)
-            world.deployed._supervisor.kill(NEAR)
-            with expecting("the loss of a node"):
-                await world.until(f"/v1/tasks/{TASK}/events", lost)
-                await counting.more(20)
-            counting.stop()
-            await worker
-        [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
-        story = await world.get(f"/v1/tasks/{TASK}/events")
+    [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
+    assert edge["node"] == NEAR
+    counting = Counting(client)
+    worker = asyncio.create_task(counting.work())
+    await counting.more(20)
+    known = await _heard(world, counting)
+    told = len(counting.told)
+    world.deployed._supervisor.kill(NEAR)
+    with expecting("the loss of a node"):
+        await world.until(f"/v1/tasks/{TASK}/events", lost)
+        await counting.more(20)
+    counting.stop()
+    await worker
+    [edge] = [one for one in await world.get("/v1/tasks") if one["spec"]["task"] == TASK]
     assert edge["node"] == FAR
     assert counting.failures == []
     assert min(counting.told[told:]) > known
-    [told_of] = [one["detail"] for one in story if one["event"] == "memory-lost"]
-    assert told_of.startswith(f"{NEAR} is lost with what it remembered; it goes on with what was ")
+    story = await world.get(f"/v1/tasks/{TASK}/events")
+    [detail] = [one["detail"] for one in story if one["event"] == "memory-lost"]
+    assert detail.startswith(f"{NEAR} is lost with what it remembered; it goes on with what was ")
+
+
+async def test_a_counter_whose_node_is_killed_counts_on_in_another_cell(tmp_path: Path) -> None:
+    async with running(tmp_path, NAME, 3, config=staying(tmp_path)) as world:
+        await _submit(world, checkpoint_ms=300)
+        async with tona.connect(world.seen.api_url) as client:
+            await _goes_on_elsewhere(world, client)
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+async def test_a_large_memory_comes_from_the_store_of_the_other_gateway_over_tls(
+    tmp_path: Path,
+) -> None:
+    own = Identities(tmp_path, 3)
+    look = client_context(load(own.file(OPERATOR)))
+    config = staying(tmp_path)
+    async with running(
+        tmp_path, NAME, 3, "mosquitto", places=own.places, config=config, verify=look
+    ) as world:
+        await _submit(world, own, 100_000, checkpoint_ms=300)
+        async with tona.connect(own.renewed(world)) as client:
+            await _goes_on_elsewhere(world, client)

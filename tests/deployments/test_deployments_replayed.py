@@ -2,91 +2,41 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from deployment_forger import Forger, Tape, Word
+from deployment_identities import NAME, OBSERVER, OPERATOR, Identities
 from deployment_world import World, running, staying
 from loop_cell import PATIENCE_S, Loop, chain, echo_module
 from real_brokers import MOSQUITTO
-from trust_authors import Author
 
 import tona
-from controller.trust.authority import Authority
 from protocols import topics
 from protocols.messages import Birth, Death, HandoverCommand, HandoverComplete
-from protocols.topics import Channel, Party, Speaker
-from protocols.transport.tls import client_context, load, save
-from tona.local.deployments import deployment
-from tona.local.place import LOOPBACK, Place
+from protocols.topics import Channel, Party
+from protocols.transport.tls import client_context, load
 
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed"),
 ]
-NAME = "cu-dus-ues"
 VICTIM, REPLAYS = "ue-1", "ue-2"
 """They begin in du-1 and in du-2."""
-OPERATOR, OBSERVER = "operator", "observer"
 NOT_AUTHORISED = 0x87
 
 
-class Identities:
-    """A bundle for everybody of the deployment, and for those who look at it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authority = Authority.init(folder / "authority", "fleet")
-        self._folder = folder
-        gateways = [one.name for one in deployment(NAME).processes]
-        nodes = deployment(NAME).nodes(2)
-        for name in gateways:
-            self._issue(name, Speaker.CONTROLLER, name)
-        for name, cell in nodes.items():
-            self._issue(name, Speaker.NODE, cell)
-        # Nothing is served at the broker of the CU: its controller says where services are.
-        self._issue(OPERATOR, Speaker.CLIENT, "cu")
-        self._issue(OBSERVER, Speaker.CONTROLLER, "cu")
-        authority = str(self.authority.folder)
-        self.places: Mapping[str, Place] = {
-            **{
-                one: Place(broker="mosquitto", bundle=str(self.file(one)), authority=authority)
-                for one in gateways
-            },
-            **{one: Place(bundle=str(self.file(one))) for one in nodes},
-        }
-
-    def file(self, name: str) -> Path:
-        return self._folder / f"{name}.bundle"
-
-    def renewed(self, world: World) -> Path:
-        """Return the operator's bundle with the ports that the deployment has come to have."""
-        bundle = load(self.file(OPERATOR))
-        [broker] = [one.broker for one in world.seen.processes if one.name == bundle.cell]
-        port = int(broker.rpartition(":")[2])
-        fields = {name: getattr(bundle, name) for name in bundle.__struct_fields__}
-        fields |= {"api_url": world.seen.api_url, "broker_port": port}
-        save(type(bundle)(**fields), self.file(OPERATOR))
-        return self.file(OPERATOR)
-
-    def _issue(self, name: str, speaker: Speaker, cell: str) -> None:
-        addresses = (LOOPBACK,) if speaker is Speaker.CONTROLLER else ()
-        made = self.authority.issue(name, speaker, cell, broker_host=LOOPBACK, addresses=addresses)
-        save(made, self.file(name))
-
-
 async def test_a_node_says_again_what_others_and_itself_have_said(tmp_path: Path) -> None:
-    own = Identities(tmp_path)
+    own = Identities(tmp_path, 2)
     look = client_context(load(own.file(OPERATOR)))
     config = staying(tmp_path)
     async with running(
         tmp_path, NAME, 2, "mosquitto", places=own.places, config=config, verify=look
     ) as world:
-        await _submit(world, own.authority)
+        await _submit(world, own)
         brokers = [(one.name, one.broker) for one in world.seen.processes]
         async with AsyncExitStack() as stack:
             # A command is heard by the node alone that it is for.
@@ -112,16 +62,10 @@ async def test_a_node_says_again_what_others_and_itself_have_said(tmp_path: Path
             await client.invoke("device", {"x": b"after"}, deadline_s=PATIENCE_S)
 
 
-async def _submit(world: World, authority: Authority) -> None:
-    """Have a task of its own run on the node that is spoken for; what runs is signed."""
+async def _submit(world: World, own: Identities) -> None:
+    """Have a task of its own run on the node that is spoken for."""
     module = echo_module()
-    author = Author("alice", "default", datetime.now(UTC).replace(microsecond=0))
-    authority.artifacts().allow(author.request(), "default")
-    target = author.sign(module)
-    [path] = author.targets
-    content = f"/v1/artifacts/{path.rpartition('/')[2]}?name=echo&media=wasm"
-    (await world.http.put(content, content=module)).raise_for_status()
-    (await world.http.put("/v1/trust/publishers/alice", content=target)).raise_for_status()
+    await own.publish(world, echo=module)
     document = json.loads(chain("device", 1, module))
     [service] = document["services"]
     service["tasks"][0]["nodes"], service["spares"] = [VICTIM], 0
