@@ -109,8 +109,8 @@ class Worker:
         resting.huge_pages(on=True)
         while True:
             if not (rested or self._stream.has_rest()) and lull.begins(self._sock):
-                self._model.rest()
                 resting.huge_pages(on=False)
+                self._model.rest()
                 rested = True
             frame = self._stream.receive()
             if frame is None:
@@ -124,6 +124,8 @@ class Worker:
             else:
                 self._serve(frame)
             lull.answered()
+            if not (self._stream.has_rest() or resting.readable(self._sock)):
+                self._model.vacate()
 
     def _serve(self, frame: Frame) -> None:
         began, spent = time.perf_counter_ns(), time.process_time_ns()

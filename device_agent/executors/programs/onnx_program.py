@@ -6,6 +6,7 @@ It runs in a process that has entered the sandbox before the first byte of the m
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 from importlib import import_module
@@ -49,6 +50,13 @@ MAPPED: Final = (
     "session.use_ort_model_bytes_for_initializers",
 )
 ITEM: Final = 1, (), memoryview(bytes(4))
+ROOM_BYTES: Final = 32 << 20
+"""Of addresses in which runs work, in one piece: only what a run has touched of it is memory, but
+the arena keeps a list of its 256 bytes each, which takes a thirty-second."""
+ROOM_PART: Final = 4
+"""What part of a task's limit that is at most."""
+ROOM_STEPS: Final = 16
+"""In which what a model leaves free of it is found out."""
 
 _ABSENT_OPERATOR: Final = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 
@@ -148,28 +156,64 @@ def read_model(handle: int, limit_bytes: int) -> bytes:
 
 
 class Arena:
-    """The memory in which the runs of this process work; empty between them."""
+    """The memory in which the runs of this process work: one room, nothing in it between them."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, limit_bytes: int) -> None:
+        """Have a room that is a part of what its process may take; unused it takes nothing."""
         self._runtime = runtime
+        steps = min(ROOM_BYTES, limit_bytes // ROOM_PART) // ROOM_STEPS // mmap.PAGESIZE
+        self._room_bytes = max(1, steps) * ROOM_STEPS * mmap.PAGESIZE
         self._asked = False
         self._emptier: Any = None
+        self._room: Any = None
+        self._free_bytes = 0
+        """Of the room, behind what a loaded model keeps there."""
 
     def shared(self) -> bool:
         """Have it for all sessions from now on; False where the runtime gives none."""
         if not self._asked:
             self._asked = True
             try:
-                self._runtime.share_arena()
-                self._emptier = _session(self._runtime, IDENTITY, 1, [CPU], shared=True)
-                # What the arena takes first it keeps: so that is little.
-                self._emptier.run(["y"], {"x": ITEM})
+                self._runtime.share_arena(self._room_bytes)
+                emptier = _session(self._runtime, IDENTITY, 1, [CPU], shared=True)
+                emptier.run(["y"], {"x": ITEM})
             except Failure:
-                self._emptier = None
+                return False
+            self._emptier = emptier
+            with contextlib.suppress(Failure):
+                self._room = self._runtime.arena(emptier)
         return self._emptier is not None
 
+    def loaded(self) -> None:
+        """Find out what of the room is free once a model is here."""
+        step = self._room_bytes // ROOM_STEPS
+        first = self._take(step)
+        while first and self._take(self._free_bytes + step) == first:
+            self._free_bytes += step
+        # Where there was no more, the arena has grown.
+        self.empty()
+
+    def _take(self, size_bytes: int) -> int:
+        """Take so much that nobody has, and leave it; where it was, 0: nowhere.
+
+        What lies there meanwhile is gone, for whoever has it next.
+        """
+        try:
+            address: int = self._room.take(size_bytes) if self._room is not None else 0
+        except Failure:
+            return 0
+        if address:
+            resting.let_go(address, size_bytes)
+            self._room.leave(address)
+        return address
+
+    def vacate(self) -> None:
+        """Let go of what runs have left in the room: what can be taken there is nobody's."""
+        if self._free_bytes:
+            self._take(self._free_bytes)
+
     def empty(self) -> None:
-        """Give back what the runs have taken."""
+        """Give back the rooms that runs have taken beside the first one."""
         if self._emptier is None:
             return
         options = self._runtime.options()
@@ -234,7 +278,7 @@ class Model:
         """Which check the last call has broken, where that only flags it."""
         self.constants: dict[str, Tensor] = {}
         self.runtime = packaged() if usable(request["providers"])[0] else runtime
-        self._arena = Arena(self.runtime)
+        self._arena = Arena(self.runtime, request["memory"])
         self.outputs: list[str] = [name for name, _, _ in request["outputs"]]
         self.numbers: list[int] = [dtype for _, dtype, _ in request["outputs"]]
         self.made = False
@@ -255,6 +299,7 @@ class Model:
         ports(request["outputs"], self.session.outputs, "output")
         if missing := self._lacking(self.session, request):
             raise mismatch(f"the manifest names no input {', '.join(missing)} of the model")
+        self._arena.loaded()
 
     @staticmethod
     def _lacking(session: Any, request: Header) -> list[str]:
@@ -316,9 +361,15 @@ class Model:
         except Failure as error:
             raise blame(error, "the model does not load") from None
 
+    def vacate(self) -> None:
+        """Give back the memory in which runs work."""
+        self._arena.vacate()
+
     def rest(self) -> None:
         """Give back what the next call takes again: activations, free heap, code of libraries."""
         self._arena.empty()
+        # Last, for to empty it is a run, too.
+        self._arena.vacate()
         resting.give_back(self.mapped)
 
     def bind(self, constants: list[list[Any]], handles: list[int]) -> None:

@@ -23,8 +23,8 @@ LIBRARY: Final = "libonnxruntime.so"
 CPU: Final = "CPUExecutionProvider"
 WARNING: Final = 2
 SILENT: Final = 4
-ARENA: Final = (0, -1, -1, -1)
-"""As the runtime has it by itself: most bytes, how it grows, first chunk, dead bytes of a chunk."""
+NEXT_POWER_OF_TWO: Final = 0
+"""How an arena grows."""
 ITEM_BYTES: Final = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
 """Of the types that a manifest can name, by their number."""
 TYPES: Final = {
@@ -82,6 +82,7 @@ _CALLS: Final[dict[str, tuple[Any, ...]]] = {
     "GetDimensions": (62, c_void_p, c_void_p, c_size_t),
     "GetTensorTypeAndShape": (65, c_void_p, c_void_p),
     "CreateMemoryInfo": (68, c_char_p, c_int, c_int, c_int, c_void_p),
+    "AllocatorAlloc": (75, c_void_p, c_size_t, c_void_p),
     "AllocatorFree": (76, c_void_p, c_void_p),
     "GetAllocatorWithDefaultOptions": (78, c_void_p),
     "ReleaseStatus": (93, c_void_p),
@@ -94,6 +95,7 @@ _CALLS: Final[dict[str, tuple[Any, ...]]] = {
     "GetAvailableProviders": (125, c_void_p, c_void_p),
     "ReleaseAvailableProviders": (126, c_void_p, c_int),
     "AddSessionConfigEntry": (130, c_void_p, c_char_p, c_char_p),
+    "CreateAllocator": (131, c_void_p, c_void_p, c_void_p),
     "CreateAndRegisterAllocator": (144, c_void_p, c_void_p, c_void_p),
     "CreateArenaCfg": (156, c_size_t, c_int, c_int, c_int, c_void_p),
     "AddRunConfigEntry": (165, c_void_p, c_char_p, c_char_p),
@@ -179,7 +181,7 @@ class Runtime:
         self.version: str = base.version
         self._table = base.table
         self._known: dict[str, Any] = {}
-        self._env, self._allocator = c_void_p(), c_void_p()
+        self._env, self._allocator, self._arena = c_void_p(), c_void_p(), c_void_p()
         self.memory = c_void_p()
         """Where values lie that the library looks at."""
         self.call("CreateEnv", WARNING, b"tona", byref(self._env))
@@ -215,13 +217,22 @@ class Runtime:
         self.function("ReleaseAvailableProviders")(names, count)
         return found
 
-    def share_arena(self) -> None:
-        """Have one arena for all sessions that ask for it. Raises Failure."""
-        memory, settings = c_void_p(), c_void_p()
-        self.call("CreateMemoryInfo", b"Cpu", _ARENA, 0, _DEFAULT, byref(memory))
-        self.call("CreateArenaCfg", *ARENA, byref(settings))
+    def share_arena(self, first_bytes: int) -> None:
+        """Have one arena for all sessions that ask for it, which begins so large. Raises Failure.
+
+        Of what it reserves it takes what is used.
+        """
+        settings = c_void_p()
+        self.call("CreateMemoryInfo", b"Cpu", _ARENA, 0, _DEFAULT, byref(self._arena))
+        self.call("CreateArenaCfg", 0, NEXT_POWER_OF_TWO, first_bytes, -1, byref(settings))
         # Both stay for the life of the process, as the arena does.
-        self.call("CreateAndRegisterAllocator", self._env, memory, settings)
+        self.call("CreateAndRegisterAllocator", self._env, self._arena, settings)
+
+    def arena(self, session: Session) -> Arena:
+        """Return the arena that a session shares. Raises Failure."""
+        found = c_void_p()
+        self.call("CreateAllocator", session.handle, self._arena, byref(found))
+        return Arena(self, found)
 
     def options(self) -> RunOptions:
         """Return the options of a run."""
@@ -289,6 +300,24 @@ class Runtime:
         shape = (c_int64 * rank.value)()
         self.call("GetDimensions", tensor, shape, rank)
         return number.value, tuple(shape)
+
+
+class Arena:
+    """Where the runs of this process work."""
+
+    def __init__(self, runtime: Runtime, allocator: c_void_p) -> None:
+        self._runtime = runtime
+        self._allocator = allocator
+        self._found = c_void_p()
+
+    def take(self, size_bytes: int) -> int:
+        """Take so much that nobody has; the address. Raises Failure."""
+        self._runtime.call("AllocatorAlloc", self._allocator, size_bytes, byref(self._found))
+        return self._found.value or 0
+
+    def leave(self, address: int) -> None:
+        """Give back what was taken."""
+        self._runtime.call("AllocatorFree", self._allocator, address)
 
 
 class RunOptions(_Owned):

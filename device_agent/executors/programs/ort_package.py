@@ -12,14 +12,13 @@ import onnxruntime
 
 if TYPE_CHECKING:
     from device_agent.executors.programs.ort_api import (
-        ARENA,
         SILENT,
         Failure,
         Port,
         Tensor,
     )
 else:
-    from ort_api import ARENA, SILENT, Failure, Port
+    from ort_api import SILENT, Failure, Port
 
 NUMPY: Final = {
     1: np.float32,
@@ -36,7 +35,7 @@ NUMPY: Final = {
     13: np.uint64,
 }
 _NUMBER: Final = {np.dtype(one): number for number, one in NUMPY.items()}
-_MOST, _GROWS, *_ = ARENA
+_USUAL: Final = {"max_mem": 0, "arena_extend_strategy": -1}
 
 
 class Runtime:
@@ -49,15 +48,19 @@ class Runtime:
         found: list[str] = onnxruntime.get_available_providers()
         return found
 
-    def share_arena(self) -> None:
-        """Have one arena for all sessions that ask for it. Raises Failure."""
+    def share_arena(self, _first_bytes: int) -> None:
+        """Have one arena for all sessions that ask for it, which grows as usual. Raises Failure."""
         kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
         memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
-        settings = onnxruntime.OrtArenaCfg({"max_mem": _MOST, "arena_extend_strategy": _GROWS})
+        settings = onnxruntime.OrtArenaCfg(_USUAL)
         try:
             onnxruntime.create_and_register_allocator(memory, settings)
         except Exception as error:  # noqa: BLE001 - the package raises a dozen types
             raise Failure(str(error)) from None
+
+    def arena(self, _session: Session) -> Any:
+        """Nothing can be taken from the arena by way of the package. Raises Failure."""
+        raise Failure("the package gives nobody memory of its arena")
 
     def options(self) -> RunOptions:
         """Return the options of a run."""

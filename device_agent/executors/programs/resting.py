@@ -80,12 +80,24 @@ def give_back(parts: list[tuple[int, int]]) -> None:
         _libc.madvise(start, size, _MADV_DONTNEED)
 
 
+def let_go(address: int, size: int) -> None:
+    """Let go of what a piece of memory holds that is the caller's; it is zero when it is used."""
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc.madvise(start, max(0, end - start), _MADV_DONTNEED)
+
+
 def huge_pages(*, on: bool) -> None:
     """Have what is taken from now on come in large pages, where it asks for them, or not.
 
     They make a run faster; what stays between calls takes more in them.
     """
     _libc.prctl(_PR_SET_THP_DISABLE, int(not on), 0, 0, 0)
+
+
+def readable(sock: socket.socket, wait_s: float = 0.0) -> bool:
+    """Whether there is something to read, within that time."""
+    return bool(select.select([sock], [], [], wait_s)[0])
 
 
 class Lull:
@@ -98,8 +110,7 @@ class Lull:
 
     def begins(self, sock: socket.socket) -> bool:
         """Wait a while for something to read; at once where no call came so soon of late."""
-        wait_s = IDLE_S if any(self._soon) else 0.0
-        return not select.select([sock], [], [], wait_s)[0]
+        return not readable(sock, IDLE_S if any(self._soon) else 0.0)
 
     def answered(self) -> None:
         """Note that an answer was sent."""
