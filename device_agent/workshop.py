@@ -89,6 +89,7 @@ class Workshop:
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.Execute: self._execute,
             commands.ExecuteTogether: self._execute_together,
+            commands.ExpectCall: self._expect,
             commands.CancelCall: self._cancel_call,
             commands.Inferred: self._inferred,
             commands.DropValues: self._drop,
@@ -241,6 +242,11 @@ class Workshop:
     def _drop(self, command: commands.DropValues) -> None:
         for name in command.names:
             self._blobs.drop(name)
+
+    def _expect(self, command: commands.ExpectCall) -> None:
+        executor = self._kinds.get(command.instance)
+        if executor is not None:
+            executor.expect(command.instance)
 
     def _cancel_call(self, command: commands.CancelCall) -> None:
         executor = self._kinds.get(command.instance)

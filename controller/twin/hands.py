@@ -165,6 +165,7 @@ class Hands:
                 self._wake(instance)
             case (
                 commands.CancelCall()
+                | commands.ExpectCall()
                 | commands.DropValues()
                 | commands.TuneInstance()
                 | commands.WriteLog()

@@ -255,6 +255,12 @@ class ExecuteTogether(Struct, frozen=True):
     calls: tuple[Execute, ...]
 
 
+class ExpectCall(Struct, frozen=True):
+    """Have memory for a call there, if it is wanted: one of this instance comes in a moment."""
+
+    instance: str
+
+
 class CancelCall(Struct, frozen=True):
     """Stop a call that nobody waits for; it is still answered, as failed."""
 
@@ -427,6 +433,7 @@ Command = (
     | EndCalibration
     | Execute
     | ExecuteTogether
+    | ExpectCall
     | CancelCall
     | Inferred
     | DropValues

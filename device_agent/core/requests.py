@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from device_agent.core.admission import MADE_MAX_BYTES, Admission
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import DropValues, PushBlob
+from device_agent.core.commands import DropValues, ExpectCall, PushBlob
 from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, Received
 from device_agent.core.instances import Instance
 from device_agent.core.quality import Meter
@@ -41,6 +41,7 @@ from device_agent.core.values import (
 )
 from device_agent.core.workers import Workers
 from protocols.errors import Blame, MalformedFrame, TonaBug
+from protocols.manifest import ExecutorKind
 from protocols.messages.invocation import (
     CORRELATION_MAX_BYTES,
     REQUEST,
@@ -352,17 +353,20 @@ class Requests:
             text = f"the plan gives task {task} no input {', '.join(sorted(missing))}"
             self._bad_input(request, task, text)
             return
-        self.workers.start(
-            Run(
-                request,
-                step,
-                instance,
-                waiting.inputs,
-                waiting.timings,
-                waiting.born_ms,
-                self._turn.now_ms,
-            )
-        )
+        have = waiting.inputs, waiting.timings, waiting.born_ms
+        run = Run(request, step, instance, *have, self._turn.now_ms)
+        self.workers.start(run)
+        if run.phase is Phase.RUNNING:
+            self._foretell(request, task)
+
+    def _foretell(self, request: Request, task: str) -> None:
+        """Say of models that take from a step which runs now that they are next."""
+        for step in fed_by(request.plan, self._turn.node, task):
+            held = self._assignments.held.get(step.task)
+            instance = held.serving(step.epoch, self._turn.now_ms) if held is not None else None
+            model = instance is not None and instance.manifest.kind is ExecutorKind.ONNX
+            if instance is not None and model and not instance.busy:
+                self._turn.out.append(ExpectCall(instance.name))
 
     def _bad_input(self, request: Request, task: str, text: str) -> None:
         self._fail(request, self._failure(_Code.BAD_INPUT, Blame.USER, text, task=task))

@@ -199,6 +199,10 @@ class Executor(Protocol):
         """
         ...
 
+    def expect(self, task: str) -> None:
+        """Be told that a call comes in a moment; whether it comes is not said."""
+        ...
+
     def inferred(self, task: str, call: str, result: Done | Failed) -> None:
         """Give a guest what the model gave; one that waits no more is ignored."""
         ...

@@ -15,13 +15,14 @@ from device_harness import (
     of,
     tensor,
 )
+from msgspec import structs
 
 from device_agent.core import commands, events
 from device_agent.core.admission import ACCEPT_AFTER_MS, LIVE_MAX
 from device_agent.core.finished import FINISHED_MAX, MARGIN_MS
 from protocols.codec import VERSION, Frame, encode
 from protocols.errors import Blame
-from protocols.manifest import Dtype
+from protocols.manifest import Dtype, ExecutorKind
 from protocols.messages import Accepted, Cancel, Deliver, Invoke, Result
 from protocols.messages.invocation import (
     MAX_STEPS,
@@ -229,6 +230,25 @@ def test_workers_and_queue_are_bounded_and_first_come_is_first_served(node: SimN
         order += [one.request for one in of(Result, node.answer())]
     assert order == [f"r{number}" for number in range(6)]
     assert of(commands.Execute, node.call(invoke("r6", plan))), "refused is not remembered"
+
+
+def test_a_model_hears_of_its_call_when_the_step_before_it_runs() -> None:
+    node = SimNode()
+    node.join()
+    model = structs.replace(manifest("model"), kind=ExecutorKind.ONNX)
+    for task, of_it in (("t", manifest()), ("u", model), ("v", manifest())):
+        node.hear(assign(task, of=of_it))
+    plan = chain(("t", NODE, 1), ("u", NODE, 1), ("v", NODE, 1))
+    said = node.call(invoke("r1", plan))
+    assert [type(one) for one in said] == [commands.Execute, commands.ExpectCall]
+    model_instance = node.core.assignments.held["u"].current.name
+    assert said[1].instance == model_instance
+    said = node.answer()
+    assert [one.instance for one in of(commands.Execute, said)] == [model_instance]
+    assert not of(commands.ExpectCall, said), "a module takes nothing that has to be there before"
+    said = node.call(invoke("r2", plan))
+    assert of(commands.Execute, said)
+    assert not of(commands.ExpectCall, said), "the model runs: it has its memory"
 
 
 def test_requests_under_way_are_bounded_over_all_tasks() -> None:

@@ -1,6 +1,6 @@
 """Loads a model and shows what of the memory of its runs stays; writes it as JSON.
 
-executor_room.py given_back|kept_output
+executor_room.py given_back|kept_output|expected
 """
 
 import json
@@ -90,6 +90,19 @@ def kept_output() -> bool:
     return bytes(many) == struct.pack("<f", EACH) * ITEMS
 
 
+def expected() -> tuple[list[int], list[float]]:
+    """Return how much there was before the first run and the second one, and what another gave."""
+    loaded = Loaded()
+    sizes = []
+    for _ in range(2):
+        loaded.arena.occupy()
+        sizes.append(anonymous())
+        loaded.sums()
+        loaded.arena.vacate()
+    loaded.arena.occupy()
+    return sizes, loaded.sums()
+
+
 if __name__ == "__main__":
-    work = {"given_back": given_back, "kept_output": kept_output}[sys.argv[1]]
+    work = {"given_back": given_back, "kept_output": kept_output, "expected": expected}[sys.argv[1]]
     sys.stdout.write(json.dumps(work()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from executor_guests import ECHO, Shelf, floats
 from executor_models import Model
+from msgspec import structs
 
 from device_agent.executors.door import Bytes, Done, Setup
 from device_agent.executors.onnx import OnnxExecutor
@@ -81,6 +82,31 @@ async def test_a_model_that_nobody_asks_gives_back_what_its_run_took(
                 await asyncio.sleep(POLL_S)
     assert status(child.pid, "VmHWM") > before + TAKEN_BYTES, "each run has taken it"
     assert onnx._by_task["t"] == [child], "it is the same process all the time"
+
+
+async def test_a_model_that_is_told_of_a_call_which_does_not_come_waits_for_it_only_so_long(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = large(shelf)
+    limits = structs.replace(manifest.limits, memory_bytes=512 << 20)
+    await onnx.start("t", artifact, structs.replace(manifest, limits=limits), {})
+    (child,) = onnx._by_task["t"]
+    before = status(child.pid, "RssAnon")
+    await ask(onnx, "c")
+    async with asyncio.timeout(WAIT_S):
+        while status(child.pid, "RssAnon") > before + TAKEN_BYTES // 2:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(POLL_S)
+        low = True
+        # It may be gone again between two looks: then it is told once more.
+        while low:
+            onnx.expect("t")
+            for _ in range(5):
+                await asyncio.sleep(POLL_S / 10)
+                low = low and status(child.pid, "RssAnon") < before + TAKEN_BYTES // 2
+        while status(child.pid, "RssAnon") > before + TAKEN_BYTES // 2:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(POLL_S)
+    onnx.expect("nobody")
+    await ask(onnx, "d")
 
 
 WEIGHTS = 1 << 20

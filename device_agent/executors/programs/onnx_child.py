@@ -105,10 +105,10 @@ class Worker:
         """Serve frames until the daemon hangs up."""
         threading.stack_size(WATCH_STACK_BYTES)
         threading.Thread(target=self._watch, daemon=True).start()
-        rested, lull = False, resting.Lull()
+        rested, expected, lull = False, False, resting.Lull()
         resting.huge_pages(on=True)
         while True:
-            if not (rested or self._stream.has_rest()) and lull.begins(self._sock):
+            if not (rested or self._stream.has_rest()) and lull.begins(self._sock, expected):
                 resting.huge_pages(on=False)
                 self._model.rest()
                 rested = True
@@ -118,6 +118,10 @@ class Worker:
             if rested:
                 resting.huge_pages(on=True)
                 rested = False
+            expected = frame[0]["op"] == "expect"
+            if expected:
+                self._model.occupy()
+                continue
             lull.heard()
             if frame[0].get("more"):
                 self._serve_together(frame)

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from device_agent.executors.programs import ort_api, ort_package, resting
     from device_agent.executors.programs.checks import hold
     from device_agent.executors.programs.onnx_carried import Carried, mismatch
@@ -167,7 +169,9 @@ class Arena:
         self._emptier: Any = None
         self._room: Any = None
         self._free_bytes = 0
-        """Of the room, behind what a loaded model keeps there."""
+        """Of the room, behind what a loaded model keeps there..."""
+        self._used_bytes = 0
+        """... and what of these the last run has used."""
 
     def shared(self) -> bool:
         """Have it for all sessions from now on; False where the runtime gives none."""
@@ -192,25 +196,36 @@ class Arena:
             self._free_bytes += step
         # Where there was no more, the arena has grown.
         self.empty()
+        self.vacate()
+        self._used_bytes = 0
 
-    def _take(self, size_bytes: int) -> int:
-        """Take so much that nobody has, and leave it; where it was, 0: nowhere.
-
-        What lies there meanwhile is gone, for whoever has it next.
-        """
+    def _take(self, size_bytes: int, act: Callable[[int], object] | None = None) -> int:
+        """Take so much that nobody has, do something to it, leave it; where it was, 0: nowhere."""
         try:
             address: int = self._room.take(size_bytes) if self._room is not None else 0
         except Failure:
             return 0
         if address:
-            resting.let_go(address, size_bytes)
+            if act is not None:
+                act(address)
             self._room.leave(address)
         return address
 
     def vacate(self) -> None:
         """Let go of what runs have left in the room: what can be taken there is nobody's."""
         if self._free_bytes:
-            self._take(self._free_bytes)
+            self._take(self._free_bytes, self._let_go)
+
+    def _let_go(self, address: int) -> None:
+        self._used_bytes = resting.let_go(address, self._free_bytes) or self._used_bytes
+
+    def occupy(self) -> None:
+        """Take what the last run took, before the next one needs it."""
+        if self._used_bytes:
+            self._take(self._free_bytes, self._take_up)
+
+    def _take_up(self, address: int) -> None:
+        resting.take_up(address, self._used_bytes)
 
     def empty(self) -> None:
         """Give back the rooms that runs have taken beside the first one."""
@@ -364,6 +379,10 @@ class Model:
     def vacate(self) -> None:
         """Give back the memory in which runs work."""
         self._arena.vacate()
+
+    def occupy(self) -> None:
+        """Take that memory again, for a run that comes soon."""
+        self._arena.occupy()
 
     def rest(self) -> None:
         """Give back what the next call takes again: activations, free heap, code of libraries."""

@@ -27,10 +27,12 @@ INODE, NAME = 3, 4
 WRITTEN: Final = frozenset({"Anonymous:", "Swap:"})
 """What of a mapping is not as the file has it."""
 _MADV_DONTNEED: Final = 4
+_MADV_POPULATE_WRITE: Final = 23
 _PR_SET_THP_DISABLE: Final = 41
 _libc = ctypes.CDLL(None)
 for _change in (_libc.madvise, _libc.mprotect):
     _change.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 def maps() -> int:
@@ -80,11 +82,23 @@ def give_back(parts: list[tuple[int, int]]) -> None:
         _libc.madvise(start, size, _MADV_DONTNEED)
 
 
-def let_go(address: int, size: int) -> None:
-    """Let go of what a piece of memory holds that is the caller's; it is zero when it is used."""
+def let_go(address: int, size: int) -> int:
+    """Let go of what a piece of memory holds that is the caller's; it is zero when it is used.
+
+    Returns up to where it was in memory, in bytes from the first whole page.
+    """
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    _libc.madvise(start, max(0, end - start), _MADV_DONTNEED)
+    pages = max(0, (address + size - start) // mmap.PAGESIZE)
+    here = ctypes.create_string_buffer(pages)
+    _libc.mincore(start, pages * mmap.PAGESIZE, here)
+    _libc.madvise(start, pages * mmap.PAGESIZE, _MADV_DONTNEED)
+    return (here.raw.rfind(b"\1") + 1) * mmap.PAGESIZE
+
+
+def take_up(address: int, size: int) -> None:
+    """Have so much of such a piece in memory before it is used; nothing before Linux 5.14."""
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    _libc.madvise(start, size, _MADV_POPULATE_WRITE)
 
 
 def huge_pages(*, on: bool) -> None:
@@ -108,9 +122,12 @@ class Lull:
         """Of the last calls: whether it came soon after the answer before it."""
         self._answered_s = 0.0
 
-    def begins(self, sock: socket.socket) -> bool:
-        """Wait a while for something to read; at once where no call came so soon of late."""
-        return not readable(sock, IDLE_S if any(self._soon) else 0.0)
+    def begins(self, sock: socket.socket, expected: bool = False) -> bool:
+        """Wait a while for something to read; at once where no call came so soon of late.
+
+        One that is `expected` is waited for.
+        """
+        return not readable(sock, IDLE_S if expected or any(self._soon) else 0.0)
 
     def answered(self) -> None:
         """Note that an answer was sent."""
