@@ -338,12 +338,11 @@ class Handing:
         book, name = self._book, task.spec.task
         book.stories.goes_on(name, parcel.stories.get(name, 0))
         book.tell(name, "taken over", f"from the anchor {event.sender}, as it runs", event.cause)
-        if mine is None:
-            book.put(task, event.cause)
-            return
-        high = max(task.epoch_high, mine.epoch_high)
-        task = book.put(structs.replace(task, epoch_high=high, former=mine.former), event.cause)
-        if mine.scheduler in ("", task.scheduler):
+        if mine is not None:
+            high = max(task.epoch_high, mine.epoch_high)
+            task = structs.replace(task, epoch_high=high, former=mine.former)
+        book.put(task, event.cause)
+        if mine is None or mine.scheduler in ("", task.scheduler):
             self._granting.renew(self._placing.reserve(task), event.cause)
         else:
             # It has leave for what was to begin there: it lets go first.

@@ -180,8 +180,11 @@ def test_a_task_that_is_not_ordered_any_more_ends(east: One) -> None:
     assert [one.task for one in said(output, EnvelopeRevoke, "ts-east")] == ["svc.a"]
 
 
-def test_an_order_that_was_on_its_way_for_long_gives_way_to_a_newer_generation(east: One) -> None:
-    east.hear(chain("svc", 0, "a", "b"), NAMO)
+@pytest.mark.parametrize("names", [("a", "b"), ("b",)])
+def test_an_order_that_was_on_its_way_for_long_gives_way_to_a_newer_generation(
+    east: One, names: tuple[str, ...]
+) -> None:
+    east.ordered(0, *names)
     output = east.hear(given(), WEST)
     task = east.task()
     assert (task.generation, task.node, task.state) == (1, "n1", TaskState.RUNNING)
