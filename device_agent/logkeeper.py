@@ -79,7 +79,7 @@ class LogKeeper:
         text = msgspec.json.encode(query).decode()
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-s", "-m", PROGRAM, str(self._folder), text),
+                *(sys.executable, "-P", "-s", "-m", PROGRAM, str(self._folder), text),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
             )

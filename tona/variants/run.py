@@ -97,7 +97,7 @@ def memory_bytes(model: Path, sample: Sample, threads: int) -> int | None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "inputs.npz")
         np.savez(inputs, **sample.inputs)
-        command = (sys.executable, "-m", "tona.variants.weigh", str(model), str(inputs))
+        command = (sys.executable, "-P", "-m", "tona.variants.weigh", str(model), str(inputs))
         try:
             done = subprocess.run(
                 [*command, str(threads)],
