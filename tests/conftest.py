@@ -2,8 +2,8 @@
 
 No test of properties is timed: how long an example takes says how busy the machine is. Examples are
 few by default, which finds over many runs what many find in one; EXAMPLES=10 tries ten times
-as many. Where a failure was caused is not looked for line by line: before Python 3.12 that takes
-longer than a test may.
+as many, and so many seeds of the simulator. Where a failure was caused is not looked for line by
+line: before Python 3.12 that takes longer than a test may.
 
 A test that fails tells what its processes last said.
 
@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 from hypothesis import Phase, settings
 from last_words import sections
+from thorough import TIMES
 
 EXAMPLES: Final = 30
 
@@ -26,7 +27,7 @@ settings.register_profile(
     "unhurried",
     settings.default,
     deadline=None,
-    max_examples=EXAMPLES * int(os.environ.get("EXAMPLES", "1")),
+    max_examples=EXAMPLES * TIMES,
     phases=set(Phase) - {Phase.explain},
 )
 settings.load_profile("unhurried")

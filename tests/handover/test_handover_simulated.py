@@ -4,6 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
+from thorough import TIMES
 
 from controller.anchor.switching import Switching
 from controller.scheduler.adoption import Adoption
@@ -14,7 +15,7 @@ from controller.twin.pool import workers
 from controller.twin.rules import Rule
 
 SEEDS = (2, 4, 6)
-KEPT = (1, 2)
+KEPT = range(1, 1 + 2 * TIMES)
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -55,6 +56,7 @@ def test_each_protection_is_needed(
     pytest.fail(f"no seed has broken {rule}, but {found}")
 
 
+@pytest.mark.timeout(120 * TIMES)
 def test_the_rules_hold_with_faults_at_every_step() -> None:
     total = Tally(KEPT[0])
     for seed in KEPT:

@@ -1,6 +1,7 @@
 """Fault schedules by the hundred: nothing is lost, nothing doubled, no rule broken."""
 
 import pytest
+from thorough import TIMES
 
 from controller.twin import schedule
 from controller.twin.faults import Kind
@@ -8,11 +9,11 @@ from controller.twin.pool import cores, replay, run_many
 from controller.twin.rules import Rule
 from controller.twin.schedule import Tally, Verdict
 
-SCHEDULES = 200
+SCHEDULES = 200 * TIMES
 FIRST = 1
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * TIMES)
 def test_hundreds_of_fault_schedules_break_no_rule() -> None:
     tally = run_many(FIRST, SCHEDULES, cores())
     assert not tally.broken, [one.text for one in tally.first]
