@@ -28,9 +28,11 @@ from controller.decider import (
 )
 from controller.desk import Desk
 from controller.records import NODE, NodeRecord
-from controller.scheduler import greeting, holds, inquiries
+from controller.scheduler import greeting, inquiries
 from controller.scheduler.accounts import Accounts
+from controller.scheduler.admission import Admission
 from controller.scheduler.adoption import Adoption
+from controller.scheduler.anchors import OF_ANCHORS, Anchors
 from controller.scheduler.anomalies import Flag
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
@@ -106,23 +108,6 @@ _SWEEP: Final = "sweep"
 _JOINS: Final = "joins"
 _LOSSES: Final = "losses"
 _JOB: Final = "job/"
-_OF_ANCHORS: Final = frozenset(
-    {
-        AnchorMoved,
-        AnchorWelcome,
-        Calibrate,
-        Elsewhere,
-        EnvelopeGrant,
-        EnvelopeRevoke,
-        EscalationAnswer,
-        HandoverAnswer,
-        HandoverCommand,
-        HandoverRequest,
-        Lease,
-        Neighbours,
-    }
-)
-"""What nobody but an anchor of this cell may say."""
 
 
 class Scheduler:
@@ -176,11 +161,24 @@ class Scheduler:
             lambda node: self.nodes.state(node) in LISTENING,
             self.accounts.heads.get,
         )
-        self._refusals = 0
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
         self.joins = Joins(self.fleet.counts, self.counters)
         self.greeting = Greeting(settings, self.desk)
+        owned = self.mover, self.keeper, self.feeds, self.greeting
+        self.admission = Admission(
+            settings, self.desk, self.table, self.fleet, self.adoption, *owned
+        )
+        self.anchors = Anchors(
+            settings,
+            *parts,
+            *owned,
+            leases=self.leases,
+            memories=self.memories,
+            handovers=self.handovers,
+            jobs=self.jobs,
+            ways=self.ways,
+        )
         self._on = self._table()
 
     def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
@@ -198,11 +196,11 @@ class Scheduler:
             MemoryRequest: self._on_memory_asked,
             Invoke: self.serving.invoke,
             RouteRequest: self.serving.requested,
-            EnvelopeGrant: self._on_grant,
-            EnvelopeRevoke: self._on_revoke,
-            EscalationAnswer: self._on_answer,
-            AnchorWelcome: self._on_welcome,
-            AnchorMoved: self._on_moved,
+            EnvelopeGrant: self.admission.granted,
+            EnvelopeRevoke: self.anchors.revoked,
+            EscalationAnswer: self.anchors.answered,
+            AnchorWelcome: self.anchors.welcomed,
+            AnchorMoved: self.anchors.moved,
             JobSubmit: self.jobs.submit,
             JobRun: self.jobs.run,
             JobEnded: self.jobs.ended,
@@ -216,7 +214,7 @@ class Scheduler:
             Cancel: self.jobs.cancel,
             Calibrate: self.figures.calibrate,
             Calibrated: self.figures.calibrated,
-            Lease: self._on_lease,
+            Lease: self.anchors.leased,
             Neighbours: self.handovers.named,
             HandoverRequest: self.handovers.request,
             HandoverCommand: self.handovers.command,
@@ -254,7 +252,7 @@ class Scheduler:
                 case Called():
                     self._on_call(event)
                 case Linked(role=role):
-                    self._on_linked(role)
+                    self.anchors.linked(role)
                 case Abroad():
                     self.ways.seen(event)
         for waited in self.joins.next(now_ms):
@@ -275,7 +273,7 @@ class Scheduler:
         handler = self._on.get(kind)
         if handler is None:
             self.counters["unexpected_message"] += 1
-        elif kind in _OF_ANCHORS and event.sender not in self.settings.anchors:
+        elif kind in OF_ANCHORS and event.sender not in self.settings.anchors:
             self.counters["forged_message"] += 1
         else:
             handler(event, event.body)
@@ -387,155 +385,6 @@ class Scheduler:
             self.handovers.gone(node)
             self.jobs.node_lost(node)
             self.keeper.relief.node_lost(node)
-
-    # What the TA says.
-
-    def _on_grant(self, event: Received, grant: EnvelopeGrant) -> None:
-        if not grant.nodes:
-            self.counters["empty_grant"] += 1
-            return
-        if self.mover.late(grant, event.sender):
-            self.counters["late_grant"] += 1
-            return
-        taken = self._taken(event, grant) if len(self.settings.anchors) > 1 else grant
-        if taken is not None:
-            self._grant(event, taken)
-        else:
-            self.greeting.granted(event.sender, grant.spec.task)
-
-    def _taken(self, event: Received, grant: EnvelopeGrant) -> EnvelopeGrant | None:
-        """Return what there is room for beside tasks of other anchors; their anchor hears more."""
-        entry = self.table.tasks.get(grant.spec.task)
-        if entry is not None and grant.generation < entry.grant.generation:
-            return grant
-        booked = self.table.holds
-        booked.settle(self.table.tasks)
-        refused = booked.refused(grant, self.fleet.inventory, new=entry is None)
-        if entry is None and grant.current_node in refused:
-            # We have begun anew, and somebody's spare has come before what runs there.
-            self._evict(grant.current_node, event.cause)
-            refused = booked.refused(grant, self.fleet.inventory, new=entry is None)
-        if not refused:
-            return grant
-        taken = holds.without(grant, refused)
-        current = entry.current if entry is not None else None
-        told = holds.refusal(
-            grant,
-            refused,
-            self._refusal_number(),
-            broken=entry is None and taken is None,
-            held_bytes=booked.held_bytes(grant.spec.task, current.node) if current else 0,
-        )
-        self.desk.tell(ToRole(event.sender), told, event.cause, event.tenant)
-        return taken
-
-    def _refusal_number(self) -> str:
-        self._refusals += 1
-        return f"{self.name}/refusal/{self.settings.epoch}.{self._refusals}"
-
-    def _evict(self, node: str, cause: str) -> None:
-        """Take the spares on a node from their tasks, and tell their anchors."""
-        for entry in self.table.holds.spares_on(node, self.table.tasks):
-            why = {node: "another task runs there and has no room beside it"}
-            current = entry.current.node if entry.current is not None else ""
-            held_bytes = self.table.holds.held_bytes(entry.task, current)
-            told = holds.refusal(entry.grant, why, self._refusal_number(), held_bytes=held_bytes)
-            entry.grant = holds.without(entry.grant, why) or entry.grant
-            self.table.holds.touch(entry.task)
-            self.table.mark(entry, cause)
-            self.desk.tell(ToRole(entry.anchor), told, cause, entry.tenant)
-        self.table.holds.settle(self.table.tasks)
-
-    def _grant(self, event: Received, grant: EnvelopeGrant) -> None:
-        new = self.mover.grant(grant, event.sender, event.tenant, event.cause)
-        if new:
-            self.adoption.adopt_orphans(self.table.tasks[grant.spec.task], event.cause)
-        self.table.holds.touch(grant.spec.task)
-        self.greeting.granted(event.sender, grant.spec.task)
-        if self.table.tasks[grant.spec.task].grant is grant:
-            self.keeper.granted(grant)
-            self.feeds.renew(grant.service)
-
-    def _on_revoke(self, event: Received, revoke: EnvelopeRevoke) -> None:
-        if revoke.transferred:
-            self._yield(event, revoke)
-            return
-        if not self.greeting.asks(event.sender, revoke.task):
-            anchors = self.settings.anchors
-            self.adoption.refused(revoke, event.sender, anchors, event.cause)
-        self.mover.revoke(revoke, event.cause)
-        self.keeper.revoked(revoke.task)
-
-    def _yield(self, event: Received, revoke: EnvelopeRevoke) -> None:
-        entry = self.table.tasks.get(revoke.task)
-        copy = self.mover.yields(revoke, event.sender, event.cause)
-        if copy is not None and entry is not None:
-            self.adoption.yielded(copy, revoke.task)
-            self.feeds.let_go(entry.grant.service, copy.node)
-            if revoke.cell and self.nodes.state(copy.node) not in LISTENING:
-                self.handovers.carry(copy.node, revoke.cell)
-        if revoke.task not in self.table.tasks:
-            self.keeper.revoked(revoke.task)
-
-    def _on_lease(self, event: Received, lease: Lease) -> None:
-        if self.leases.granted(event.sender, lease):
-            self.mover.resume()
-
-    def _on_answer(self, event: Received, answer: EscalationAnswer) -> None:
-        self.mover.answered(answer, event.cause)
-        self.keeper.answered(answer)
-
-    def _on_welcome(self, event: Received, welcome: AnchorWelcome) -> None:
-        if welcome.scheduler_epoch != self.settings.epoch:
-            return
-        self.adoption.roaming |= welcome.roaming
-        self.memories.welcomed(event.sender, roaming=welcome.roaming)
-        held = self.greeting.welcomed(event.sender, welcome)
-        if held is not None:
-            self._drop(event.sender, held, event.cause)
-        if not self.greeting:
-            self.adoption.anchors_welcomed(event.cause)
-            self.feeds.anchors_welcomed()
-        self.ways.again(event.sender, event.cause)
-        for slot in range(len(self.nodes)):
-            self.fleet.tell(slot, event.cause, (event.sender,))
-
-    def _drop(self, anchor: str, held: frozenset[str], cause: str) -> None:
-        """Release what an anchor does not hold any more."""
-        for entry in list(self.table.tasks.values()):
-            if entry.anchor == anchor and entry.task not in held:
-                self.mover.forget(entry, "its anchor holds it no more", cause)
-                self.keeper.revoked(entry.task)
-
-    def _on_moved(self, event: Received, moved: AnchorMoved) -> None:
-        """Take in that a service of an anchor is another one's, or will be."""
-        for task in self.table.of_service(moved.service):
-            entry = self.table.tasks.get(task)
-            if entry is None or entry.anchor != event.sender:
-                continue
-            if moved.going:
-                self.greeting.going(event.sender, task)
-            elif moved.anchor in self.settings.anchors:
-                entry.anchor = moved.anchor
-                self.table.holds.touch(task)
-                self.table.mark(entry, event.cause)
-                self.greeting.awaits(moved.anchor, task)
-        anchors, to = self.settings.anchors, moved.anchor
-        if not moved.going:
-            for task in self.adoption.given(moved, event.sender, anchors, event.cause):
-                if to in anchors:
-                    self.greeting.awaits(to, task)
-
-    def _on_linked(self, role: str) -> None:
-        """Bring an anchor up to date: what was said between us may be lost on either side."""
-        if role not in self.settings.anchors:
-            return
-        self.greeting.begin(role)
-        self.greeting.say()
-        self.mover.report_again(role, "linked")
-        self.keeper.escalate_again(role)
-        self.leases.begin()
-        self.jobs.linked(role)
 
     # Time, and people.
 
