@@ -16,6 +16,10 @@ and reach each other: a lease of the one before, and what links need to begin an
 """
 ANCHORLESS_MS: Final = AGAIN_MS + LINK_MS
 """No service is longer without an anchor while all anchors live and reach each other."""
+UNSERVED_MS: Final = 5000
+"""No node that lives and can reach a cell is longer without one that serves it, while all cells
+live and reach each other: whoever gives it up or loses it meanwhile does so unduly.
+"""
 
 FAILURES_MAX: Final = 1000
 """Broken parts that are told one by one; the others are counted."""
@@ -67,6 +71,11 @@ class Tally(Struct):
     anchorless_ms: float = 0.0
     """The same of services and their anchors."""
     anchorless_bound_ms: float = ANCHORLESS_MS
+    undue: int = 0
+    """Nodes that were given up although they could reach a cell; each breaks its run."""
+    unserved_ms: float = 0.0
+    """The longest time that a node which could reach a cell was served by none."""
+    unserved_bound_ms: float = UNSERVED_MS
     simulated_s: float = 0.0
     rule: Rule | None = None
     """Which one was broken; None: every one was kept."""
@@ -87,7 +96,7 @@ class Tally(Struct):
             table: Table = getattr(self, name)
             for step, row in getattr(other, name).items():
                 _count(table.setdefault(step, {}), row)
-        for name in ("ownerless_ms", "anchorless_ms"):
+        for name in ("ownerless_ms", "anchorless_ms", "unserved_ms"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         self.simulated_s = round(self.simulated_s + other.simulated_s, 1)
         self.broken += other.rule is not None
@@ -124,11 +133,13 @@ class Tally(Struct):
             ("doubled", str(self.doubled)),
             ("without a scheduler", without.format(self.ownerless_ms, self.ownerless_bound_ms)),
             ("without an anchor", without.format(self.anchorless_ms, self.anchorless_bound_ms)),
+            ("given up unduly", f"{self.undue} nodes"),
+            ("without a cell", without.format(self.unserved_ms, self.unserved_bound_ms)),
             ("simulated", f"{self.simulated_s:.0f} s"),
         ]
 
 
-_SUMMED: Final = ("handovers", "anchors_moved", "parted", "requests", "lost", "doubled")
+_SUMMED: Final = ("handovers", "anchors_moved", "parted", "requests", "lost", "doubled", "undue")
 _COUNTED: Final = ("causes", "ways", "ends", "weather", "replayed", "forged")
 _TABLES: Final = ("crashes", "cuts")
 

@@ -33,7 +33,7 @@ from controller.twin.handover_faults import (
     node_of,
     step_of,
 )
-from controller.twin.handover_tally import ANCHORLESS_MS, OWNERLESS_MS, Tally
+from controller.twin.handover_tally import ANCHORLESS_MS, OWNERLESS_MS, UNSERVED_MS, Tally
 from controller.twin.hosting import SimHost
 from controller.twin.network import CODEC_SAMPLE, Weather
 from controller.twin.node import WILL_MS, SimNode
@@ -46,6 +46,7 @@ from controller.twin.verdict import unsettled
 from controller.twin.world import Tell
 from device_agent.core.commands import Change, Forget
 from protocols.messages import Body
+from protocols.messages.hierarchy import NodeState
 
 PART: Final = 50
 """Handovers of one run, from one seed, where there are many."""
@@ -73,6 +74,8 @@ FORGED_SHARE: Final = 0.3
 PAUSE_MS: Final = (600, 5000)
 """Between a node's handovers."""
 LOOK_MS: Final = 100
+THERE: Final = (NodeState.ONLINE, NodeState.SUSPECT)
+"""What a scheduler takes a node for that it serves."""
 BUDGET_MS: Final = 30_000
 REQUEST_MS: Final = 700
 DOWN_MS: Final = (100, 2500)
@@ -241,6 +244,7 @@ class Roaming(Twin):
             self._kept()
         except BrokenRule as broken:
             self.tally.rule, self.tally.text = broken.rule, str(broken)
+            self.tally.undue += broken.rule is Rule.UNDUE
         self._count()
         return self.tally
 
@@ -435,6 +439,9 @@ class Roaming(Twin):
             has = task in owned or not self._served(node)
             lasted_ms = self._lasts(task, OWNERLESS_MS, "scheduler", has=has)
             tally.ownerless_ms = max(tally.ownerless_ms, lasted_ms)
+            has = self._counts(node) or not self._able(node)
+            lasted_ms = self._lasts(node.name, UNSERVED_MS, "cell", has=has, rule=Rule.UNDUE)
+            tally.unserved_ms = max(tally.unserved_ms, lasted_ms)
         anchored = {service for _, one in self.anchors() for service in one.book.services}
         whole = self._calm() and all(self._well(one) for one in self.hosts.values())
         for number in range(NODES):
@@ -445,15 +452,17 @@ class Roaming(Twin):
         if not self._over:
             self.world.after(LOOK_MS, self._look_for_owners)
 
-    def _lasts(self, what: str, bound_ms: float, whom: str, *, has: bool) -> float:
-        """Return for how long something has been without an owner. Raises BrokenRule."""
+    def _lasts(
+        self, what: str, bound_ms: float, whom: str, *, has: bool, rule: Rule = Rule.OWNER
+    ) -> float:
+        """Return for how long something has been without what it needs. Raises BrokenRule."""
         if has:
             self._without.pop(what, None)
             return 0.0
         lasted_ms = self.world.now_ms - self._without.setdefault(what, self.world.now_ms)
         if lasted_ms > bound_ms:
             text = f"{what} has had no {whom} for {lasted_ms:.0f} ms"
-            raise self.checkers.broken(Rule.OWNER, text)
+            raise self.checkers.broken(rule, text)
         return lasted_ms
 
     def _served(self, node: Roamer) -> bool:
@@ -461,6 +470,18 @@ class Roaming(Twin):
         owner = self.owner_of(self.own_task(node.name))
         hosts = (self.head, self.executor, owner, self.hosts[node.network.cell])
         return self._calm() and node.settled and all(self._well(one) for one in hosts)
+
+    def _counts(self, node: Roamer) -> bool:
+        """Whether a node is attached to a cell, whose scheduler takes it for there."""
+        ts = self.hosts[node.network.cell].deciders.get(f"ts-{node.network.cell}")
+        there = ts.nodes.state(node.name) if isinstance(ts, Scheduler) else None
+        return node.alive and node.attached and there in THERE
+
+    def _able(self, node: Roamer) -> bool:
+        """Whether a node lives and can reach some cell, and every cell can serve it."""
+        reaches = any(one.reachable(node.name) for one in self.networks)
+        well = all(self._well(one) for one in self.hosts.values())
+        return node.alive and reaches and self._calm() and well
 
     def _calm(self) -> bool:
         return all(one.weather == one.calm for one in self.networks)

@@ -30,6 +30,8 @@ class Rule(StrEnum):
     """What a run has left in a task's memory is there wherever the task goes."""
     OWNER = "owner"
     """A task has one scheduler that may act on it, or none for a bounded while."""
+    UNDUE = "undue"
+    """A node that lives and can reach a cell is served again within a bounded while."""
     RESTART = "restart"
     """A healthy copy runs on through every handover of its node."""
     FORGERY = "forgery"

@@ -12,6 +12,7 @@ from controller.twin.handover_faults import STEPS, VICTIMS, Armed, Deck
 from controller.twin.handover_tally import Tally
 from controller.twin.handovers import run
 from controller.twin.pool import workers
+from controller.twin.roamer import Roamer
 from controller.twin.rules import Rule
 
 SEEDS = (2, 4, 6)
@@ -37,9 +38,15 @@ def without_waiting(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Adoption, "roaming", property(lambda _: False, lambda *_: None), raising=False)
 
 
+def without_another_try(patch: pytest.MonkeyPatch) -> None:
+    """A node whose link was lost connects to that cell no more, nor to another one."""
+    patch.setattr(Roamer, "_lose", lambda self, _, will_ms: self._hang_up(will_ms))
+
+
 @pytest.mark.parametrize(
     ("without", "rule"),
     [
+        (without_another_try, Rule.UNDUE),
         (without_letting_go, Rule.OWNER),
         (without_waiting, Rule.RESTART),
     ],
@@ -66,6 +73,8 @@ def test_the_rules_hold_with_faults_at_every_step() -> None:
     assert total.lost == total.doubled == 0
     assert total.ownerless_ms <= total.ownerless_bound_ms
     assert total.anchorless_ms <= total.anchorless_bound_ms
+    assert 0 < total.unserved_ms <= total.unserved_bound_ms
+    assert total.undue == 0
     assert total.anchors_moved
     assert sum(sum(row.values()) for row in total.crashes.values())
     assert total.forged
