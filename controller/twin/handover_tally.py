@@ -50,6 +50,8 @@ class Tally(Struct):
     """As the anchor's records say."""
     anchors_moved: int = 0
     """Services that went from anchor to anchor."""
+    changed: int = 0
+    """Services that were ordered anew, with other programs."""
     crashes: Table = field(default_factory=dict)
     """By step of the protocol and who died."""
     cuts: Table = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Tally(Struct):
             ("way", _words(self.ways)),
             ("ended", _words(self.ends)),
             ("anchors moved", str(self.anchors_moved)),
+            ("services changed", str(self.changed)),
             ("crashes", str(_total(self.crashes))),
             ("cut off", f"{_total(self.cuts)}, {self.parted} of them from one alone"),
             ("messages", _words(self.weather)),
@@ -139,7 +142,16 @@ class Tally(Struct):
         ]
 
 
-_SUMMED: Final = ("handovers", "anchors_moved", "parted", "requests", "lost", "doubled", "undue")
+_SUMMED: Final = (
+    "handovers",
+    "anchors_moved",
+    "changed",
+    "parted",
+    "requests",
+    "lost",
+    "doubled",
+    "undue",
+)
 _COUNTED: Final = ("causes", "ways", "ends", "weather", "replayed", "forged")
 _TABLES: Final = ("crashes", "cuts")
 

@@ -4,7 +4,8 @@ Each node has a task of its own, and every other one a second step at the edge. 
 cell every few seconds: by command, as it measures, on a condition that was prepared ahead, or
 because its link has died. At a step that is dealt somebody dies or is cut off, and meanwhile
 messages are lost, doubled, delayed and reordered, old ones come again, and forged ones come in. In
-every other run each cell has an anchor of its own, and services go from anchor to anchor.
+every other run each cell has an anchor of its own, and services go from anchor to anchor. At any
+time a service is ordered anew, with other programs.
 """
 
 import json
@@ -71,6 +72,8 @@ PART_SHARE: Final = 0.5
 """Of the cuts: from one other process alone."""
 WEATHER_SHARE: Final = 0.15
 FORGED_SHARE: Final = 0.3
+CHANGED_SHARE: Final = 0.1
+"""Of the handovers, those at which the node's service is ordered anew, with other programs."""
 PAUSE_MS: Final = (600, 5000)
 """Between a node's handovers."""
 LOOK_MS: Final = 100
@@ -176,6 +179,8 @@ class Roaming(Twin):
         self.striker = Striker(self)
         steps = [one for one in STEPS if self.many_anchors or one not in ANCHOR_STEPS]
         self.deck = Deck(self.world.dice, steps)
+        self.changed = Counter[int]()
+        """By service: how often its programs were changed."""
         self._armed: dict[str, Armed] = {}
         """By node."""
         self._fading: set[str] = set()
@@ -261,12 +266,7 @@ class Roaming(Twin):
         self.boot()
         self.world.run_until(SUBMIT_MS)
         for number in range(NODES):
-            document = chain(number, 1 + number % 2)
-            own, *edge = document["services"][0]["tasks"]
-            own["nodes"] = [f"node-{number:04d}"]
-            for task in edge:
-                task["nodes"] = [f"edge-{cell}" for cell in self.cells]
-            self.operate("usecase.submit", Submission(json.dumps(document)))
+            self.submit(number)
             self._send_to(number)
         for at, node in enumerate(self.roamers):
             self.world.at(BEGIN_MS + 200 * at, partial(self._next, node))
@@ -279,6 +279,15 @@ class Roaming(Twin):
         for network in self.networks:
             network.calm = network.weather = Weather()
         self._settle_down()
+
+    def submit(self, number: int, version: int = 0) -> None:
+        """Submit a service for a node, or other programs for its tasks."""
+        document = chain(number, 1 + number % 2, version)
+        own, *edge = document["services"][0]["tasks"]
+        own["nodes"] = [f"node-{number:04d}"]
+        for task in edge:
+            task["nodes"] = [f"edge-{cell}" for cell in self.cells]
+        self.operate("usecase.submit", Submission(json.dumps(document)))
 
     def _settle_down(self) -> None:
         end_ms, calm_ms = self.world.now_ms + QUIET_S * 1000, 0
@@ -315,6 +324,10 @@ class Roaming(Twin):
         if node.settled and node.name not in self._fading:
             [way] = dice.choices([one for one, _ in WAYS], [share for _, share in WAYS])
             self._draw_fault(node, cell, way)
+            if dice.random() < CHANGED_SHARE:
+                number = self.roamers.index(node)
+                self.changed[number] += 1
+                self.submit(number, self.changed[number])
             match way:
                 case Way.BY_HAND:
                     self._command(node, cell)
@@ -499,6 +512,7 @@ class Roaming(Twin):
         for name in ("dropped", "doubled", "reordered"):
             tally.weather[name] = sum(getattr(one, name) for one in self.networks)
         tally.anchors_moved = self.ends[MOVED]
+        tally.changed = self.changed.total()
         tally.replayed, tally.forged = self.forger.replayed, self.forger.refused
         asked = [one for client in self.clients.values() for one in client.requests.values()]
         tally.requests = len(asked)

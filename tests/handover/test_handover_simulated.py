@@ -76,6 +76,7 @@ def test_the_rules_hold_with_faults_at_every_step() -> None:
     assert 0 < total.unserved_ms <= total.unserved_bound_ms
     assert total.undue == 0
     assert total.anchors_moved
+    assert total.changed
     assert sum(sum(row.values()) for row in total.crashes.values())
     assert total.forged
     assert total.replayed
