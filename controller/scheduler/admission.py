@@ -53,6 +53,10 @@ class Admission:
         if self._mover.late(grant, event.sender):
             self._counters["late_grant"] += 1
             return
+        if self._adoption.overtaken(grant):
+            self._counters["late_grant"] += 1
+            self._greeting.granted(event.sender, grant.spec.task)
+            return
         taken = self._taken(event, grant) if len(self._settings.anchors) > 1 else grant
         if taken is not None:
             self._grant(event, taken)

@@ -6,7 +6,7 @@ go from cell to cell it is one until an anchor has granted or refused it: only a
 a task has come along.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -19,12 +19,15 @@ from controller.scheduler.orphans import Orphans
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame
-from protocols.messages import AnchorMoved, EnvelopeRevoke, Status
+from protocols.messages import AnchorMoved, EnvelopeGrant, EnvelopeRevoke, Status
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Tuning
 from protocols.messages.task import InstanceState, Reconcile
 
+OVERTAKEN_MS: Final = 30_000
+"""So long the grant of a newer generation, which a node holds already, may take to come."""
+OVERTAKEN_MAX: Final = 4096
 _THERE: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
 
@@ -36,6 +39,12 @@ class Adoption:
         self.welcomed = False
         self.roaming = False
         """Whether nodes may bring tasks along from other cells."""
+        self.several = False
+        """Whether there are several anchors: one may grant what another one has ordered anew."""
+        self.forget: Callable[[TaskEntry, str, str], None] = lambda *_: None
+        """Drops a task that was granted."""
+        self._overtaken_ms: dict[str, int] = {}
+        """By task: since when nodes are known to hold a newer generation than is granted."""
         self._desk = desk
         self._nodes = nodes
         self._table = table
@@ -246,12 +255,34 @@ class Adoption:
 
     def adopt_orphans(self, entry: TaskEntry, cause: str) -> None:
         """Give a task that has just been granted the copies that nodes hold of it."""
+        self._overtaken_ms.pop(entry.task, None)
         for node in self._orphans.nodes_of(entry.task):
             stamp, holding = self._orphans.pop(node, entry.task)
             self._adopt(entry, node, stamp, holding, cause)
 
+    def overtaken(self, grant: EnvelopeGrant) -> bool:
+        """Whether a node holds a newer generation than is granted: an anchor has it that is next.
+
+        Only for a while: stores that were lost begin anew, and nodes remember.
+        """
+        task = grant.spec.task
+        held = (self._orphans.get(node, task) for node in self._orphans.nodes_of(task))
+        return any(self._newer(grant, one[1]) for one in held if one is not None)
+
+    def _newer(self, grant: EnvelopeGrant, holding: Holding) -> bool:
+        if not self.several or holding.generation <= grant.generation:
+            return False
+        now_ms = self._desk.now_ms
+        since_ms = self._overtaken_ms.setdefault(holding.task, now_ms)
+        if len(self._overtaken_ms) > OVERTAKEN_MAX:
+            del self._overtaken_ms[next(iter(self._overtaken_ms))]
+        return now_ms < since_ms + OVERTAKEN_MS
+
     def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
         entry = self._table.tasks.get(holding.task)
+        if entry is not None and not entry.copies() and self._newer(entry.grant, holding):
+            self.forget(entry, "a newer generation is held", cause)
+            entry = None
         if entry is None:
             if self.welcomed and not self.roaming:
                 reason = "no envelope for this task"

@@ -34,6 +34,7 @@ from controller.scheduler.admission import Admission
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.anchors import OF_ANCHORS, Anchors
 from controller.scheduler.anomalies import Flag
+from controller.scheduler.copies import TaskEntry
 from controller.scheduler.feeds import Feeds
 from controller.scheduler.figures import Figures
 from controller.scheduler.fleet import Fleet
@@ -164,6 +165,8 @@ class Scheduler:
         self.counters = self.fleet.counters
         self.counters |= self.accounts.counters
         self.joins = Joins(self.fleet.counts, self.counters)
+        self.adoption.several = len(settings.anchors) > 1
+        self.adoption.forget = self._forget
         self.greeting = Greeting(settings, self.desk)
         owned = self.mover, self.keeper, self.feeds, self.greeting
         self.admission = Admission(
@@ -292,6 +295,10 @@ class Scheduler:
         self.handovers.settle()
         self.fleet.show()
         return self.desk.output
+
+    def _forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
+        self.mover.forget(entry, reason, cause)
+        self.keeper.revoked(entry.task)
 
     # What nodes say.
 

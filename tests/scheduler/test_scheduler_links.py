@@ -12,6 +12,7 @@ from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
 from controller.decider import Linked, Output, Received, ToInvoke, ToRole
+from controller.scheduler.adoption import OVERTAKEN_MS
 from controller.scheduler.greeting import GRANT_MS
 from controller.scheduler.pace import FASTEST_SAMPLE_MS, sample_ms
 from protocols.messages import (
@@ -293,3 +294,47 @@ def test_a_tight_task_quickens_its_node_until_it_is_gone(bench: Bench) -> None:
 def test_the_pace_stays_within_its_bounds(usual: int, budgets: list[float | None]) -> None:
     pace = sample_ms(usual, budgets)
     assert FASTEST_SAMPLE_MS <= pace <= usual
+
+
+# NAMO has had another anchor order a task anew, and the first one has not heard of it.
+
+NEXT = Holding("svc.a", 1001, READY, 2)
+
+
+@pytest.fixture
+def roamed() -> Bench:
+    """A scheduler of two anchors, to whose cell nodes come from others."""
+    bench = Bench(anchors=(AT_A, AT_B))
+    for anchor in (AT_A, AT_B):
+        says(bench, anchor, AnchorWelcome(anchor, 1, 0, roaming=True))
+    return bench
+
+
+@pytest.mark.parametrize("born_first", [False, True])
+def test_what_a_node_holds_of_the_next_generation_waits_for_its_grant(
+    roamed: Bench, born_first: bool
+) -> None:
+    before = grant("n1", first=33, current_node="n1", current_epoch=1)
+    if not born_first:
+        says(roamed, AT_A, before)
+    roamed.born("n1", holdings=(NEXT,))
+    if born_first:
+        says(roamed, AT_A, before)
+    roamed.passes(2000, "n1")
+    assert roamed.ts.adoption.orphans_of("n1") == ("svc.a",)
+    says(roamed, AT_B, grant("n1", generation=2, first=1033, current_node="n1"))
+    says(roamed, AT_A, before)
+    assert roamed.ts.table.tasks["svc.a"].anchor == AT_B
+    roamed.passes(2000, "n1")
+    assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
+
+
+def test_what_nobody_grants_of_a_generation_gives_way_to_what_is_granted(roamed: Bench) -> None:
+    """Stores that were lost begin anew, and nodes remember."""
+    before = grant("n1", first=33, current_node="n1", current_epoch=1)
+    roamed.born("n1", holdings=(NEXT,))
+    says(roamed, AT_A, before)
+    assert not roamed.ts.table.tasks
+    roamed.passes(OVERTAKEN_MS, "n1")
+    output = says(roamed, AT_A, before)
+    assert [one.epoch for one in told(output, "n1", Release)] == [1001]
