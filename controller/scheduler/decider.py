@@ -168,11 +168,15 @@ class Scheduler:
         self.adoption.several = len(settings.anchors) > 1
         self.adoption.forget = self._forget
         self.greeting = Greeting(settings, self.desk)
+        self.admission, self.anchors = self._with_anchors(settings)
+        self._on = self._table()
+
+    def _with_anchors(self, settings: Settings) -> tuple[Admission, Anchors]:
+        """Return what takes in what anchors say, of the parts that there are."""
+        parts = self.desk, self.nodes, self.table, self.fleet, self.adoption
         owned = self.mover, self.keeper, self.feeds, self.greeting
-        self.admission = Admission(
-            settings, self.desk, self.table, self.fleet, self.adoption, *owned
-        )
-        self.anchors = Anchors(
+        admission = Admission(settings, self.desk, self.table, self.fleet, self.adoption, *owned)
+        anchors = Anchors(
             settings,
             *parts,
             *owned,
@@ -182,7 +186,7 @@ class Scheduler:
             jobs=self.jobs,
             ways=self.ways,
         )
-        self._on = self._table()
+        return admission, anchors
 
     def _table(self) -> dict[type[Struct], Callable[[Received, Any], None]]:
         """Return who takes which message."""
