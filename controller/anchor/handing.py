@@ -281,11 +281,11 @@ class Handing:
         held, given = self._book.services.get(body.service), self.given.get(body.service)
         parcel = opened(body.records)
         refused = ""
-        if held is not None and held.number >= body.number:
+        if parcel is None or parcel.held.number != body.number:
+            refused = "it is not whole"
+        elif held is not None and _has(held, parcel.held):
             # The same one said again, or one of before.
             self._book.counters["stale_report"] += 1
-        elif parcel is None or parcel.held.number != body.number:
-            refused = "it is not whole"
         elif given is not None and age(parcel.held) <= (given.generation, given.number):
             # It was here and has gone on; whoever says so has died before our answer came.
             self._book.counters["stale_report"] += 1
@@ -314,7 +314,8 @@ class Handing:
         newest = max(held, parcel.held, key=lambda one: one.order.generation)
         owned = structs.replace(
             newest,
-            number=parcel.held.number,
+            # Two that NAMO has made owners of a generation each may count alike.
+            number=max(parcel.held.number, held.number + 1),
             giver=parcel.held.giver,
             expects=tuple(dict.fromkeys((*held.expects, *parcel.held.expects))),
             followers=parcel.held.followers,
@@ -447,6 +448,11 @@ class Handing:
         if self._due_ms is None or at_ms < self._due_ms:
             self._due_ms = at_ms
             self._book.desk.wake(TIMER, at_ms)
+
+
+def _has(held: AnchoredRecord, given: AnchoredRecord) -> bool:
+    """Whether what is given was here before, or went on to here by another way since."""
+    return held.number >= given.number and held.order.generation >= given.order.generation
 
 
 def _goes_on(given: TaskRecord, mine: TaskRecord | None) -> bool:

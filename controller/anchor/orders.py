@@ -7,7 +7,7 @@ from msgspec import structs
 from controller.anchor import job_failures
 from controller.anchor.book import Book
 from controller.anchor.direct import Direct
-from controller.anchor.elsewhere import Elsewheres
+from controller.anchor.elsewhere import FOLLOWERS_MAX, Elsewheres
 from controller.anchor.granting import Granting
 from controller.anchor.jobs import Jobs
 from controller.anchor.lifecycle import TaskEvent
@@ -57,8 +57,13 @@ class Orders:
             record = structs.replace(held, order=order, tenant=event.tenant, namo=event.sender)
         else:
             before = self._before(order)
+            # Clients of any cell may go on with what another anchor has had.
+            cells = book.settings.schedulers[:FOLLOWERS_MAX] if before else ()
             record = AnchoredRecord(
-                order, event.tenant, event.sender, expects=before, number=order.handed
+                *(order, event.tenant, event.sender),
+                expects=before,
+                followers=cells,
+                number=order.handed,
             )
         book.put_service(order.service, record, event.cause)
         if held is None:

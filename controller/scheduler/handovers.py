@@ -259,6 +259,8 @@ class Handovers:
         if event.sender not in self._settings.anchors:
             return
         task = body.spec.task
+        if self._outdated(event.sender, body):
+            return
         if body.over:
             self._table.put_away(task, None)
             return
@@ -278,6 +280,14 @@ class Handovers:
         state = CopyState.READY if body.node else CopyState.GONE
         copy = Copy(body.node, body.epoch, body.generation, grant, state, cell=body.cell)
         self._table.put_away(task, Away(event.sender, copy))
+
+    def _outdated(self, anchor: str, body: Elsewhere) -> bool:
+        """Whether another anchor has said since where a task is: it was ordered there anew."""
+        known = self._table.away.get(body.spec.task)
+        if known is None or known.anchor == anchor:
+            return False
+        said = known.copy.generation, known.copy.epoch
+        return body.over or (body.generation, body.epoch) < said
 
     # At the end of a turn, and with time.
 

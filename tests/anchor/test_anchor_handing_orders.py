@@ -14,6 +14,7 @@ from protocols.messages import (
     AnchorOffer,
     AnchorTaken,
     AnchorTransfer,
+    Elsewhere,
     EnvelopeGrant,
     EnvelopeRevoke,
     JobsMoved,
@@ -25,6 +26,7 @@ from protocols.messages import (
     ServiceReport,
 )
 from protocols.messages.hierarchy import NodeState
+from protocols.messages.mobility import CellPoint
 
 WEST, EAST, NAMO = "ta-west", "ta-east", "namo-main"
 BESIDE = {"ts-west": WEST, "ts-east": EAST}
@@ -64,26 +66,26 @@ class One(Bench):
         return self.hear(told, scheduler)
 
 
-def gives() -> tuple[One, AnchorTransfer]:
+def gives(generation: int = 1) -> tuple[One, AnchorTransfer]:
     """Return the western anchor and what it gives: a service on n1, in the eastern cell."""
     west = One(WEST)
     west.greet()
     west.at("n1", "ts-west")
-    west.ordered(1)
-    west.ready("n1", west.task().epoch_high, by="ts-west")
+    west.ordered(generation)
+    west.ready("n1", west.task().epoch_high, generation, by="ts-west")
     output = west.at("n1", "ts-east", 2)
     [revoke] = said(output, EnvelopeRevoke, "ts-west")
     epoch = west.task().epoch
-    west.hear(Relinquished("svc.a", 1, "n1", epoch, epoch, revoke.leased), "ts-west")
-    west.ready("n1", epoch, by="ts-east")
+    west.hear(Relinquished("svc.a", generation, "n1", epoch, epoch, revoke.leased), "ts-west")
+    west.ready("n1", epoch, generation, by="ts-east")
     [offer] = said(west.passes(1000), AnchorOffer)
     output = west.hear(AnchorTaken("svc", offer.number, offer=True), EAST)
     [transfer] = said(output, AnchorTransfer, EAST)
     return west, transfer
 
 
-def given() -> AnchorTransfer:
-    return gives()[1]
+def given(generation: int = 1) -> AnchorTransfer:
+    return gives(generation)[1]
 
 
 @pytest.fixture
@@ -222,6 +224,30 @@ def test_it_goes_on_from_there_under_the_next_number(east: One) -> None:
     east.ready("n1", task.epoch, 2, by="ts-west")
     [offer] = said(east.passes(1000), AnchorOffer, WEST)
     assert offer.number == 2
+
+
+def test_clients_of_any_cell_may_go_on_with_what_another_anchor_has_had(east: One) -> None:
+    for scheduler, beside in BESIDE.items():
+        point = CellPoint(scheduler, scheduler, ("mqtt://h:1",))
+        east.hear(SchedulerHello(scheduler, 1, point, beside), scheduler)
+    east.wanted()
+    output = east.ready("n1", east.task().epoch_high, 2, by="ts-east")
+    [told] = said(output, Elsewhere, "ts-west")
+    assert (told.node, told.epoch) == ("n1", east.task().epoch)
+
+
+def test_of_two_that_give_a_generation_each_the_newer_one_goes_on(east: One) -> None:
+    """NAMO has had another one order it anew; both follow its node before the first one hears."""
+    east.hear(given(), WEST)
+    newer = given(2)
+    output = east.hear(newer, WEST)
+    assert (east.task().generation, east.task().node) == (2, "n1")
+    assert [one.number for one in said(output, AnchorMoved, NAMO)] == [2]
+    assert said(output, EnvelopeGrant, "ts-east")[-1].generation == 2
+    before = east.store.copy()
+    for again in (newer, given()):
+        assert not said(east.hear(again, WEST), AnchorTaken)[0].refused
+        assert east.store == before
 
 
 # What NAMO says to an anchor that gave a service away, or got it back.

@@ -19,6 +19,7 @@ from protocols.messages import (
     AnchorMoved,
     AnchorWelcome,
     Assign,
+    Elsewhere,
     EnvelopeRevoke,
     Invoke,
     NodeSummary,
@@ -338,3 +339,17 @@ def test_what_nobody_grants_of_a_generation_gives_way_to_what_is_granted(roamed:
     roamed.passes(OVERTAKEN_MS, "n1")
     output = says(roamed, AT_A, before)
     assert [one.epoch for one in told(output, "n1", Release)] == [1001]
+
+
+def test_where_a_task_is_tells_who_has_ordered_it_last(roamed: Bench) -> None:
+    def served(generation: int, epoch: int, *, over: bool = False) -> Elsewhere:
+        spec = task_spec("svc.a")
+        return Elsewhere(spec, "svc", generation, ("svc.a",), (), "n9", epoch, "east", over=over)
+
+    away = roamed.ts.table.away
+    says(roamed, AT_A, served(1, 1))
+    says(roamed, AT_B, served(2, 1001))
+    says(roamed, AT_A, served(1, 2), served(1, 2, over=True))
+    assert (away["svc.a"].anchor, away["svc.a"].copy.epoch) == (AT_B, 1001)
+    says(roamed, AT_B, served(2, 1001, over=True))
+    assert not away
