@@ -185,6 +185,7 @@ class Output(Struct):
     reach: tuple[CellPoint, ...] | None = None
     """Cells that messages of this one are to be carried to; None: as before."""
     carries: list[Carry] = []
+    """At once, as `early`: a node that has left takes nothing any more, whatever is durable."""
     learnt: list[Record] = []
     """Made durable soon, and nothing waits for it: what a crash takes back of it is told again by
     whoever has told it.

@@ -252,6 +252,9 @@ class Host:
         """Let an output out, or hold it until its records, or those before it, are durable."""
         for send in output.early:
             self._send(role, send)
+        if self.carrier is not None:
+            for carry in output.carries:
+                self.carrier.carry(carry)
         if output.records:
             output.records = [_dated(record) for record in output.records]
         if output.learnt:
@@ -284,9 +287,6 @@ class Host:
             self.carrier.reach(output.reach)
         if self.carrier is not None and output.follows is not None:
             self.carrier.follow(output.follows)
-        if self.carrier is not None:
-            for carry in output.carries:
-                self.carrier.carry(carry)
         for send in output.sends:
             self._send(role, send)
         for answer in output.answers:

@@ -6,7 +6,7 @@ links, whose frames cross the simulated network as everything else does.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
@@ -16,6 +16,7 @@ from controller.config import Config
 from controller.decider import (
     Answer,
     Called,
+    Carry,
     Decider,
     Event,
     Fired,
@@ -284,6 +285,8 @@ class SimHost:
         self.checkers.hurried(output)
         for send in output.early:
             self._send(role, send)
+        if output.carries:
+            self._carry(output.carries)
         if output.learnt:
             self._hold(NOBODY, Output(records=output.learnt))
         if output.records or self._holding[role]:
@@ -332,7 +335,9 @@ class SimHost:
         self.checkers.said(output)
         for timer in output.timers:
             self._set(role, timer)
-        self._carry(output)
+        if output.reach is not None:
+            self.relay.reach(one.cell for one in output.reach)
+            self._carry(())
         for send in output.sends:
             self._send(role, send)
             if not self.alive:
@@ -353,15 +358,12 @@ class SimHost:
 
     # What leaves.
 
-    def _carry(self, output: Output) -> None:
+    def _carry(self, carries: Sequence[Carry]) -> None:
         """Carry to other cells as `controller.lines` does."""
-        for carry in output.carries:
+        for carry in carries:
             self.relay.carry(carry, int(self.clock.now_ms))
-        if output.reach is not None:
-            self.relay.reach(one.cell for one in output.reach)
-        if output.reach is not None or output.carries:
-            for text in self.relay.filters():
-                self.places.home.listen_filter(f"{self.name}/relay", text, self._hear_foreign)
+        for text in self.relay.filters():
+            self.places.home.listen_filter(f"{self.name}/relay", text, self._hear_foreign)
 
     def _hear_foreign(self, topic: Topic, frame: Frame) -> None:
         self.relay.expire(int(self.clock.now_ms))

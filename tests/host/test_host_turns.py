@@ -11,6 +11,7 @@ from msgspec import Struct
 from controller.decider import (
     Answer,
     Called,
+    Carry,
     Event,
     Fired,
     Output,
@@ -112,6 +113,45 @@ async def test_what_comes_before_the_memory_waits_for_it() -> None:
     assert role.seen == []
     async with serving(host):
         assert (await asyncio.wait_for(early, WAIT_S)).value == "done"
+
+
+class Carrier:
+    """Notes after whom something is carried."""
+
+    def __init__(self) -> None:
+        self.carried: list[Carry] = []
+        self.news = asyncio.Event()
+
+    def reach(self, points: Any) -> None:
+        raise AssertionError(points)
+
+    def follow(self, topics: Any) -> None:
+        raise AssertionError(topics)
+
+    def carry(self, carry: Carry) -> None:
+        self.carried.append(carry)
+        self.news.set()
+
+
+async def test_what_comes_for_a_node_that_has_left_is_carried_whatever_the_disk_does() -> None:
+    """It takes nothing here any more, and requests would wait for the disk."""
+    gone, back = Carry("n1", "b", 1000), Carry("n1", "", 0)
+
+    def act(_event: Event, out: Output) -> None:
+        out.records.append(Record("usecase", "u", None, "x"))
+        out.carries.append(gone if not carrier.carried else back)
+
+    disk, carrier = Disk(), Carrier()
+    disk.failures = 1000
+    host, _ = made(act, disk)
+    host.carrier = carrier
+    async with serving(host):
+        for expected in ([gone], [gone, back]):
+            carrier.news.clear()
+            host.post("namo-main", message())
+            await asyncio.wait_for(carrier.news.wait(), WAIT_S)
+            assert carrier.carried == expected
+        assert disk.taken == 0
 
 
 async def test_whatever_a_role_trips_over_ends_the_host() -> None:
