@@ -353,3 +353,16 @@ def test_where_a_task_is_tells_who_has_ordered_it_last(roamed: Bench) -> None:
     assert (away["svc.a"].anchor, away["svc.a"].copy.epoch) == (AT_B, 1001)
     says(roamed, AT_B, served(2, 1001, over=True))
     assert not away
+
+
+def test_what_the_next_anchor_has_had_begun_is_known_although_the_first_one_granted_first(
+    roamed: Bench,
+) -> None:
+    """The scheduler has begun anew, and the word to leave has not come to the first one yet."""
+    says(roamed, AT_A, grant("n1", first=33, current_node="n1", current_epoch=1))
+    says(roamed, AT_B, grant("n1", generation=2, first=1033, current_node="n1"))
+    roamed.born("n1", holdings=(NEXT,))
+    current = roamed.ts.table.tasks["svc.a"].current
+    assert current is not None
+    assert current.epoch == NEXT.epoch
+    assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
