@@ -5,6 +5,7 @@ the node has asked is handed on for a while, until that of the new cell brings i
 """
 
 from collections.abc import Iterable
+from math import inf
 from typing import Final
 
 from device_agent.core.commands import Say
@@ -26,6 +27,10 @@ class Absence:
         self._since_ms: float | None = None
         self._asked: dict[str, float] = {}
         """Cells that were asked, and when."""
+        self._gap = 0.0, -inf
+        """When the last absence began, and until when more of it is asked for."""
+        self._topics: set[tuple[str, Channel]] = set()
+        """What was asked for of it."""
 
     def begin(self) -> None:
         """Take note that the last attachment has ended."""
@@ -42,11 +47,19 @@ class Absence:
         since_ms, self._since_ms = self._since_ms, None
         if since_ms is None:
             return
-        turn = self._turn
-        old_ms = turn.now_ms - LEFT_MS
-        self._asked = {one: at_ms for one, at_ms in self._asked.items() if at_ms > old_ms}
-        self._asked[left] = turn.now_ms
-        topics = tuple(Followed(*one) for one in followed)
-        if topics:
-            asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics[:MAX_FOLLOWED])
-            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]
+        now_ms = self._turn.now_ms
+        self._asked = {one: at for one, at in self._asked.items() if at > now_ms - LEFT_MS}
+        self._asked[left] = now_ms
+        self._gap, self._topics = (since_ms, now_ms + LEFT_MS), set()
+        self.fed(followed)
+
+    def fed(self, followed: Iterable[tuple[str, Channel]]) -> None:
+        """Ask also for what feeds take in that are told anew after a move."""
+        turn, (since_ms, until_ms) = self._turn, self._gap
+        fresh = [one for one in followed if one not in self._topics]
+        if not fresh or turn.now_ms >= until_ms:
+            return
+        self._topics.update(fresh)
+        topics = tuple(Followed(*one) for one in fresh[:MAX_FOLLOWED])
+        asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics)
+        turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]

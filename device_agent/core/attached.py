@@ -234,6 +234,11 @@ class Attached:
             self._kept.feeder.moved(source, apart=apart)
         self._listens(event, body, source, another=True)
 
+    def fed(self) -> None:
+        """Take note that feeds were told."""
+        if self._kept.feeder is not None:
+            self._absence.fed(self._kept.feeder.followed)
+
     def settled(self) -> None:
         """Journal what a move has changed."""
         if self._kept.feeder is not None:

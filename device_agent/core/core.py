@@ -157,9 +157,7 @@ class Core:
             (Channel.COMMAND, Calibrate): lambda event, body: self.calibrations.take(
                 body, event.tenant, event.cause, self.assignments.held.values()
             ),
-            (Channel.COMMAND, Feed): lambda event, body: self.feeder.take(
-                body, event.incarnation, event.cause
-            ),
+            (Channel.COMMAND, Feed): self._feed,
             (Channel.COMMAND, Acknowledge): self._acknowledge,
             (Channel.COMMAND, MemoryRequest): lambda event, body: self._remembering().asked(
                 body, event.cause
@@ -447,6 +445,10 @@ class Core:
         instance = self.upkeep.instances.get(event.instance)
         if instance is not None and instance.deviceless is not None and instance.idle:
             self._followers().idle(instance)
+
+    def _feed(self, event: events.Received, body: Feed) -> None:
+        self.feeder.take(body, event.incarnation, event.cause)
+        self.attached.fed()
 
     def _fed(self, event: Any) -> None:
         self.feeder.handle(event)

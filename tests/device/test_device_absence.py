@@ -73,6 +73,18 @@ def test_a_node_that_is_back_asks_for_what_it_follows_since_it_may_have_been_cut
     assert not asks(node.hear(structs.replace(FEED, number=2))), "once"
 
 
+def test_a_feed_that_is_told_anew_after_a_move_is_asked_for_as_well() -> None:
+    node = following()
+    node.hear(structs.replace(FEED, number=2, sources=()))
+    assert back(node) == []
+    node.after(500)
+    ((cell, asked),) = asks(node.hear(structs.replace(FEED, number=3)))
+    assert (cell, asked.apart_ms) == ("cell", 2500.0 + DOUBT_MS)
+    node.after(10_000)
+    other = structs.replace(OTHER, name="third.y")
+    assert not asks(node.hear(structs.replace(FEED, number=4, sources=(other,))))
+
+
 def test_who_was_never_away_or_follows_nothing_asks_for_nothing() -> None:
     node = SimNode()
     node.connect()
