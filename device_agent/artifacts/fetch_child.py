@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from device_agent.artifacts.fetch_worker import Worker
     from device_agent.executors.programs.stream import die_with_parent
 else:
-    # The library first: no module of ours hides one of it.
-    _HERE = os.path.dirname(os.path.realpath(__file__))
-    _OURS = [os.path.join(os.path.dirname(_HERE), "executors", "programs"), _HERE]
-    sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + _OURS
+    if __name__ == "__main__":
+        # The library first: no module of ours hides one of it. Who imports this keeps its path.
+        _HERE = os.path.dirname(os.path.realpath(__file__))
+        _OURS = [os.path.join(os.path.dirname(_HERE), "executors", "programs"), _HERE]
+        sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + _OURS
     from fetch_worker import Worker
     from stream import die_with_parent
 

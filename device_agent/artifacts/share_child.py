@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from device_agent.executors.programs.stream import die_with_parent
 else:
-    # The library first: no module of ours hides one of it.
-    _HERE = os.path.dirname(os.path.realpath(__file__))
-    _OURS = [os.path.join(os.path.dirname(_HERE), "executors", "programs")]
-    sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + _OURS
+    if __name__ == "__main__":
+        # The library first: no module of ours hides one of it. Who imports this keeps its path.
+        _HERE = os.path.dirname(os.path.realpath(__file__))
+        _OURS = [os.path.join(os.path.dirname(_HERE), "executors", "programs")]
+        sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + _OURS
     from stream import die_with_parent
 
 CONNECTIONS_MAX: Final = 8

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,12 +18,17 @@ from controller.trust.authority import Authority
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.fetch import NEIGHBOURS_FROM_BYTES, Fetcher, TlsFiles
-from device_agent.artifacts.share_child import CONNECTIONS_MAX
 from device_agent.artifacts.sharing import Sharing
 from device_agent.executors.door import ExecutorFailure
+from device_agent.executors.process import PROGRAMS
 from protocols.errors import EnvironmentFailure
 from protocols.manifest import ArtifactRef
 from protocols.topics import Speaker
+
+# A child program finds its modules here; it is imported for one of its bounds.
+sys.path.append(str(PROGRAMS))
+
+from device_agent.artifacts.share_child import CONNECTIONS_MAX
 
 LARGE = os.urandom(NEIGHBOURS_FROM_BYTES + 100_000)
 

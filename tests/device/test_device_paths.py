@@ -30,8 +30,20 @@ import json, runpy, sys
 program, first = sys.argv[1:]
 if first:
     sys.path.insert(0, first)
-runpy.run_path(program, run_name="looked")
-print(json.dumps(sys.path))
+sys.argv[:] = [program]
+try:
+    runpy.run_path(program, run_name="__main__")
+except IndexError:
+    print(json.dumps(sys.path))
+"""
+"""Prints where a program looks that ends for want of arguments, which is all that it does."""
+IMPORT = """
+import json, runpy, sys
+program, *folders = sys.argv[1:]
+sys.path += folders
+before = sys.path[:]
+runpy.run_path(program, run_name="imported")
+print(json.dumps([before, sys.path]))
 """
 STARTS = re.compile(r"sys\.executable,([^)\]]*?)\"-[mc]\"")
 
@@ -62,6 +74,21 @@ def test_the_library_comes_before_our_modules(program: Path, safe: bool, tmp_pat
     assert not [one for one in library if one.is_relative_to(AGENT) or one == tmp_path]
     known = [Path(one).resolve() for one in sys.path if one]
     assert set(library) <= set(known), "all that the daemon's own interpreter looks into"
+
+
+@pytest.mark.parametrize("program", CHILDREN, ids=lambda one: one.stem)
+def test_whoever_imports_one_keeps_its_own_path(program: Path, tmp_path: Path) -> None:
+    folders = [str(program.parent), *map(str, CHILDREN[program]), str(tmp_path)]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-s", "-c", IMPORT, str(program), *folders],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not ended.returncode, ended.stderr
+    before, after = json.loads(ended.stdout)
+    assert after == before
 
 
 def test_no_module_of_theirs_has_a_name_of_the_library() -> None:

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-# The library first: no module of ours hides one of it.
-_HERE: Final = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + [_HERE]
+if __name__ == "__main__":
+    # The library first: no module of ours hides one of it. Whoever imports this keeps its own path.
+    _HERE: Final = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + [_HERE]
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import container_cgroup as cgroup

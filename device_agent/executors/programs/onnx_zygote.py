@@ -25,9 +25,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# The library first: no module of ours hides one of it.
-_HERE: Final = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + [_HERE]
+if __name__ == "__main__":
+    # The library first: no module of ours hides one of it. Whoever imports this keeps its own path.
+    _HERE: Final = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [one for one in sys.path if os.path.realpath(one) != _HERE] + [_HERE]
 
 if TYPE_CHECKING:
     from device_agent.executors.programs import resting
