@@ -62,7 +62,12 @@ async def test_a_resting_module_is_mapped_anew_and_its_seal_checked(
     assert isinstance(await now(wasm, "t", "c1"), Done), "what keeps its process stays mapped"
     await wasm.rest("t")
     first = await now(wasm, "t", "c2")
-    assert isinstance(first, Failed)
+    # A host lets go of modules after its answer: who comes first has an old one mapped again.
+    async with asyncio.timeout(WAIT_S):
+        while isinstance(first, Done):
+            await _crowd(wasm, shelf)
+            await wasm.rest("t")
+            first = await now(wasm, "t", "c2")
     assert (first.code, first.retryable) == (FailureCode.NOT_READY, True)
     second = await wasm.invoke("t", "c3", {"x": floats(1)}, BUDGET_MS)
     assert isinstance(second, Done), second
