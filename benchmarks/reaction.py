@@ -76,7 +76,7 @@ async def loads(moves: int) -> tuple[list[Move], list[float]]:
     bare: list[float] = []
     with tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
         folder = Path(name)
-        load, spare, observer = Load(folder), Spare(SPARE), Observer(NODE)
+        load, spare, observer = Load(folder, LOW_PERCENT), Spare(SPARE), Observer(NODE)
         async with (
             cell(folder, sample_ms=SAMPLE_MS) as one,
             spare.running(one),
@@ -84,7 +84,6 @@ async def loads(moves: int) -> tuple[list[Move], list[float]]:
             observer.running(one),
             requester(one, "bare", COMMAND_BYTES, qos=0, answer_qos=1) as asking,
         ):
-            load.set(LOW_PERCENT)
             progress(f"{moves} tasks, moved by load")
             await submit(one, moves, NODE)
             for _ in range(moves):
@@ -135,11 +134,14 @@ async def links(moves: int) -> tuple[list[Move], list[float]]:
     island = Island()
     with island.standing(), tempfile.TemporaryDirectory(prefix="tona-bench-") as name:
         folder = Path(name)
-        spare, observer = Spare(SPARE), Observer(NODE)
+        # Whatever else runs on this machine moves nothing: only the link does.
+        load, spare, observer = Load(folder, LOW_PERCENT), Spare(SPARE), Observer(NODE)
         async with (
             cell(folder, trusted_host=island.host, identities=IDENTITIES) as one,
             spare.running(one),
-            one.agent(NODE, island.around, [_profile(folder)]),
+            one.agent(
+                NODE, lambda command: island.around(load.around(command)), [_profile(folder)]
+            ),
             observer.running(one),
             requester(one, "bare", COMMAND_BYTES, qos=0, answer_qos=1) as asking,
             island.watched() as events,
@@ -154,6 +156,7 @@ async def links(moves: int) -> tuple[list[Move], list[float]]:
                     break
                 found.append(move)
                 bare += await _bare(asking)
+        load.close()
     return found, bare
 
 
@@ -219,7 +222,7 @@ async def main() -> None:
         )
     else:
         report.note("Load was not measured: this user may not bind a file over /proc/stat.")
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and can_unshare():
         found, bare = await links(QUICK_MOVES if asked.quick else LINK_MOVES)
         _tell(report, "link_", found, bare)
         report.figure("link_report_p50_ms", median([one.delay_ms for one in found]))
@@ -230,7 +233,9 @@ async def main() -> None:
             "cannot leave, and silence speaks for the node."
         )
     else:
-        report.note("Links were not measured: a network namespace needs root.")
+        report.note(
+            "Links were not measured: a network namespace and a /proc/stat of one's own need root."
+        )
     report.note(
         f"Bare: gmqtt at both ends, {REPORT_BYTES} bytes there, {COMMAND_BYTES} back, "
         f"{BARE_EACH} after each move."

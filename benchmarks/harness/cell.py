@@ -17,16 +17,22 @@ from benchmarks.harness.processes import Process, module, running, running_notif
 from controller.api import client as api
 from controller.broker.lease import PortLease
 from controller.trust.authority import Authority
+from controller.trust.publishers import TrustState
 from protocols.topics import Speaker
 from protocols.transport import tls
+from protocols.transport.session import DEFAULT_TENANT
 from protocols.transport.settings import Settings
+from tona.publishing import TIMEOUT_S, Signing, Wanted, new_key, read_request
 
 NAME: Final = "cell"
+AUTHOR: Final = "author"
+"""Signs what is put: nodes outside loopback run nothing else."""
 BENCH: Final = "bench"
 """Our own identity, of the controller's kind: it calls the API and hears what nodes say."""
 CONTROLLER: Final = "controller"
 UNTIL_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
+IDLE_PERCENT: Final = 10.0
 T = TypeVar("T")
 
 
@@ -43,6 +49,9 @@ class Trust:
         self._port = broker_port
         self._url = f"https://{host}:{api_port}"
         self._authority = Authority.init(self.folder, "bench")
+        self._keys = folder / "keys"
+        _, request = new_key(self._keys, AUTHOR)
+        self._authority.artifacts().allow(read_request(request), DEFAULT_TENANT)
 
     def issue(self, name: str, speaker: Speaker) -> None:
         """Issue an identity."""
@@ -65,6 +74,14 @@ class Trust:
     def context(self, name: str) -> ssl.SSLContext:
         """Return the context of a client with this identity."""
         return tls.client_context(tls.load(self.bundle(name)))
+
+    def sign(self, state: TrustState, artifact: Wanted) -> None:
+        """Vouch for an artifact as the author. Blocks; raises as `Signing` does."""
+        root = tls.load(self.bundle(BENCH)).root_json.encode()
+        with httpx.Client(
+            base_url=self._url, verify=self.context(BENCH), timeout=TIMEOUT_S
+        ) as http:
+            Signing(http, root, state, self._keys).sign(DEFAULT_TENANT, [artifact])
 
 
 class Cell:
@@ -105,11 +122,14 @@ class Cell:
         return api.answer(operation, answer.status_code, answer.content)
 
     async def put(self, content: bytes, name: str) -> str:
-        """Push an artifact and return its digest."""
+        """Push an artifact, signed where the cell has trust, and return its digest."""
         digest = hashlib.sha256(content).hexdigest()
         url = f"{self.api_url}/v1/artifacts/{digest}"
         answer = await self._http.put(url, params={"name": name}, content=content)
         answer.raise_for_status()
+        if self.trust is not None:
+            artifact = Wanted(f"sha256:{digest}", len(content))
+            await asyncio.to_thread(self.trust.sign, await self.call("trust.show"), artifact)
         return f"sha256:{digest}"
 
     async def until(self, what: str, ready: Callable[[], Awaitable[T]]) -> T:
@@ -131,6 +151,15 @@ class Cell:
             return set(nodes) <= {one.node for one in views if one.state == "online"}
 
         await self.until(f"{', '.join(nodes)} online", ready)
+
+    async def idle(self, node: str) -> None:
+        """Wait until the controller has heard that the node is idle."""
+
+        async def ready() -> bool:
+            loads = [one.load for one in await self.call("fleet.status") if one.node == node]
+            return any(one is not None and one.cpu_percent <= IDLE_PERCENT for one in loads)
+
+        await self.until(f"the load of {node} at most {IDLE_PERCENT:g} %", ready)
 
     async def serving(self, count: int) -> None:
         """Wait until so many services run."""

@@ -24,9 +24,11 @@ _TICKS: Final = 1000
 class Load:
     """A /proc/stat of our own making, for one process and its children."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cpu_percent: float) -> None:
         self._path = folder / "stat"
-        self._busy = self._idle = 10_000
+        # The first look finds the mean since the boot.
+        self._busy = round(_TICKS * cpu_percent / 100)
+        self._idle = _TICKS - self._busy
         self._path.write_text(self._text(), encoding="ascii")
         self._file = os.open(self._path, os.O_WRONLY)
 

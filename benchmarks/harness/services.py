@@ -29,7 +29,7 @@ GUEST: Final = """
 
 
 async def submit(cell: Cell, count: int, node: str, *others: str) -> None:
-    """Submit so many services and wait until all of them run on the node.
+    """Submit so many services to an idle node and wait until all of them run there.
 
     With `others` they may run on these beside it and nowhere else.
     """
@@ -37,6 +37,7 @@ async def submit(cell: Cell, count: int, node: str, *others: str) -> None:
 
     code = bytes(wat2wasm(GUEST))
     digest = await cell.put(code, "nothing.wasm")
+    await cell.idle(node)
     named = ", ".join(f'"{one}"' for one in (node, *others))
     nodes = f"nodes = [{named}]\n" if others else ""
     for at in range(0, count, SERVICES_PER_USE_CASE):
@@ -46,5 +47,6 @@ async def submit(cell: Cell, count: int, node: str, *others: str) -> None:
         ]
         await cell.call("usecase.submit", document=f'name = "u{at}"\n' + "".join(tasks))
     await cell.serving(count)
-    placed = await cell.call("task.list", node=node)
-    assert len(placed) == count, f"{len(placed)} of {count} tasks are on {node}"
+    tasks = await cell.call("task.list")
+    elsewhere = [one.spec.task for one in tasks if one.node != node]
+    assert not elsewhere, f"not on {node}: {', '.join(elsewhere)}"
