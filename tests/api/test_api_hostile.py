@@ -13,25 +13,32 @@ DATA = b"content"
 ADDRESS = hashlib.sha256(DATA).hexdigest()
 HEAD = b"GET /v1/system HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 PATIENCE_S = 60
+PIECE_BYTES = 1 << 16
 
 
 async def cut_off(address: tuple[str, int], first: bytes, again: bytes = b"") -> bytes:
     """Open a connection, send and go on sending; return what came until it was ended."""
     reader, writer = await asyncio.open_connection(*address)
-    answer = b""
+    answer = bytearray()
+
+    async def read() -> None:
+        # Piece by piece: what has come counts, also where the connection is then reset.
+        while piece := await reader.read(PIECE_BYTES):
+            answer.extend(piece)
+
     try:
         async with asyncio.timeout(PATIENCE_S):
             writer.write(first)
-            ended = asyncio.create_task(reader.read())
+            ended = asyncio.create_task(read())
             while again and not ended.done():
                 writer.write(again)
                 await asyncio.wait({ended}, timeout=0.02)
-            answer = await ended
+            await ended
     except ConnectionError:
         pass
     finally:
         writer.close()
-    return answer
+    return bytes(answer)
 
 
 @pytest.mark.parametrize(
