@@ -136,6 +136,32 @@ def test_it_is_taken_down_from_elsewhere(tmp_path: Path, monkeypatch: pytest.Mon
     assert tona("down", folder=tmp_path).stdout == f"there is no testbed in {tmp_path}\n"
 
 
+def test_one_that_a_run_measures_is_ended_by_force_alone(tmp_path: Path) -> None:
+    traces, folder = tmp_path / "traces", tmp_path / "bed"
+    traces.mkdir()
+    cells = [7] * 20 + [8] * 40
+    rows = [f"2020.01.01_10.00.{at:02d},{cell},-90,10,-95" for at, cell in enumerate(cells)]
+    text = "\n".join(["Timestamp,RAWCELLID,RSRP,CQI,NRxRSRP", *rows])
+    (traces / "drive.csv").write_text(text, encoding="ascii")
+    command = [*TONA, "run", "--cells=2", "--nodes=1", "--mode=loopback", "--radios=2"]
+    command += ["--make-before-break", f"--traces={traces}", f"--data={folder}"]
+    with (tmp_path / "said").open("w") as said, subprocess.Popen(command, stdout=said) as owner:
+        try:
+            until((folder / "testbed.json").exists)
+            refused = tona("down", folder=folder)
+            assert refused.returncode == 2
+            assert f"`tona testbed run` (process {owner.pid}) measures" in refused.stderr
+            assert "--force" in refused.stderr
+            assert json.loads(tona("status", "--json", folder=folder).stdout)["pid"] == owner.pid
+            children = below(owner.pid)
+            assert tona("down", "--force", folder=folder).stdout == "the testbed has ended\n"
+            assert owner.wait(timeout=60) == 130
+            until(lambda: gone(children))
+        finally:
+            owner.kill()
+    assert [one.name for one in folder.iterdir()] == ["lock"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give its rights away")
 def test_who_may_not_make_networks_is_told_what_it_needs(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)

@@ -79,12 +79,18 @@ def up(  # noqa: PLR0917 - options
 
 
 @app.command()
-def down(data: Folder = None, as_json: AsJson = False) -> None:
+def down(
+    force: Annotated[
+        bool, Option("--force", help="End one too that `tona testbed run` measures.")
+    ] = False,
+    data: Folder = None,
+    as_json: AsJson = False,
+) -> None:
     """End the testbed, or remove what a dead one has left; says what was there."""
     from tona.testbed.bed import take_down  # noqa: PLC0415 - slow to import
 
     folder = folder_of(data)
-    was = take_down(folder)
+    was = take_down(folder, force=force)
     if as_json:
         show_json(msgspec.json.encode({"was": was, "folder": str(folder)}))
         return

@@ -142,7 +142,8 @@ async def _phase(
 
     lock = hold(folder)
     try:
-        one = Run(Bed(ground(spec, mode, folder), folder, complain), given, complain, stage)
+        bed = Bed(ground(spec, mode, folder), folder, complain, measured=True)
+        one = Run(bed, given, complain, stage)
         try:
             await unless(told, one.run())
         finally:

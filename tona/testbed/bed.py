@@ -115,12 +115,14 @@ class Standing(Struct, frozen=True, kw_only=True):
     started_unix_ms: int = 0
     seen: Seen | None = None
     """None until every process has started."""
+    measured: bool = False
+    """Whether a `run` holds it, whose figures end with it."""
 
 
 class Bed:
     """One testbed, from `start` to `stop`; `make` builds its ground once the folder is ours."""
 
-    def __init__(self, ground: Ground, folder: Path, told: Told) -> None:
+    def __init__(self, ground: Ground, folder: Path, told: Told, *, measured: bool = False) -> None:
         self.ground = ground
         self.spec = ground.spec
         self.folder = folder
@@ -144,6 +146,7 @@ class Bed:
             spaces=dict(ground.paths),
             bundle=ground.operator,
             started_unix_ms=time.time_ns() // 1_000_000,
+            measured=measured,
         )
 
     def radio(self, node: str) -> Path:
@@ -277,10 +280,11 @@ def standing(folder: Path) -> Standing:
     return found
 
 
-def take_down(folder: Path) -> str:
-    """End a testbed, whoever holds it, and clear its folder; say what was there.
+def take_down(folder: Path, *, force: bool = False) -> str:
+    """End a testbed and clear its folder; say what was there.
 
-    Raises EnvironmentFailure when its owner does not end.
+    Raises UserError where a `run` measures it, unless `force`, and EnvironmentFailure when its
+    owner does not end.
     """
     found = read(folder)
     if not lives(folder):
@@ -288,6 +292,11 @@ def take_down(folder: Path) -> str:
         return "dead" if found is not None else "nothing"
     if found is None:
         raise EnvironmentFailure(f"{folder}: a testbed is just beginning there; try again")
+    if found.measured and not force:
+        raise UserError(
+            f"`tona testbed run` (process {found.pid}) measures the testbed in {folder}: "
+            "to end it all the same, say --force"
+        )
     _tell(found.pid, signal.SIGTERM)
     if not _ended(folder, DOWN_WITHIN_S):
         # What it held ends with it: the kernel sees to that.
