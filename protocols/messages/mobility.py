@@ -281,6 +281,7 @@ class CatchUp(Message, tag="catch-up", frozen=True):
     apart_ms: Span
     """What was published longer ago it has."""
     topics: Annotated[tuple[Followed, ...], Meta(max_length=MAX_FOLLOWED)]
+    """What of services it wants."""
 
 
 class Missed(Message, tag="missed", frozen=True):
