@@ -41,6 +41,11 @@ class _Granted(Struct):
     handed_up: bool = False
     """Whether the anchor was told and has not granted anew."""
 
+    @property
+    def generation(self) -> int:
+        """The newest one: an older one that another anchor grants after it changes nothing."""
+        return max(one.generation for one in self.grants)
+
 
 class Envelopes:
     """Holds what one life of a scheduler says against the grants it was given."""
@@ -82,7 +87,7 @@ class Envelopes:
             self._services[body.service] = body
         elif isinstance(body, EnvelopeRevoke) and not body.transferred:
             granted = self._tasks.get(body.task)
-            if granted is not None and granted.grants[-1].generation <= body.generation:
+            if granted is not None and granted.generation <= body.generation:
                 del self._tasks[body.task]
 
     def _says(self, send: Send, now_ms: float) -> None:

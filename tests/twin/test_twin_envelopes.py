@@ -46,5 +46,18 @@ def test_what_a_stranger_revokes_is_still_to_be_served(envelopes: Envelopes) -> 
         envelopes.watch(LATE_MS)
 
 
+def test_an_older_generation_that_is_granted_late_and_ends_takes_nothing_of_the_newer_one() -> None:
+    """NAMO had another anchor make the next generation, and the one before goes on with its own."""
+    envelopes = Envelopes(BrokenRule, ("ta-a", "ta-b"))
+    hears(envelopes, "ta-b", grant("a", generation=2, first=1001))
+    hears(envelopes, "ta-a", grant("a"))
+    hears(envelopes, "ta-a", EnvelopeRevoke("svc.a", 1, ""))
+    next_one = Assign("svc.a", "svc", 1001, 2, GRANT.spec.manifest)
+    envelopes.decided([], Output(sends=[Send(ToNode("a"), next_one, "test")]), 0)
+    hears(envelopes, "ta-b", EnvelopeRevoke("svc.a", 2, ""))
+    with pytest.raises(BrokenRule):
+        envelopes.decided([], Output(sends=[Send(ToNode("a"), next_one, "test")]), 0)
+
+
 def assigning() -> Output:
     return Output(sends=[Send(ToNode("a"), ASSIGN, "test")])
