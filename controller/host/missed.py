@@ -35,7 +35,7 @@ HANDED_MAX: Final = 4096
 HANDED_MS: Final = 1000
 """Values handed on in such a time, over all nodes; more are dropped."""
 AGAIN_MS: Final = 200
-"""A node that asks again so soon is not heard."""
+"""A node that asks for the same again so soon is not heard."""
 
 Key = tuple[str, Channel]
 
@@ -87,7 +87,8 @@ class Lately:
         self._number = 0
         self._toward: dict[Key, dict[str, tuple[str, int]]] = {}
         """By topic: nodes that are handed what is published, in which cell and until when."""
-        self._asked_ms: OrderedDict[str, int] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[int, frozenset[Key]]] = OrderedDict()
+        """By node: when it has asked, and for what since."""
         self._span = 0, 0
         """When the present time of HANDED_MS began, and how many values were handed on in it."""
 
@@ -135,18 +136,25 @@ class Lately:
     def asked(self, node: str, body: CatchUp, followed: Collection[Key], now_ms: int) -> list[Late]:
         """Return what a node has missed of what is followed in this cell, the oldest first."""
         self.counters["missed_asked"] += 1
-        if now_ms - self._asked_ms.pop(node, -AGAIN_MS) < AGAIN_MS:
+        asked_ms, known = self._asked.pop(node, (-AGAIN_MS, frozenset[Key]()))
+        again = now_ms - asked_ms < AGAIN_MS
+        if not again:
+            asked_ms, known = now_ms, frozenset()
+        asks = dict.fromkeys((one.service, one.channel) for one in body.topics)
+        wanted = [one for one in asks if one in followed and one not in known]
+        self._asked[node] = asked_ms, known.union(wanted)
+        if len(self._asked) > NODES_MAX:
+            self._asked.popitem(last=False)
+        if again and not wanted:
             self.counters["missed_refused"] += 1
             return []
-        self._asked_ms[node] = now_ms
-        if len(self._asked_ms) > NODES_MAX:
-            self._asked_ms.popitem(last=False)
-        for known in self._toward.values():
-            known.pop(node, None)
+        for toward in self._toward.values():
+            # What it has asked for before is handed on to where it is at present.
+            if node in toward and toward[node][0] != body.cell:
+                del toward[node]
         since_ms = now_ms - min(KEPT_MS, body.apart_ms + OVERLAP_MS)
         found: list[_Said] = []
-        wanted = dict.fromkeys((one.service, one.channel) for one in body.topics)
-        for key in (one for one in wanted if one in followed):
+        for key in wanted:
             ring = self._rings.get(key)
             found += [one for one in ring.said if one.at_ms >= since_ms] if ring else []
             if body.cell != self._cell:
@@ -169,6 +177,7 @@ class Lately:
         toward = self._toward.setdefault(key, {})
         if len(self._toward) > TOPICS_MAX:
             del self._toward[next(iter(self._toward))]
+        toward.pop(node, None)
         if len(toward) >= NODES_MAX:
             del toward[next(iter(toward))]
         toward[node] = cell, now_ms + LINGER_MS

@@ -89,9 +89,23 @@ def test_a_node_that_asks_again_at_once_is_not_heard() -> None:
     lately = Lately("a")
     lately.keep(INPUT, value("r1"), 0)
     assert names(asked(lately, "n", asks(), 0)) == ["r1"]
-    assert asked(lately, "n", asks(), AGAIN_MS - 1) == []
-    assert lately.counters["missed_refused"] == 1
+    for _ in range(2):
+        assert asked(lately, "n", asks(), AGAIN_MS - 1) == []
+    assert lately.counters["missed_refused"] == 2
     assert names(asked(lately, "m", asks(), AGAIN_MS - 1)) == ["r1"]
+
+
+def test_what_a_node_asks_for_besides_is_heard_at_once_and_the_first_goes_on() -> None:
+    lately = Lately("a")
+    lately.keep(INPUT, value("r1"), 0)
+    lately.keep(OUTPUT, frame(Result("r2", 1)), 0)
+    first, second = (CatchUp("b", 0, (one,)) for one in BOTH)
+    assert names(asked(lately, "n", first, 0)) == ["r1"]
+    assert names(asked(lately, "n", second, 1)) == ["r2"]
+    assert asked(lately, "n", CatchUp("b", 0, BOTH), 2) == []
+    assert lately.counters["missed_refused"] == 1
+    for topic in (INPUT, OUTPUT):
+        assert [one.cell for one in lately.keep(topic, value("r3"), 3)] == ["b"]
 
 
 def test_more_than_is_kept_is_dropped_and_counted_the_oldest_first() -> None:
