@@ -180,8 +180,8 @@ class Memories:
 
     def told(self, node: str, state: MemoryState, cause: str) -> None:
         """Take in what a node says that a task remembers."""
-        # No node says where another one is to fetch.
-        state = structs.replace(state, store_urls=())
+        # No node says where another one is to fetch, nor what only roles say to each other.
+        state = structs.replace(state, store_urls=(), checkpoint_age_ms=None)
         lent = self._lent.get((node, state.task))
         if lent is not None and lent.request.epoch == state.epoch:
             known, known_bytes = state.digest or "", state.size_bytes

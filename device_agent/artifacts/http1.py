@@ -6,10 +6,11 @@ The standard library's client reads headers as mail, which is a fifth of a small
 from __future__ import annotations
 
 import socket
+from io import BufferedReader, RawIOBase
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from io import BufferedReader
     from ssl import SSLContext
 
 HEAD_MAX_LINES: Final = 100
@@ -18,6 +19,8 @@ PORT_MAX: Final = 65535
 EARLY_MAX: Final = 8
 """Answers that are none yet (1xx), before the one that is."""
 LENGTH_DIGITS: Final = 18
+ANSWER_S: Final = 30.0
+"""How long the head of an answer may take, and a body that is read whole, however they drip."""
 OK: Final = 200
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
@@ -96,11 +99,32 @@ class Response:
         return bytes(buffer[: self.read_into(memoryview(buffer))])
 
     def read(self, size: int) -> bytes:
-        """Read the body, up to a size. Raises as above."""
-        data = b""
+        """Read the body, up to a size, within `ANSWER_S`. Raises as above."""
+        data, until_s = b"", monotonic() + ANSWER_S
         while len(data) < size and (more := self.read1(size - len(data))):
             data += more
+            _hold(until_s)
         return data
+
+
+class _Hurried(RawIOBase):
+    """What a connection says, until a moment."""
+
+    def __init__(self, raw: Any) -> None:
+        self.until_s: float | None = None
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        _hold(self.until_s)
+        size: int | None = self._raw.readinto(buffer)
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class Connection:
@@ -122,7 +146,8 @@ class Connection:
             sock.close()
             raise
         self._sock = sock
-        self._file = sock.makefile("rb")
+        self._hurried: Any = _Hurried(sock.makefile("rb", buffering=0))
+        self._file: BufferedReader = BufferedReader(self._hurried)
 
     @property
     def free(self) -> bool:
@@ -141,13 +166,20 @@ class Connection:
         self._sock.sendall(head.encode("ascii"))
         if body is not None:
             self._sock.sendfile(body)
+        self._hurried.until_s = monotonic() + ANSWER_S
         self._last = Response(self._file)
+        self._hurried.until_s = None
         return self._last
 
     def close(self) -> None:
         """Close it."""
         self._file.close()
         self._sock.close()
+
+
+def _hold(until_s: float | None) -> None:
+    if until_s is not None and monotonic() >= until_s:
+        raise HttpError(f"takes longer than {ANSWER_S:.0f} s to answer")
 
 
 def _head(file: BufferedReader) -> tuple[str, int, str, dict[str, str]]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from device_agent.artifacts import http1
 from device_agent.artifacts.http1 import (
+    ANSWER_S,
     HEAD_MAX_LINES,
     LINE_MAX_BYTES,
     Address,
@@ -101,6 +103,20 @@ def test_who_says_that_it_closes_is_asked_no_more(asked: Any) -> None:
     _, connection = asked(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     assert connection.ask("GET", "/", {}).length == 0
     assert not connection.free
+
+
+@pytest.mark.parametrize(
+    ("answer", "in_time"),
+    [(b"HTTP/1.1 200 OK\r\n", 2), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", 3)],
+)
+def test_an_answer_that_drips_is_given_up(
+    asked: Any, monkeypatch: pytest.MonkeyPatch, answer: bytes, in_time: int
+) -> None:
+    _, connection = asked(answer)
+    times = iter([0.0] * in_time)
+    monkeypatch.setattr(http1, "monotonic", lambda: next(times, ANSWER_S))
+    with pytest.raises(HttpError, match="takes longer than"):
+        connection.ask("GET", "/", {}).read(100)
 
 
 def test_what_comes_before_the_answer_is_passed_over() -> None:

@@ -198,9 +198,12 @@ def test_a_task_that_waits_for_its_node_gives_no_memory_up(bench: Bench) -> None
     assert told(bench.node("n1", rest), "n2", MemoryState) == [rest]
 
 
-def test_no_node_says_where_another_one_fetches(bench: Bench) -> None:
+def test_no_node_says_what_only_roles_say_of_a_memory(bench: Bench) -> None:
     second = moved(bench)
     waits(bench, "n2", second.epoch)
-    named = MemoryState("svc.a", 1, "sha256:" + "a" * 64, 60_000, store_urls=("http://evil",))
+    digest = "sha256:" + "a" * 64
+    named = MemoryState(
+        "svc.a", 1, digest, 60_000, store_urls=("http://evil",), checkpoint_age_ms=1
+    )
     [given] = told(bench.node("n1", named), "n2", MemoryState)
-    assert given.store_urls == ()
+    assert given == MemoryState("svc.a", 1, digest, 60_000)
