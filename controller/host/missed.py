@@ -6,7 +6,8 @@ a while longer, until the gateway of its new cell brings that. It takes each val
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from msgspec import Struct, field
@@ -32,8 +33,10 @@ NODES_MAX: Final = 1024
 TOPICS_MAX: Final = 1024
 """With such nodes; one more takes the oldest's place."""
 HANDED_MAX: Final = 4096
+HANDED_MAX_BYTES: Final = 32 << 20
+"""Half of what waits at most to be sent (`controller.lines.QUEUE_MAX_BYTES`); tensors count."""
 HANDED_MS: Final = 1000
-"""Values handed on in such a time, over all nodes; more are dropped."""
+"""So much is handed on in such a time, over all nodes; more is dropped."""
 AGAIN_MS: Final = 200
 """A node that asks for the same again so soon is not heard."""
 
@@ -89,8 +92,8 @@ class Lately:
         """By topic: nodes that are handed what is published, in which cell and until when."""
         self._asked: OrderedDict[str, tuple[int, frozenset[Key]]] = OrderedDict()
         """By node: when it has asked, and for what since."""
-        self._span = 0, 0
-        """When the present time of HANDED_MS began, and how many values were handed on in it."""
+        self._span = 0, 0, 0
+        """When the present time of HANDED_MS began, how many values went on in it, their bytes."""
 
     def keep(self, topic: Topic, frame: Frame, now_ms: int) -> list[Late]:
         """Keep what was published just now; return it for those that get it at once."""
@@ -112,8 +115,9 @@ class Lately:
         toward = self._toward.get(key, {})
         for node in [one for one, (_, until_ms) in toward.items() if now_ms >= until_ms]:
             del toward[node]
-        found = [_late(node, cell, said, now_ms) for node, (cell, _) in toward.items()]
-        return self._allowed(found, now_ms)
+        first = self._allowed([size_bytes] * len(toward), now_ms)
+        nodes = islice(toward.items(), first, None)
+        return [_late(node, cell, said, now_ms) for node, (cell, _) in nodes]
 
     def _make_room(self, ring: _Ring, now_ms: int) -> None:
         old_ms = now_ms - KEPT_MS
@@ -160,18 +164,24 @@ class Lately:
             if body.cell != self._cell:
                 self._go_on(key, node, body.cell, now_ms)
         found.sort(key=lambda one: one.number)
-        late = [_late(node, body.cell, one, now_ms) for one in _newest(found)]
-        return self._allowed(late, now_ms)
+        found = _newest(found)
+        first = self._allowed([one.size_bytes for one in found], now_ms)
+        return [_late(node, body.cell, one, now_ms) for one in found[first:]]
 
-    def _allowed(self, late: list[Late], now_ms: int) -> list[Late]:
-        """Return the last of it, as many as may be handed on now."""
-        begin_ms, count = self._span
+    def _allowed(self, sizes_bytes: Sequence[int], now_ms: int) -> int:
+        """Return from which on these may be handed on now."""
+        begin_ms, count, total_bytes = self._span
         if now_ms - begin_ms >= HANDED_MS:
-            begin_ms, count = now_ms, 0
-        gone = max(0, count + len(late) - HANDED_MAX)
-        self._span = begin_ms, count + len(late) - gone
-        self.counters["missed_dropped"] += gone
-        return late[gone:]
+            begin_ms, count, total_bytes = now_ms, 0, 0
+        first = len(sizes_bytes)
+        while first and count < HANDED_MAX:
+            if total_bytes + sizes_bytes[first - 1] > HANDED_MAX_BYTES:
+                break
+            first, count = first - 1, count + 1
+            total_bytes += sizes_bytes[first]
+        self._span = begin_ms, count, total_bytes
+        self.counters["missed_dropped"] += first
+        return first
 
     def _go_on(self, key: Key, node: str, cell: str, now_ms: int) -> None:
         toward = self._toward.setdefault(key, {})

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from controller.host.missed import (
     AGAIN_MS,
     HANDED_MAX,
+    HANDED_MAX_BYTES,
     HANDED_MS,
     KEPT_MAX,
     KEPT_MAX_BYTES,
@@ -177,6 +178,20 @@ def test_only_so_much_is_handed_on_in_a_second() -> None:
     assert lately.keep(INPUT, value("new"), 1) == []
     assert lately.counters["missed_dropped"] == 1 + KEPT_MAX + len(crowd)
     assert len(lately.keep(INPUT, value("newer"), HANDED_MS)) == len(crowd)
+
+
+def test_large_values_are_handed_on_within_a_bound_too() -> None:
+    lately = Lately("a")
+    lately.keep(INPUT, value("old"), 0)
+    for number in range(4):
+        lately.keep(INPUT, value(f"r{number}", KEPT_MAX_BYTES // 4), 0)
+    crowd = HANDED_MAX_BYTES // KEPT_MAX_BYTES
+    first = [len(asked(lately, f"n{number}", asks(cell="b"), 0)) for number in range(crowd)]
+    assert first == [4] * crowd
+    assert asked(lately, "late", asks(cell="b"), 0) == []
+    assert [one.node for one in lately.keep(INPUT, value("none", 0), 0)][-1] == "late"
+    assert lately.keep(INPUT, value("new"), 0) == []
+    assert len(lately.keep(INPUT, value("newer"), HANDED_MS)) == crowd + 1
 
 
 def test_a_channel_for_it_holds_the_largest_value() -> None:
