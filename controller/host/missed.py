@@ -23,7 +23,11 @@ KEPT_MAX: Final = 512
 KEPT_MAX_BYTES: Final = 4 << 20
 """Of one topic, and handed on at once; tensors count. The oldest make room."""
 TOTAL_MAX_BYTES: Final = 64 << 20
-"""Of all topics: of the one with most the oldest make room."""
+"""Of all topics, with what values take beside their tensors: of the one with most the oldest make
+room.
+"""
+VALUE_BYTES: Final = 1024
+"""What a value takes beside its tensors: measured with short names."""
 OVERLAP_MS: Final = 1000
 """What was published so shortly before its link ended a node may not have got."""
 LINGER_MS: Final = 10_000
@@ -58,12 +62,18 @@ class _Ring(Struct):
 
     said: deque[_Said] = field(default_factory=deque)
     size_bytes: int = 0
+    """Of tensors."""
+
+    @property
+    def whole_bytes(self) -> int:
+        """What all of it takes."""
+        return self.size_bytes + VALUE_BYTES * len(self.said)
 
     def drop(self) -> int:
-        """Forget the oldest; return its bytes."""
+        """Forget the oldest; return what it has taken."""
         size_bytes = self.said.popleft().size_bytes
         self.size_bytes -= size_bytes
-        return size_bytes
+        return size_bytes + VALUE_BYTES
 
 
 class Late(NamedTuple):
@@ -110,7 +120,7 @@ class Lately:
         self._rings.move_to_end(key)
         ring.said.append(said)
         ring.size_bytes += size_bytes
-        self._total_bytes += size_bytes
+        self._total_bytes += size_bytes + VALUE_BYTES
         self._make_room(ring, now_ms)
         toward = self._toward.get(key, {})
         for node in [one for one, (_, until_ms) in toward.items() if now_ms >= until_ms]:
@@ -126,11 +136,11 @@ class Lately:
         while len(ring.said) > KEPT_MAX or ring.size_bytes > KEPT_MAX_BYTES:
             self._drop(ring)
         while self._total_bytes > TOTAL_MAX_BYTES:
-            self._drop(max(self._rings.values(), key=lambda one: one.size_bytes))
+            self._drop(max(self._rings.values(), key=lambda one: one.whole_bytes))
         first = next(iter(self._rings))
         quiet = self._rings[first]
         if not quiet.said or quiet.said[-1].at_ms < old_ms:
-            self._total_bytes -= quiet.size_bytes
+            self._total_bytes -= quiet.whole_bytes
             del self._rings[first]
 
     def _drop(self, ring: _Ring) -> None:

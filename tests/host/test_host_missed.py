@@ -14,6 +14,7 @@ from controller.host.missed import (
     LINGER_MS,
     OVERLAP_MS,
     TOTAL_MAX_BYTES,
+    VALUE_BYTES,
     Late,
     Lately,
 )
@@ -135,11 +136,22 @@ def test_all_topics_together_have_a_bound_and_quiet_ones_are_forgotten() -> None
     for number in range(2 * TOTAL_MAX_BYTES // KEPT_MAX_BYTES):
         topic = build("a", Party.SERVICE, f"s{number}", Channel.INPUT)
         lately.keep(topic, value("r", KEPT_MAX_BYTES), 0)
-    assert lately._total_bytes == TOTAL_MAX_BYTES
+    assert TOTAL_MAX_BYTES - KEPT_MAX_BYTES < lately._total_bytes <= TOTAL_MAX_BYTES
     for _ in range(3 * TOTAL_MAX_BYTES // KEPT_MAX_BYTES):
         lately.keep(INPUT, value("r"), KEPT_MS + 1)
     assert list(lately._rings) == [("s", Channel.INPUT)]
-    assert lately._total_bytes == lately._rings["s", Channel.INPUT].size_bytes
+    assert lately._total_bytes == lately._rings["s", Channel.INPUT].whole_bytes
+
+
+def test_values_without_tensors_have_a_bound_too() -> None:
+    lately = Lately("a")
+    for topic in range(TOTAL_MAX_BYTES // VALUE_BYTES // KEPT_MAX + 1):
+        name = build("a", Party.SERVICE, f"s{topic}", Channel.INPUT)
+        for _ in range(KEPT_MAX):
+            lately.keep(name, frame(Invoke("r", "s", 1000, {})), 0)
+    assert lately.counters["missed_dropped"] == KEPT_MAX
+    kept = sum(len(one.said) for one in lately._rings.values())
+    assert kept == TOTAL_MAX_BYTES // VALUE_BYTES
 
 
 @given(
@@ -157,7 +169,7 @@ def test_whatever_is_published_what_is_young_enough_is_handed_on(
     found = asked(lately, "n", asks(apart_ms), now_ms)
     span_ms = min(KEPT_MS, apart_ms + OVERLAP_MS)
     assert names(found) == [f"r{i}" for i, then in enumerate(at) if now_ms - then <= span_ms]
-    assert lately._total_bytes == sum(one.size_bytes for one in lately._rings.values())
+    assert lately._total_bytes == sum(one.whole_bytes for one in lately._rings.values())
 
 
 def test_what_no_node_of_the_cell_takes_in_is_not_handed_on() -> None:
