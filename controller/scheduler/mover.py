@@ -144,6 +144,10 @@ class Mover:
         if entry is None:
             self._relinquish(revoke, anchor, cause)
             return None
+        if entry.anchor != anchor and entry.grant.generation < revoke.generation:
+            # Its grant has not come: what we have is the generation before, of another one.
+            self._relinquish(revoke, anchor, cause)
+            return None
         if entry.grant.epoch_to > revoke.leased or entry.anchor != anchor:
             return None
         here = any(one.node != revoke.node for one in entry.served())

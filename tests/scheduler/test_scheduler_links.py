@@ -24,6 +24,7 @@ from protocols.messages import (
     Invoke,
     NodeSummary,
     Release,
+    Relinquished,
     Route,
     SchedulerHello,
     SetSensing,
@@ -366,3 +367,16 @@ def test_what_the_next_anchor_has_had_begun_is_known_although_the_first_one_gran
     assert current is not None
     assert current.epoch == NEXT.epoch
     assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
+
+
+def test_a_newer_generation_that_has_not_come_is_let_go_beside_the_one_before(
+    roamed: Bench,
+) -> None:
+    """Its anchor would wait for us for ever; the older one serves until its own anchor ends it."""
+    says(roamed, AT_A, grant("n1", first=33, current_node="n1"))
+    revoke = EnvelopeRevoke("svc.a", 2, "", transferred=True, node="n1", leased=1064)
+    output = says(roamed, AT_B, revoke)
+    assert [(one.generation, one.leased) for one in said(output, Relinquished)] == [(2, 1064)]
+    assert roamed.ts.table.tasks["svc.a"].anchor == AT_A
+    older = structs.replace(revoke, generation=1, leased=64)
+    assert not said(says(roamed, AT_B, older), Relinquished), "of another one, as old: no answer"
