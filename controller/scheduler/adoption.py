@@ -43,6 +43,8 @@ class Adoption:
         """Whether there are several anchors: one may grant what another one has ordered anew."""
         self.forget: Callable[[TaskEntry, str, str], None] = lambda *_: None
         """Drops a task that was granted."""
+        self.unsure: Callable[[TaskEntry], bool] = lambda _: False
+        """Whether its anchor may have given a task to another scheduler, and we not have heard."""
         self._overtaken_ms: dict[str, int] = {}
         """By task: since when nodes are known to hold a newer generation than is granted."""
         self._desk = desk
@@ -278,10 +280,16 @@ class Adoption:
             del self._overtaken_ms[next(iter(self._overtaken_ms))]
         return now_ms < since_ms + OVERTAKEN_MS
 
+    def _over(self, entry: TaskEntry, holding: Holding) -> bool:
+        """Whether a node holds what was granted to another scheduler after this one."""
+        if self._newer(entry.grant, holding):
+            return True
+        return self.roaming and holding.epoch > entry.grant.epoch_to and self.unsure(entry)
+
     def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
         entry = self._table.tasks.get(holding.task)
-        if entry is not None and not entry.copies() and self._newer(entry.grant, holding):
-            self.forget(entry, "a newer generation is held", cause)
+        if entry is not None and not entry.copies() and self._over(entry, holding):
+            self.forget(entry, "what was granted elsewhere since is held", cause)
             entry = None
         if entry is None:
             if self.welcomed and not self.roaming:

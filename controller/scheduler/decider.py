@@ -168,6 +168,7 @@ class Scheduler:
         self.adoption.several = len(settings.anchors) > 1
         self.adoption.forget = self._forget
         self.greeting = Greeting(settings, self.desk)
+        self.adoption.unsure = self._unsure
         self.admission, self.anchors = self._with_anchors(settings)
         self._on = self._table()
 
@@ -301,8 +302,15 @@ class Scheduler:
         return self.desk.output
 
     def _forget(self, entry: TaskEntry, reason: str, cause: str) -> None:
+        if self._unsure(entry):
+            # Its anchor grants it again if it has not given it elsewhere.
+            self.greeting.awaits(entry.anchor, entry.task)
         self.mover.forget(entry, reason, cause)
         self.keeper.revoked(entry.task)
+
+    def _unsure(self, entry: TaskEntry) -> bool:
+        anchor = entry.anchor
+        return not self.leases.hold(anchor) or self.greeting.asks(anchor, entry.task)
 
     # What nodes say.
 

@@ -380,3 +380,25 @@ def test_a_newer_generation_that_has_not_come_is_let_go_beside_the_one_before(
     assert roamed.ts.table.tasks["svc.a"].anchor == AT_A
     older = structs.replace(revoke, generation=1, leased=64)
     assert not said(says(roamed, AT_B, older), Relinquished), "of another one, as old: no answer"
+
+
+@pytest.mark.parametrize("elsewhere", [(), (AT_A,)])
+def test_what_was_begun_elsewhere_while_an_anchor_was_not_heard_is_not_ended(
+    elsewhere: tuple[str, ...],
+) -> None:
+    """Without leave we have waited, and the anchor has given the task to another scheduler."""
+    bench = Bench(anchors=(AT_A,), elsewhere=elsewhere)
+    says(bench, AT_A, AnchorWelcome(AT_A, 1, 0, roaming=True))
+    says(bench, AT_A, grant("n1", first=33, current_node="n1"))
+    bench.born("n1", holdings=(Holding("svc.a", 97, READY, 1),))
+    released = [one for one in bench.seen if isinstance(one.body, Release)]
+    if not elsewhere:
+        assert released, "with leave nobody else can have begun it"
+        return
+    assert not released
+    assert said(bench.passes(2 * GRANT_MS, "n1"), SchedulerHello), "it is to say whose it is"
+    says(bench, AT_A, grant("n1", first=129, current_node="n1", current_epoch=97))
+    current = bench.ts.table.tasks["svc.a"].current
+    assert current is not None
+    assert current.epoch == 97
+    assert not [one for one in bench.seen if isinstance(one.body, (Assign, Release))]
