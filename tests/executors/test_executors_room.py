@@ -39,3 +39,11 @@ def test_what_a_run_took_is_there_before_one_that_is_expected() -> None:
     (first, second), sums = apart("expected")
     assert second - first > TAKEN_BYTES * 3 // 4, "a first run takes nobody knows what"
     assert sums == pytest.approx(SUMS)
+
+
+def test_weights_are_in_memory_for_a_run_that_was_told_of_and_stay_after_another() -> None:
+    (there, gone, stay), sums = apart("weights")
+    assert there, "before the run"
+    assert gone, "after it, though it does not rest"
+    assert stay, "nobody says when the next one comes"
+    assert sums == [pytest.approx(SUMS)] * 2

@@ -242,7 +242,7 @@ def serve(sock: socket.socket, stops: socket.socket) -> None:
         return
     stops.close()
     gc.collect()
-    resting.give_back(model.mapped)
+    resting.give_back(model.code, model.weights)
     gc.freeze()
 
     def become(_header: Header, socks: list[socket.socket]) -> None:
@@ -274,7 +274,7 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     maps, file = resting.maps(), _name_of(form)
     kept = sandbox.enter(planned)
     model = Model(request, handle, blobs, form)
-    model.mapped = resting.mapped(maps, file)
+    model.code, model.weights = resting.mapped(maps, file)
     on_cpu = model.session.providers == (CPU,)
     # A provider that has not taken the model has perhaps left threads, and its sandbox forks none.
     forks = planned.forks and on_cpu and len(os.listdir(threads)) == 1

@@ -59,6 +59,8 @@ ROOM_PART: Final = 4
 """What part of a task's limit that is at most."""
 ROOM_STEPS: Final = 16
 """In which what a model leaves free of it is found out."""
+WEIGHTS_BYTES: Final = 32 << 20
+"""Of mapped weights that are in memory for a run alone; of more a run may use a small part."""
 
 _ABSENT_OPERATOR: Final = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 
@@ -285,8 +287,11 @@ class Model:
         With `make` the form is written there. Raises Refusal.
         """
         self.blobs = blobs
-        self.mapped: list[tuple[int, int]] = []
-        """What the page cache has as well: address and bytes of each part."""
+        self.code: list[resting.Part] = []
+        self.weights: list[resting.Part] = []
+        """What the page cache has as well: of libraries, and of the model's form."""
+        self._looked_up = False
+        """Whether weights are in memory for a run that was told of."""
         self.limit: int = request["limit"]
         self.checks: list[Any] = request.get("checks", [])
         self.flags = ""
@@ -377,19 +382,27 @@ class Model:
             raise blame(error, "the model does not load") from None
 
     def vacate(self) -> None:
-        """Give back the memory in which runs work."""
+        """Give back the memory in which runs work, and weights that were taken beforehand.
+
+        A run that was not told of would take them page by page, which is slower.
+        """
         self._arena.vacate()
+        if self._looked_up:
+            self._looked_up = False
+            resting.leave(self.weights)
 
     def occupy(self) -> None:
-        """Take that memory again, for a run that comes soon."""
+        """Take that memory again, and few weights, for a run that comes soon."""
         self._arena.occupy()
+        if sum(size for _, size in self.weights) <= WEIGHTS_BYTES:
+            self._looked_up = resting.look_up(self.weights)
 
     def rest(self) -> None:
         """Give back what the next call takes again: activations, free heap, code of libraries."""
         self._arena.empty()
         # Last, for to empty it is a run, too.
         self._arena.vacate()
-        resting.give_back(self.mapped)
+        resting.give_back(self.code, self.weights)
 
     def bind(self, constants: list[list[Any]], handles: list[int]) -> None:
         """Map the inputs that are the same for every call. Raises Refusal."""

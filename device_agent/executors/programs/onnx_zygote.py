@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
         print(f"onnx executor: {why}", file=sys.stderr)
     zygote = Zygote(sock, become, leaders=True)
     Stream(sock).send({"id": 0, "pid": os.getpid()})
-    resting.give_back(resting.mapped(resting.maps()))
+    resting.give_back(*resting.mapped(resting.maps()))
     zygote.serve()
     cgroup.leave(folders)
     return 0

@@ -22,11 +22,14 @@ IDLE_S: Final = 0.1
 """Without a call, before anything is given back: what comes in a burst pays nothing for it."""
 CALLS: Final = 4
 """When none of so many came within that time, nobody waits for the next one."""
+Part = tuple[int, int]
+"""Address and bytes of a mapping."""
 INODE, NAME = 3, 4
 """Words of a mapping's line behind the area: the file's number and name."""
 WRITTEN: Final = frozenset({"Anonymous:", "Swap:"})
 """What of a mapping is not as the file has it."""
 _MADV_DONTNEED: Final = 4
+_MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 _PR_SET_THP_DISABLE: Final = 41
 _libc = ctypes.CDLL(None)
@@ -46,16 +49,16 @@ def maps() -> int:
         return -1
 
 
-def mapped(handle: int, file: str = "") -> list[tuple[int, int]]:
-    """Return what lies in the page cache as well, address and bytes of each part; closes `handle`.
+def mapped(handle: int, file: str = "") -> tuple[list[Part], list[Part]]:
+    """Return what lies in the page cache as well; closes `handle`.
 
-    That is what this process has of files and may not write: code and constants of libraries, and
-    the `file` if it is told, which nobody can write to any more. What is mapped later stays in
+    That is what this process has of files and may not write: first code and constants of libraries,
+    then the `file` if it is told, which nobody can write to any more. What is mapped later stays in
     memory.
     """
     if handle < 0:
-        return []
-    found: dict[tuple[int, int], bool] = {}
+        return [], []
+    found: dict[Part, bool] = {}
     part = 0, 0
     with open(handle, encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -69,17 +72,28 @@ def mapped(handle: int, file: str = "") -> list[tuple[int, int]]:
             elif first in WRITTEN and rest[0] != "0":
                 # The loader has written there what the file does not know.
                 found.pop(part, None)
-    return [
-        one for one, told in found.items() if not told or not _libc.mprotect(*one, mmap.PROT_READ)
-    ]
+    code = [one for one, told in found.items() if not told]
+    of_file = [one for one, told in found.items() if told]
+    return code, [one for one in of_file if not _libc.mprotect(*one, mmap.PROT_READ)]
 
 
-def give_back(parts: list[tuple[int, int]]) -> None:
+def give_back(*mapped: list[Part]) -> None:
     """Let go of free heap, and of what is `mapped` until it is used again."""
     _libc.malloc_trim(0)
-    for start, size in parts:
+    for parts in mapped:
+        leave(parts)
+
+
+def leave(mapped: list[Part]) -> None:
+    """Let go of what is `mapped` until it is used again."""
+    for start, size in mapped:
         # Nobody can have written there, so nothing is lost.
         _libc.madvise(start, size, _MADV_DONTNEED)
+
+
+def look_up(mapped: list[Part]) -> bool:
+    """Have what is `mapped` in memory before it is used; False before Linux 5.14: it is not."""
+    return not any(_libc.madvise(*one, _MADV_POPULATE_READ) for one in mapped)
 
 
 def let_go(address: int, size: int) -> int:

@@ -330,7 +330,7 @@ class Host:
             for room in tuple(self._rooms):
                 wasm_engine.give_back(room)
             if heap:
-                resting.give_back([])
+                resting.give_back()
 
     def _tell_asking(self, number: int, answer: tuple[Header, memoryview] | None) -> None:
         asking = self._asking.get(number)

@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     if not single_threaded("wasm"):
         return os.EX_SOFTWARE
     gc.collect()
-    resting.give_back(resting.mapped(resting.maps()))
+    resting.give_back(*resting.mapped(resting.maps()))
     gc.freeze()
     Zygote(sock, children.become).serve()
     return 0
