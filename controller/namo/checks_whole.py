@@ -63,7 +63,10 @@ def _threshold_problem(one: Threshold) -> str:
 
 
 def _check_topics(use_case: UseCase, problems: Problems) -> None:
-    """Check that a topic of a service of the same document is its output, and no circle."""
+    """Check that a topic of a service of the same document is its output, and no circle.
+
+    With its own name it is its input, which programs publish on.
+    """
     services = {one.name: one for one in use_case.services}
     for at, service in enumerate(use_case.services):
         for name, one in service.sources.items():
@@ -71,7 +74,11 @@ def _check_topics(use_case: UseCase, problems: Problems) -> None:
                 continue
             feeder, _, output = (one.name or name).rpartition(".")
             where = ("services", at, "sources", name, "name")
-            if feeder in services and output not in services[feeder].outputs:
+            if feeder == service.name:
+                if output not in service.sources:
+                    hint = near(output, service.sources)
+                    problems.add(where, f"service {feeder!r} has no input {output!r}{hint}")
+            elif feeder in services and output not in services[feeder].outputs:
                 hint = near(output, services[feeder].outputs)
                 problems.add(where, f"service {feeder!r} has no output {output!r}{hint}")
             elif feeder in services and _feeds(service.name, feeder, services):

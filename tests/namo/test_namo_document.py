@@ -513,3 +513,6 @@ def test_services_may_feed_each_other_by_topics_but_in_no_circle() -> None:
     ]
     (problem,) = problems_of(head + fed("a", "x.y") + fed("b", "a.fund"))
     assert problem.endswith("service 'a' has no output 'fund'; did you mean 'found'?")
+    parse(head + fed("a", "a.image") + fed("b", "a.found"), "toml")
+    (problem,) = problems_of(head + fed("a", "a.images"))
+    assert problem.endswith("service 'a' has no input 'images'; did you mean 'image'?")
