@@ -106,7 +106,8 @@ def choose_sources(
 ) -> tuple[tuple[Source, ...], dict[str, str]]:
     """Choose which nodes provide each source, best first; and say why, by input.
 
-    Who provides a source already goes on with it while it can. A source that nobody can provide is
+    Who provides a source already goes on with it while it can; where it has been silent for a
+    moment, while nobody else could. A source that nobody can provide is
     left out, and so is one whose data may not leave its node while who takes it in runs elsewhere.
     `avoid` names, by input, a node that has been found wanting: it comes last.
     """
@@ -138,6 +139,7 @@ def choose_sources(
         ) -> tuple[object, ...]:
             away, far_ms = one.node not in homes, one.round_trip_ms or 0.0
             return (
+                one.state is not NodeState.ONLINE,
                 bool(bound) and one.node not in bound,
                 one.node == shunned,
                 one.node != current,
@@ -182,7 +184,8 @@ def _provides(
 ) -> bool:
     # Who provides it goes on with it in another cell; a new one is sought in that of the service.
     near = facts.scheduler == scheduler or facts.node in (current, *homes)
-    if facts.state is not NodeState.ONLINE or not near:
+    silent = facts.state is NodeState.SUSPECT and facts.node == current
+    if not near or not (facts.state is NodeState.ONLINE or silent):
         return False
     # A topic comes over the cell's broker: whoever eats it subscribes.
     return has(facts, source) and (source.kind is not SourceKind.TOPIC or facts.node in homes)

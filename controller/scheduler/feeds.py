@@ -18,6 +18,7 @@ from msgspec import Struct
 from controller.decider import ToNode
 from controller.desk import Desk
 from controller.scheduler.copies import TaskEntry
+from controller.scheduler.fleet import AWAY
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable
@@ -134,9 +135,13 @@ class Feeds:
         feeds = tuple(feeds)
         if arrived and feeds and len(self._arrived_ms) < MAX_TOLD:
             self._arrived_ms[node] = self._desk.now_ms
-        for (_, one), told in self._told.items():
-            if one == node:
-                told.sent_ms, told.times = 0, 0
+        for key in [one for one in self._told if one[1] == node]:
+            if arrived:
+                # What was told in an earlier stay, an end maybe, says nothing about this one.
+                del self._told[key]
+                self._stale[key[0]] = None
+            else:
+                self._told[key].sent_ms, self._told[key].times = 0, 0
         for feeding in feeds:
             if feeding.service in self._heard or len(self._heard) < MAX_TOLD:
                 self._heard.setdefault(feeding.service, {})[node] = feeding
@@ -247,10 +252,7 @@ class Feeds:
             # Who could provide it may do so, as an earlier scheduler has told it.
             nodes.update(dict.fromkeys(source.nodes))
         for node in nodes:
-            if self._nodes.state(node) is NodeState.MOVED:
-                # The scheduler of its cell tells it.
-                self._told.pop((entry.grant.service, node), None)
-            elif node not in by_node:
+            if node not in by_node:
                 self._tell(node, Feed(entry.grant.service, 0))
         for node, sources in by_node.items():
             self._tell(node, self._feed(entry, plan if sources else None, sources))
@@ -352,7 +354,11 @@ class Feeds:
             candidates = tuple(node for node in candidates if homes == {node})
         online = [node for node in candidates if self._nodes.state(node) is NodeState.ONLINE]
         key = (service, source.input)
-        if self._providers.get(key) not in online:
+        chosen = self._providers.get(key, "")
+        if not online and chosen in candidates and self._nodes.state(chosen) is NodeState.SUSPECT:
+            # Nobody could take its place: it goes on until it is known to be lost.
+            online = [chosen]
+        if chosen not in online:
             self._providers[key] = online[0] if online else ""
         return self._providers[key]
 
@@ -395,6 +401,10 @@ class Feeds:
 
     def _tell(self, node: str, feed: Feed) -> None:
         key = (feed.service, node)
+        if self._nodes.state(node) is NodeState.MOVED:
+            # The scheduler of its cell tells it, also whether the feed ends.
+            self._told.pop(key, None)
+            return
         old = self._told.get(key)
         if old is not None and msgspec.structs.replace(old.feed, number=0) == feed:
             return
@@ -406,7 +416,7 @@ class Feeds:
 
     def _say(self, node: str, told: _Told) -> None:
         told.sent_ms = self._desk.now_ms
-        if self._nodes.state(node) is not NodeState.LOST:
+        if self._nodes.state(node) not in AWAY:
             told.times += 1
             self._desk.tell(ToNode(node), told.feed, "feed")
 

@@ -14,7 +14,7 @@ from device_agent.core.commands import Place
 from device_agent.core.events import AttachFailed, Connected, Disconnected, LinkUp, Received
 from device_agent.core.jobs import JobEnds
 from device_agent.core.outbox import Outbox
-from device_agent.core.presence import Presence
+from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.replies import Replies
 from device_agent.core.requests import Requests
 from device_agent.core.turn import Turn, cell_of
@@ -233,6 +233,11 @@ class Attached:
         if self._kept.feeder is not None:
             self._kept.feeder.moved(source, apart=apart)
         self._listens(event, body, source, another=True)
+
+    @property
+    def left(self) -> bool:
+        """Whether the node has taken leave of the serving cell, or lost it."""
+        return self.presence.state is PresenceState.OFFLINE
 
     def fed(self) -> None:
         """Take note that feeds were told."""

@@ -447,6 +447,10 @@ class Core:
             self._followers().idle(instance)
 
     def _feed(self, event: events.Received, body: Feed) -> None:
+        if self.attached.left:
+            # Its cell may end a feed because the node has left: that is the next cell's to say.
+            self._turn.counts["late command"] += 1
+            return
         self.feeder.take(body, event.incarnation, event.cause)
         self.attached.fed()
 

@@ -3,16 +3,20 @@
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from deployment_world import World, running, staying
 from loop_cell import PATIENCE_S, chain, echo_module, expecting
 
+import tona
 from protocols.messages import Result
+from protocols.messages.invocation import Tensor
 from protocols.topics import Channel, Party, Speaker, anywhere
 from protocols.transport.session import Inbound, Session
 from protocols.transport.settings import Settings
@@ -20,6 +24,9 @@ from protocols.transport.settings import Settings
 pytestmark = pytest.mark.timeout(240)
 ROAMS, STAYS = "ue-1", "ue-3"
 CELLS: Final = ("du-1", "du-2")
+PACE_S: Final = 0.1
+SWITCH_S: Final = 0.4
+"""What the link to another cell takes to come up."""
 
 
 class Listener:
@@ -28,6 +35,7 @@ class Listener:
     def __init__(self, world: World) -> None:
         self.heard: dict[str, list[tuple[str, str]]] = {}
         """By service: the request and in which cell its output was published first."""
+        self.values: Counter[bytes] = Counter()
         self._news = asyncio.Event()
         filters = [anywhere(Party.SERVICE, one, Channel.OUTPUT) for one in ("eye", "mirror")]
         self._sessions = [
@@ -56,6 +64,7 @@ class Listener:
         # What is said in a cell anew, and not brought there.
         if isinstance(body, Result) and inbound.topic.cell == cell:
             self.heard.setdefault(inbound.topic.name, []).append((body.request, cell))
+            self.values.update(one.data for one in body.outputs.values() if isinstance(one, Tensor))
             self._news.set()
 
     async def until(self, condition: Any) -> None:
@@ -73,12 +82,36 @@ class Listener:
         await asyncio.gather(*self._running)
 
 
-async def _submit(world: World, name: str, source: dict[str, Any]) -> None:
+class Publisher:
+    """Publishes ten values a second, each another, on the input of a service."""
+
+    def __init__(self, client: tona.AsyncClient, service: str) -> None:
+        self.said: list[bytes] = []
+        self._client = client
+        self._service = service
+        self._stop = asyncio.Event()
+        self._running = asyncio.create_task(self._publish())
+
+    async def _publish(self) -> None:
+        while not self._stop.is_set():
+            value = np.full(8, len(self.said), np.float32)
+            await self._client.publish(self._service, {"x": value})
+            self.said.append(value.tobytes())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PACE_S):
+                    await self._stop.wait()
+
+    async def end(self) -> None:
+        self._stop.set()
+        await self._running
+
+
+async def _submit(world: World, name: str, source: dict[str, Any], node: str = STAYS) -> None:
     document = json.loads(chain(name, 1, echo_module()))
     [service] = document["services"]
     [task] = service["tasks"]
     port = {"dtype": "float32", "shape": [8]}
-    task["nodes"], service["spares"] = [STAYS], 0
+    task["nodes"], service["spares"] = [node], 0
     task["inputs"] = {"x": {"from": "request.x", **port}}
     task["outputs"] = {"y": port}
     service["sources"], service["sinks"] = {"x": source}, {"y": "topic"}
@@ -119,3 +152,38 @@ async def test_a_sensor_that_roams_feeds_services_of_another_cell(tmp_path: Path
     assert {cell for _, cell in listener.of("mirror")} == {CELLS[0]}
     mirrored = Counter(request for request, _ in listener.of("mirror"))
     assert set(mirrored.values()) == {1}
+
+
+async def test_one_radio_misses_nothing_of_what_its_service_takes_in(tmp_path: Path) -> None:
+    switch = tmp_path / "switch"
+    switch.write_text(f"#!/bin/sh\nsleep {SWITCH_S}\n", encoding="utf-8")
+    switch.chmod(0o755)
+    roams = {ROAMS: ("--radios=1", f"--switch={switch}")}
+    async with (
+        running(tmp_path, "cu-dus-ues", 3, own_options=roams, config=staying(tmp_path)) as world,
+        tona.connect(world.seen.api_url) as client,
+    ):
+        # The first one brings the module.
+        await world.submit("echo", 1)
+        source = {"kind": "topic", "name": "mirror.x", "rate_per_s": 1000}
+        await _submit(world, "mirror", source, ROAMS)
+        listener = Listener(world)
+        publisher = Publisher(client, "mirror")
+        with expecting("the first outputs"):
+            await listener.until(lambda: len(listener.of("mirror")) > 10)
+        for cell in (CELLS[1], CELLS[0]):
+            await world.hand_over(ROAMS, cell)
+            before = len(listener.of("mirror"))
+            with expecting(f"what is said in {cell}"):
+                await listener.until(
+                    lambda cell=cell, before=before: (
+                        sum(one == cell for _, one in listener.of("mirror")[before:]) > 20
+                    )
+                )
+        await publisher.end()
+        with expecting("the last one"):
+            await listener.until(lambda: publisher.said[-1] in listener.values)
+        await listener.close()
+    first = min(map(publisher.said.index, listener.values))
+    assert [one for one in publisher.said[first:] if one not in listener.values] == []
+    assert set(listener.values.values()) == {1}, "none twice"

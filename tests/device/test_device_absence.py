@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from device_cells import Roamer
 from device_harness import NODE, SimNode, assign, chain, manifest, of, tensor
 from msgspec import structs
 
@@ -158,3 +159,18 @@ def test_the_report_of_the_link_says_how_many_there_were() -> None:
     handed(node, "v1", "v2")
     said = node.tell(events.LinkSampled(LinkReport(1, "eth0", "wired", carrier=True)))
     assert [one.missed for one in of(LinkReport, said)] == [2]
+
+
+def test_what_the_cell_before_says_of_a_feed_after_the_farewell_does_not_count() -> None:
+    alone = Roamer(radios=1)
+    alone.join()
+    alone.hear("a", structs.replace(FEED, number=7))
+    alone.command("b")
+    end = Feed("s", 8)
+    alone.tell(events.Received(Channel.COMMAND, "ts-a", 1, 0, "default", "c", end, cell="a"))
+    alone.go()
+    (asked,) = of(CatchUp, alone.said)
+    assert [one.service for one in asked.topics] == ["other"]
+    assert not of(commands.Unfollow, alone.said)
+    alone.hear("b", Feed("s", 1))
+    assert of(commands.Unfollow, alone.said), "the cell that serves ends it"

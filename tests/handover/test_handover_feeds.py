@@ -4,10 +4,13 @@ from cells_bench import CellsBench
 from msgspec import structs
 from tests_support import INVENTORY
 
+from controller.decider import ToNode
 from controller.host.relay import FOLLOWED_MS, Relay
+from controller.scheduler.decider import Scheduler
 from controller.scheduler.feeds import LINGER_MS
 from protocols.manifest import Dtype
 from protocols.messages import Feed
+from protocols.messages.hierarchy import NodeState
 from protocols.messages.quality import Sink, SinkKind, Source, SourceKind
 from protocols.topics import Channel, Party, build
 
@@ -112,3 +115,46 @@ def test_a_gateway_brings_what_was_said_in_another_cell_and_nothing_twice() -> N
     assert relay.due_ms == 500 + FOLLOWED_MS
     assert relay.expire(relay.due_ms)
     assert not relay.brings(there, "b")
+
+
+def test_a_cell_that_a_node_has_left_does_not_end_what_it_feeds() -> None:
+    bench = fed(TOPIC)
+    for here, there in ("ab", "ba", "ab"):
+        before = len(bench.seen)
+        bench.leaves("n", there)
+        bench.passes(500, "m", "k")
+        assert bench.feeds["n"], f"{here} leaves it to the scheduler of the next cell"
+        bench.moves("n", there, attached=False)
+        bench.passes(4000, "n", "m", "k")
+        said = [
+            (by, one.body)
+            for by, one in bench.seen[before:]
+            if isinstance(one.body, Feed) and one.to == ToNode("n")
+        ]
+        assert said
+        assert all(by == f"ts-{there}" and one.sources for by, one in said), "not even in between"
+
+
+def test_an_end_that_was_told_in_an_earlier_stay_is_not_told_again() -> None:
+    bench = fed(TOPIC)
+    bench.passes(10_000, "m", "k")
+    bench.moves("n", "b", attached=False)
+    bench.passes(4000, "n", "m", "k")
+    assert bench.feeds["n"]
+    before = len(feeds(bench, "n"))
+    bench.cut.add("ta")
+    bench.leaves("n", "a")
+    bench.moves("n", "a", attached=False)
+    bench.passes(3000, "n", "m", "k")
+    assert not feeds(bench, "n")[before:], "the anchor has not said yet whose it is"
+
+
+def test_who_is_silent_for_a_moment_feeds_on_while_nobody_could_take_its_place() -> None:
+    bench = fed(TOPIC)
+    before = len(feeds(bench, "n"))
+    bench.passes(2100, "m", "k")
+    scheduler = bench.roles["ts-a"]
+    assert isinstance(scheduler, Scheduler)
+    assert scheduler.nodes.state("n") is NodeState.SUSPECT
+    bench.passes(1000, "n", "m", "k")
+    assert all(one.sources for one in feeds(bench, "n")[before:])
