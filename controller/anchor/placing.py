@@ -190,7 +190,10 @@ class Placing:
                 reason = f"a spare makes room for {service}; envelope {', '.join(task.nodes)}"
                 book.tell(task.spec.task, "envelope", reason, cause)
             had = before.get(task.spec.task, task.scheduler)
-            if task.leaving is None and had not in ("", task.scheduler):
+            if task.spec.task not in found.free:
+                # It gives up spares: a newest generation that waits for a place waits on.
+                self._granting.renew(task, cause)
+            elif task.leaving is None and had not in ("", task.scheduler):
                 # It is granted there when the one that has it has let go.
                 waiting = structs.replace(task, scheduler=had, heir=task.scheduler)
                 self._granting.grant(waiting, cause)

@@ -1,7 +1,7 @@
 """The life of a task: deploy, start, modify, monitor, delete, and what goes wrong."""
 
 import pytest
-from anchor_bench import Bench, chain, said
+from anchor_bench import MEMORY, Bench, chain, said, sized
 from msgspec import structs
 from tests_support import INVENTORY
 
@@ -140,6 +140,23 @@ def test_a_spare_gives_way_to_a_service_that_has_no_room_else() -> None:
     assert bench.task("late.x").state is TaskState.PLACED
     assert set(bench.task().nodes) & set(bench.task("late.x").nodes) == set()
     assert {grant.spec.task for grant in said(output, EnvelopeGrant)} == {"svc.a", "late.x"}
+
+
+def test_a_spare_gives_way_under_the_generation_that_has_it() -> None:
+    bench = Bench()
+    for name in ("n1", "n2"):
+        bench.tight(name, 1)
+    bench.order()
+    too_large = chain("svc", 2, "a")
+    tasks = (sized(too_large.tasks[0], 2 * MEMORY),)
+    bench.hear(structs.replace(too_large, tasks=tasks), "namo-main")
+    output = bench.hear(chain("late", 1, "x", spares=0), "namo-main")
+    given = {grant.spec.task: grant for grant in said(output, EnvelopeGrant)}
+    assert given.keys() == {"svc.a", "late.x"}
+    assert given["svc.a"].generation == 1
+    assert given["svc.a"].spec.manifest.limits.memory_bytes == MEMORY
+    bench.tight("n3", 2)
+    assert (bench.task().granted, bench.task().nodes) == (2, ("n3",)), "it was waited for"
 
 
 def test_a_node_that_comes_back_has_room_for_what_it_ran(bench: Bench) -> None:
