@@ -320,7 +320,8 @@ class TaskRecord(Struct, frozen=True):
     former: tuple[str, ...] = ()
     """Schedulers that have not said that they have let go: their leases were over."""
     attached: int = 0
-    """Incarnation of its node's attachment after which it went to its scheduler; 0: it was placed.
+    """Incarnation of its node's attachment after which it goes or went to another scheduler; 0: it
+    was placed.
     """
     memory: Home | None = None
     """Until all that it remembers has come to the cell of its scheduler."""

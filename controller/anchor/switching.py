@@ -107,6 +107,7 @@ class Switching:
             if task.leaving is not None:
                 self._again[node] = cause
                 continue
+            task = structs.replace(task, attached=max(task.attached, facts.attached))
             self._begin(task, node, facts.scheduler, cause)
 
     def settle(self) -> None:
@@ -176,7 +177,8 @@ class Switching:
             former = tuple(one for one in task.former if one != event.sender)
             self._book.put(structs.replace(task, former=former), event.cause)
             return
-        if event.sender != task.scheduler or body.leased != task.epoch_high:
+        asked = task.heir and body.leased == task.epoch_high
+        if event.sender != task.scheduler or not asked:
             self._book.counters["stale_report"] += 1
             return
         seen = min(body.epoch_seen, task.epoch_high)
@@ -190,13 +192,17 @@ class Switching:
         facts = book.nodes.get(node)
         to = self._goes_to(task, node)
         spares = tuple(one for one in task.nodes if one != node and book.usable(one, to))
+        attached = task.attached
+        if attached and facts is not None:
+            # It follows its node, which may have gone on; what a plan has brought follows none.
+            attached = max(attached, facts.attached)
         after = structs.replace(
             task,
             scheduler=to,
             heir="",
             former=tuple(one for one in task.former if one != to),
             nodes=(node, *spares),
-            attached=max(task.attached, facts.attached if facts is not None else 0),
+            attached=attached,
         )
         after = self._placing.reserve(after)
         detail = f"{node} to the cell of {to}" + (f": {why}" if why else "")

@@ -70,7 +70,8 @@ class Transfers:
             else:
                 # It did not serve before: it is placed anew where the others are.
                 there = moving[0].leaving.scheduler if moving[0].leaving else ""
-                book.put(structs.replace(book.homeless(task), scheduler=there), cause)
+                homeless = book.homeless(task)
+                book.put(structs.replace(homeless, scheduler=there, heir=""), cause)
         # Clients may have plans from where it was prepared, and go on to ask there.
         self._follow(service, moving, (one.scheduler for one in moving), cause)
         self._placing.search.rest(service)
@@ -165,7 +166,7 @@ def _waited_for(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskR
 
 
 def _together(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskRecord]:
-    """Return the tasks that one plan has brought to the new scheduler.
+    """Return the tasks that one plan has brought to the new scheduler, or is bringing there.
 
     The others have never left, or have come along with their node: they are nothing to wait for.
     """
@@ -173,7 +174,7 @@ def _together(tasks: list[TaskRecord], moving: list[TaskRecord]) -> list[TaskRec
     return [
         one
         for one in tasks
-        if one.scheduler in arriving and (one.leaving is not None or not one.attached)
+        if (one.heir or one.scheduler) in arriving and (one.leaving is not None or not one.attached)
     ]
 
 

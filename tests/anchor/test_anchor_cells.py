@@ -154,6 +154,66 @@ def test_what_had_arrived_returns_too_and_is_heard_there(bench: Bench) -> None:
     assert bench.task("svc.a").state is TaskState.MOVING
 
 
+def half_moves(bench: Bench) -> Output:
+    """Have a service move of which one task serves, and the other is let go first."""
+    [first, _] = said(bench.order(1, "a", "b", spares=0), EnvelopeGrant)
+    bench.ready(first.nodes[0], first.epoch_from, by=A)
+    bench.tight("b1", 2, B)
+    output = moves(bench)
+    assert (bench.task("svc.b").scheduler, bench.task("svc.b").heir) == (A, B)
+    return output
+
+
+def lets_go(bench: Bench, output: Output) -> Output:
+    [revoke] = said(output, EnvelopeRevoke, A)
+    return bench.hear(Relinquished("svc.b", 1, None, 0, 0, revoke.leased), A)
+
+
+@pytest.mark.parametrize("first", ["let go", "given up"])
+def test_what_did_not_serve_yet_returns_with_the_others(bench: Bench, first: str) -> None:
+    output = half_moves(bench)
+    if first == "let go":
+        [grant] = said(lets_go(bench, output), EnvelopeGrant, B)
+        assert grant.spec.task == "svc.b"
+        assert not bench.task("svc.b").attached, "its node has gone nowhere"
+    bench.hear(Escalation("f", "svc.a", 1, "no node can run it"), B)
+    for name in ("svc.a", "svc.b"):
+        task = bench.task(name)
+        assert (task.scheduler, task.heir, task.leaving) == (A, "", None)
+        assert set(task.nodes) <= {"a1", "a2"}
+
+
+def test_the_old_cell_serves_until_what_is_let_go_is_ready_too(bench: Bench) -> None:
+    output = half_moves(bench)
+    grant = grants(output)["svc.a"]
+    ready = bench.ready("b1", grant.epoch_from, task="svc.a", by=B)
+    assert not said(ready, EnvelopeRevoke), "one task alone makes no service"
+    grant = grants(lets_go(bench, output))["svc.b"]
+    ready = bench.ready("b1", grant.epoch_from, task="svc.b", by=B)
+    assert [one.task for one in said(ready, EnvelopeRevoke, A)] == ["svc.a"]
+
+
+def test_a_task_that_returned_is_let_go_too_late(bench: Bench) -> None:
+    output = half_moves(bench)
+    for name in ("a1", "a2"):
+        bench.tight(name, int(name == bench.task().leaving.node), A)  # type: ignore[union-attr]
+    bench.hear(Escalation("f", "svc.a", 1, "no node can run it"), B)
+    before = bench.task("svc.b")
+    assert before.state is TaskState.WAITING
+    assert not said(lets_go(bench, output), EnvelopeGrant)
+    assert bench.task("svc.b") == before
+
+
+def test_who_only_knows_that_a_node_is_gone_does_not_get_what_is_placed_there(
+    bench: Bench,
+) -> None:
+    output = half_moves(bench)
+    bench.restart()
+    bench.node("b1", NodeState.LOST, scheduler=A)
+    lets_go(bench, output)
+    assert bench.task("svc.b").scheduler == B
+
+
 def test_an_order_does_not_end_a_transfer(bench: Bench) -> None:
     runs(bench, "a")
     bench.tight("b1", 3, B)
