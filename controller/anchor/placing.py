@@ -412,7 +412,7 @@ class Placing:
         for other in self._book.ordered(task.service) if group else ():
             slim = self._slimmer(other, refused)
             if other.spec.group == group and slim.nodes != other.nodes:
-                self._granting.grant(slim, cause)
+                self._granting.renew(slim, cause)
 
     def feed(self, service: str, cause: str) -> bool:
         """Choose again who provides the service's data; whoever takes it in is told."""

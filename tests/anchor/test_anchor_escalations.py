@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from anchor_bench import MEMORY, Bench, said, sized
+from anchor_bench import MEMORY, Bench, chain, said, sized
 from msgspec import structs
 from tests_support import manifest, task_spec
 
@@ -256,6 +256,21 @@ def test_tasks_of_a_group_move_together(bench: Bench) -> None:
     assert answer.granted
     assert {grant.nodes for grant in said(output, EnvelopeGrant)} == {("n2",)}
     assert len(said(output, EnvelopeGrant)) == 2
+
+
+def test_a_group_that_loses_a_spare_keeps_the_generation_that_it_has(bench: Bench) -> None:
+    group = {"group": "g"}
+    for grant in said(bench.order(1, "a", "b", specs=group), EnvelopeGrant):
+        bench.ready(grant.nodes[0], grant.epoch_from, task=grant.spec.task)
+    spare = bench.task("svc.b").nodes[1]
+    newer = chain("svc", 2, "a", "b", specs=group)
+    tasks = tuple(sized(one, 9 * MEMORY) for one in newer.tasks)
+    bench.hear(structs.replace(newer, tasks=tasks), "namo-main")
+    epoch = bench.task().epoch_high
+    refused = Escalation("r", "svc.a", 1, "no room", epoch_seen=epoch, refused=(spare,))
+    grants = {one.spec.task: one for one in said(bench.hear(refused), EnvelopeGrant)}
+    assert spare not in grants["svc.b"].nodes
+    assert grants["svc.b"].generation == 1
 
 
 def test_a_task_does_not_go_back_to_a_node_that_it_has_just_left(bench: Bench) -> None:
