@@ -34,6 +34,8 @@ async def test_every_call_is_logged_and_what_is_changed_shows(tmp_path: Path) ->
         assert (found["checked"], found["problems"]) == (["node-1"], {})
         *before, last = _places(found)
         assert last == sent + 1
+        # After a crash a request may run twice, and each run is logged.
+        before = [one for one in before if one != last]
         assert sent - BATCH_RECORDS < len(before) <= sent
         assert before == list(range(1, len(before) + 1)), "what is lost is the newest"
         for field, values in (
