@@ -104,7 +104,8 @@ async def _start(command: list[str], *, once: bool) -> Process:
     )
     assert process.stdin is not None
     pipe = process.stdin.transport.get_extra_info("pipe")
-    with contextlib.suppress(OSError):
+    # A program that has ended by then has a closed pipe, which has no number.
+    with contextlib.suppress(OSError, ValueError):
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return Process(process)
 

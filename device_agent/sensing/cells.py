@@ -9,6 +9,7 @@ Only loaded where a node is told of neighbours.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -421,9 +422,12 @@ async def _mmcli(*options: str) -> bytes | None:
     try:
         out, _ = await asyncio.wait_for(child.communicate(), MODEM_S)
     except TimeoutError:
-        child.kill()
-        await child.wait()
         return None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
     return out
 
 

@@ -1,6 +1,7 @@
 """Measuring on real sockets and files: paths to brokers, what a radio writes, what it costs."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -296,6 +297,10 @@ esac
         again.watch("a", {}, 50)
         await until(seen, lambda one: one["a"].rsrp_dbm == -95.0)
         again.close()
+        # What was being asked ends its command, and waits for that.
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     asyncio.run(run())
     assert said().count("--signal-setup=10") == 2
