@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,28 @@ async def test_a_runtime_that_hangs_costs_its_own_task_alone(
         assert len(children(first_process(executor))) == 1
     finally:
         await executor.close()
+
+
+async def test_what_a_killed_runtime_leaves_goes_with_the_host(
+    tmp_path: Path, unpacked: Path, blobs: Path, image: Image
+) -> None:
+    mark = f"crun.left-{tmp_path.name}"
+    leaving = tmp_path / Path(RUNTIME).name
+    leaving.write_text(
+        # As crun, which holds its own program there for a moment.
+        f'#!/bin/sh\n: > "${{_LIBCONTAINER_STATEDIR:-/tmp}}/{mark}"\nexec {RUNTIME} "$@"\n',
+        encoding="ascii",
+    )
+    leaving.chmod(0o755)
+    left = Path(tempfile.gettempdir()) / mark
+    executor = ContainerExecutor(blobs=blobs, images=unpacked, runtime=str(leaving))
+    try:
+        await ready(executor, *task(image, "echo"))
+        assert isinstance(await ask(executor), Done)
+        assert not left.exists()
+    finally:
+        await executor.close()
+        left.unlink(missing_ok=True)
 
 
 async def test_a_program_that_ends_is_reported_in_its_own_words(

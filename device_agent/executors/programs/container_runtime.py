@@ -243,7 +243,12 @@ class _Known:
     def spawn(self, command: list[str], stdio: tuple[int, int, int]) -> int:
         """Start a command. Raises OSError."""
         actions = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)]
-        environment = {"PATH": ":".join(SEARCH), "XDG_RUNTIME_DIR": space.WORK}
+        environment = {
+            "PATH": ":".join(SEARCH),
+            "XDG_RUNTIME_DIR": space.WORK,
+            # Where crun holds its own program for a moment; killed then, it leaves a file.
+            "_LIBCONTAINER_STATEDIR": space.WORK,
+        }
         with self._lock:
             pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
             self._pids.add(pid)
