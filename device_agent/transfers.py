@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.core import commands, events
+from device_agent.core.queue import FIRST
 from device_agent.executors.door import ExecutorFailure
 from protocols.errors import EnvironmentFailure
 from protocols.manifest import ArtifactRef
@@ -44,7 +45,7 @@ class Transfers:
         fetcher: "Callable[[], Fetcher]",
         sources: "Callable[[], Sources]",
         tell: Callable[[events.Event], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._blobs = blobs
         self._make_fetcher = fetcher
@@ -59,11 +60,14 @@ class Transfers:
         self._unread: deque[commands.ReadSource] = deque()
         self._readers = 0
         self._trimmed_s = 0.0
+        self._moves: dict[tuple[str, bool], list[asyncio.Task[None]]] = {}
+        """Who waits for a value, by its digest and whether it is pushed."""
         self.doors: dict[type, Callable[[Any], object]] = {
             commands.CheckTrust: lambda command: spawn(self._check_trust(command)),
             commands.FetchArtifact: lambda command: spawn(self._fetch_artifact(command)),
             commands.FetchBlob: self._fetch_blob,
-            commands.PushBlob: lambda command: spawn(self._push_blob(command)),
+            commands.PushBlob: self._push_blob,
+            commands.LeaveBlob: self._leave_blob,
             commands.StoreValue: lambda command: spawn(self._store_value(command)),
             commands.ReadSource: self._read_source,
         }
@@ -129,7 +133,27 @@ class Transfers:
         if self._blobs.has(command.digest, command.size_bytes):
             self._have(command.digest)
         else:
-            self._spawn(self._get_blob(command))
+            self._move((command.digest, False), self._get_blob(command))
+
+    def _push_blob(self, command: commands.PushBlob) -> None:
+        self._move((command.digest, True), self._bring_blob(command))
+
+    def _leave_blob(self, command: commands.LeaveBlob) -> None:
+        waiting = self._moves.get((command.digest, command.pushing))
+        if waiting:
+            waiting.pop().cancel()
+
+    def _move(self, key: tuple[str, bool], work: Coroutine[Any, Any, None]) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            if task in waiting:
+                waiting.remove(task)
+            if not waiting and self._moves.get(key) is waiting:
+                del self._moves[key]
+
+        waiting = self._moves.setdefault(key, [])
+        task = self._spawn(work)
+        waiting.append(task)
+        task.add_done_callback(done)
 
     async def _get_blob(self, command: commands.FetchBlob) -> None:
         try:
@@ -148,17 +172,17 @@ class Transfers:
         self._tell(events.BlobReady(digest))
 
     async def get(self, digest: str, size_bytes: int, urls: tuple[str, ...]) -> Path:
-        """Have a value in the blob folder; return its file. Raises ExecutorFailure."""
+        """Have a memory in the blob folder; return its file. Raises ExecutorFailure."""
         if not self._blobs.has(digest, size_bytes):
-            await self._fetcher().fetch_blob(digest, size_bytes, list(urls))
+            await self._fetcher().fetch_blob(digest, size_bytes, list(urls), FIRST)
         return self._blobs.path(digest)
 
     async def push(self, digest: str, urls: tuple[str, ...]) -> None:
-        """Bring a value to the cell's store. Raises ExecutorFailure."""
-        await self._fetcher().push_blob(digest, list(urls))
+        """Bring a memory to the cell's store. Raises ExecutorFailure."""
+        await self._fetcher().push_blob(digest, list(urls), FIRST)
         self.trim()
 
-    async def _push_blob(self, command: commands.PushBlob) -> None:
+    async def _bring_blob(self, command: commands.PushBlob) -> None:
         try:
             named = await self._fetcher().push_blob(
                 command.digest, list(command.urls), command.urgency

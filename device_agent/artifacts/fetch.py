@@ -17,7 +17,7 @@ from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.shelf import DIGEST_PREFIX, PART_PREFIX, Shelf, hex_of
 from device_agent.artifacts.turns import Turns
-from device_agent.core.queue import LEAST, Urgency
+from device_agent.core.queue import FIRST, LEAST, Urgency
 from device_agent.executors.contract import read_failure
 from device_agent.executors.door import ExecutorFailure, Failed
 from device_agent.executors.link import Reply
@@ -32,7 +32,7 @@ PARALLEL: Final = 4
 NEIGHBOURS_FROM_BYTES: Final = 1 << 20
 """Smaller artifacts come from the store at once: to ask who has them takes as long."""
 MAX_TRANSFERS: Final = 256
-"""Transfers under way or waiting; one more is refused."""
+"""Transfers under way or waiting; one more is refused, but for a memory: few tasks move at once."""
 _PROGRAM: Final = Path(__file__).parent / "fetch_child.py"
 
 
@@ -42,6 +42,15 @@ class TlsFiles(Struct, frozen=True):
     authority: Path
     certificate: Path
     key: Path
+
+
+class _Transfer(Struct, eq=False):
+    """A transfer, in line or under way."""
+
+    task: asyncio.Task[Any]
+    begun: bool
+    wanted: int = 0
+    """By so many who wait for it."""
 
 
 class Fetcher:
@@ -68,10 +77,9 @@ class Fetcher:
         self._node = node
         self._interpreter = interpreter
         self._process: Process | None = None
-        self._transfers: dict[str, asyncio.Task[None]] = {}
-        self._turns = Turns(PARALLEL)
-        self._waiting: dict[str, asyncio.Future[None]] = {}
-        """Values that have no place yet."""
+        self._transfers: dict[str, _Transfer] = {}
+        self._turns = Turns[asyncio.Future[None]](PARALLEL)
+        """Who waits is told by the future."""
         self._idle: asyncio.TimerHandle | None = None
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -133,10 +141,10 @@ class Fetcher:
 
     async def close(self) -> None:
         """Give up what is under way and end the process."""
-        for task in list(self._transfers.values()):
-            task.cancel()
+        for transfer in list(self._transfers.values()):
+            transfer.task.cancel()
             with contextlib.suppress(asyncio.CancelledError, ExecutorFailure):
-                await task
+                await transfer.task
         self._leave()
         while self._ends:
             await asyncio.gather(*self._ends)
@@ -147,49 +155,70 @@ class Fetcher:
         """Move a value when it is the most urgent of those that wait."""
 
         async def in_turn(ref: ArtifactRef, urls: list[str]) -> Any:
-            if not self._turns.take(name, urgency):
-                await self._place(name)
+            await self._place(urgency)
+            self._transfers[name].begun = True
             try:
                 return await work(ref, urls)
             finally:
                 self._give_place()
 
-        return await self._join(name, in_turn, ref, urls)
+        return await self._join(name, in_turn, ref, urls, urgency)
 
-    async def _place(self, name: str) -> None:
+    async def _place(self, urgency: Urgency) -> None:
         """Wait for a place."""
-        going = self._waiting[name] = asyncio.get_running_loop().create_future()
+        going = asyncio.get_running_loop().create_future()
+        if self._turns.take(going, urgency):
+            return
         try:
             await going
         except asyncio.CancelledError:
-            self._turns.leave(name)
+            self._turns.leave(going)
             if not going.cancelled():
                 self._give_place()
             raise
-        finally:
-            del self._waiting[name]
 
     def _give_place(self) -> None:
         """Let the most urgent of those that wait go on."""
-        while following := self._turns.give():
-            going = self._waiting[following]
+        while going := self._turns.give():
             if not going.done():
                 going.set_result(None)
                 return
 
-    async def _join(self, name: str, work: Any, ref: ArtifactRef, urls: list[str]) -> Any:
-        """Do a transfer, or wait for the same one that is under way."""
-        task = self._transfers.get(name)
-        if task is None:
-            if len(self._transfers) >= MAX_TRANSFERS:
-                raise _failed(f"{MAX_TRANSFERS} transfers wait already")
-            task = asyncio.create_task(work(ref, urls))
-            self._transfers[name] = task
-            task.add_done_callback(lambda done: self._finished(name, done))
-        return await asyncio.shield(task)
+    async def _join(
+        self,
+        name: str,
+        work: Any,
+        ref: ArtifactRef,
+        urls: list[str],
+        urgency: Urgency | None = None,
+    ) -> Any:
+        """Do a transfer, or wait for the same one that is under way.
 
-    def _finished(self, name: str, task: asyncio.Task[None]) -> None:
-        del self._transfers[name]
+        One with an urgency waits in line, and leaves it with the last of those who want it.
+        """
+        transfer = self._transfers.get(name)
+        if transfer is None:
+            if len(self._transfers) >= MAX_TRANSFERS and urgency != FIRST:
+                raise _failed(f"{MAX_TRANSFERS} transfers wait already")
+            transfer = _Transfer(asyncio.create_task(work(ref, urls)), begun=urgency is None)
+            self._transfers[name] = transfer
+            transfer.task.add_done_callback(partial(self._finished, name))
+        transfer.wanted += 1
+        try:
+            return await asyncio.shield(transfer.task)
+        finally:
+            transfer.wanted -= 1
+            if not transfer.begun and not transfer.wanted:
+                self._forget(name, transfer.task)
+                transfer.task.cancel()
+
+    def _forget(self, name: str, task: asyncio.Task[Any]) -> None:
+        transfer = self._transfers.get(name)
+        if transfer is not None and transfer.task is task:
+            del self._transfers[name]
+
+    def _finished(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._forget(name, task)
         if not task.cancelled():
             # Whoever waited may be gone; the failure was theirs to hear.
             task.exception()
@@ -210,11 +239,11 @@ class Fetcher:
 
     async def _after_others(self, digest: str) -> None:
         """Wait for those who gather the same content for other tenants, and came before."""
-        for name, task in list(self._transfers.items()):
-            if task is asyncio.current_task():
+        for name, transfer in list(self._transfers.items()):
+            if transfer.task is asyncio.current_task():
                 return
             if name.startswith("artifact ") and name.endswith(digest):
-                await asyncio.wait([task])
+                await asyncio.wait([transfer.task])
 
     def _asked(self, target: str, urls: list[str]) -> dict[str, Any] | None:
         if self._trust is None:
@@ -226,7 +255,14 @@ class Fetcher:
         await self._get(self._blobs, ref, [f"{base}/v1/blobs" for base in urls])
 
     async def _push(self, ref: ArtifactRef, urls: list[str]) -> str:
-        bases = [f"{base}/v1/blobs" for base in urls]
+        # Whoever asked may leave before it has ended.
+        self._blobs.pin(ref.digest)
+        try:
+            return await self._put(ref, [f"{base}/v1/blobs" for base in urls])
+        finally:
+            self._blobs.unpin(ref.digest)
+
+    async def _put(self, ref: ArtifactRef, bases: list[str]) -> str:
         if ref.digest.startswith(DIGEST_PREFIX):
             self._check(ref.digest)
             await self._ask("put", self._blobs, ref, bases)

@@ -1,35 +1,38 @@
 """Which values move next: a bounded number at once, the others by how urgent they are."""
 
 from itertools import count
+from typing import Generic, TypeVar
 
 from device_agent.core.queue import Urgency
 
+Key = TypeVar("Key")
 
-class Turns:
-    """Places of transfers, and the names of those that wait for one; pure."""
+
+class Turns(Generic[Key]):
+    """Places of transfers, and those that wait for one; pure."""
 
     def __init__(self, places: int) -> None:
         self._free = places
-        self._waiting: dict[str, tuple[Urgency, int]] = {}
+        self._waiting: dict[Key, tuple[Urgency, int]] = {}
         self._arrivals = count()
 
-    def take(self, name: str, urgency: Urgency) -> bool:
-        """Take a place; False: there is none, and the name waits."""
+    def take(self, key: Key, urgency: Urgency) -> bool:
+        """Take a place; False: there is none, and it waits."""
         if self._free:
             self._free -= 1
             return True
-        self._waiting[name] = urgency, next(self._arrivals)
+        self._waiting[key] = urgency, next(self._arrivals)
         return False
 
-    def leave(self, name: str) -> None:
+    def leave(self, key: Key) -> None:
         """Wait no more."""
-        self._waiting.pop(name, None)
+        self._waiting.pop(key, None)
 
-    def give(self) -> str:
-        """Give a place back; the name that has it now, empty: nobody waits."""
+    def give(self) -> Key | None:
+        """Give a place back; who has it now, None: nobody waits."""
         if not self._waiting:
             self._free += 1
-            return ""
+            return None
         first = min(self._waiting, key=self._waiting.__getitem__)
         del self._waiting[first]
         return first

@@ -308,6 +308,16 @@ class PushBlob(Struct, frozen=True):
     """As in `FetchBlob`."""
 
 
+class LeaveBlob(Struct, frozen=True):
+    """Take back one `FetchBlob` or `PushBlob`: nobody waits for it any more. Not answered.
+
+    Whoever else asked for the same value has it; what moves already may come to its end.
+    """
+
+    digest: str
+    pushing: bool = False
+
+
 class ReadMemory(Struct, frozen=True):
     """Say what a task remembers; answered by `MemoryRead`, whatever happens."""
 
@@ -439,6 +449,7 @@ Command = (
     | DropValues
     | FetchBlob
     | PushBlob
+    | LeaveBlob
     | ReadMemory
     | WriteMemory
     | ReadSource

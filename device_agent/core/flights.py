@@ -11,7 +11,7 @@ from typing import Final, TypeGuard
 import msgspec
 from msgspec import Struct, field
 
-from device_agent.core.commands import Forward, PushBlob
+from device_agent.core.commands import Forward, LeaveBlob, PushBlob
 from device_agent.core.events import Received
 from device_agent.core.turn import Turn
 from device_agent.core.values import MESSAGE_MAX_BYTES, blobs, cell_in, inline_bytes
@@ -229,6 +229,7 @@ class Flights:
         if failure is None or not failure.retryable or tries >= ATTEMPTS_MAX:
             self._end(flight, result)
             return
+        self._leave(flight)
         flight.paused = True
         wait_ms = min(PAUSE_FIRST_MS << min(flight.pauses - 1, 8), PAUSE_MAX_MS)
         self._wake(flight, self._turn.now_ms + self._turn.spread(wait_ms))
@@ -241,7 +242,13 @@ class Flights:
         self._forget(flight)
         self._ended(flight, result)
 
+    def _leave(self, flight: Flight) -> None:
+        """Have it wait for pushes no more; `pushing` tells that it must ask for them again."""
+        if not flight.paused:
+            self._turn.out += [LeaveBlob(digest, pushing=True) for digest in flight.pushing]
+
     def _forget(self, flight: Flight) -> None:
+        self._leave(flight)
         del self._flights[flight.id]
         self._turn.timers.cancel(("flight", flight.id))
 

@@ -9,6 +9,8 @@ Urgency = tuple[int, float]
 """Lower comes first: priority with its sign turned, deadline in milliseconds."""
 LEAST: Final[Urgency] = (0, inf)
 """Of what no request waits for."""
+FIRST: Final[Urgency] = (-1_000, 0.0)
+"""Before every request: of what a moving task remembers, for which all its requests wait."""
 Rank = tuple[int, float, int]
 """Lower comes first: priority with its sign turned, deadline in milliseconds, arrival."""
 

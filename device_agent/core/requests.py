@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from device_agent.core.admission import MADE_MAX_BYTES, Admission
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import DropValues, ExpectCall, PushBlob
+from device_agent.core.commands import DropValues, ExpectCall, LeaveBlob, PushBlob
 from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, Received
 from device_agent.core.instances import Instance
 from device_agent.core.quality import Meter
@@ -62,8 +62,6 @@ if TYPE_CHECKING:
 
 ELAPSED_MAX_MS: Final = 3_600_000.0
 """No request has more time: a peer that claims more is not believed."""
-PUSHERS_MAX: Final = 1024
-"""Answers that may wait for one push before those nobody waits for are cleared away."""
 
 _Code: Final = FailureCode
 
@@ -400,8 +398,6 @@ class Requests:
             request.pushing[task] = set(large)
             for digest, size_bytes in large.items():
                 waiters = self._pushes.setdefault(digest, [])
-                if len(waiters) >= PUSHERS_MAX:
-                    waiters[:] = [one for one in waiters if one[1] in one[0].pushing]
                 waiters.append((request, task))
                 if len(waiters) == 1:
                     urls, cause = self._turn.urls(request.reply_to), request.cause
@@ -464,7 +460,19 @@ class Requests:
             self._leave_guest(run)
         request.runs.clear()
         request.waiting.clear()
+        for task, digests in request.pushing.items():
+            self._leave(request, task, digests)
         request.pushing.clear()
+
+    def _leave(self, request: Request, task: str, digests: set[str]) -> None:
+        """Have an answer wait for pushes no more; what nobody else waits for is not pushed."""
+        for digest in digests:
+            waiters = self._pushes.get(digest)
+            if waiters is not None:
+                waiters.remove((request, task))
+                if not waiters:
+                    del self._pushes[digest]
+                    self._turn.out.append(LeaveBlob(digest, pushing=True))
 
     def _settle(self, request: Request) -> None:
         self.admission.settle(request)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from device_agent.core.commands import CancelCall, Execute, ExecuteTogether, FetchBlob
+from device_agent.core.commands import CancelCall, Execute, ExecuteTogether, FetchBlob, LeaveBlob
 from device_agent.core.instances import Batch, Instance
 from device_agent.core.quality import Meter
 from device_agent.core.request import Phase, Request, Run
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from device_agent.core.batches import Pace
     from device_agent.core.deviceless import Deviceless
 
-WAITERS_MAX: Final = 1024
-"""Runs that may wait for one large value before those nobody waits for are cleared away."""
 AGAIN: Final = 2.0
 """Another attempt may help when there is time for so many mean runs."""
 
@@ -107,8 +105,18 @@ class Workers:
             instance.queue.remove(run)
         elif run.phase is Phase.FETCHING:
             instance.fetching -= 1
+            self._leave(run)
             self._check_idle(instance)
         run.phase = Phase.DEAD
+
+    def _leave(self, run: Run) -> None:
+        """Have a run wait for values no more; what nobody else waits for is not fetched."""
+        for digest in run.wanted:
+            waiters = self._fetches[digest]
+            waiters.remove(run)
+            if not waiters:
+                del self._fetches[digest]
+                self._turn.out.append(LeaveBlob(digest))
 
     def forget(self, instance: Instance) -> None:
         """Forget the calls of an instance that will answer none of them."""
@@ -120,21 +128,25 @@ class Workers:
 
     def not_fetched(self, digest: str) -> list[Request]:
         """Return the requests that wait for a value which cannot be had."""
-        runs = self._fetches.pop(digest, ())
-        return [run.request for run in runs if run.phase is Phase.FETCHING]
+        return [run.request for run in self._waited(digest)]
+
+    def _waited(self, digest: str) -> list[Run]:
+        """Return the runs that waited for a value; they wait for it no more."""
+        runs = self._fetches.pop(digest, [])
+        for run in runs:
+            run.wanted.discard(digest)
+        return runs
 
     def blob_ready(self, digest: str) -> None:
         """Go on with every run that waited for this value last."""
-        for run in self._fetches.pop(digest, ()):
-            if run.phase is Phase.FETCHING:
-                run.wanted.discard(digest)
-                if not run.wanted:
-                    run.instance.fetching -= 1
-                    run.fetch_us = int((self._turn.now_ms - run.since_ms) * 1000)
-                    run.since_ms = self._turn.now_ms
-                    self._meter.of(run.instance).fetch.add(run.fetch_us / 1000)
-                    self.enqueue(run)
-                    self._settle(run.request)
+        for run in self._waited(digest):
+            if not run.wanted and run.phase is Phase.FETCHING:
+                run.instance.fetching -= 1
+                run.fetch_us = int((self._turn.now_ms - run.since_ms) * 1000)
+                run.since_ms = self._turn.now_ms
+                self._meter.of(run.instance).fetch.add(run.fetch_us / 1000)
+                self.enqueue(run)
+                self._settle(run.request)
 
     def start(self, run: Run) -> None:
         """Fetch the large inputs of a run, then let it run or wait."""
@@ -152,8 +164,6 @@ class Workers:
         run.wanted = set(large)
         for digest, size_bytes in large.items():
             waiters = self._fetches.setdefault(digest, [])
-            if len(waiters) >= WAITERS_MAX:
-                waiters[:] = [one for one in waiters if one.phase is Phase.FETCHING]
             waiters.append(run)
             if len(waiters) == 1:
                 request = run.request

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.cache import ArtifactCache
 from device_agent.artifacts.fetch import PARALLEL, Fetcher, TlsFiles
-from device_agent.core.queue import Urgency
+from device_agent.core.queue import FIRST, Urgency
 from device_agent.executors.door import ExecutorFailure
 from protocols.errors import Blame
 from protocols.manifest import ArtifactRef
@@ -242,6 +242,74 @@ async def test_the_most_urgent_value_that_waits_is_moved_first(
         for gate in store.gates.values():
             gate.set()
     assert asked == [path_of(one) for one in (b"sooner", b"soon", b"later")]
+
+
+def occupied(fetcher: Fetcher, store: Store) -> list[asyncio.Task[Path]]:
+    """Take every place, until the gates of the store are set."""
+    going = []
+    for number in range(PARALLEL):
+        value = offer(store, f"first {number}".encode(), "blobs")
+        store.gates[f"/v1/blobs/{value.digest[7:]}"] = threading.Event()
+        fetch = fetcher.fetch_blob(value.digest, value.size_bytes, [store.url], (-9, 0.0))
+        going.append(asyncio.create_task(fetch))
+    return going
+
+
+async def test_a_value_that_nobody_waits_for_any_more_leaves_the_line(
+    fetcher: Fetcher, store: Store
+) -> None:
+    going = occupied(fetcher, store)
+    gone, shared, live = (offer(store, data, "blobs") for data in (b"gone", b"shared", b"live"))
+
+    def fetch(ref: ArtifactRef) -> asyncio.Task[Path]:
+        one = fetcher.fetch_blob(ref.digest, ref.size_bytes, [store.url], (-5, 1000.0))
+        going.append(asyncio.create_task(one))
+        return going[-1]
+
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0)
+            expired = [fetch(gone), fetch(gone), fetch(shared)]
+            also, last = fetch(shared), fetch(live)
+            await asyncio.sleep(0)
+            for one in expired:
+                one.cancel()
+            await asyncio.wait(expired)
+            again = fetch(gone)
+            again.cancel()
+            for gate in store.gates.values():
+                gate.set()
+            await asyncio.gather(also, last)
+            assert (await fetch(gone)).read_bytes() == b"gone", "asked for again, it comes"
+    finally:
+        for gate in store.gates.values():
+            gate.set()
+        await asyncio.gather(*going, return_exceptions=True)
+    asked = [path for _, path, _ in store.asked if path not in store.gates]
+    assert asked == [f"/v1/blobs/{one.digest[7:]}" for one in (shared, live, gone)]
+
+
+async def test_a_memory_is_fetched_though_so_many_values_wait(
+    fetcher: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.artifacts.fetch.MAX_TRANSFERS", PARALLEL)
+    going = occupied(fetcher, store)
+    ref = offer(store, b"memory", "blobs")
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0)
+            with pytest.raises(ExecutorFailure, match="transfers wait already"):
+                await fetcher.fetch_blob(ref.digest, ref.size_bytes, [store.url], (-9, 0.0))
+            fetch = fetcher.fetch_blob(ref.digest, ref.size_bytes, [store.url], FIRST)
+            going.append(asyncio.create_task(fetch))
+            await asyncio.sleep(0)
+            for gate in store.gates.values():
+                gate.set()
+            assert (await going[-1]).read_bytes() == b"memory"
+    finally:
+        for gate in store.gates.values():
+            gate.set()
+        await asyncio.gather(*going, return_exceptions=True)
 
 
 async def test_a_value_that_leaves_gets_its_digest_and_lies_under_it(

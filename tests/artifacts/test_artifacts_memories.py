@@ -13,9 +13,13 @@ from device_agent.artifacts.blobs import BlobFolder
 from device_agent.artifacts.fetch import Fetcher
 from device_agent.core import commands, events
 from device_agent.core.memories import digest_of
+from device_agent.core.queue import FIRST, Urgency
+from device_agent.executors.door import ExecutorFailure, Failed
 from device_agent.memories import WHOLE_MAX_BYTES, Memories
 from device_agent.transfers import Transfers
+from protocols.errors import Blame
 from protocols.messages import MemoryState
+from protocols.messages.invocation import FailureCode
 
 WHOLE = os.urandom(300_000)
 GONE = "http://127.0.0.1:1"
@@ -57,7 +61,7 @@ class Node:
     def _tell(self, event: Any) -> None:
         self.told.append(event)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> object:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -97,6 +101,19 @@ async def test_it_comes_from_the_next_store_where_the_first_is_gone(
     node.give(apart(), GONE, store.url)
     assert await node.over() == [""]
     assert node.executor.given == [WHOLE]
+
+
+async def test_it_moves_before_the_values_of_requests(node: Node, monkeypatch: Any) -> None:
+    said: list[Urgency] = []
+
+    async def fetch(*asked: Any) -> None:
+        said.append(asked[3])
+        raise ExecutorFailure(Failed(FailureCode.FETCH, Blame.ENVIRONMENT, "gone", retryable=True))
+
+    monkeypatch.setattr(Fetcher, "fetch_blob", lambda _, *asked: fetch(*asked))
+    node.give(apart(), GONE)
+    assert await node.over() == ["gone"]
+    assert said == [FIRST]
 
 
 async def test_content_that_is_another_one_is_not_taken_in(node: Node, store: Store) -> None:

@@ -1,11 +1,11 @@
 """Which values move next."""
 
 from device_agent.artifacts.turns import Turns
-from device_agent.core.queue import LEAST
+from device_agent.core.queue import FIRST, LEAST
 
 
 def test_so_many_go_at_once_and_the_others_by_urgency() -> None:
-    turns = Turns(2)
+    turns = Turns[str](2)
     assert turns.take("a", LEAST)
     assert turns.take("b", LEAST)
     for name, urgency in {
@@ -17,16 +17,26 @@ def test_so_many_go_at_once_and_the_others_by_urgency() -> None:
     }.items():
         assert not turns.take(name, urgency)
     order = [turns.give() for _ in range(6)]
-    assert order == ["higher", "sooner", "as soon", "later", "artifact", ""]
+    assert order == ["higher", "sooner", "as soon", "later", "artifact", None]
     assert turns.take("c", LEAST)
     assert not turns.take("d", LEAST), "one place was given back, the others went on"
 
 
 def test_one_that_waits_no_more_is_passed_over() -> None:
-    turns = Turns(1)
+    turns = Turns[str](1)
     turns.take("a", LEAST)
     turns.take("b", (-5, 100.0))
     turns.take("c", (-5, 200.0))
     turns.leave("b")
     turns.leave("b")
     assert turns.give() == "c"
+
+
+def test_what_a_moving_task_remembers_waits_for_one_place_whatever_else_comes() -> None:
+    turns = Turns[str](1)
+    turns.take("under way", (-9, 0.0))
+    for number in range(100):
+        turns.take(f"request {number}", (-9, float(number)))
+    turns.take("memory", FIRST)
+    turns.take("another request", (-9, 0.0))
+    assert turns.give() == "memory"

@@ -315,6 +315,10 @@ def test_large_values_go_to_the_store_before_a_request_elsewhere() -> None:
     assert [one.digest for one in of(commands.PushBlob, said)] == [blob.digest]
     assert not of(Invoke, said)
     assert of(Invoke, node.tell(events.BlobPushed(blob.digest)))
+    late = fed(plan=REMOTE)
+    read(late, blob)
+    said = late.after(1000)
+    assert commands.LeaveBlob(blob.digest, pushing=True) in said, "its time is over"
     here = fed()
     said = read(here, blob)
     assert not of(commands.PushBlob, said)

@@ -430,6 +430,33 @@ def test_calls_and_values_are_as_urgent_as_their_request(node: SimNode) -> None:
     assert execute.budget_ms == 19_000 > manifest().limits.deadline_ms
 
 
+def test_a_value_that_nobody_waits_for_any_more_is_let_go(node: SimNode) -> None:
+    body = msgspec.structs.replace(invoke(), inputs={"x": BLOB})
+    later = msgspec.structs.replace(invoke("r2", budget_ms=3000), inputs={"x": BLOB})
+    node.call(body)
+    node.call(later)
+    said = node.at(node.now_ms + 1000)
+    assert failure(said).code is FailureCode.DEADLINE
+    assert not of(commands.LeaveBlob, said), "another request waits for it"
+    said = node.call(Cancel("r2"))
+    assert of(commands.LeaveBlob, said) == [commands.LeaveBlob(BLOB.digest)]
+    assert of(commands.FetchBlob, node.call(msgspec.structs.replace(later, request="r3")))
+    node.call(msgspec.structs.replace(later, request="r4"))
+    assert of(commands.Execute, node.tell(events.BlobReady(BLOB.digest)))
+    assert not of(commands.LeaveBlob, node.call(Cancel("r3"))), "it is here"
+
+
+def test_outputs_that_nobody_waits_for_any_more_are_not_pushed(node: SimNode) -> None:
+    for request, budget_ms in (("r1", 1000), ("r2", 3000)):
+        node.call(invoke(request, budget_ms=budget_ms))
+        node.answer(y=BLOB)
+    said = node.at(node.now_ms + 1000)
+    assert failure(said).code is FailureCode.DEADLINE
+    assert not of(commands.LeaveBlob, said), "another answer waits for it"
+    said = node.call(Cancel("r2"))
+    assert of(commands.LeaveBlob, said) == [commands.LeaveBlob(BLOB.digest, pushing=True)]
+
+
 def test_a_large_input_that_cannot_be_had_fails_as_retryable(node: SimNode) -> None:
     node.call(msgspec.structs.replace(invoke(), inputs={"x": BLOB}))
     said = failure(node.tell(events.BlobFailed(BLOB.digest, "404")))

@@ -1,5 +1,6 @@
 """The hands when the disk under them fails: one call or nothing is lost, never the daemon."""
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,44 @@ def test_outputs_too_much_together_are_made_files_until_they_are_dropped(hands: 
     assert hands.blobs.used_bytes() == 120_000
     hands.workshop.doors[commands.DropValues](commands.DropValues((*names, f"made:{'0' * 64}")))
     assert hands.blobs.used_bytes() == 0
+
+
+@pytest.mark.parametrize("pushing", [False, True])
+async def test_one_who_asked_for_a_value_leaves_and_the_other_one_has_it(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch, *, pushing: bool
+) -> None:
+    ends = asyncio.Event()
+    told = []
+
+    class Fetching:
+        async def fetch_blob(self, *_: object) -> None:
+            told.append("asked")
+            try:
+                await ends.wait()
+            except asyncio.CancelledError:
+                told.append("left")
+                raise
+
+        async def push_blob(self, *_: object) -> str:
+            await self.fetch_blob()
+            return ""
+
+    fetching = Fetching()
+    monkeypatch.setattr(hands.workshop._transfers, "_make_fetcher", lambda: fetching)
+    doors, named = hands.workshop.doors, f"sha256:{'0' * 64}"
+    kind = commands.PushBlob if pushing else commands.FetchBlob
+    for _ in range(2):
+        doors[kind](kind(named, 5, (), ""))
+    await asyncio.sleep(0)
+    doors[commands.LeaveBlob](commands.LeaveBlob(named, not pushing))
+    doors[commands.LeaveBlob](commands.LeaveBlob(named, pushing))
+    ends.set()
+    async with asyncio.timeout(60):
+        await asyncio.gather(*hands.workshop._tasks, return_exceptions=True)
+    assert told == ["asked", "asked", "left"]
+    assert len(hands.told) == 1
+    doors[commands.LeaveBlob](commands.LeaveBlob(named, pushing))
+    assert not hands.crashes
 
 
 async def test_a_folder_that_cannot_be_looked_after_ends_nothing(hands: Hands) -> None:
