@@ -83,6 +83,8 @@ class HandoverRecord(Struct, frozen=True):
     """Tasks that serve the node from other nodes: whether each follows or stays, and why."""
     client_gap_ms: float | None = None
     """How long a client's request stood at most around it, as clients have told; None: none has."""
+    ping_pong: bool = False
+    """Whether it was completed and took the node back to the cell that it had left just before."""
 
 
 class PointRecord(Struct, frozen=True):
@@ -173,6 +175,7 @@ def _both(one: HandoverRecord, other: HandoverRecord) -> HandoverRecord:
         reason="" if ended and one.state is HandoverState.FAILED else one.reason or other.reason,
         arrived=max(one.arrived, other.arrived),
         attached=one.attached or other.attached,
+        ping_pong=one.ping_pong or other.ping_pong,
         tasks=tuple(dict.fromkeys((*one.tasks, *other.tasks))),
         phases=phases,
         times=one.times or other.times,

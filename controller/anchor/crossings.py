@@ -17,8 +17,6 @@ from controller.handover_records import (
 from controller.records import CROSSING
 from protocols.histogram import BOUNDS, pack, quantile, unpack
 
-PING_PONG_MS: Final = 10_000
-"""A node that is back after less was handed over in vain."""
 CROSSINGS_MAX: Final = 4096
 """Pairs of cells that are told apart."""
 NODES_MAX: Final = 100_000
@@ -34,9 +32,11 @@ class _Last(Struct, frozen=True):
 class Crossings:
     """Counts handovers as they end, for one anchor."""
 
-    def __init__(self, desk: Desk, anchor: str) -> None:
+    def __init__(self, desk: Desk, anchor: str, back_ms: int) -> None:
+        """Take no handover yet; a node that is back after less than `back_ms` went in vain."""
         self._desk = desk
         self._anchor = anchor
+        self._back_ms = back_ms
         self.records: dict[str, CrossingRecord] = {}
         self._last: dict[str, _Last] = {}
 
@@ -45,6 +45,15 @@ class Crossings:
         for one in records:
             if isinstance(one.value, CrossingRecord):
                 self.records[_key(one.value)] = one.value
+
+    def returns(self, handover: HandoverRecord) -> bool:
+        """Whether a handover that is completed now is a ping-pong."""
+        last = self._last.get(handover.node)
+        return (
+            last is not None
+            and (last.target, last.source) == (handover.source, handover.target)
+            and self._desk.now_ms - last.at_ms < self._back_ms
+        )
 
     def ended(self, handover: HandoverRecord, cause: str) -> None:
         """Count a handover that has ended; what was void has not been one."""
@@ -93,22 +102,17 @@ class Crossings:
         self._desk.keep(CROSSING, f"{self._anchor}/{key}", record, cause)
 
     def _completed(self, record: CrossingRecord, handover: HandoverRecord) -> CrossingRecord:
-        now_ms = self._desk.now_ms
-        last = self._last.pop(handover.node, None)
-        back = (
-            last is not None
-            and (last.target, last.source) == (handover.source, handover.target)
-            and now_ms - last.at_ms < PING_PONG_MS
-        )
+        self._last.pop(handover.node, None)
         if len(self._last) >= NODES_MAX:
             del self._last[next(iter(self._last))]
-        self._last[handover.node] = _Last(handover.source, handover.target, now_ms)
+        last = _Last(handover.source, handover.target, self._desk.now_ms)
+        self._last[handover.node] = last
         took_ms = float(handover.phases.get(HandoverState.COMPLETED.value, 0))
         ownerless_ms = float(handover.phases.get(OWNERLESS, 0))
         return structs.replace(
             record,
             completed=record.completed + 1,
-            ping_pongs=record.ping_pongs + back,
+            ping_pongs=record.ping_pongs + handover.ping_pong,
             total_ms=record.total_ms + took_ms,
             longest_ms=max(record.longest_ms, took_ms),
             ownerless_longest_ms=max(record.ownerless_longest_ms, ownerless_ms),

@@ -66,7 +66,8 @@ class Handovers:
     def __init__(self, book: Book, elsewheres: Elsewheres) -> None:
         self._book = book
         self._elsewheres = elsewheres
-        self.crossings = Crossings(book.desk, book.settings.name)
+        settings = book.settings
+        self.crossings = Crossings(book.desk, settings.name, settings.mobility.back_ms)
         self.records: dict[str, deque[HandoverRecord]] = {}
         """By node, the oldest first."""
         self._order: deque[tuple[str, int]] = deque()
@@ -412,7 +413,9 @@ class Handovers:
     def _end(
         self, record: HandoverRecord, state: HandoverState, why: str, cause: str
     ) -> HandoverRecord:
-        record = self._put(structs.replace(self._at(record, state), reason=why[:500]), cause)
+        record = structs.replace(self._at(record, state), reason=why[:500])
+        back = state is _S.COMPLETED and self.crossings.returns(record)
+        record = self._put(structs.replace(record, ping_pong=back), cause)
         self.crossings.ended(record, cause)
         self._began_ms.pop(record.node, None)
         self._book.desk.wake(TIMER + record.node, None)

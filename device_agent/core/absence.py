@@ -60,6 +60,7 @@ class Absence:
         if not fresh or turn.now_ms >= until_ms:
             return
         self._topics.update(fresh)
-        topics = tuple(Followed(*one) for one in fresh[:MAX_FOLLOWED])
-        asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics)
-        turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]
+        for first in range(0, len(fresh), MAX_FOLLOWED):
+            topics = tuple(Followed(*one) for one in fresh[first : first + MAX_FOLLOWED])
+            asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics)
+            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]

@@ -18,7 +18,9 @@ MAX_CANDIDATES: Final = 4
 """Cells that are tried for one handover."""
 MAX_RULES: Final = 8
 MAX_FOLLOWED: Final = 256
-"""Topics of services that one node takes in."""
+"""Topics of services that a node asks for in one message; what it takes in beyond it asks for in
+further ones.
+"""
 MAX_TASKS: Final = 8
 """Of a node, whose latency is told to who decides on its cell."""
 FLOOR_DB: Final = -200.0

@@ -7,12 +7,14 @@ import pytest
 from msgspec import structs
 from rich.console import Console
 
+from controller.handover_records import HandoverRecord, HandoverState
 from controller.records import NodeView
 from controller.records import Option as Weighed
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Accelerator, Inventory
 from protocols.messages.sense import AcceleratorLoad, LinkReport, LoadReport
 from tona.cli import draw
+from tona.cli.handovers import _details, _rows
 from tona.cli.tasks import options_table
 
 BARE = Inventory(
@@ -72,6 +74,24 @@ def test_a_node_says_how_many_times_over_its_memory_is_promised() -> None:
     assert (
         draw.task_memory(structs.replace(node, promised_bytes=0)) == "1.0 GiB, 512.0 MiB reserved"
     )
+
+
+def test_a_node_on_one_line_is_told_without_bars() -> None:
+    node = view(cell="a", handover="from b", load=LOAD, link=link(round_trip_ms=3.21), tasks=("t",))
+    assert draw.line(node) == (
+        "n1  online  cell a from b  cpu 50 %  memory 25 %  link wifi  rtt 3.2 ms  tasks 1"
+    )
+    lost = structs.replace(node, state=NodeState.LOST, handover="")
+    assert draw.line(lost) == ("n1  lost  cell a  cpu -  memory -  link -  rtt -  tasks -")
+
+
+def test_a_handover_that_was_a_ping_pong_is_marked() -> None:
+    there = HandoverRecord("n1-1", "n1", 1, "a", "b", HandoverState.COMPLETED)
+    back = HandoverRecord("n1-2", "n1", 2, "b", "a", HandoverState.COMPLETED, ping_pong=True)
+    [head, *rows] = text(_rows([back, there])).splitlines()
+    assert head.split()[5] == "PING-PONG"
+    assert [one.split()[5] for one in rows] == ["yes", "-"]
+    assert "yes: back in the cell that it had just left" in text(_details(back))
 
 
 def test_what_a_lost_node_said_last_is_not_shown_as_so() -> None:

@@ -11,8 +11,8 @@ from device_agent.core.absence import DOUBT_MS
 from device_agent.core.feeder import UNDER_WAY_MAX
 from protocols.manifest import Dtype
 from protocols.messages import CatchUp, Feed, LinkReport, Missed, Result
-from protocols.messages.mobility import Followed
-from protocols.messages.quality import Source, SourceKind
+from protocols.messages.mobility import MAX_FOLLOWED, Followed
+from protocols.messages.quality import MAX_SOURCES, Source, SourceKind
 from protocols.topics import Channel
 
 OTHER = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (-1,), rate_per_s=100.0)
@@ -84,6 +84,22 @@ def test_a_feed_that_is_told_anew_after_a_move_is_asked_for_as_well() -> None:
     node.after(10_000)
     other = structs.replace(OTHER, name="third.y")
     assert not asks(node.hear(structs.replace(FEED, number=4, sources=(other,))))
+
+
+def test_more_than_one_message_holds_is_asked_for_in_several() -> None:
+    node = SimNode()
+    node.join()
+    node.hear(assign("t", of=manifest(queue=64)))
+    for feed in range(MAX_FOLLOWED // MAX_SOURCES + 1):
+        sources = tuple(
+            structs.replace(OTHER, input=f"x{one}", name=f"other-{feed}-{one}.y")
+            for one in range(MAX_SOURCES)
+        )
+        node.hear(structs.replace(FEED, service=f"s{feed}", sources=sources))
+    asked = [body for _, body in back(node)]
+    assert [len(one.topics) for one in asked] == [MAX_FOLLOWED, MAX_SOURCES]
+    topics = {(one.service, one.channel) for body in asked for one in body.topics}
+    assert topics == node.core.feeder.followed.keys()
 
 
 def test_who_was_never_away_or_follows_nothing_asks_for_nothing() -> None:

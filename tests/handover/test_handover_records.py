@@ -10,6 +10,7 @@ from controller.handover_records import (
     one_of_each,
     summed,
 )
+from controller.mobility.settings import MobilitySettings
 from controller.store.kinds import TYPES, decode, encode
 from protocols.messages import Neighbours
 
@@ -27,6 +28,23 @@ def test_every_record_of_a_handover_can_be_stored() -> None:
     for (kind, key), record in (bench.store | bench.stores["ts-a"]).items():
         assert record.value is not None
         assert decode(kind, key, encode(kind, record.value)) == record.value
+
+
+def test_a_return_to_the_cell_that_was_just_left_is_marked_and_counted() -> None:
+    bench = CellsBench("a", "b")
+    bench.born("n", "a")
+    bench.passes(1000, "n")
+    back_ms = MobilitySettings().back_ms
+    for cell, stays_ms in (("b", 1000), ("a", back_ms), ("b", 1000)):
+        bench.hand_over("n", cell)
+        bench.moves("n", cell)
+        bench.passes(stays_ms, "n")
+    found = [(one.target, one.state, one.ping_pong) for one in bench.handovers("n")]
+    completed = HandoverState.COMPLETED
+    assert found == [("b", completed, False), ("a", completed, True), ("b", completed, False)]
+    values = [one.value for one in bench.store.values()]
+    counted = {one.target: one.ping_pongs for one in values if isinstance(one, CrossingRecord)}
+    assert counted == {"a": 1, "b": 0}
 
 
 def test_an_anchor_that_begins_anew_knows_the_cells() -> None:
@@ -59,6 +77,7 @@ def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
         asked_again=1,
         said_again=0,
         client_gap_ms=33.0,
+        ping_pong=True,
     )
     alone = HandoverRecord("n-9", "n", 4, "b", "a", completed, arrived=9, started_unix_ms=2000)
     [one, other] = one_of_each([theirs, alone, mine])
@@ -67,7 +86,7 @@ def test_what_two_anchors_have_seen_of_a_handover_is_told_once() -> None:
         "preparing": 0, "commanded": 5, "switching": 40, "ownerless": 9, "completed": 62
     }  # fmt: skip
     assert (one.times, one.gap_ms, one.asked_again) == ({"link_ms": 1.0}, 30.0, 1)
-    assert one.client_gap_ms == 33.0
+    assert (one.client_gap_ms, one.ping_pong) == (33.0, True)
     assert other == alone
     # A node that comes of its own will, late: the anchor that has given it up sees it come.
     late = HandoverRecord("x", "n", 5, "a", "b", HandoverState.FAILED, reason="not in time")

@@ -109,6 +109,24 @@ def fleet(nodes: Iterable[NodeView], width: int = WIDE) -> Table:
     return made
 
 
+def line(node: NodeView) -> str:
+    """Return a node on one line, as what reads a pipe wants it."""
+    lost = node.state in (NodeState.LOST, NodeState.MOVED)
+    load, link = (None, None) if lost else (node.load, node.link)
+    memory = None if lost else memory_percent(node)
+    parts = (
+        node.node,
+        node.state.value,
+        f"cell {_cell(node)}",
+        f"cpu {or_dash(load and load.cpu_percent, '{:.0f} %')}",
+        f"memory {or_dash(memory, '{:.0f} %')}",
+        f"link {link_name(link)}",
+        f"rtt {or_dash(link and link.round_trip_ms, '{:.1f} ms')}",
+        f"tasks {'-' if lost else len(node.tasks)}",
+    )
+    return "  ".join(parts)
+
+
 def _cell(node: NodeView) -> Text:
     """Return which cell serves a node, and where it is on its way."""
     if not node.handover:

@@ -3,10 +3,11 @@
 import asyncio
 import os
 import select
+import stat
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from time import monotonic
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from typer import Argument, Option
 from protocols.messages.hierarchy import NodeState
 from tona.cli import complete, draw
 from tona.cli.context import AsJson, console, listing, show, with_api
+from tona.cli.plain import plain
 from tona.cli.signals import unless
 
 app = typer.Typer(help="The nodes with load and link.", no_args_is_help=True)
@@ -55,8 +57,13 @@ def watch(
         bool, Option("--json", help="Print a JSON object for each change instead.")
     ] = False,
 ) -> None:
-    """Follow the fleet live, until q or Ctrl-C."""
-    with_api(_print_changes if as_json else _live)
+    """Follow the fleet live, until q or Ctrl-C; into a pipe a line for each change."""
+    if as_json:
+        with_api(_print_changes)
+    elif sys.stdout.isatty():
+        with_api(_live)
+    else:
+        with_api(_print_lines)
 
 
 @node_app.command()
@@ -117,24 +124,71 @@ async def _print_changes(api: Any) -> None:
     import msgspec  # noqa: PLC0415 - only here
 
     from controller.api.named import to_json  # noqa: PLC0415 - the same
-    from controller.records import FLEET, NodeView  # noqa: PLC0415 - the same
+    from controller.records import NodeView  # noqa: PLC0415 - the same
 
-    nodes, token = await api.listing("fleet.status")
-    for node in nodes:
-        _line(node.node, to_json(node, NodeView))
-    async with aclosing(api.watch(FLEET, token)) as changes:
-        async for change in changes:
-            if change is not None:
-                gone = change.value is None
-                _line(
-                    change.key,
-                    msgspec.json.encode(None) if gone else to_json(change.value, NodeView),
-                )
+    def tell(node: str, view: Any) -> str:
+        value = msgspec.json.encode(None) if view is None else to_json(view, NodeView)
+        return f'{{"node":"{node}","value":{value.decode()}}}'
+
+    await _tell_changes(api, tell)
 
 
-def _line(key: str, value: bytes) -> None:
-    sys.stdout.write(f'{{"node":"{key}","value":{value.decode()}}}\n')
-    sys.stdout.flush()
+async def _print_lines(api: Any) -> None:
+    came = draw.Came()
+    told: dict[str, str] = {}
+
+    def tell(node: str, view: Any) -> str:
+        if view is None:
+            told.pop(node, None)
+            return plain(f"{node}  forgotten")
+        [noted] = came.noted([view], monotonic())
+        line = plain(draw.line(noted))
+        if told.get(node) == line:
+            return ""
+        told[node] = line
+        return line
+
+    await _tell_changes(api, tell)
+
+
+async def _tell_changes(api: Any, tell: Callable[[str, Any], str]) -> None:
+    """Print what `tell` makes of every node and every change, until nobody reads it any more."""
+    from tona.cli.follow import NODES, changes  # noqa: PLC0415 - slow to import
+
+    async def print_forever() -> None:
+        async with aclosing(changes(api, NODES)) as found:
+            async for node, view in found:
+                line = tell(node, view)
+                if line:
+                    sys.stdout.write(f"{line}\n")
+                    sys.stdout.flush()
+
+    left = asyncio.Event()
+    with _unread(left):
+        leaving = asyncio.ensure_future(left.wait())
+        try:
+            await unless(leaving, print_forever())
+        finally:
+            leaving.cancel()
+
+
+@contextmanager
+def _unread(left: asyncio.Event) -> Iterator[None]:
+    """Set an event when a pipe's reader has gone: a calm fleet gives no line that would fail."""
+    try:
+        handle = sys.stdout.fileno()
+        pipe = stat.S_ISFIFO(os.fstat(handle).st_mode)
+    except (OSError, ValueError):
+        pipe = False
+    if not pipe:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_reader(handle, left.set)
+    try:
+        yield
+    finally:
+        loop.remove_reader(handle)
 
 
 @contextmanager

@@ -43,6 +43,31 @@ async def follow(api: Api, what: Followed) -> AsyncGenerator[Things, None]:
             yield things
 
 
+async def changes(api: Api, what: Followed) -> AsyncGenerator[tuple[str, Any], None]:
+    """Yield name and state of each thing, and of each that changes; None: it is gone.
+
+    Raises as `Api.watch`.
+    """
+    known: set[str] = set()
+    things, token = await _list(api, what)
+    async with aclosing(api.watch(what.kind, token)) as watched:
+        while True:
+            for gone in known - things.keys():
+                yield gone, None
+            for name, value in things.items():
+                yield name, value
+            known = set(things)
+            async for change in watched:
+                if change is None:
+                    break
+                yield change.key, change.value
+                if change.value is None:
+                    known.discard(change.key)
+                else:
+                    known.add(change.key)
+            things, _ = await _list(api, what)
+
+
 async def until(
     api: Api, what: Followed, done: Callable[[Things], bool], within_s: float, hope: str
 ) -> Things:

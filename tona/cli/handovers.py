@@ -75,7 +75,7 @@ def cells(as_json: AsJson = False) -> None:
 
 def _rows(found: Sequence[HandoverRecord]) -> Table:
     made = table(
-        "HANDOVER", "NODE", "FROM", "TO", "STATE", ">TOOK", ">NODE GAP", ">CLIENT GAP",
+        "HANDOVER", "NODE", "FROM", "TO", "STATE", "PING-PONG", ">TOOK", ">NODE GAP", ">CLIENT GAP",
         ">SENT AGAIN", ">OWNERLESS", "STARTED", "CAUSE",
     )  # fmt: skip
     for one in found:
@@ -85,6 +85,7 @@ def _rows(found: Sequence[HandoverRecord]) -> Table:
             one.source,
             one.target,
             one.state.value,
+            "yes" if one.ping_pong else "-",
             or_dash(one.phases.get(HandoverState.COMPLETED.value), "{} ms"),
             or_dash(one.gap_ms, "{:.0f} ms"),
             or_dash(one.client_gap_ms, "{:.0f} ms"),
@@ -109,6 +110,7 @@ def _details(one: HandoverRecord) -> Table:
         ("state", one.state.value),
         ("cause", one.cause or "-"),
         ("reason", one.reason or "-"),
+        ("ping-pong", "yes: back in the cell that it had just left" if one.ping_pong else "no"),
         ("asked for", "by an operator" if one.by_hand else "by the network"),
         ("executed", "by the node, on its condition" if one.conditional else "on command"),
         ("attached", _attached(one)),
