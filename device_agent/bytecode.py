@@ -2,10 +2,12 @@
 
 Installed byte code has them, and who runs the daemon may rarely write beside it. So the lean kind
 is kept in the user's cache, made once by a process that ends, so that the daemon's own memory never
-sees a compiler.
+sees a compiler. When it is made, that of other versions, of ours or of Python, is deleted: whoever
+needs that still makes it again.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from device_agent.prepared import interpreter
 COMPILE_S: Final = 60.0
 """What a slow board may take; without it in time the daemon runs as installed."""
 _OTHERS: Final = 0o022
+_LEAN: Final = "lean-"
 _MODULES: Final = (
     "device_agent.begin",
     "device_agent.run",
@@ -41,7 +44,7 @@ def folder(environment: Mapping[str, str]) -> Path | None:
     if not given and not home:
         return None
     base = Path(given) if given else Path(home) / ".cache"
-    return base.absolute() / "tona" / f"lean-{sys.implementation.cache_tag}"
+    return base.absolute() / "tona" / f"{_LEAN}{sys.implementation.cache_tag}"
 
 
 def options(cache: Path | None) -> list[str]:
@@ -57,10 +60,11 @@ def options(cache: Path | None) -> list[str]:
             return []
         done = cache / f"made-{_installed()}"
         if not done.exists():
+            for old in (cache, *cache.parent.glob(f"{_LEAN}*")):
+                shutil.rmtree(old, ignore_errors=True)
+            cache.mkdir(0o700, exist_ok=True)
             command = [*interpreter(), *lean, "-c", f"import {', '.join(_MODULES)}"]
             subprocess.run(command, check=True, timeout=COMPILE_S, capture_output=True)
-            for old in cache.glob("made-*"):
-                old.unlink(missing_ok=True)
             done.touch()
     except (OSError, subprocess.SubprocessError):
         return []

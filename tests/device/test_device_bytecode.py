@@ -18,6 +18,11 @@ def test_the_daemon_loads_what_was_made_for_it(
 ) -> None:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     cache = tmp_path / "a" / "bytecode"
+    earlier = [cache.parent / "lean-cpython-39" / "made-1", cache / "made-1"]
+    beside = cache.parent / "another"
+    for old in (*earlier, beside):
+        old.parent.mkdir(0o700, parents=True, exist_ok=True)
+        old.touch()
     options = bytecode.options(cache)
     made = subprocess.run(
         [*interpreter(), *options, "-c", LOOK], check=True, capture_output=True, text=True
@@ -26,6 +31,8 @@ def test_the_daemon_loads_what_was_made_for_it(
     assert Path(made[1]).is_file()
     assert Path(made[1]).is_relative_to(cache)
     assert cache.stat().st_mode & 0o777 == 0o700
+    assert not [old for old in earlier if old.exists()], "of other versions nothing stays"
+    assert beside.exists()
     monkeypatch.setattr(bytecode, "COMPILE_S", 0.0)
     assert bytecode.options(cache) == options, "it is made once"
 
