@@ -23,6 +23,7 @@ from protocols.messages.job import JobState, JobSubmit
 from protocols.messages.presence import Inventory, Trust
 from protocols.messages.quality import Leeway, Source, TaskSample, Tuning, Variant, Warmth
 from protocols.messages.sense import LinkReport, LoadReport
+from protocols.messages.task import MemoryState
 from protocols.qoais import Bound
 
 USE_CASE: Final = "usecase"
@@ -43,6 +44,12 @@ CROSSING: Final = "crossing"
 POINT: Final = "point"
 GIVEN: Final = "given"
 REACH: Final = "reach"
+CHECKPOINT: Final = "checkpoint"
+
+UNWATCHED: Final = frozenset({CHECKPOINT})
+"""Bulk that only who has written it reads: people are not shown it, and the store's log of changes
+says nothing of it.
+"""
 
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
@@ -182,6 +189,14 @@ class FigureRecord(Struct, frozen=True):
     """Whether a calibration has ended, with figures or without."""
     refused: str = ""
     """Why a calibration could not run it."""
+
+
+class CheckpointRecord(Struct, frozen=True):
+    """What a task was heard to remember (kind `checkpoint`, key the task)."""
+
+    state: MemoryState
+    heard_unix_ms: int = 0
+    """When its node has said it; 0: that is not known."""
 
 
 class Option(Struct, frozen=True):

@@ -23,11 +23,13 @@ from controller.decider import Record
 from controller.desk import Desk
 from controller.records import (
     ANCHORED,
+    CHECKPOINT,
     FIGURE,
     NODE,
     STORY,
     TASK,
     AnchoredRecord,
+    CheckpointRecord,
     FigureRecord,
     Home,
     NodeRecord,
@@ -73,6 +75,7 @@ class Book:
             "unknown_scheduler": 0,
             "forged_message": 0,
             "checkpoints": 0,
+            "checkpoints_without_room": 0,
         }
         self._heard: set[str] = set()
         """Nodes of which a scheduler has spoken since our start."""
@@ -96,7 +99,10 @@ class Book:
                     self.figures.restore(value)
                 case StoryRecord() as value if record.kind == STORY:
                     self.stories.restore(value)
+                case CheckpointRecord() as value if record.kind == CHECKPOINT:
+                    self.checkpoints.restore(value)
         self.stories.restored(self.tasks.keys())
+        self.checkpoints.restored(self.tasks)
         for scheduler in self.settings.schedulers if self.tasks else ():
             self.wait_for(scheduler, AWAY_MS)
 

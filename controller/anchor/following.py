@@ -327,7 +327,8 @@ class Following:
             self._book.counters["stale_report"] += 1
             return
         self._book.counters["checkpoints"] += 1
-        self._book.checkpoints.take(state)
+        if not self._book.checkpoints.take(state):
+            self._book.counters["checkpoints_without_room"] += 1
 
     def _keeper(self, home: Home) -> str:
         """Return the scheduler that can ask the node where a memory is."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from controller.decider import Record, View
+from controller.records import UNWATCHED
 from protocols.errors import UserError
 
 LOG_LENGTH: Final = 16_384
@@ -67,6 +68,8 @@ class Registry:
     def apply(self, changes: Iterable[Record | View]) -> None:
         """Take in what a decider wants recorded or seen, in its order."""
         for one in changes:
+            if one.kind in UNWATCHED:
+                continue
             self.revision += 1
             table = self._tables.get(one.kind)
             if table is None:

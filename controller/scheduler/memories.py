@@ -42,7 +42,8 @@ LENT_MAX: Final = 1024
 STORES_MAX: Final = 4
 """Stores of this cell that another one is told of."""
 KEPT_MAX_BYTES: Final = 64 << 20
-"""Of all checkpoints in messages; beyond it no further task has one."""
+"""Of all checkpoints in messages; beyond it a task keeps the older one that it has, if any."""
+NO_ROOM: Final = "a newer one has no room"
 
 
 class _Way(Struct):
@@ -87,6 +88,8 @@ class _Kept(Struct):
     told: tuple[str, int, str | None] | None = None
     """Anchor that was told, epoch and digest."""
     told_ms: int = 0
+    anew: bool = False
+    """Whether all of it is asked for next: what was said does not follow on `state`."""
 
 
 class _Lent(Struct):
@@ -379,6 +382,7 @@ class Memories:
         way.lost = f"{origin.node} is lost with what it remembered"
         if state is not None:
             way.lost += f"; it goes on with what was known {now_ms - heard_ms} ms before"
+            way.lost += f" ({state.reason})" if state.reason else ""
         elif copy.remembers:
             way.lost += "; it goes on with the copy that was made for the move"
         else:
@@ -425,6 +429,7 @@ class Memories:
         stored = now_ms - kept.stored_ms < STORE_MS
         if (
             state is not None
+            and not kept.anew
             and state.epoch == current.epoch
             and (stored or state.data is not None)
         ):
@@ -440,26 +445,27 @@ class Memories:
             return
         have = kept.state
         if have is not None and have.digest == state.digest and have.epoch == state.epoch:
-            kept.heard_ms = self._desk.now_ms
+            kept.state, kept.heard_ms = structs.replace(have, reason=""), self._desk.now_ms
+            kept.anew = False
             self._tell(entry, kept)
             return
         whole = state
         if state.after_bytes:
-            if have is None or have.data is None or have.size_bytes != state.after_bytes:
-                # The copy that it follows on is another one: all of it is asked for next.
-                kept.state, kept.asked_ms = None, -(10**12)
-                return
-            data = have.data + (state.data or b"")
-            if len(data) > MEMORY_INLINE_BYTES:
-                kept.state, kept.asked_ms = None, -(10**12)
+            data = b""
+            if have is not None and have.data is not None and have.size_bytes == state.after_bytes:
+                data = have.data + (state.data or b"")
+            if not data or len(data) > MEMORY_INLINE_BYTES:
+                # What it follows on is another one, or both are too large for a message: all of it
+                # is asked for next, and what is known stays until it is there.
+                kept.anew, kept.asked_ms = True, -(10**12)
                 return
             whole = structs.replace(state, data=data, after_bytes=0)
-        self._weigh(kept.state, -1)
-        if self._kept_bytes + len(whole.data or b"") > KEPT_MAX_BYTES:
-            kept.state = None
+        if self._kept_bytes - _weight(have) + _weight(whole) > KEPT_MAX_BYTES:
+            if have is not None:
+                kept.state = structs.replace(have, reason=NO_ROOM)
             return
-        self._weigh(whole, 1)
-        kept.state, kept.heard_ms = whole, self._desk.now_ms
+        self._kept_bytes += _weight(whole) - _weight(have)
+        kept.state, kept.heard_ms, kept.anew = whole, self._desk.now_ms, False
         if whole.data is None:
             kept.stored_ms = self._desk.now_ms
         self._tell(entry, kept)
@@ -478,13 +484,14 @@ class Memories:
         said = structs.replace(said, final=False, checkpoint_age_ms=now_ms - kept.heard_ms)
         self._desk.tell(ToRole(entry.anchor), said, "checkpoint", entry.tenant)
 
-    def _weigh(self, state: MemoryState | None, sign: int) -> None:
-        if state is not None:
-            self._kept_bytes += sign * len(state.data or b"")
-
     def _drop(self, task: str) -> None:
-        self._weigh(self._kept.pop(task).state, -1)
+        self._kept_bytes -= _weight(self._kept.pop(task).state)
         self._ways.pop(task, None)
+
+
+def _weight(state: MemoryState | None) -> int:
+    """Return what a checkpoint takes here."""
+    return len(state.data or b"") if state is not None else 0
 
 
 def _waiting(entry: TaskEntry) -> Copy | None:

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import Record
+from controller.records import UNWATCHED
 from controller.store.door import Change, Expired, Fenced, OutOfOrder
 from controller.store.kinds import decode
 from controller.store.schema import blamed, check, migrate
@@ -24,6 +25,11 @@ BUSY_TIMEOUT_S: Final = 5.0
 """How long another process may hold the write lock before we give up."""
 WAL_MAX_BYTES: Final = 64 << 20
 """The write-ahead log is cut back to this after a checkpoint."""
+
+_CHANGES: Final = (
+    "SELECT seq, kind, key, body, cause, at_unix_ms, owner_epoch FROM log "  # noqa: S608 - marks alone
+    f"WHERE seq > ? AND kind NOT IN ({', '.join('?' * len(UNWATCHED))}) ORDER BY seq LIMIT ?"
+)
 
 Row = tuple[str, str, bytes | None, str]
 """Kind, key, body (None: deleted) and cause of a record."""
@@ -122,7 +128,7 @@ class Database:
         self.connection.executemany(
             "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (number, *row, now_unix_ms, one.owner_epoch)
+                (number, *_logged(row), now_unix_ms, one.owner_epoch)
                 for number, row in enumerate(one.rows, seq)
             ),
         )
@@ -152,11 +158,7 @@ class Database:
         with blamed(self._path), _Transaction(self.connection, "DEFERRED"):
             (seq,) = self.connection.execute("SELECT seq FROM owner").fetchone()
             (oldest,) = self.connection.execute("SELECT min(seq) FROM log").fetchone()
-            rows = self.connection.execute(
-                "SELECT seq, kind, key, body, cause, at_unix_ms, owner_epoch FROM log "
-                "WHERE seq > ? ORDER BY seq LIMIT ?",
-                (from_seq, limit),
-            ).fetchall()
+            rows = self.connection.execute(_CHANGES, (from_seq, *UNWATCHED, limit)).fetchall()
         if not (oldest or 1) - 1 <= from_seq <= seq:
             raise Expired(
                 f"the store {self._path} keeps changes {oldest or 1} to {seq}, "
@@ -168,6 +170,12 @@ class Database:
         """Let go of the file."""
         with blamed(self._path):
             self.connection.close()
+
+
+def _logged(row: Row) -> Row:
+    """Return what the log holds of a row: of bulk that nobody watches that it was there."""
+    kind, key, _, cause = row
+    return (kind, key, None, cause) if kind in UNWATCHED else row
 
 
 def _changes(rows: Iterable[tuple[int, str, str, bytes | None, str, int, int]]) -> Iterable[Change]:

@@ -26,6 +26,7 @@ TYPES: Final[dict[str, type[Struct]]] = {
     records.CROSSING: handover_records.CrossingRecord,
     records.POINT: handover_records.PointRecord,
     records.GIVEN: records.GivenRecord,
+    records.CHECKPOINT: records.CheckpointRecord,
     records.REACH: handover_records.ReachRecord,
     accounts.PROFILE: accounts.ProfileRecord,
     accounts.HEADS: accounts.HeadsRecord,

@@ -205,7 +205,7 @@ class MemoryState(Message, tag="memory-state", frozen=True):
     final: bool = False
     """Whether nothing can follow: the task is over there under this epoch."""
     reason: Text = ""
-    """Why it is not to be had, for people."""
+    """Why it, or of a checkpoint a newer one, is not to be had; for people."""
     store_urls: Annotated[tuple[Text, ...], Meta(max_length=4)] = ()
     """Between cells: the stores where the whole lies, best first; said by the TS of its node."""
     checkpoint_age_ms: Count | None = None

@@ -7,10 +7,19 @@ from cells_bench import CellsBench, store_of
 from tests_following import EDGE, EDGES, following_bench
 from tests_support import manifest, task_spec
 
-from controller.anchor.checkpoints import CHECKPOINTS_MAX, CHECKPOINTS_MAX_BYTES, Checkpoints
+from controller.anchor.checkpoints import (
+    CHECKPOINTS_MAX,
+    CHECKPOINTS_MAX_BYTES,
+    DURABLE_BURST_BYTES,
+    DURABLE_BYTES_PER_S,
+    DURABLE_MS,
+    NO_ROOM,
+    RECORD_BYTES,
+    Checkpoints,
+)
 from controller.decider import Linked, Received
 from controller.desk import Desk
-from controller.records import TaskState
+from controller.records import CheckpointRecord, TaskState
 from controller.scheduler.memories import WAIT_MAX_MS
 from protocols.manifest import HostFunction, Limits
 from protocols.messages import MemoryState, ServiceDelete, TaskEvent
@@ -99,6 +108,31 @@ def test_an_anchor_that_begins_anew_is_told_again() -> None:
     bench.passes(500, "edge-b")
     dies(bench)
     goes_on_with(bench, b"one")
+
+
+def test_what_is_durable_bears_that_anchor_scheduler_and_node_are_lost_together() -> None:
+    bench = bench_with()
+    bench.passes(DURABLE_MS, *bench.nodes)
+    bench.memory["edge-a", EDGE] = b"one, and what nobody has written yet"
+    bench.passes(2 * CHECKPOINT_MS, *bench.nodes)
+    bench.dead.add("edge-a")
+    for role in ("ta", "ts-a"):
+        bench.start(role)
+    for ts in bench.schedulers:
+        bench.feed("ta", Linked(ts))
+        bench.feed(ts, Linked("ta"))
+    bench.passes(2 * LONG_MS, "edge-b")
+    told = goes_on_with(bench, b"one")
+    age_ms = int(told.partition("it goes on with what was known ")[2].split()[0])
+    # The restart is in it, as is the wait for schedulers to speak and for the node.
+    assert 2 * CHECKPOINT_MS < age_ms <= 2 * CHECKPOINT_MS + 12_000
+
+
+def test_a_checkpoint_goes_with_its_task() -> None:
+    bench = bench_with()
+    assert ("checkpoint", EDGE) in bench.store
+    bench.feed("ta", Received("namo", 0, 0, "default", "test", ServiceDelete("svc", 2)))
+    assert ("checkpoint", EDGE) not in bench.store
 
 
 def test_a_scheduler_that_begins_anew_has_not_to_remember() -> None:
@@ -203,16 +237,95 @@ def said(task: str, size: int, epoch: int = 1, **changes: Any) -> MemoryState:
 def test_an_anchor_keeps_no_more_than_it_may(desk: Desk) -> None:
     kept = Checkpoints(desk)
     for number in range(CHECKPOINTS_MAX + 1):
-        kept.take(said(f"t{number}", 1))
+        assert kept.take(said(f"t{number}", 1))
     assert (kept.of("t0"), kept.of("t1") is None) == (None, False)
     kept = Checkpoints(desk)
     count = CHECKPOINTS_MAX_BYTES // MEMORY_INLINE_BYTES
-    for number in range(count + 1):
-        kept.take(said(f"t{number}", MEMORY_INLINE_BYTES))
+    for number in range(count):
+        assert kept.take(said(f"t{number}", MEMORY_INLINE_BYTES))
+    assert not kept.take(said(f"t{count}", MEMORY_INLINE_BYTES))
     assert kept.of(f"t{count}") is None
     kept.forget("t0")
-    kept.take(said(f"t{count}", MEMORY_INLINE_BYTES))
+    assert kept.take(said(f"t{count}", MEMORY_INLINE_BYTES))
     assert kept.of(f"t{count}") is not None
+
+
+def test_one_that_has_no_room_leaves_the_older_one_marked(desk: Desk) -> None:
+    kept = Checkpoints(desk)
+    kept.take(said("t", 1))
+    for number in range(CHECKPOINTS_MAX_BYTES // MEMORY_INLINE_BYTES):
+        kept.take(said(f"t{number}", MEMORY_INLINE_BYTES))
+    room = CHECKPOINTS_MAX_BYTES % MEMORY_INLINE_BYTES
+    desk.begin(11_000)
+    grown = said("t", room + 1, digest="sha256:" + "b" * 64)
+    assert not kept.take(grown)
+    older = kept.of("t")
+    assert older is not None
+    assert (older.data, older.checkpoint_age_ms, older.reason) == (bytes(1), 1000, NO_ROOM)
+    kept.forget("t0")
+    assert kept.take(grown)
+    newest = kept.of("t")
+    assert newest is not None
+    assert (newest.size_bytes, newest.checkpoint_age_ms, newest.reason) == (room + 1, 0, "")
+
+
+def written(desk: Desk) -> list[str]:
+    return [one.key for one in desk.output.learnt]
+
+
+def test_a_checkpoint_is_written_at_once_and_then_seldom(desk: Desk) -> None:
+    kept = Checkpoints(desk)
+    for number in range(2 * DURABLE_MS // 1000):
+        desk.begin(10_000 + 1000 * number)
+        kept.take(said("t", 4, digest=f"sha256:{number:064}"))
+        assert written(desk) == (["t"] if 1000 * number % DURABLE_MS == 0 else [])
+    # Who has heard the last change in between is told again that it is so, and writes it then.
+    desk.begin(10_000 + 2 * DURABLE_MS)
+    kept.take(said("t", 4, data=None, digest=f"sha256:{number:064}"))
+    assert written(desk) == ["t"]
+    desk.begin(10_000 + 3 * DURABLE_MS)
+    kept.take(said("t", 4, data=None, digest=f"sha256:{number:064}"))
+    assert written(desk) == []
+
+
+def test_more_than_may_be_written_stands_in_line(desk: Desk) -> None:
+    kept = Checkpoints(desk)
+    tasks = [f"t{number}" for number in range(40)]
+    for task in tasks:
+        kept.take(said(task, MEMORY_INLINE_BYTES))
+    each = MEMORY_INLINE_BYTES + RECORD_BYTES
+    first = written(desk)
+    assert first == tasks[: -(-DURABLE_BURST_BYTES // each)]
+    kept.forget(tasks[len(first)])
+    told, seconds = list(first), 0
+    while len(told) < len(tasks) - 1:
+        seconds += 1
+        desk.begin(10_000 + 1000 * seconds)
+        kept.take(said("t0", MEMORY_INLINE_BYTES, data=None))
+        told += written(desk)
+    assert told == [one for one in tasks if one != tasks[len(first)]]
+    assert len(told) * each <= DURABLE_BURST_BYTES + seconds * DURABLE_BYTES_PER_S + each
+
+
+def test_a_durable_checkpoint_is_taken_in_again_with_its_age() -> None:
+    desk = Desk("ta", 5_000_000)
+    desk.begin(10_000)
+    kept = Checkpoints(desk)
+    kept.take(said("t", 4, checkpoint_age_ms=300))
+    kept.take(said("u", 4))
+    records = [one.value for one in desk.output.learnt]
+    # Another life of the machine: its clock begins anew.
+    desk = Desk("ta", 5_017_000)
+    desk.begin(2000)
+    kept = Checkpoints(desk)
+    for one in records:
+        assert isinstance(one, CheckpointRecord)
+        kept.restore(one)
+    kept.restored({"t"})
+    again = kept.of("t")
+    assert again == said("t", 4, checkpoint_age_ms=9300)
+    assert kept.of("u") is None
+    assert [(one.key, one.value) for one in desk.output.records] == [("u", None)]
 
 
 def test_a_checkpoint_ages_until_it_is_heard_again(desk: Desk) -> None:

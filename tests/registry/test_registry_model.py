@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from controller.decider import Record, View
+from controller.records import CHECKPOINT
 from controller.registry import Change, Expired, Registry
 from protocols.errors import UserError
 
@@ -114,3 +115,9 @@ def test_listing_by_prefix_and_filter() -> None:
     assert registry.list("task", where=lambda thing: thing.number < 2) == [Thing(1), Thing(0)]
     assert registry.list("comet") == []
     assert registry.get("comet", "a") is registry.get("task", "a") is None
+
+
+def test_bulk_that_nobody_watches_is_not_held() -> None:
+    registry = Registry("e")
+    registry.apply([Record(CHECKPOINT, "t", Thing(1), "cause")])
+    assert (registry.list(CHECKPOINT), registry.revision) == ([], 0)

@@ -6,14 +6,16 @@ import pytest
 from scheduler_bench import Bench, drain, grant, running, said, told
 from tests_support import manifest
 
+from controller.scheduler import memories
 from controller.scheduler.memories import ASK_AGAIN_MS, COPY_MAX_MS, WAIT_MAX_MS
 from protocols.manifest import HostFunction, Limits
 from protocols.messages import Assign, MemoryRequest, MemoryState, Release, Route, Status, TaskEvent
 from protocols.messages.presence import Holding
-from protocols.messages.task import InstanceState, LostPolicy, Origin
+from protocols.messages.task import MEMORY_INLINE_BYTES, InstanceState, LostPolicy, Origin
 
 READY, STOPPED = InstanceState.READY, InstanceState.STOPPED
 NODES = ("n1", "n2", "n3")
+LARGE = MEMORY_INLINE_BYTES - 3
 COPY = MemoryState("svc.a", 1, "sha256:" + "a" * 64, 4, b"copy")
 
 
@@ -148,6 +150,51 @@ def test_a_checkpoint_is_put_together_from_what_follows(bench: Bench) -> None:
     second, *_ = told(bench.passes(8000, "n2", "n3"), "n2", Assign)
     [given] = told(waits(bench, "n2", second.epoch), "n2", MemoryState)
     assert (given.data, given.after_bytes) == (b"copyab", 0)
+
+
+def goes_on_with(bench: Bench) -> tuple[bytes | None, str]:
+    """Lose n1; return what n2 is given, and what is told of it."""
+    second, *_ = told(bench.passes(8000, "n2", "n3"), "n2", Assign)
+    [given] = told(waits(bench, "n2", second.epoch), "n2", MemoryState)
+    [event] = said(waits(bench, "n2", second.epoch, awaits=0), TaskEvent)
+    return given.data, event.detail
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        MemoryState("svc.a", 1, "sha256:" + "b" * 64, 9, b"ab", 7),
+        MemoryState("svc.a", 1, "sha256:" + "b" * 64, MEMORY_INLINE_BYTES + 1, bytes(LARGE), 4),
+    ],
+)
+def test_a_checkpoint_stays_until_all_of_a_newer_one_has_come(
+    bench: Bench, more: MemoryState
+) -> None:
+    grant_of(bench, checkpoint_ms=1000, lost_after_ms=1000)
+    bench.passes(1400, *NODES)
+    bench.node("n1", COPY)
+    [asked] = told(bench.passes(1000, *NODES), "n1", MemoryRequest)
+    assert asked.known == COPY.digest
+    bench.node("n1", more)
+    assert told(bench.passes(400, *NODES), "n1", MemoryRequest)[0].known == ""
+    assert goes_on_with(bench)[0] == COPY.data
+
+
+def test_a_checkpoint_without_room_leaves_the_older_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "KEPT_MAX_BYTES", 6)
+    grant_of(bench, checkpoint_ms=1000, lost_after_ms=1000)
+    bench.passes(1400, *NODES)
+    whole = MemoryState("svc.a", 1, "sha256:" + "b" * 64, 5, b"whole")
+    for one in (COPY, whole):
+        # What is put in another's place takes the other's room.
+        bench.node("n1", one)
+        bench.passes(1000, *NODES)
+    bench.node("n1", MemoryState("svc.a", 1, "sha256:" + "c" * 64, 7, b"ab", 5))
+    data, detail = goes_on_with(bench)
+    assert data == b"whole"
+    assert detail.endswith(" ms before (a newer one has no room)")
 
 
 def test_a_scheduler_without_memory_learns_from_the_nodes_what_is_due(bench: Bench) -> None:

@@ -6,9 +6,10 @@ import pytest
 from store_records import artifact, gone
 
 from controller.decider import Record
-from controller.records import ARTIFACT, ArtifactRecord
+from controller.records import ARTIFACT, CHECKPOINT, ArtifactRecord, CheckpointRecord
 from controller.store import Change, Expired, Fenced, OutOfOrder, SqliteStore
 from protocols.errors import EnvironmentFailure, TonaBug
+from protocols.messages import MemoryState
 
 
 async def test_what_is_appended_is_loaded_after_a_restart(path: Path) -> None:
@@ -193,3 +194,26 @@ async def test_the_log_is_bounded_and_an_older_revision_is_expired(
     assert reader.execute("SELECT count(*) FROM log").fetchone() == (10,)
     reader.close()
     assert len(await store.load()) == 25
+
+
+async def test_bulk_that_nobody_watches_is_loaded_and_not_in_the_log(path: Path) -> None:
+    def checkpoint(number: int) -> Record:
+        state = MemoryState("t", number, "sha256:" + "a" * 64, 4000, bytes(4000))
+        return Record(CHECKPOINT, "t", CheckpointRecord(state), "test")
+
+    store = await SqliteStore.open(path)
+    epoch = await store.acquire("a")
+    await store.append(epoch, 0, [checkpoint(1), artifact(1), checkpoint(2), artifact(2)])
+    changes = await store.changes(0, 2)
+    assert [(one.seq, one.record.kind) for one in changes] == [(2, ARTIFACT), (4, ARTIFACT)]
+    log_bytes = await store._do(
+        lambda database: database.connection.execute(
+            "SELECT sum(length(body)) FROM log"
+        ).fetchone()[0]
+    )
+    assert log_bytes < 1000
+    loaded = {one.kind: one.value for one in await store.load()}
+    assert loaded[CHECKPOINT] == checkpoint(2).value
+    await store.append(epoch, 4, [Record(CHECKPOINT, "t", None, "test")])
+    assert CHECKPOINT not in {one.kind for one in await store.load()}
+    await store.close()
