@@ -217,10 +217,14 @@ def check_name(what: str, name: str) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """Take HOST:PORT apart; an IPv6 address stands in brackets. Raises UserError."""
-    host, colon, port = text.rpartition(":")
+    """Take HOST:PORT apart; an IPv6 address stands in brackets. Raises UserError.
+
+    `mqtt://` before it is how controllers write it.
+    """
+    host, colon, port = text.removeprefix("mqtt://").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    known = bool(colon and host) and "/" not in host and port.isdecimal()
+    if not known or not 0 < int(port) < 1 << 16:
         raise UserError(f"broker {text!r} is no address: write HOST:PORT, such as 127.0.0.1:1883")
     return Address(host, int(port))
 

@@ -59,6 +59,7 @@ def test_every_host_name_becomes_a_valid_one(name: str) -> None:
         ("127.0.0.1:1883", "127.0.0.1", 1883, True),
         ("127.9.0.1:1", "127.9.0.1", 1, True),
         ("[::1]:1883", "::1", 1883, True),
+        ("mqtt://127.0.0.1:1883", "127.0.0.1", 1883, True),  # as a controller says it
         ("localhost:1883", "localhost", 1883, True),
         ("broker.example:8883", "broker.example", 8883, False),
         ("[2001:db8::1]:8883", "2001:db8::1", 8883, False),
@@ -71,7 +72,10 @@ def test_addresses(text: str, host: str, port: int, loopback: bool) -> None:
     assert (address.host, address.port, address.loopback) == (host, port, loopback)
 
 
-@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:0", "host:65536", "host:x"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "host", ":1", "host:", "host:0", "host:65536", "host:x", "mqtts://host:1", "host/cell:1"],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="HOST:PORT"):
         config.parse_address(text)

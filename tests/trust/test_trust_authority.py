@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from controller.trust import certificates
 from controller.trust.authority import Authority
 from controller.trust.certificates import BACKDATE
+from controller.trust.files import PRIVATE, write_atomic
 from protocols.errors import UserError
 from protocols.topics import Speaker
 from protocols.transport import tls
@@ -263,3 +264,10 @@ def test_two_at_once_lose_nothing(authority: Authority) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(12)))
     assert {entry.name for entry in authority.list()} == {f"n{number}" for number in range(12)}
+
+
+def test_where_nothing_can_be_written_it_is_said(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    with pytest.raises(UserError, match=r"cannot write .*key\.pem: Not a directory; name a"):
+        write_atomic(place / "key.pem", b"secret", PRIVATE)
