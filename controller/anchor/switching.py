@@ -177,9 +177,13 @@ class Switching:
             former = tuple(one for one in task.former if one != event.sender)
             self._book.put(structs.replace(task, former=former), event.cause)
             return
-        asked = task.heir and body.leased == task.epoch_high
-        if event.sender != task.scheduler or not asked:
+        if event.sender != task.scheduler or body.leased != task.epoch_high:
             self._book.counters["stale_report"] += 1
+            return
+        if not task.heir:
+            # It was to stay there (`stays`), but has ended before our word came.
+            if task.nodes:
+                self._granting.renew(task, event.cause)
             return
         seen = min(body.epoch_seen, task.epoch_high)
         if body.node is not None and body.node == task.home and body.epoch <= seen:
