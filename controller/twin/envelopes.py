@@ -67,7 +67,15 @@ class Envelopes:
         for send in output.sends:
             self._says(send, now_ms)
             if isinstance(send.body, Relinquished):
-                self._tasks.pop(send.body.task, None)
+                self._let_go(send.body)
+
+    def _let_go(self, body: Relinquished) -> None:
+        """Forget what a task was granted before; the next grant may have come in the same turn."""
+        granted = self._tasks.get(body.task)
+        if granted is not None:
+            granted.grants = [one for one in granted.grants if one.epoch_to > body.leased]
+            if not granted.grants:
+                del self._tasks[body.task]
 
     def _told(self, sender: str, body: Struct, now_ms: float) -> None:
         if isinstance(body, Lease):

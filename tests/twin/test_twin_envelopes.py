@@ -3,10 +3,10 @@
 import pytest
 from scheduler_bench import grant
 
-from controller.decider import Output, Received, Send, ToNode
+from controller.decider import Output, Received, Send, ToNode, ToRole
 from controller.twin.envelopes import PATIENCE_MS, Envelopes
 from controller.twin.rules import BrokenRule, Rule
-from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke
+from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke, Relinquished
 
 GRANT = grant("a")
 LATE_MS = GRANT.spec.policy.lost_after_ms + PATIENCE_MS + 1
@@ -57,6 +57,20 @@ def test_an_older_generation_that_is_granted_late_and_ends_takes_nothing_of_the_
     hears(envelopes, "ta-b", EnvelopeRevoke("svc.a", 2, ""))
     with pytest.raises(BrokenRule):
         envelopes.decided([], Output(sends=[Send(ToNode("a"), next_one, "test")]), 0)
+
+
+def test_what_is_granted_anew_as_it_is_let_go_may_be_assigned(envelopes: Envelopes) -> None:
+    """Both may come in one turn, after a link that was long away."""
+    hears(envelopes, "ta-main", GRANT)
+    let_go = Send(ToRole("ta-main"), Relinquished("svc.a", 1, leased=GRANT.epoch_to), "test")
+    anew = grant("a", first=GRANT.epoch_to + 1)
+    after = Assign("svc.a", "svc", anew.epoch_from, 1, GRANT.spec.manifest)
+    assigned = Send(ToNode("a"), after, "test")
+    event = Received("ta-main", 0, 0, "default", "test", anew)
+    envelopes.decided([event], Output(sends=[let_go, assigned]), 0)
+    last = Send(ToRole("ta-main"), Relinquished("svc.a", 1, leased=anew.epoch_to), "test")
+    with pytest.raises(BrokenRule):
+        envelopes.decided([], Output(sends=[last, assigned]), 0)
 
 
 def assigning() -> Output:
