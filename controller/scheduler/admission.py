@@ -57,6 +57,11 @@ class Admission:
             self._counters["late_grant"] += 1
             self._greeting.granted(event.sender, grant.spec.task)
             return
+        if self._adoption.outlived(grant, event.sender):
+            # Its anchor grants it again if it has not given it elsewhere.
+            self._counters["late_grant"] += 1
+            self._greeting.awaits(event.sender, grant.spec.task)
+            return
         taken = self._taken(event, grant) if len(self._settings.anchors) > 1 else grant
         if taken is not None:
             self._grant(event, taken)

@@ -45,6 +45,8 @@ class Adoption:
         """Drops a task that was granted."""
         self.unsure: Callable[[TaskEntry], bool] = lambda _: False
         """Whether its anchor may have given a task to another scheduler, and we not have heard."""
+        self.leave: Callable[[str], bool] = lambda _: True
+        """Whether we have an anchor's leave to act."""
         self._overtaken_ms: dict[str, int] = {}
         """By task: since when nodes are known to hold a newer generation than is granted."""
         self._desk = desk
@@ -270,6 +272,14 @@ class Adoption:
         task = grant.spec.task
         held = (self._orphans.get(node, task) for node in self._orphans.nodes_of(task))
         return any(self._newer(grant, one[1]) for one in held if one is not None)
+
+    def outlived(self, grant: EnvelopeGrant, anchor: str) -> bool:
+        """Whether a node holds what was granted elsewhere since: a grant was long on its way."""
+        if not self.roaming or self.leave(anchor):
+            return False
+        task = grant.spec.task
+        held = (self._orphans.get(node, task) for node in self._orphans.nodes_of(task))
+        return any(one[1].epoch > grant.epoch_to for one in held if one is not None)
 
     def _newer(self, grant: EnvelopeGrant, holding: Holding) -> bool:
         if not self.several or holding.generation <= grant.generation:

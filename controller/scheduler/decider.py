@@ -169,6 +169,7 @@ class Scheduler:
         self.adoption.forget = self._forget
         self.greeting = Greeting(settings, self.desk)
         self.adoption.unsure = self._unsure
+        self.adoption.leave = self.leases.hold
         self.admission, self.anchors = self._with_anchors(settings)
         self._on = self._table()
 

@@ -118,7 +118,7 @@ class Mover:
                 # The TA may have given up waiting for what goes on there now.
                 self._reported.pop(entry.task, None)
         entry.escalated, entry.refusals = "", 0
-        if not grant.arriving:
+        if not grant.arriving and not self._table.gone_on(grant, anchor):
             self._table.put_away(task, None)
         self._table.withdrawn.pop(task, None)
         self._table.services[grant.service] = grant.plan_tasks

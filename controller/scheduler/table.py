@@ -8,7 +8,7 @@ from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from controller.scheduler.holds import Holds
 from controller.scheduler.nodes import NodeTable
 from controller.scheduler.releases import Releases
-from protocols.messages.hierarchy import NodeState
+from protocols.messages.hierarchy import EnvelopeGrant, NodeState
 
 
 class Away(Struct, frozen=True):
@@ -119,6 +119,13 @@ class TaskTable:
             self.service_changed(away.copy.grant.service)
         if old is not None:
             self._left(old.copy.grant.service)
+
+    def gone_on(self, grant: EnvelopeGrant, anchor: str) -> bool:
+        """Whether another anchor has said since that it has a task served elsewhere."""
+        away = self.away.get(grant.spec.task)
+        if away is None or away.anchor == anchor:
+            return False
+        return (away.copy.generation, away.copy.epoch) > (grant.generation, grant.epoch_to)
 
     def copies_of(self, task: str) -> list[Copy]:
         """Return the copies that serve a task, wherever; the one that routes point to first."""

@@ -34,6 +34,7 @@ from protocols.messages import (
     Welcome,
 )
 from protocols.messages.hierarchy import TaskQos
+from protocols.messages.invocation import Edge
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Leeway, Tuning
 from protocols.messages.task import InstanceState
@@ -382,15 +383,41 @@ def test_a_newer_generation_that_has_not_come_is_let_go_beside_the_one_before(
     assert not said(says(roamed, AT_B, older), Relinquished), "of another one, as old: no answer"
 
 
+def test_a_grant_of_before_takes_nothing_back_of_where_a_task_is_served_since(
+    roamed: Bench,
+) -> None:
+    """NAMO has had another anchor order it, and the first one begins anew before it hears."""
+    served = Elsewhere(
+        *(task_spec("svc.a"), "svc", 2, ("svc.a",), (Edge("y", "a", "x"),)),
+        *("n9", 1001, "east"),
+    )
+    revoke = EnvelopeRevoke("svc.a", 1, "the service has another anchor")
+    says(roamed, AT_A, grant("n1", first=33))
+    says(roamed, AT_B, served)
+    says(roamed, AT_A, grant("n1", first=65), revoke)
+    route = roamed.ts.serving.route("svc")
+    assert route is not None
+    assert route.plan is not None, route.reason
+    assert [(one.node, one.epoch) for one in route.plan.steps] == [("n9", 1001)]
+    # Its own anchor says who has it, and so does whoever grants it after that.
+    says(roamed, AT_A, grant("n1", generation=3, first=2001))
+    assert not roamed.ts.table.away
+
+
+@pytest.mark.parametrize("born_first", [False, True])
 @pytest.mark.parametrize("elsewhere", [(), (AT_A,)])
 def test_what_was_begun_elsewhere_while_an_anchor_was_not_heard_is_not_ended(
-    elsewhere: tuple[str, ...],
+    elsewhere: tuple[str, ...], born_first: bool
 ) -> None:
     """Without leave we have waited, and the anchor has given the task to another scheduler."""
     bench = Bench(anchors=(AT_A,), elsewhere=elsewhere)
     says(bench, AT_A, AnchorWelcome(AT_A, 1, 0, roaming=True))
-    says(bench, AT_A, grant("n1", first=33, current_node="n1"))
+    if not born_first:
+        says(bench, AT_A, grant("n1", first=33, current_node="n1"))
     bench.born("n1", holdings=(Holding("svc.a", 97, READY, 1),))
+    if born_first:
+        # It has been long on its way.
+        says(bench, AT_A, grant("n1", first=33, current_node="n1"))
     released = [one for one in bench.seen if isinstance(one.body, Release)]
     if not elsewhere:
         assert released, "with leave nobody else can have begun it"
