@@ -52,6 +52,10 @@ class Tally(Struct):
     """Services that went from anchor to anchor."""
     changed: int = 0
     """Services that were ordered anew, with other programs."""
+    endangered: int = 0
+    """How often NAMO has heard that the latency of a service is broken..."""
+    ordered_elsewhere: int = 0
+    """...and how often it has ordered one at another anchor."""
     crashes: Table = field(default_factory=dict)
     """By step of the protocol and who died."""
     cuts: Table = field(default_factory=dict)
@@ -127,6 +131,7 @@ class Tally(Struct):
             ("ended", _words(self.ends)),
             ("anchors moved", str(self.anchors_moved)),
             ("services changed", str(self.changed)),
+            ("in danger", f"{self.endangered}; ordered at another anchor {self.ordered_elsewhere}"),
             ("crashes", str(_total(self.crashes))),
             ("cut off", f"{_total(self.cuts)}, {self.parted} of them from one alone"),
             ("messages", _words(self.weather)),
@@ -146,6 +151,8 @@ _SUMMED: Final = (
     "handovers",
     "anchors_moved",
     "changed",
+    "endangered",
+    "ordered_elsewhere",
     "parted",
     "requests",
     "lost",

@@ -4,8 +4,9 @@ Each node has a task of its own, and every other one a second step at the edge. 
 cell every few seconds: by command, as it measures, on a condition that was prepared ahead, or
 because its link has died. At a step that is dealt somebody dies or is cut off, and meanwhile
 messages are lost, doubled, delayed and reordered, old ones come again, and forged ones come in. In
-every other run each cell has an anchor of its own, and services go from anchor to anchor. At any
-time a service is ordered anew, with other programs.
+every other run each cell has an anchor of its own, and services go from anchor to anchor; NAMO
+orders some at another anchor meanwhile, for their latency is in danger. At any time a service is
+ordered anew, with other programs.
 """
 
 import json
@@ -17,10 +18,12 @@ from typing import Any, Final
 from msgspec import Struct
 
 from controller.anchor.decider import Anchor
-from controller.decider import Called, Decider, Event, Output, Record, Send
+from controller.decider import Called, Decider, Event, Output, Received, Record, Send
 from controller.handover_records import HandoverRecord
-from controller.records import HANDOVER, GivenRecord
+from controller.namo.decider import Namo
+from controller.records import HANDOVER, GivenRecord, ServiceRecord
 from controller.scheduler.decider import Scheduler
+from controller.scheduler.gauges import LATENCY
 from controller.twin.checkers import Checkers
 from controller.twin.client import SimClient
 from controller.twin.faults import Fault, Kind, Striker
@@ -46,7 +49,7 @@ from controller.twin.usecases import chain
 from controller.twin.verdict import unsettled
 from controller.twin.world import Tell
 from device_agent.core.commands import Change, Forget
-from protocols.messages import Body
+from protocols.messages import Body, Escalation
 from protocols.messages.hierarchy import NodeState
 
 PART: Final = 50
@@ -74,6 +77,12 @@ WEATHER_SHARE: Final = 0.15
 FORGED_SHARE: Final = 0.3
 CHANGED_SHARE: Final = 0.1
 """Of the handovers, those at which the node's service is ordered anew, with other programs."""
+DANGER_SHARE: Final = 0.3
+"""The same, where there are several anchors: NAMO hears that the latency of the service is broken,
+and may order it at another one.
+"""
+IN_DANGER: Final = (1.0, 1e9)
+"""A latency that is wanted, and one that every candidate promises to better, ms."""
 PAUSE_MS: Final = (600, 5000)
 """Between a node's handovers."""
 LOOK_MS: Final = 100
@@ -132,6 +141,9 @@ class _Watch(Checkers):
                 self.twin.ends[after.state.value] += 1
         elif isinstance(before, GivenRecord) and isinstance(record.value, GivenRecord):
             self.twin.ends[MOVED] += bool(before.records) and not record.value.records
+        elif isinstance(before, ServiceRecord) and isinstance(record.value, ServiceRecord):
+            ordered = record.value.order.generation > before.order.generation
+            self.twin.tally.ordered_elsewhere += ordered and record.value.anchor != before.anchor
 
     def journalled(self, node: str, changes: Any) -> None:
         """Check that no device's own task ends."""
@@ -398,6 +410,30 @@ class Roaming(Twin):
             self.forger.replay()
         if dice.random() < FORGED_SHARE:
             self.forger.forge(node)
+        if self.many_anchors and dice.random() < DANGER_SHARE:
+            self._endanger(self.own_task(node.name))
+
+    def _endanger(self, task: str) -> None:
+        """Have NAMO hear of a danger that its service's anchor cannot mend."""
+        role = self.head.config.namo
+        namo = self.head.deciders.get(role) if self.head.alive else None
+        assert namo is None or isinstance(namo, Namo)  # noqa: S101 - the role is its
+        held = namo.books.services.get(task.rpartition(".")[0]) if namo is not None else None
+        if held is None:
+            return
+        self.tally.endangered += 1
+        target, measured = IN_DANGER
+        escalation = Escalation(
+            f"danger-{self.tally.endangered}",
+            task,
+            held.order.generation,
+            "slow",
+            indicator=LATENCY,
+            target=target,
+            measured=measured,
+            broken=True,
+        )
+        self.head.post(role, Received(held.anchor, 0, 0, "default", "danger", escalation))
 
     def _node_says(self, node: str, body: Body) -> None:
         self._step(node, step_of(body))

@@ -67,9 +67,9 @@ def test_each_protection_is_needed(
 def test_the_rules_hold_with_faults_at_every_step() -> None:
     total = Tally(KEPT[0])
     for seed in KEPT:
-        total.add(run(seed, 8))
+        total.add(run(seed, 9))
     assert (total.rule, total.text) == (None, "")
-    assert total.handovers >= 8 * len(KEPT)
+    assert total.handovers >= 9 * len(KEPT)
     assert total.lost == total.doubled == 0
     assert total.ownerless_ms <= total.ownerless_bound_ms
     assert total.anchorless_ms <= total.anchorless_bound_ms
@@ -77,6 +77,7 @@ def test_the_rules_hold_with_faults_at_every_step() -> None:
     assert total.undue == 0
     assert total.anchors_moved
     assert total.changed
+    assert 0 < total.ordered_elsewhere <= total.endangered
     assert sum(sum(row.values()) for row in total.crashes.values())
     assert total.forged
     assert total.replayed
