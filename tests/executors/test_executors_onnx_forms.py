@@ -148,10 +148,10 @@ async def test_the_limit_of_a_task_holds_with_a_form_too(onnx: OnnxExecutor, she
     data = Model.whole(Model.graph(nodes, *ends, (weights,)))
     artifact, manifest = shelf.task(ExecutorKind.ONNX, data, X, Y)
     manifest = structs.replace(manifest, limits=Limits(memory_bytes=9 << 20))
-    with pytest.raises(ExecutorFailure, match="memory limit is too small"):
+    with pytest.raises(ExecutorFailure, match="within the task's memory limit of 9437184 bytes"):
         await onnx.deploy(artifact, manifest)
     await onnx.deploy(artifact, structs.replace(manifest, limits=Limits()))
-    with pytest.raises(ExecutorFailure, match="memory limit is too small"):
+    with pytest.raises(ExecutorFailure, match="within the task's memory limit of 9437184 bytes"):
         await onnx.deploy(artifact, manifest)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from device_agent.executors.programs import (
         onnx_batch,
+        onnx_fit,
         onnx_forms,
         onnx_state,
         resting,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from device_agent.executors.programs.zygote import Control, Zygote
 else:
     import onnx_batch
+    import onnx_fit
     import onnx_forms
     import onnx_state
     import resting
@@ -47,8 +49,13 @@ else:
     from zygote import Control, Zygote
 
 WATCH_STACK_BYTES: Final = 256 * 1024
-FORM_ROOM: Final = 3
-"""What writing a form takes beside the loaded model, in sizes of the model."""
+FORM_ROOM: Final = 5
+"""What it takes to load a model and write its form, in sizes of the model: beyond the task's limit,
+so that of a model that does not fit it can be said what is enough."""
+LIFT_ROOM: Final = 2
+"""What a form takes at most to load, in its model's sizes: its weights, and those prepared..."""
+RUNTIME_BYTES: Final = 16 << 20
+"""... and what the runtime takes beside."""
 BLOBS_MODE: Final = 0o710
 MADE_MODE: Final = 0o730
 FILES_TIMEOUT_S: Final = 10.0
@@ -272,8 +279,17 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     prepare(request)
     planned = plan(request, form)
     maps, file = resting.maps(), _name_of(form)
-    kept = sandbox.enter(planned)
-    model = Model(request, handle, blobs, form)
+    # A driver and its libraries cannot be loaded twice.
+    spare = _sizes(LIFT_ROOM, handle) if planned.calls == sandbox.FEW else 0
+    kept = sandbox.enter(planned._replace(spare_bytes=spare))
+
+    def within() -> Model:
+        return Model(request, os.dup(handle), blobs, os.dup(form) if form >= 0 else form)
+
+    model = onnx_fit.load(request["memory"], within)
+    os.close(handle)
+    if form >= 0:
+        os.close(form)
     model.code, model.weights = resting.mapped(maps, file)
     on_cpu = model.session.providers == (CPU,)
     # A provider that has not taken the model has perhaps left threads, and its sandbox forks none.
@@ -287,9 +303,14 @@ def _name_of(form: int) -> str:
     return os.readlink(f"/proc/self/fd/{form}") if form >= 0 and os.fstat(form).st_nlink else ""
 
 
+def _sizes(count: int, handle: int) -> int:
+    """Return what may be taken beyond a task's limit: so many sizes of an open model, and more."""
+    return count * os.fstat(handle).st_size + RUNTIME_BYTES
+
+
 def _make(request: Header, handle: int, form: int) -> bool:
     """Vet the model and write its optimised form, in the sandbox. Raises Refusal."""
-    room = request["memory"] + FORM_ROOM * os.fstat(handle).st_size
+    room = request["memory"] + _sizes(FORM_ROOM, handle)
     sandbox.enter(plan(request)._replace(forks=False, look=(), write=(), memory_bytes=room))
     return Model(request, handle, "", form, make=True).made
 

@@ -59,6 +59,7 @@ ROOM_PART: Final = 4
 """What part of a task's limit that is at most."""
 ROOM_STEPS: Final = 16
 """In which what a model leaves free of it is found out."""
+LEAST_ROOM_BYTES: Final = ROOM_STEPS * mmap.PAGESIZE
 WEIGHTS_BYTES: Final = 32 << 20
 """Of mapped weights that are in memory for a run alone; of more a run may use a small part."""
 
@@ -117,11 +118,18 @@ def ports(described: list[list[Any]], have: list[Port], role: str) -> None:
                 )
 
 
+def short_of_memory(error: Exception) -> bool:
+    """Whether an error of the runtime or of Python says that memory ended."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text
+
+
 def blame(error: Exception, what: str) -> Refusal:
     """Sort an error of the runtime into a refusal."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
-        return Refusal("limit", "user", f"{what}: the task's memory limit is too small")
+    if short_of_memory(error):
+        text = f"{what}: the task's memory limit is too small, raise limits.memory_bytes"
+        return Refusal("limit", "user", text)
     if old := _ABSENT_OPERATOR.search(text):
         text = (
             f"ONNX Runtime {runtime.version} has no {old[1]} of operator set {old[2]}: "
@@ -147,7 +155,8 @@ def read_model(handle: int, limit_bytes: int) -> bytes:
         file.seek(0)
         size = os.fstat(handle).st_size
         if size > limit_bytes:
-            text = f"the model has {size} bytes, the task's memory limit is {limit_bytes}"
+            text = f"the model has {size} bytes, the task's memory limit is {limit_bytes}: "
+            text += "raise limits.memory_bytes to twice the model and what its runs take"
             raise Refusal("limit", "user", text)
         model = file.read()
     try:
@@ -166,7 +175,7 @@ class Arena:
         """Have a room that is a part of what its process may take; unused it takes nothing."""
         self._runtime = runtime
         steps = min(ROOM_BYTES, limit_bytes // ROOM_PART) // ROOM_STEPS // mmap.PAGESIZE
-        self._room_bytes = max(1, steps) * ROOM_STEPS * mmap.PAGESIZE
+        self._room_bytes = max(LEAST_ROOM_BYTES, steps * ROOM_STEPS * mmap.PAGESIZE)
         self._asked = False
         self._emptier: Any = None
         self._room: Any = None
@@ -189,6 +198,19 @@ class Arena:
             with contextlib.suppress(Failure):
                 self._room = self._runtime.arena(emptier)
         return self._emptier is not None
+
+    def narrow(self) -> bool:
+        """Leave the room to a model that does not load beside it; False where there is none.
+
+        What its runs take is given back when it rests.
+        """
+        if self._room is None or self._room_bytes == LEAST_ROOM_BYTES:
+            return False
+        # The arena ends when nobody shares it.
+        self._emptier = self._room = None
+        self._room_bytes = LEAST_ROOM_BYTES
+        self._asked = False
+        return True
 
     def loaded(self) -> None:
         """Find out what of the room is free once a model is here."""
@@ -347,8 +369,13 @@ class Model:
         return found
 
     def _session(self, model: bytes | str, threads: int, providers: list[str], **more: Any) -> Any:
-        shared = self._arena.shared()
-        return _session(self.runtime, model, threads, providers, shared=shared, **more)
+        while True:
+            shared = self._arena.shared()
+            try:
+                return _session(self.runtime, model, threads, providers, shared=shared, **more)
+            except Failure as error:
+                if not (short_of_memory(error) and self._arena.narrow()):
+                    raise
 
     def _form(self, form: bytes | str, threads: int) -> Any:
         """Load an optimised form; None when there is none, or none that loads."""

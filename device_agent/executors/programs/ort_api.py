@@ -96,9 +96,12 @@ _CALLS: Final[dict[str, tuple[Any, ...]]] = {
     "ReleaseAvailableProviders": (126, c_void_p, c_int),
     "AddSessionConfigEntry": (130, c_void_p, c_char_p, c_char_p),
     "CreateAllocator": (131, c_void_p, c_void_p, c_void_p),
+    "ReleaseAllocator": (132, c_void_p),
     "CreateAndRegisterAllocator": (144, c_void_p, c_void_p, c_void_p),
     "CreateArenaCfg": (156, c_size_t, c_int, c_int, c_int, c_void_p),
+    "ReleaseArenaCfg": (157, c_void_p),
     "AddRunConfigEntry": (165, c_void_p, c_char_p, c_char_p),
+    "UnregisterAllocator": (177, c_void_p, c_void_p),
 }
 """Place in the table and types of the arguments; what the library fills in is a pointer, too."""
 _LONG: Final = frozenset({"Run", "CreateSession", "CreateSessionFromArray"})
@@ -182,10 +185,13 @@ class Runtime:
         self._table = base.table
         self._known: dict[str, Any] = {}
         self._env, self._allocator, self._arena = c_void_p(), c_void_p(), c_void_p()
+        self._shares = False
+        """Whether there is an arena for all sessions that ask for it."""
         self.memory = c_void_p()
         """Where values lie that the library looks at."""
         self.call("CreateEnv", WARNING, b"tona", byref(self._env))
         self.call("CreateMemoryInfo", b"Cpu", _DEVICE, 0, _DEFAULT, byref(self.memory))
+        self.call("CreateMemoryInfo", b"Cpu", _ARENA, 0, _DEFAULT, byref(self._arena))
         self.call("GetAllocatorWithDefaultOptions", byref(self._allocator))
 
     def function(self, name: str) -> Any:
@@ -218,21 +224,25 @@ class Runtime:
         return found
 
     def share_arena(self, first_bytes: int) -> None:
-        """Have one arena for all sessions that ask for it, which begins so large. Raises Failure.
+        """Have one arena for all sessions that ask for it from now on, which begins so large.
 
-        Of what it reserves it takes what is used.
+        Of what it reserves it takes what is used. One that there was ends with the last session and
+        `Arena` that shares it. Raises Failure.
         """
-        settings = c_void_p()
-        self.call("CreateMemoryInfo", b"Cpu", _ARENA, 0, _DEFAULT, byref(self._arena))
-        self.call("CreateArenaCfg", 0, NEXT_POWER_OF_TWO, first_bytes, -1, byref(settings))
-        # Both stay for the life of the process, as the arena does.
-        self.call("CreateAndRegisterAllocator", self._env, self._arena, settings)
+        settings = _Owned(self, "ArenaCfg")
+        out = byref(settings.handle)
+        self.call("CreateArenaCfg", 0, NEXT_POWER_OF_TWO, first_bytes, -1, out)
+        if self._shares:
+            self.call("UnregisterAllocator", self._env, self._arena)
+        self._shares = False
+        self.call("CreateAndRegisterAllocator", self._env, self._arena, settings.handle)
+        self._shares = True
 
     def arena(self, session: Session) -> Arena:
         """Return the arena that a session shares. Raises Failure."""
-        found = c_void_p()
-        self.call("CreateAllocator", session.handle, self._arena, byref(found))
-        return Arena(self, found)
+        arena = Arena(self)
+        self.call("CreateAllocator", session.handle, self._arena, byref(arena.handle))
+        return arena
 
     def options(self) -> RunOptions:
         """Return the options of a run."""
@@ -302,22 +312,21 @@ class Runtime:
         return number.value, tuple(shape)
 
 
-class Arena:
+class Arena(_Owned):
     """Where the runs of this process work."""
 
-    def __init__(self, runtime: Runtime, allocator: c_void_p) -> None:
-        self._runtime = runtime
-        self._allocator = allocator
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime, "Allocator")
         self._found = c_void_p()
 
     def take(self, size_bytes: int) -> int:
         """Take so much that nobody has; the address. Raises Failure."""
-        self._runtime.call("AllocatorAlloc", self._allocator, size_bytes, byref(self._found))
+        self._runtime.call("AllocatorAlloc", self.handle, size_bytes, byref(self._found))
         return self._found.value or 0
 
     def leave(self, address: int) -> None:
         """Give back what was taken."""
-        self._runtime.call("AllocatorFree", self._allocator, address)
+        self._runtime.call("AllocatorFree", self.handle, address)
 
 
 class RunOptions(_Owned):

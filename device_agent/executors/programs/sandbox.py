@@ -69,6 +69,8 @@ class Plan(NamedTuple):
     """Device files and their folders, to read, write and control."""
     memory_bytes: int = 0
     """Private memory beyond what it has; 0: no bound."""
+    spare_bytes: int = 0
+    """By how much it may lift that bound itself."""
     files: int = 128
     """Open at once."""
     forks: bool = False
@@ -156,18 +158,20 @@ def _limit(plan: Plan, *, counted: bool) -> None:
         # Counted over all processes of a user: only one of its own can have such a bound.
         resource.setrlimit(resource.RLIMIT_NPROC, (plan.processes, plan.processes))
     if plan.memory_bytes:
-        cap_memory(plan.memory_bytes)
+        cap_memory(plan.memory_bytes, plan.spare_bytes)
 
 
-def cap_memory(more_bytes: int) -> None:
+def cap_memory(more_bytes: int, spare_bytes: int = 0) -> None:
     """Let the private data of this process grow by so much and no further.
+
+    It may lift that by the spare ones, for itself and what it forks, or give them up.
 
     The address space cannot be the measure: runtimes reserve far more than they use.
     """
     with open("/proc/self/status", encoding="ascii") as file:
         have = next(int(line.split()[1]) for line in file if line.startswith("VmData"))
     limit = have * 1024 + more_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit + spare_bytes))
 
 
 def _become(user: int, group: int) -> None:

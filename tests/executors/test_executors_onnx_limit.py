@@ -1,0 +1,124 @@
+"""The memory limit of a task: what fits is loaded, and of what does not fit it is said how much."""
+
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from executor_guests import Shelf
+from executor_models import Model
+from msgspec import structs
+
+from device_agent.executors.door import Bytes, Done, ExecutorFailure
+from device_agent.executors.onnx import OnnxExecutor
+from device_agent.executors.process import PROGRAMS
+from protocols.manifest import Dtype, ExecutorKind, Limits, Manifest, Port
+from protocols.messages.invocation import FailureCode
+
+BUDGET_MS = 60_000
+MIB = 1 << 20
+COLUMNS = 1024
+TIGHT = Limits(memory_bytes=64 * MIB)
+"""Of which the room for runs is a quarter."""
+
+
+def product(shelf: Shelf, weights_mib: int) -> tuple[Path, Manifest]:
+    """Return a task of one product, whose weights are prepared: they are there twice."""
+    rows = weights_mib * MIB // (4 * COLUMNS)
+    weights = Model.tensor("w", 1, (rows, COLUMNS), struct.pack("<f", 1.0) * rows * COLUMNS)
+    data = Model.whole(
+        Model.graph(
+            [Model.node("MatMul", ["x", "w"], ["y"])],
+            [Model.value("x", 1, 1, rows)],
+            [Model.value("y", 1, 1, COLUMNS)],
+            (weights,),
+        )
+    )
+    inputs, outputs = (Dtype.FLOAT32, (1, rows)), (Dtype.FLOAT32, (1, COLUMNS))
+    return shelf.task(
+        ExecutorKind.ONNX, data, (Port("x", *inputs),), (Port("y", *outputs),), limits=TIGHT
+    )
+
+
+async def answer(onnx: OnnxExecutor, artifact: Path, manifest: Manifest) -> None:
+    """Load a model, from its form if there is one, and hold what it gives."""
+    await onnx.start("t", artifact, manifest, {})
+    (port,) = manifest.inputs
+    half = Bytes(port.dtype, port.shape, struct.pack("<f", 0.5) * port.shape[1])
+    result = await onnx.invoke("t", "c", {"x": half}, BUDGET_MS)
+    assert isinstance(result, Done), result
+    value = result.outputs["y"]
+    assert isinstance(value, Bytes)
+    assert struct.unpack(f"<{COLUMNS}f", value.data) == (port.shape[1] / 2,) * COLUMNS
+    await onnx.stop("t")
+    onnx._models.spare(None)
+
+
+async def test_a_model_that_leaves_no_room_for_runs_loads_and_runs(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    tight = product(shelf, 26)
+    await answer(onnx, *tight)
+    await answer(onnx, *tight)
+
+
+async def test_of_a_model_that_does_not_fit_it_is_said_how_much_is_enough(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = product(shelf, 40)
+    with pytest.raises(ExecutorFailure, match="memory limit of 67108864 bytes: set") as caught:
+        await onnx.deploy(artifact, manifest)
+    assert caught.value.failed.code is FailureCode.LIMIT
+    said = re.search(r"limits\.memory_bytes to (\d+)", caught.value.failed.text)
+    assert said is not None
+    enough = int(said[1])
+    assert 80 * MIB < enough < 100 * MIB
+    limits = structs.replace(manifest.limits, memory_bytes=enough + 4 * MIB)
+    await answer(onnx, artifact, structs.replace(manifest, limits=limits))
+
+
+async def test_what_was_lifted_to_learn_that_is_given_up_by_what_runs(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    artifact, manifest = product(shelf, 1)
+    await onnx.start("t", artifact, manifest, {})
+    pids = {one.pid for one in onnx._models.loaded.values()} | {onnx._instances["t"].pid}
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+        (line,) = [one for one in lines if one.startswith("Max data size")]
+        soft, hard = line.split()[3:5]
+        assert soft == hard
+
+
+@pytest.mark.parametrize(
+    ("takes", "said"),
+    [
+        (64, "nor within 33554432 more: raise limits.memory_bytes"),
+        (
+            30,
+            "within the task's memory limit of 16777216 bytes: set limits.memory_bytes to 33554432",
+        ),
+        (8, "loaded"),
+    ],
+)
+def test_attempts_end_at_what_may_be_lifted(takes: int, said: str) -> None:
+    program = f"""import onnx_fit, sandbox
+sandbox.cap_memory({16 * MIB}, {32 * MIB})
+try:
+    onnx_fit.load({16 * MIB}, lambda: bytearray({takes * MIB}))
+except onnx_fit.Refusal as refusal:
+    print(refusal)
+else:
+    print("loaded")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=PROGRAMS,
+        timeout=60,
+    )
+    assert said in done.stdout
