@@ -6,7 +6,7 @@ them. What is kept is written at most every `KEEP_MS` for each version and node;
 figures since then, until the node's next report.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -32,9 +32,10 @@ SANE_ENERGY_J: Final = 1e12
 class Accounts:
     """The figures of the cell."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, counters: dict[str, int]) -> None:
         self._desk = desk
-        self.counters = {"absurd_profile": 0, "log_replaced": 0}
+        self._counters = counters
+        counters |= dict.fromkeys(("absurd_profile", "foreign_profile", "log_replaced"), 0)
         self._profiles: dict[str, dict[tuple[str, str], ProfileRecord]] = {}
         """By task, then digest and node; what was heard of last stands last."""
         self._count = 0
@@ -60,15 +61,23 @@ class Accounts:
         """Return the nodes that have run a task, as far as is known."""
         return list(dict.fromkeys(one.node for one in self.of(task) if one.node))
 
-    def take(self, node: str, report: ProfileReport, cause: str) -> list[tuple[Flag, str, str]]:
-        """Take in what a node reports; returns what is odd about it: of which task and digest."""
+    def take(
+        self, node: str, report: ProfileReport, cause: str, runs: Callable[[str], bool]
+    ) -> list[tuple[Flag, str, str]]:
+        """Take in what a node reports; returns what is odd about it: of which task and digest.
+
+        `runs` says whether a task may be on that node: of others it can tell nothing new.
+        """
         self._take_head(node, report, cause)
         odd = []
         for profile in report.versions:
             if not _sane(profile):
-                self.counters["absurd_profile"] += 1
+                self._counters["absurd_profile"] += 1
                 continue
             before = self._profiles.get(profile.task, {}).get((profile.digest, node))
+            if before is None and not runs(profile.task):
+                self._counters["foreign_profile"] += 1
+                continue
             if before is not None and report.life < before.life:
                 continue
             after = _continued(before, node, report.life, profile)
@@ -149,7 +158,7 @@ class Accounts:
         after = replace(before, heads=_thinned((*before.heads, (report.logged, report.head))))
         replaced = report.logged < newest[0] or report.logged == newest[0]
         if replaced:
-            self.counters["log_replaced"] += 1
+            self._counters["log_replaced"] += 1
             problem = f"the log had {newest[0]} records and then other {report.logged}"
             after = HeadsRecord(node, ((report.logged, report.head),), problem)
         self.heads[node] = after

@@ -200,6 +200,13 @@ class Adoption:
         self._table.releases.forget(node)
         self._orphans.drop(node)
 
+    def may_run(self, node: str, task: str) -> bool:
+        """Whether a task may be on a node: it has been granted for it, or the node holds it."""
+        entry = self._table.tasks.get(task)
+        if entry is None:
+            return self._orphans.get(node, task) is not None
+        return entry.may_be_on(node)
+
     # Orphans.
 
     def orphans_of(self, node: str) -> tuple[str, ...]:

@@ -129,6 +129,11 @@ class TaskEntry(Struct):
         found = [copy for copy in self.copies() if copy.node == node]
         return max(found, key=lambda copy: copy.epoch) if found else None
 
+    def may_be_on(self, node: str) -> bool:
+        """Whether a node has a copy, or has been granted for one: of others it can tell nothing."""
+        granted = node in self.grant.nodes or node == self.grant.current_node
+        return granted or self.on_node(node) is not None
+
     def failed_on(self, node: str, reason: str, blame: Blame | None) -> None:
         """Note that a node of the envelope could not run the task."""
         self.failures[node] = Attempt(f"run on {node}", reason, blame)

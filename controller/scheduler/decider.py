@@ -7,6 +7,7 @@ with its attempts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
@@ -155,15 +156,14 @@ class Scheduler:
             self.keeper.gauges,
             self.handovers,
         )
-        self.accounts = Accounts(self.desk)
+        self.counters = self.fleet.counters
+        self.accounts = Accounts(self.desk, self.counters)
         self.inquiries = Inquiries(
             self.desk,
             settings.epoch,
             lambda node: self.nodes.state(node) in LISTENING,
             self.accounts.heads.get,
         )
-        self.counters = self.fleet.counters
-        self.counters |= self.accounts.counters
         self.joins = Joins(self.fleet.counts, self.counters)
         self.adoption.several = len(settings.anchors) > 1
         self.adoption.forget = self._forget
@@ -340,13 +340,14 @@ class Scheduler:
             self.keeper.quality(event.sender, quality, event.cause)
             self.mover.further.take(event.sender, quality)
             self.figures.quality(event.sender, quality)
-            self.ways.ran(quality)
+            self.ways.ran(event.sender, quality)
         else:
             self.counters["absurd_report"] += 1
 
     def _on_profile(self, event: Received, report: ProfileReport) -> None:
         if self.fleet.heard(event) is not None:
-            for flag, task, digest in self.accounts.take(event.sender, report, event.cause):
+            runs = partial(self.adoption.may_run, event.sender)
+            for flag, task, digest in self.accounts.take(event.sender, report, event.cause, runs):
                 self._flag(flag, task, digest, event)
 
     def _flag(self, flag: Flag, task: str, digest: str, event: Received) -> None:

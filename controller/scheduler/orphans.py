@@ -7,6 +7,8 @@ from controller.scheduler.copies import Stamp
 from protocols.messages.presence import Holding
 
 MAX_ORPHANS: Final = 10_000
+MAX_OF_NODE: Final = 1024
+"""As many as a birth can tell of: no node takes the room of the others."""
 
 Held = tuple[Stamp, Holding]
 """When a node said so, and what it holds."""
@@ -37,7 +39,8 @@ class Orphans:
     def put(self, node: str, task: str, held: Held) -> None:
         """Note what a node holds; nothing when there are too many already."""
         before = self.get(node, task)
-        if before is None and self._count >= MAX_ORPHANS:
+        full = self._count >= MAX_ORPHANS or len(self._on.get(node, ())) >= MAX_OF_NODE
+        if before is None and full:
             return
         if before is not None and before[0][0] < held[0][0]:
             # It is attached anew: an anchor that did not want it may have got it since.

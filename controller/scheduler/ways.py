@@ -73,13 +73,14 @@ class Ways:
         """Count a request that was planned here and begins in another cell."""
         self._abroad.count(service)
 
-    def ran(self, report: QualityReport) -> None:
+    def ran(self, node: str, report: QualityReport) -> None:
         """Take in how often a node was asked."""
         for sample in report.tasks:
             entry = self._table.tasks.get(sample.task)
             came = sample.done + sample.failed + sample.shed + sample.late
             # Who asks for a service asks for its first task.
-            if entry is not None and came and entry.grant.plan_tasks[:1] == (sample.task,):
+            first = entry is not None and entry.grant.plan_tasks[:1] == (sample.task,)
+            if entry is not None and came and first and entry.may_be_on(node):
                 self._here.count(entry.grant.service, came)
 
     def seen(self, event: Abroad) -> None:

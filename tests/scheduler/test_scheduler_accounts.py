@@ -19,7 +19,7 @@ from controller.decider import Called, Fired, Output, Record, View
 from controller.scheduler.accounts import HEADS_MAX, NODES_MAX, VERSIONS_MAX
 from controller.scheduler.inquiries import ASK_MS, PAGES_MAX, TIMER
 from protocols.histogram import pack
-from protocols.messages import AuditPage, AuditQuery, ProfileReport
+from protocols.messages import AuditPage, AuditQuery, EnvelopeRevoke, ProfileReport
 from protocols.messages.profile import VersionProfile
 
 TASK = "svc.a"
@@ -73,6 +73,20 @@ def test_the_sums_of_earlier_lives_stay_and_late_words_of_them_do_not_count() ->
     assert not shown(bench.node("n1", report(5, profile(8))))
 
 
+def test_nobody_tells_of_tasks_that_were_never_given_to_it() -> None:
+    bench = cell("n1")
+    bench.born("n9")
+    assert not shown(bench.node("n9", report(5, profile(100))))
+    unknown = msgspec.structs.replace(profile(1), task="no.one")
+    assert not shown(bench.node("n1", report(5, unknown)))
+    assert bench.ts.counters["foreign_profile"] == 2
+    # What it has told of while it might it may tell to the end.
+    bench.node("n1", report(5, profile(1)))
+    bench.anchor(EnvelopeRevoke(TASK, 1, "gone"))
+    [record] = shown(bench.node("n1", report(5, profile(3)))).values()
+    assert record.whole.calls == 3
+
+
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40)), max_size=12))
 def test_nothing_is_counted_twice_or_missed(words: list[tuple[int, int]]) -> None:
     bench = cell("n1")
@@ -91,13 +105,12 @@ def test_nothing_is_counted_twice_or_missed(words: list[tuple[int, int]]) -> Non
 
 
 def test_versions_and_nodes_of_a_task_are_bounded() -> None:
-    bench = cell("n1")
+    names = [f"m{at}" for at in range(NODES_MAX + 5)]
+    bench = cell("n1", *names)
     for at in range(VERSIONS_MAX + 3):
         bench.node("n1", report(1, profile(1, f"{at:x}")))
     versions = {one.now.digest for one in bench.ts.accounts.of(TASK)}
     assert versions == {digest(f"{at:x}") for at in range(3, VERSIONS_MAX + 3)}
-    names = [f"m{at}" for at in range(NODES_MAX + 5)]
-    bench.born(*names)
     for name in names:
         bench.node(name, report(1, profile(2, "8")))
     kept = [one for one in bench.ts.accounts.of(TASK) if one.now.digest == digest("8")]

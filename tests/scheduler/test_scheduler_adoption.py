@@ -8,7 +8,7 @@ from quality_bench import envelope
 from scheduler_bench import READY, Bench, grant, running, said, told
 
 from controller.decider import Output
-from controller.scheduler.orphans import Orphans
+from controller.scheduler.orphans import MAX_OF_NODE, MAX_ORPHANS, Orphans
 from protocols.messages import (
     AnchorWelcome,
     Assign,
@@ -167,3 +167,13 @@ def test_a_copy_left_over_is_not_taken_for_what_a_transfer_prepares(epoch: int, 
     bench.born("n1", holdings=(Holding("svc.a", epoch, READY, 1),))
     done = bench.anchor(grant("n1", first=33, arriving=True, current_epoch=8))
     assert bool(told(done, "n1", Assign)) is goes
+
+
+def test_no_node_takes_the_room_of_what_others_hold() -> None:
+    orphans = Orphans()
+    for number in range(MAX_ORPHANS + 1):
+        task = f"svc.{number}"
+        orphans.put("liar", task, ((5, 1), Holding(task, 1, InstanceState.READY, 1)))
+    orphans.put("n", "svc.1", ((5, 1), Holding("svc.1", 1, InstanceState.READY, 1)))
+    assert len(orphans.tasks_on("liar")) == MAX_OF_NODE
+    assert orphans.nodes_of("svc.1") == ["liar", "n"]

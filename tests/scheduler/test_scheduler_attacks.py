@@ -91,6 +91,17 @@ def test_absurd_figures_are_counted_and_dropped(bench: Bench) -> None:
     assert bench.ts.counters["absurd_report"] == 6
 
 
+def test_nobody_tells_of_the_quality_of_services_that_it_does_not_serve(bench: Bench) -> None:
+    epoch = running(bench, "n1")
+    sample = TaskSample("svc.a", epoch, done=9, run_ms=1.0)
+    report = QualityReport(1, 500, (sample,), (UserSample("svc", "u", 9, 0, 60_000.0, 1.0),))
+    ts = bench.ts
+    bench.node("n2", report)
+    assert (ts.keeper.gauges._users, ts.ways._here.after(1000)) == ({}, {})
+    bench.node("n1", report)
+    assert ts.keeper.gauges._users.keys() == ts.ways._here.after(1000).keys() == {"svc"}
+
+
 def test_what_never_left_its_node_teaches_nothing_of_packing() -> None:
     cost = CostModel()
     cost.learn_sent("d", "", 100, 100)
