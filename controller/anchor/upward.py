@@ -133,6 +133,12 @@ def _state(tasks: Sequence[TaskRecord]) -> tuple[ServiceState, str]:
         if suffering.state is _S.APPROVAL and suffering.asked is not None:
             reason = f"waits for an approval to {suffering.asked.proposal}"
         return ServiceState.DEGRADED, f"{suffering.spec.task}: {reason}"
-    if all(one.state in (_S.RUNNING, _S.TRANSFERRING) for one in tasks):
+    if all(_runs(one) for one in tasks):
         return ServiceState.RUNNING, ""
     return ServiceState.DEPLOYING, ""
+
+
+def _runs(task: TaskRecord) -> bool:
+    """Whether a task runs as it was ordered last: who had it before ends it then."""
+    newest = task.served == task.generation
+    return task.state is _S.RUNNING or (task.state is _S.TRANSFERRING and newest)

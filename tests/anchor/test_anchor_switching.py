@@ -4,7 +4,15 @@ import pytest
 from anchor_bench import Bench, said
 
 from controller.anchor.settings import Settings
-from protocols.messages import EnvelopeGrant, EnvelopeRevoke, Relinquished
+from controller.records import TaskState
+from protocols.messages import (
+    EnvelopeGrant,
+    EnvelopeRevoke,
+    Escalation,
+    Relinquished,
+    ServiceReport,
+)
+from protocols.messages.hierarchy import Attempt, ServiceState
 
 WEST, EAST = "ts-west", "ts-east"
 
@@ -43,3 +51,25 @@ def test_what_was_to_stay_and_is_let_go_of_all_the_same_goes_on_there(
     before = bench.task()
     assert not said(bench.hear(told, WEST), EnvelopeGrant), "an old word grants nothing"
     assert bench.task() == before
+
+
+def test_a_service_runs_when_its_newest_generation_does_wherever_it_goes(
+    followed: tuple[Bench, EnvelopeRevoke],
+) -> None:
+    """Who had the one before ends it when it hears that the newest runs."""
+    bench, revoke = followed
+    bench.order(2, spares=1)
+    bench.hear(Relinquished("svc.a", 1, "n1", 1, 1, revoke.leased), WEST)
+    bench.ready("n1", 1, by=EAST)
+    assert bench.task().state is TaskState.MODIFYING
+    bench.node("n1", scheduler=WEST, incarnation=3)
+    gone = Escalation(
+        *("e", "svc.a", 2, "no node of the envelope can run the task"),
+        attempts=(Attempt("run on n1", "moved"),),
+        epoch_seen=bench.task().epoch_high,
+    )
+    output = bench.hear(gone, EAST)
+    assert bench.task().state is TaskState.TRANSFERRING
+    assert not said(output, ServiceReport)
+    [told] = said(bench.order(2, spares=1), ServiceReport)
+    assert told.state is ServiceState.DEPLOYING
