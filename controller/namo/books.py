@@ -108,6 +108,9 @@ class Books:
         self._say(ORDER + service, service, cause)
         self._wait(ORDER + service, _Pending(cause))
         record = self.services[service]
+        if is_open(record):
+            # Those who had it are told when it runs as it is ordered now, no sooner.
+            self.confirmed(LEAVE + service)
         if record.leaving and record.ending:
             self.leave(service, cause)
 

@@ -6,6 +6,7 @@ import pytest
 from namo_bench import Delete, Host, a_service, bodies, chain, step, summary
 
 from controller.decider import Output, ToRole
+from controller.namo.books import RETRY_CAP_MS
 from controller.namo.decider import Namo
 from controller.namo.positions import CALM_MS, COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
 from protocols.messages import (
@@ -269,6 +270,20 @@ def test_a_new_anchor_that_does_not_run_it_is_given_up_for_the_next() -> None:
     assert {send.to for send in gone.sends} == {ToRole("ta-main"), ToRole("ta-radio")}
     host.report("a", 3, ServiceState.DELETED, "ta-radio")
     assert host.service().leaving == ("ta-main",)
+
+
+def test_who_had_it_is_not_told_to_leave_while_the_next_but_one_begins() -> None:
+    """What was to be said again is of the anchor before; the present one has to go on."""
+    host, _ = moved()
+    host.runs()
+    host.hear(summary("ta-third", cells=("west",)), "ta-third")
+    host.pass_time(COOLDOWN_MS)
+    escalate(host, "e2")
+    assert host.service().anchor == "ta-third"
+    assert host.service().leaving == ("ta-main", "ta-radio")
+    said = [body for out in host.pass_time(RETRY_CAP_MS) for body in bodies(out)]
+    assert {type(one) for one in said} == {ServiceOrder}
+    assert {send.to for send in host.runs().sends} == {ToRole("ta-main"), ToRole("ta-radio")}
 
 
 def test_a_move_survives_a_crash_at_any_time() -> None:
