@@ -342,6 +342,8 @@ class TaskRecord(Struct, frozen=True):
     """Until all that it remembers has come to the cell of its scheduler."""
     following: str = ""
     """Why it follows the devices that it serves to their cell, or stays; empty: none has moved."""
+    failures: dict[str, str] = {}
+    """Nodes that could not run its newest generation, with the reason."""
 
     @property
     def home(self) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct, field, structs
 
 from controller.anchor.book import Book
-from controller.anchor.faults import TRIED, hopeless
+from controller.anchor.faults import TRIED, failures, hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, TaskEvent
 from controller.anchor.placing import Placing
@@ -118,6 +118,8 @@ class Escalations:
             return False, "the task is being deleted"
         if event.sender != task.scheduler:
             return False, f"the task belongs to {task.scheduler or 'no scheduler'} now"
+        if escalation.generation == task.generation and not escalation.indicator:
+            task = self._tried(task, escalation, event.cause)
         if escalation.refused or escalation.generation != task.generation:
             act = self._refused if escalation.refused else self._older
             return act(task, escalation, event.cause)
@@ -139,6 +141,13 @@ class Escalations:
             return True, f"fresh epochs for {', '.join(task.nodes)}"
         over = f"generation {escalation.generation} is over"
         return False, f"{over}: a place is sought for {task.generation}"
+
+    def _tried(self, task: TaskRecord, escalation: Escalation, cause: str) -> TaskRecord:
+        """Note which nodes could not run a task."""
+        found = failures(task, escalation.attempts)
+        if found == task.failures:
+            return task
+        return self._book.put(structs.replace(task, failures=found), cause)
 
     def _refused(self, task: TaskRecord, escalation: Escalation, cause: str) -> tuple[bool, str]:
         """Replace nodes that tasks of other anchors have filled before the grant came there."""

@@ -11,9 +11,10 @@ from typing import Final
 from controller.anchor.book import Book
 from controller.records import TaskRecord
 from protocols.errors import Blame
-from protocols.messages.hierarchy import Attempt
+from protocols.messages.hierarchy import MAX_FAILURES, Attempt
 
 ENOUGH: Final = 2
+REASON_LENGTH: Final = 300
 TRIED: Final = "run on "
 """How a scheduler begins the attempt of a node."""
 
@@ -21,6 +22,17 @@ TRIED: Final = "run on "
 def hopeless(task: TaskRecord) -> bool:
     """Whether the newest generation of a task was given up."""
     return task.given_up == task.generation
+
+
+def failures(task: TaskRecord, attempts: Iterable[Attempt]) -> dict[str, str]:
+    """Return which nodes could not run the newest generation of a task and why, the latest last."""
+    found = dict(task.failures)
+    for one in attempts:
+        node = one.action.removeprefix(TRIED)
+        if node != one.action:
+            found.pop(node, None)
+            found[node] = one.outcome[:REASON_LENGTH]
+    return dict(list(found.items())[-MAX_FAILURES:])
 
 
 class Faults:

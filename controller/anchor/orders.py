@@ -122,6 +122,7 @@ class Orders:
                 generation=order.generation,
                 epoch_high=max(task.epoch_high, order.epochs_above),
                 asked=None,
+                failures={},
             )
         detail = f"generation {order.generation}"
         if order.decomposition:

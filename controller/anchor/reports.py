@@ -6,7 +6,7 @@ from msgspec import structs
 
 from controller.anchor.book import Book
 from controller.anchor.elsewhere import Elsewheres
-from controller.anchor.faults import hopeless
+from controller.anchor.faults import failures, hopeless
 from controller.anchor.granting import Granting
 from controller.anchor.lifecycle import SERVING, STARTED, TaskEvent
 from controller.anchor.placing import Placing
@@ -101,6 +101,7 @@ class Reports:
             reason=task.reason if hopeless(task) or what is TaskEvent.OLDER else report.reason,
             variant=report.variant,
             served=report.generation if ready else task.served,
+            failures=_failures(task, report),
         )
         if ready:
             self._placing.ran(task.service)
@@ -175,6 +176,16 @@ class Reports:
             detail += f": {report.reason}"
         told = _TOLD.get(report.state, report.state.value)
         self._book.stories.tell(report.task, "ts", told, detail, cause, report.blame)
+
+
+def _failures(task: TaskRecord, report: TaskReport) -> dict[str, str]:
+    """Return which nodes could not run the newest generation; where it is ready, it runs."""
+    if report.generation != task.generation:
+        return task.failures
+    found = failures(task, report.attempts)
+    if report.state is InstanceState.READY:
+        found.pop(report.node, None)
+    return found
 
 
 def _stale(task: TaskRecord, report: TaskReport) -> bool:

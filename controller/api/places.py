@@ -31,6 +31,8 @@ class Explanation(Struct, frozen=True):
     following: str = ""
     """Whether it follows the devices that it serves to their cell, and why; empty: none has moved.
     """
+    failures: dict[str, str] = {}
+    """Nodes that were tried for its newest generation and could not run it, with the reason."""
 
 
 class ServicePlace(Struct, frozen=True):

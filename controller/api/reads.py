@@ -152,7 +152,13 @@ def _in_state(state: Any, wanted: Any, deleted: Any) -> bool:
 def _explain(arguments: Named, registry: Registry) -> Explanation:
     task = registry.get(TASK, arguments.name)
     return Explanation(
-        task.spec.task, task.state, task.node, task.reason, task.placement, task.following
+        task.spec.task,
+        task.state,
+        task.node,
+        task.reason,
+        task.placement,
+        task.following,
+        task.failures,
     )
 
 

@@ -69,7 +69,7 @@ class Mover:
         """By task: the anchor that took it from us last, its generation, and the lease that ended.
         What another anchor has granted below may still be on its way.
         """
-        self._reported: dict[str, tuple[str, int, str, str, bool]] = {}
+        self._reported: dict[str, tuple[str, int, str, str, bool, tuple[str, ...]]] = {}
         self._resting: dict[str, str] = {}
         """Tasks that would change if their anchor gave leave, and why."""
 
@@ -505,7 +505,8 @@ class Mover:
         if copy is None or (copy.state is CopyState.READY and not self._memories.arrived(entry)):
             return
         awaits = copy.origin is not None
-        key = (copy.node, copy.epoch, copy.state.value, copy.tuning.variant, awaits)
+        failed = tuple(entry.failures)
+        key = (copy.node, copy.epoch, copy.state.value, copy.tuning.variant, awaits, failed)
         if self._reported.get(entry.task) != key:
             self._reported[entry.task] = key
             self._table.say(upward.report(entry, copy, cause))

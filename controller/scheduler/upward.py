@@ -7,7 +7,7 @@ from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from controller.scheduler.nodes import NodeTable
 from protocols.errors import Blame
 from protocols.messages import Escalation, TaskReport
-from protocols.messages.hierarchy import Attempt, NodeState
+from protocols.messages.hierarchy import MAX_FAILURES, Attempt, NodeState
 from protocols.messages.task import InstanceState
 
 MAX_ATTEMPTS: Final = 64
@@ -32,6 +32,7 @@ def report(entry: TaskEntry, copy: Copy, cause: str) -> Send:
         Blame.ENVIRONMENT if copy.state is CopyState.GONE else copy.blame,
         variant=copy.tuning.variant,
         awaits=copy.origin is not None,
+        attempts=tuple(entry.failures.values())[-MAX_FAILURES:],
     )
     return Send(ToRole(entry.anchor), body, copy.cause or cause, entry.tenant)
 

@@ -33,6 +33,8 @@ from protocols.sla import Bound, ServiceKind, Sla
 
 MAX_RESERVED: Final = 256
 """Tasks of other anchors that are told apart on one node."""
+MAX_FAILURES: Final = 16
+"""Nodes that could not run a task, of which one report tells."""
 MAX_CELLS: Final = 64
 """Other cells that one gateway tells of..."""
 MAX_ASKED: Final = 256
@@ -356,6 +358,17 @@ class Elsewhere(Message, tag="elsewhere", frozen=True):
     """As in EnvelopeGrant."""
 
 
+class Attempt(Part, frozen=True):
+    """One thing that a layer tried before it escalated."""
+
+    action: Text
+    """What was done."""
+    outcome: Text
+    """What came of it."""
+    blame: Blame | None = None
+    """Whose fault that is, where it is one."""
+
+
 class TaskReport(Message, tag="task-report", frozen=True):
     """TS to TA: what became of a task inside its envelope."""
 
@@ -373,6 +386,8 @@ class TaskReport(Message, tag="task-report", frozen=True):
     """Which one runs; empty: the manifest of the specification."""
     awaits: bool = False
     """Whether the copy waits for what it is to remember, and answers nothing before."""
+    attempts: Annotated[tuple[Attempt, ...], Meta(max_length=MAX_FAILURES)] = ()
+    """On nodes of its envelope that could not run it."""
 
 
 class TaskEvent(Message, tag="task-event", frozen=True):
@@ -511,17 +526,6 @@ class AnchorSummary(Message, tag="anchor-summary", frozen=True):
     accelerators: dict[Label, Count] = field(default_factory=dict)
     lost: Count = 0
     """Nodes known and not online."""
-
-
-class Attempt(Part, frozen=True):
-    """One thing that a layer tried before it escalated."""
-
-    action: Text
-    """What was done."""
-    outcome: Text
-    """What came of it."""
-    blame: Blame | None = None
-    """Whose fault that is, where it is one."""
 
 
 class Escalation(Message, tag="escalation", frozen=True):

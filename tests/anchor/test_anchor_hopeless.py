@@ -94,6 +94,30 @@ def test_the_only_node_is_enough() -> None:
     assert not said(bench.passes(20 * RETRY_MAX_MS), EnvelopeGrant)
 
 
+def test_every_node_that_could_not_run_the_newest_generation_is_known_with_the_reason(
+    bench: Bench,
+) -> None:
+    bench.order()
+    full = Attempt("run on n1", "its disk is full", Blame.ENVIRONMENT)
+
+    def report(node: str, epoch: int, *attempts: Attempt, generation: int = 1) -> None:
+        ready = InstanceState.READY
+        bench.hear(TaskReport("svc.a", generation, node, epoch, ready, attempts=attempts))
+
+    report("n2", 2, full)
+    assert bench.task().failures == {"n1": "its disk is full"}
+    report("n2", 2)
+    assert bench.task().failures, "another envelope does not make it forgotten"
+    failed(bench, "n2", blame=Blame.ENVIRONMENT)
+    assert bench.task().failures == {"n1": "its disk is full", "n2": NO_WASM}
+    report("n1", bench.task().epoch_high)
+    assert bench.task().failures == {"n2": NO_WASM}, "it runs there"
+    bench.order(generation=2)
+    assert not bench.task().failures
+    report("n1", bench.task().epoch_high, full)
+    assert not bench.task().failures, "of the generation before"
+
+
 def test_what_the_environment_did_is_tried_again(bench: Bench) -> None:
     bench.order()
     failed(bench, "n1", "n2", "n3", blame=Blame.ENVIRONMENT)

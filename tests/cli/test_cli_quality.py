@@ -6,11 +6,12 @@ import pytest
 from msgspec import structs
 
 from controller.api.choices import ServiceExplanation
+from controller.api.places import Explanation
 from controller.api.quality import QosRow, ServiceQos
-from controller.records import ApprovalRecord, ApprovalState, Candidate
+from controller.records import ApprovalRecord, ApprovalState, Candidate, Placement, TaskState
 from protocols.messages.hierarchy import Autonomy, ServiceState
 from protocols.qoais import Bound, ServiceKind
-from tona.cli import quality
+from tona.cli import quality, tasks
 
 QOS = ServiceQos(
     "watch", ServiceKind.INFERENCE, ServiceState.RUNNING, False, 0.95, 0.75, 4, 3,
@@ -46,6 +47,22 @@ def test_targets_stand_beside_values_and_what_is_absent_is_a_dash(
     assert told[5][2:6] == ["throughput_per_s", "-", "9.5", "1/s"]
     assert told[6][2:9] == ["storage_bytes", "≤", "2.0", "KiB", "2.0", "KiB", "yes"]
     assert told[7][2:6] == ["data_privacy", "node", "node", "yes"]
+
+
+def test_why_a_task_is_not_on_another_node_is_told_of_those_that_were_tried(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refusals = {"n1": "its disk is full", "n3": "sha256:00 is not signed"}
+    tasks.draw_explanation(
+        Explanation("s.t", TaskState.RUNNING, "n2", "", Placement(1, ("n2",)), "", refusals)
+    )
+    told = [" ".join(line) for line in lines(capsys)]
+    assert told == [
+        "s.t: running on n2",
+        "NODE THAT COULD NOT RUN IT REASON",
+        "n1 its disk is full",
+        "n3 sha256:00 is not signed",
+    ]
 
 
 def test_an_explanation_names_every_candidate(capsys: pytest.CaptureFixture[str]) -> None:

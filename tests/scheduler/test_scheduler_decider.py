@@ -134,6 +134,9 @@ def test_a_failed_node_leads_to_the_next_and_then_upwards(bench: Bench) -> None:
     bench.anchor(grant("n1", "n2"))
     output = bench.node("n1", Status(1, "svc.a", 1, InstanceState.FAILED, "no memory"))
     [assign] = told(output, "n2", Assign)
+    [report] = said(output, TaskReport)
+    assert report.node == "n2"
+    assert [(one.action, one.outcome) for one in report.attempts] == [("run on n1", "no memory")]
     output = bench.node("n2", Status(2, "svc.a", assign.epoch, InstanceState.FAILED, "no disk"))
     [escalation] = said(output, Escalation)
     assert {one.outcome for one in escalation.attempts} == {"no memory", "no disk"}

@@ -1,7 +1,7 @@
 """`tona task` and `tona artifact`: what runs where and why, and what it runs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,6 +123,7 @@ def draw_explanation(one: Any) -> None:
     show(f"{one.task}: {stated(f'{one.state} on {or_dash(one.node)}', one.reason)}")
     if one.following:
         show(one.following)
+    _draw_failures(one.failures)
     placement = one.placement
     if placement is None:
         show("there was no decision about its place yet")
@@ -150,6 +151,15 @@ def draw_explanation(one: Any) -> None:
         refused.add_row(rejection.node, rejection.stage, rejection.reason)
     if placement.rejected:
         show(refused)
+
+
+def _draw_failures(failures: Mapping[str, str]) -> None:
+    """Print which nodes were tried in vain."""
+    failed = table("NODE THAT COULD NOT RUN IT", "REASON")
+    for node, reason in failures.items():
+        failed.add_row(node, reason)
+    if failures:
+        show(failed)
 
 
 def options_table(options: Sequence[Any]) -> Any:
