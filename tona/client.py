@@ -58,7 +58,7 @@ from tona.requests import Requests
 from tona.routes import cell_of
 from tona.store import Store
 from tona.streams import stream
-from tona.target import Target, find
+from tona.target import Target, asked, find
 
 DEADLINE_S: Final = 30.0
 """For a request, when the caller names none."""
@@ -99,7 +99,9 @@ async def connect(
     target = await find(where)
     client: AsyncClient
     if follow:
-        client = BesideClient(target, Path(follow), tenant=tenant)
+        client = BesideClient(
+            await asked(target) if target.unasked else target, Path(follow), tenant=tenant
+        )
     else:
         client = (SpreadClient if target.api_url else AsyncClient)(target, tenant=tenant)
     client.agent = agent

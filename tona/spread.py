@@ -16,10 +16,10 @@ from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.quality import PRIORITY_DEFAULT
 from protocols.transport.session import DEFAULT_TENANT
 from tona import values
-from tona.client import DEADLINE_S, AsyncClient, check_deadline
+from tona.client import CONNECT_TIMEOUT_S, DEADLINE_S, AsyncClient, check_deadline
 from tona.errors import CannotConnect, ClientClosed, ServiceUnavailable, bad_input, error_of
 from tona.job_client import ACCEPT_S, RUN_S, Job
-from tona.target import Target, at_cell
+from tona.target import LOOK_S, Target, asked, at_cell
 from tona.where import CellFound, Where
 
 LOOK_AGAIN_S: Final = 2.0
@@ -28,6 +28,10 @@ LOOK_PAUSE_S: Final = 0.25
 """Between two looks for a service that has no cell yet, or when the controller is away."""
 UNKNOWN_S: Final = 3.0
 """How long a controller that does not know a service is not believed: it may just be starting."""
+GRACE_S: Final = 0.5
+"""So much longer than the broker a controller may take to say what cells there are, at least..."""
+GRACE: Final = 4.0
+"""...or so many times as long again, up to `LOOK_S` in all."""
 CELLS_MAX: Final = 1024
 """Cells that one client is connected to."""
 
@@ -39,10 +43,28 @@ class SpreadClient(AsyncClient):
 
     def __init__(self, target: Target, *, tenant: str = DEFAULT_TENANT) -> None:
         super().__init__(target, tenant=tenant)
+        self._target = target
         self._where = Where(target.api_url, target.context)
         self._places: dict[str, CellFound] = {}
         self._clients: dict[CellFound, AsyncClient] = {}
         self._opening = asyncio.Lock()
+
+    async def open(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Connect to the broker; meanwhile ask if there are other cells. Raises CannotConnect."""
+        if not self._target.unasked:
+            await super().open(timeout_s)
+            return
+        limit, began_s = asyncio.timeout(LOOK_S), self._loop.time()
+        asking = asyncio.create_task(asked(self._target, limit))
+        try:
+            await super().open(timeout_s)
+            now_s = self._loop.time()
+            if not asking.done():
+                patience_s = max(GRACE_S, GRACE * (now_s - began_s))
+                limit.reschedule(min(began_s + LOOK_S, now_s + patience_s))
+            self._target = await asking
+        finally:
+            asking.cancel()
 
     async def close(self) -> None:
         """End every open request with ClientClosed, and every connection; idempotent."""
@@ -61,6 +83,8 @@ class SpreadClient(AsyncClient):
         priority: int = PRIORITY_DEFAULT,
     ) -> values.Result:
         """Run a service once and return its answer; see `AsyncClient.invoke`."""
+        if not self._target.api_url:
+            return await super().invoke(service, inputs, deadline_s=deadline_s, priority=priority)
 
         async def once(client: AsyncClient, left_s: float) -> values.Result:
             return await client.invoke(service, inputs, deadline_s=left_s, priority=priority)
@@ -71,6 +95,8 @@ class SpreadClient(AsyncClient):
         self, service: str, inputs: Mapping[str, Any], *, deadline_s: float = DEADLINE_S
     ) -> str:
         """Publish values on the inputs of a service; see `AsyncClient.publish`."""
+        if not self._target.api_url:
+            return await super().publish(service, inputs, deadline_s=deadline_s)
 
         async def once(client: AsyncClient, left_s: float) -> str:
             return await client.publish(service, inputs, deadline_s=left_s)
@@ -89,6 +115,16 @@ class SpreadClient(AsyncClient):
         accept_s: float = ACCEPT_S,
     ) -> Job:
         """Submit a job and return when it can no more be lost; see `AsyncClient.submit`."""
+        if not self._target.api_url:
+            return await super().submit(
+                service,
+                inputs,
+                job=job,
+                deadline_s=deadline_s,
+                run_s=run_s,
+                priority=priority,
+                accept_s=accept_s,
+            )
         # One name wherever it is tried, or it could be done twice.
         job = job or self.job_name()
 

@@ -1,6 +1,7 @@
 """Where a cell is reached: by the address of its controller, or by a bundle of its authority."""
 
 import asyncio
+import logging
 import os
 import ssl
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocols.errors import EnvironmentFailure, UserError
 from protocols.topics import Speaker, valid_name
@@ -19,8 +21,12 @@ from tona.store import Store
 
 SYSTEM_PATH: Final = "/v1/system"
 _MQTT_PORT: Final = 1883
+_HTTPS_PORT: Final = 443
 LOOK_S: Final = 2.0
 """How long the controller that a bundle names may take to say what cells there are."""
+SYSTEM_MAX_BYTES: Final = 1 << 20
+
+log = logging.getLogger("tona")
 
 
 class _Cell(Struct):
@@ -44,6 +50,8 @@ class Target(Struct, frozen=True):
     context: ssl.SSLContext | None = None
     api_url: str = ""
     """Where to ask for the cell of each service; empty: they are all in this one."""
+    unasked: bool = False
+    """Whether `asked` is to find out if there are others at all."""
 
 
 async def find(where: str | Path) -> Target:
@@ -64,32 +72,59 @@ async def find(where: str | Path) -> Target:
             f"{text} is the bundle of a {bundle.speaker}: make a client's with `tona ca issue`"
         )
     context = tls.client_context(bundle)
-    return at_cell(
+    target = at_cell(
         bundle.cell,
         bundle.broker_host,
         bundle.broker_port,
-        await _beyond(bundle.api_url, context),
+        bundle.api_url,
         identity=bundle.name,
         context=context,
     )
+    return replace(target, unasked=bool(bundle.api_url))
 
 
-async def _beyond(url: str, context: ssl.SSLContext) -> str:
-    """Return where to ask for the cells of services; empty where there is one, or nobody says.
+async def asked(target: Target, limit: asyncio.Timeout | None = None) -> Target:
+    """Ask the controller that a bundle names whether there are other cells than its own.
 
-    A client needs its broker alone: a controller that does not answer at once is done without.
+    A client needs its broker alone: a controller that does not answer in time is done without, and
+    the log says so. `limit` is none that was entered; by default `LOOK_S`.
     """
-    if not url:
-        return ""
-    store = Store(context)
+    told = "it says nothing"
     try:
-        async with asyncio.timeout(LOOK_S):
-            answer = await store.text(url, SYSTEM_PATH)
-        return "" if _alone(msgspec.json.decode(answer, type=_System)) else url
-    except (EnvironmentFailure, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
-        return ""
+        async with limit or asyncio.timeout(LOOK_S):
+            system = msgspec.json.decode(await _system(target), type=_System)
+        return replace(target, api_url="" if _alone(system) else target.api_url, unasked=False)
+    except TimeoutError:
+        pass
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        told = str(error) or type(error).__name__
+    log.warning(
+        "the controller at %s does not answer (%s): services of cell %s alone are reached",
+        *(target.api_url, told, target.settings.cell),
+    )
+    return replace(target, api_url="", unasked=False)
+
+
+async def _system(target: Target) -> bytes:
+    """Fetch what the controller says of itself; it can be given up at any time, as no thread can.
+
+    Raises OSError or ValueError.
+    """
+    url = urlsplit(target.api_url)
+    port = url.port or _HTTPS_PORT
+    reader, writer = await asyncio.open_connection(url.hostname, port, ssl=target.context)
+    try:
+        writer.write(f"GET {SYSTEM_PATH} HTTP/1.0\r\nHost: {url.netloc}\r\n\r\n".encode())
+        answer = b""
+        while (part := await reader.read(1 << 16)) and len(answer) < SYSTEM_MAX_BYTES:
+            answer += part
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status = head.partition(b"\r\n")[0]
+        if b" 200 " not in status:
+            raise ValueError(status[:100].decode(errors="replace") or "an empty answer")
+        return body
     finally:
-        store.close()
+        writer.transport.abort()
 
 
 def _alone(system: _System) -> bool:
