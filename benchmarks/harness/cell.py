@@ -18,6 +18,7 @@ from controller.api import client as api
 from controller.broker.lease import PortLease
 from controller.trust.authority import Authority
 from controller.trust.publishers import TrustState
+from protocols.errors import TonaError
 from protocols.topics import Speaker
 from protocols.transport import tls
 from protocols.transport.session import DEFAULT_TENANT
@@ -139,9 +140,18 @@ class Cell:
                 while not (found := await ready()):  # noqa: ASYNC110 - another process's event
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
-            words = self.controller.last_words()
-            raise RuntimeError(f"still not so: {what}; the controller says: {words}") from None
+            words = f"{await self._tasks()}; the controller says: {self.controller.last_words()}"
+            raise RuntimeError(f"still not so: {what}; {words}") from None
         return found
+
+    async def _tasks(self) -> str:
+        """Say of each task that does not run in which state it is, and why."""
+        try:
+            tasks = await self.call("task.list")
+        except (httpx.HTTPError, TonaError) as error:
+            return f"no task is known: {error}"
+        waiting = [one for one in tasks if one.state != "running"]
+        return "; ".join(f"{one.spec.task} is {one.state}: {one.reason}" for one in waiting)
 
     async def online(self, *nodes: str) -> None:
         """Wait until these nodes are online."""

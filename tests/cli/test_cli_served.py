@@ -11,6 +11,7 @@ from controller.namo.submission import Submitted
 from controller.records import SERVICE, StoryRecord, TaskState
 from protocols.errors import EnvironmentFailure
 from protocols.messages.hierarchy import ServiceState
+from tona.cli.follow import SERVICES, until
 from tona.cli.served import served
 
 ANSWER = Submitted("cam", "default", 2, "created", ("watch",), tasks={"watch.t": None})
@@ -92,7 +93,8 @@ async def test_what_may_still_run_is_waited_for(
     api = _Api(a_service(ServiceState.DEPLOYING, generation=generation), task)
     with pytest.raises(EnvironmentFailure, match="does not run within 0 s"):
         await served(api, ANSWER, 0.2)
-    assert capsys.readouterr().err == "service watch: deploying\n"
+    told = f"service watch: deploying\ntask watch.t: {task.state}: why\n"
+    assert capsys.readouterr().err == told
 
 
 async def test_an_answer_that_fails_is_told() -> None:
@@ -104,3 +106,12 @@ async def test_an_answer_that_fails_is_told() -> None:
     api.listing = broken  # type: ignore[method-assign]
     with pytest.raises(EnvironmentFailure, match="no controller answers"):
         await served(api, ANSWER, 60)
+
+
+async def test_a_wait_in_vain_says_how_what_was_waited_for_stands() -> None:
+    api: Any = _Api(a_service(ServiceState.WAITING, "watch.t: no node is online"), None)
+    with pytest.raises(EnvironmentFailure) as caught:
+        await until(api, SERVICES, lambda _: False, 0.2, "service watch does not run")
+    assert str(caught.value) == (
+        "service watch does not run within 0 s: watch is waiting, watch.t: no node is online"
+    )

@@ -11,6 +11,8 @@ from controller.records import FLEET, SERVICE, TASK, USE_CASE
 from protocols.errors import EnvironmentFailure
 from tona.cli.api import Api
 
+TOLD_MAX: Final = 8
+
 
 class Followed(Struct, frozen=True):
     """A kind that can be listed and watched."""
@@ -73,8 +75,10 @@ async def until(
 ) -> Things:
     """Wait until the things of a kind satisfy `done`, and return them.
 
-    Raises EnvironmentFailure, with the `hope` that was not fulfilled, after that time.
+    Raises EnvironmentFailure after that time, with the `hope` that was not fulfilled and how the
+    things stand, the first `TOLD_MAX` by name.
     """
+    things: Things = {}
     try:
         async with asyncio.timeout(within_s), aclosing(follow(api, what)) as states:
             async for things in states:
@@ -82,7 +86,14 @@ async def until(
                     return things
     except TimeoutError:
         pass
-    raise EnvironmentFailure(f"{hope} within {within_s:.0f} s")
+    stand = "; ".join(_stands(*one) for one in sorted(things.items())[:TOLD_MAX])
+    raise EnvironmentFailure(f"{hope} within {within_s:.0f} s: {stand or 'there is none'}")
+
+
+def _stands(name: str, one: Any) -> str:
+    """Say in which state a thing is, and why, where it says so."""
+    reason = getattr(one, "reason", "")
+    return f"{name} is {one.state}" + (f", {reason}" if reason else "")
 
 
 async def _list(api: Api, what: Followed) -> tuple[Things, str]:

@@ -23,7 +23,7 @@ async def served(api: Any, answer: Submitted, within_s: float) -> None:
     """
     seen = _Seen(answer)
     running = asyncio.ensure_future(_run(api, seen))
-    failing = asyncio.ensure_future(_failure(api, answer))
+    failing = asyncio.ensure_future(_failure(api, answer, seen))
     both = (running, failing)
     try:
         done, _ = await asyncio.wait(both, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
@@ -44,9 +44,11 @@ async def served(api: Any, answer: Submitted, within_s: float) -> None:
 
 
 class _Seen:
-    """The services of a submission as they were last seen; says once what each waits for."""
+    """What a submission has made, as it was last seen; says once what each service waits for."""
 
     def __init__(self, answer: Submitted) -> None:
+        self.tasks: Things = {}
+        self._of = answer.tasks
         self._names = answer.services
         self._services: Things = {}
         self._told: set[str] = set()
@@ -62,10 +64,14 @@ class _Seen:
         return not missing
 
     def tell_all(self) -> None:
-        """Say of each service that does not run what its state is, and why."""
+        """Say of each service and task that does not run what its state is, and why."""
         self._told.clear()
         for name in self._missing():
             self._say(_line(name, self._services.get(name)))
+        for name in self._of:
+            one = self.tasks.get(name)
+            if one is not None and one.state is not TaskState.RUNNING:
+                self._say(f"task {name}: {stated(one.state, one.reason)}")
 
     def _missing(self) -> list[str]:
         running = ServiceState.RUNNING
@@ -91,10 +97,11 @@ async def _run(api: Any, seen: _Seen) -> None:
                 return
 
 
-async def _failure(api: Any, answer: Submitted) -> str:
+async def _failure(api: Any, answer: Submitted, seen: _Seen) -> str:
     """Return which task has failed for good, and why; there may never be one."""
     async with aclosing(follow(api, TASKS)) as states:
         async for tasks in states:
+            seen.tasks = tasks
             for name in answer.tasks:
                 if name in tasks and _failed(tasks[name]):
                     why = await _for_good(api, name)
