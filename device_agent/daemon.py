@@ -128,6 +128,7 @@ class Daemon:
             next_incarnation=self._next_incarnation,
             will=lambda _: (self._topic(cell, Channel.PRESENCE), WILL),
             decode=DECODE,
+            on_refused=lambda text: self.tell(events.PublishRefused(text)),
         )
         return session
 

@@ -24,7 +24,7 @@ from protocols.messages.sense import LinkReport
 
 if TYPE_CHECKING:
     from device_agent.core.cells import Surroundings
-    from device_agent.core.events import CellsMeasured
+    from device_agent.core.events import CellsMeasured, PublishRefused
     from device_agent.core.feeder import Feeder
     from device_agent.core.mobility import Mobility
 
@@ -65,6 +65,8 @@ class Attached:
         self._absence = Absence(turn)
         self._spent: tuple[float, float, bool] | None = None
         """On measuring cells; None: it measures none."""
+        self._refused = ""
+        """What the broker has refused last, and why."""
         self.presence = Presence(turn, birth, turn.cell)
 
     @property
@@ -156,13 +158,21 @@ class Attached:
         mobility.measured(levels)
         mobility.unanswered(event)
 
+    def refused(self, event: "PublishRefused") -> None:
+        """Take note of what the broker does not let this node publish."""
+        self._turn.counts["publish refused"] += 1
+        self._refused = event.text
+
     def priced(self, link: LinkReport) -> LinkReport:
-        """Return a report of the link with what has waited, and what measuring cells has taken."""
+        """Return a report of the link with what waited or was refused, and what measuring took."""
         counts = self._turn.counts
         if counts["kept"]:
             link = structs.replace(link, kept=counts["kept"], kept_dropped=counts["kept dropped"])
         if counts["missed"]:
             link = structs.replace(link, missed=counts["missed"])
+        if self._refused:
+            count = counts["publish refused"]
+            link = structs.replace(link, refused=f"{self._refused}, {count} refused in all"[:1000])
         if self._spent is None:
             return link
         taken, cpu, saving = self._spent

@@ -228,6 +228,7 @@ class Core:
             events.JournalFailed: assignments.journal_failed,
             events.Connected: self.attached.connected,
             events.Disconnected: self.attached.disconnected,
+            events.PublishRefused: self.attached.refused,
             events.LinkUp: self.attached.link_told,
             events.AttachFailed: self.attached.link_told,
             events.CellsMeasured: self.attached.measured,

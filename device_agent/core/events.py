@@ -66,6 +66,13 @@ class Disconnected(Struct, frozen=True):
     """Whether the network has ended it, and not the broker, silence or we."""
 
 
+class PublishRefused(Struct, frozen=True):
+    """The broker has not taken what was published, as its rules of access want it."""
+
+    text: str
+    """The topic, and why."""
+
+
 class LinkUp(Struct, frozen=True):
     """The link that leads to a cell is up; its broker comes next."""
 
@@ -360,6 +367,7 @@ Event = (
     | JournalFailed
     | Connected
     | Disconnected
+    | PublishRefused
     | LinkUp
     | AttachFailed
     | CellsMeasured

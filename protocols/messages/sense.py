@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocols.base import Count, Message, Part, Percent
+from protocols.base import Count, Message, Part, Percent, Text
 
 DELIVERY_MIN_MBIT_PER_S: Final = 0.001
 DELIVERY_MAX_MBIT_PER_S: Final = 1e6
@@ -109,6 +109,8 @@ class LinkReport(Message, tag="link", frozen=True):
     """Those of them that were too many, too large or too old."""
     missed: Count = 0
     """Published values that a gateway has handed it afterwards."""
+    refused: Text = ""
+    """Topic of the newest message that the broker has not taken, why, and how many there were."""
 
     @property
     def bandwidth_mbit_per_s(self) -> float | None:

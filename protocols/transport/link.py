@@ -42,7 +42,7 @@ class Owner(Protocol):
     def link_heard(self, head: packets.Head, body: bytes, left_out: int) -> None:
         """Take a PUBLISH, acknowledged already; `left_out` bytes of it were above the bound."""
 
-    def link_refused(self, reason_code: int) -> None:
+    def link_refused(self, topic: str, reason_code: int) -> None:
         """Take note of a frame that the broker does not take."""
 
 
@@ -242,9 +242,10 @@ class Link(asyncio.BufferedProtocol):
 
     def _acknowledged(self, body: bytes) -> None:
         packet_id, code = packets.acknowledged(body)
-        self.outbox.acknowledge(packet_id)
+        topic = self.outbox.acknowledge(packet_id)
         if code >= packets.REFUSED:
-            self._owner.link_refused(code)
+            # It begins with its length.
+            self._owner.link_refused(topic[2:].decode(), code)
         self._move()
 
     def _connected(self, body: bytes) -> None:

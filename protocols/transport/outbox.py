@@ -35,7 +35,8 @@ class Outbox:
         self._queue_max = queue_max
         self._queue_max_bytes = queue_max_bytes
         self._queued_bytes = 0
-        self._inflight: set[int] = set()
+        self._inflight: dict[int, bytes] = {}
+        """Topics by packet id."""
         self._last_id = 0
 
     @property
@@ -77,9 +78,9 @@ class Outbox:
         self._queued_bytes -= len(parcel.payload)
         return parcel, self._take_id(parcel)
 
-    def acknowledge(self, packet_id: int) -> None:
-        """Free a place in the window; an id that is not in flight changes nothing."""
-        self._inflight.discard(packet_id)
+    def acknowledge(self, packet_id: int) -> bytes:
+        """Free a place in the window; return the topic, of an id that is not in flight none."""
+        return self._inflight.pop(packet_id, b"")
 
     def _may_go(self, parcel: Parcel) -> bool:
         return self.open and (not parcel.qos or len(self._inflight) < self.window)
@@ -93,5 +94,5 @@ class Outbox:
             if packet_id not in self._inflight:
                 break
         self._last_id = packet_id
-        self._inflight.add(packet_id)
+        self._inflight[packet_id] = parcel.topic
         return packet_id

@@ -57,6 +57,16 @@ _DISCONNECT_REASONS: Final = {
     0x98: "administrative action",
 }
 
+_PUBLISH_REFUSALS: Final = {
+    0x80: "unspecified error",
+    0x83: "implementation specific error",
+    0x87: "not authorized",
+    0x90: "topic name invalid",
+    0x97: "quota exceeded",
+    0x99: "payload format invalid",
+}
+"""MQTT 5, table 3-4."""
+
 # It reports every SUBSCRIBE as news.
 logging.getLogger("gmqtt").setLevel(logging.WARNING)
 
@@ -308,6 +318,11 @@ def disconnected(body: bytes) -> str:
     code = body[0] if body else 0
     said = _DISCONNECT_REASONS.get(code, "no reason we know")
     return f"the broker ends the connection: {said} (code 0x{code:02x})"
+
+
+def publish_refused(topic: str, code: int) -> str:
+    """Say that and why the broker does not take what is published on a topic."""
+    return f"{topic}: {_PUBLISH_REFUSALS.get(code, 'no reason we know')} (code 0x{code:02x})"
 
 
 def _properties(body: bytes, at: int) -> tuple[dict[str, Any], int]:

@@ -43,6 +43,8 @@ WILL_NUMBER: Final = 2**53
 """A will stands outside the count: the broker says it after any number of frames, or never."""
 WILL_CAUSE: Final = "will"
 DEFAULT_TENANT: Final = "default"
+REFUSALS_MAX: Final = 16
+"""Topics, with the reason, of which the log says that the broker has refused them."""
 _TLS_SHUTDOWN_S: Final = 1.0
 
 _DROPS: Final[dict[type[PeerError], str]] = {
@@ -106,7 +108,8 @@ class Session:
     incarnation once every filter is granted; `on_disconnected` the reason, once for each
     connected. `next_incarnation` is asked when a broker has taken the line, so an unreachable one
     uses none up. `will` gives the message that the broker says for us if we die; `decode`
-    (`codec.decoder`) knows what is heard.
+    (`codec.decoder`) knows what is heard. `on_refused` gets the topic on which the broker has not
+    taken what was published, and why.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Session:
         next_incarnation: Callable[[], int],
         will: Callable[[int], "tuple[Topic, Body] | None"] | None = None,
         decode: Callable[[bytes, int], Frame] = codec.decode,
+        on_refused: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.counters = Counters()
@@ -136,6 +140,9 @@ class Session:
         self._next_incarnation = next_incarnation
         self._will = will
         self._decode = decode
+        self._on_refused = on_refused
+        self._refusals: set[str] = set()
+        """Those that were logged."""
         self._number = 0
         self._link: Link | None = None
         self._attempt: asyncio.Timeout | None = None
@@ -391,11 +398,15 @@ class Session:
             self.counters.handler_faults += 1
             _log.exception("a message on %s tripped a bug", topic)
 
-    def link_refused(self, reason_code: int) -> None:
-        """Count a frame that the broker did not take."""
+    def link_refused(self, topic: str, reason_code: int) -> None:
+        """Count a frame that the broker did not take, and tell of it."""
         self.counters.send_rejected += 1
-        if self.counters.send_rejected == 1:
-            _log.warning("the broker refuses a frame of ours (code 0x%02x)", reason_code)
+        told = packets.publish_refused(topic, reason_code)
+        if told not in self._refusals and len(self._refusals) < REFUSALS_MAX:
+            self._refusals.add(told)
+            _log.warning("the broker refuses what we publish on %s", told)
+        if self._on_refused is not None:
+            self._on_refused(told)
 
     # Frames.
 

@@ -180,3 +180,10 @@ def test_every_option_of_a_task_stands_with_its_figures_and_how_they_are_known()
     assert "declared" in other
     assert "- " in other, "what cannot run has no total"
     assert "has no onnx executor" in other
+
+
+def test_what_the_broker_refuses_of_a_node_is_shown() -> None:
+    said = "tona/1/cell/node/n1/status: not authorized (code 0x87), 3 refused in all"
+    shown = " ".join(text(draw.node_details(view(link=link(refused=said)))).split())
+    assert f"refused by broker {said}" in shown
+    assert "refused by broker - " in " ".join(text(draw.node_details(view(link=link()))).split())

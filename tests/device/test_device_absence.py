@@ -177,6 +177,15 @@ def test_the_report_of_the_link_says_how_many_there_were() -> None:
     assert [one.missed for one in of(LinkReport, said)] == [2]
 
 
+def test_the_report_of_the_link_says_what_the_broker_has_refused() -> None:
+    node = following()
+    for text in ("status: not authorized (code 0x87)", "load: quota exceeded (code 0x97)"):
+        assert not node.tell(events.PublishRefused(text))
+    said = node.tell(events.LinkSampled(LinkReport(1, "eth0", "wired", carrier=True)))
+    told = [one.refused for one in of(LinkReport, said)]
+    assert told == ["load: quota exceeded (code 0x97), 2 refused in all"]
+
+
 def test_what_the_cell_before_says_of_a_feed_after_the_farewell_does_not_count() -> None:
     alone = Roamer(radios=1)
     alone.join()

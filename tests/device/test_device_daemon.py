@@ -9,7 +9,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from device_world import ECHO, LONG_S, NODE, ROOT, Agent, Peer, Store, run_agent, until
+from device_world import (
+    ECHO,
+    LONG_S,
+    NODE,
+    ROOT,
+    Agent,
+    Peer,
+    Store,
+    node_filters,
+    run_agent,
+    until,
+)
 from real_brokers import Broker
 
 from device_agent import VERSION, run
@@ -29,7 +40,7 @@ from protocols.messages import (
 )
 from protocols.messages.invocation import REQUEST, Blob, Edge, Plan, Step, Tensor
 from protocols.messages.task import InstanceState
-from protocols.topics import Channel, Party
+from protocols.topics import Channel, Party, Speaker
 
 REPLY = "tona/1/cell/client/app/reply"
 
@@ -54,6 +65,33 @@ def call(request: str, value: Tensor | Blob, epoch: int = 1) -> Invoke:
 
 def small(data: bytes) -> Tensor:
     return Tensor(Dtype.UINT8, (len(data),), data)
+
+
+async def test_what_the_broker_does_not_let_a_node_publish_is_told_with_topic_and_reason(
+    tmp_path: Path, store: Store
+) -> None:
+    broker = Broker("mosquitto", tmp_path)
+    rules = tmp_path / "rules"
+    rules.write_text(f"topic readwrite #\ntopic deny tona/1/cell/node/{NODE}/status\n", "utf-8")
+    with broker._config.open("a", encoding="utf-8") as config:
+        config.write(f"user root\nacl_file {rules}\n")
+    await broker.start()
+    scheduler = Peer("ts", Speaker.CONTROLLER, broker.port, node_filters())
+    scheduler.welcoming = store.url
+    agent = Agent(tmp_path / "data", broker.port)
+    try:
+        await scheduler.connected()
+        await agent.start()
+        await scheduler.expect(Birth)
+        scheduler.command(echo_task(store))
+        said = await scheduler.expect(LinkReport, lambda one: bool(one.refused))
+        topic = f"tona/1/cell/node/{NODE}/status"
+        assert said.refused.startswith(f"{topic}: not authorized (code 0x87), ")
+        assert said.refused.endswith(" refused in all")
+    finally:
+        await agent.close()
+        await scheduler.close()
+        await broker.close()
 
 
 async def ready(scheduler: Peer, epoch: int, after: int = 0) -> Status:

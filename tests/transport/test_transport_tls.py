@@ -82,7 +82,7 @@ async def test_both_sides_verify_and_frames_flow(
 
 @needs_mosquitto
 async def test_the_brokers_acl_is_told_by_its_refusals(
-    tmp_path: Path, authority: Authority, peer: Make
+    tmp_path: Path, authority: Authority, peer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with secured(tmp_path, authority, authority.issue("broker")) as broker:
         one = node(peer, broker.port, authority.issue("node-1"))
@@ -91,6 +91,13 @@ async def test_the_brokers_acl_is_told_by_its_refusals(
         assert one.session.send(status, Death("x"), cause="c")
         assert await one.session.drained(30_000)
         assert one.session.counters.send_rejected == 1
+        assert (
+            caplog.messages.count(
+                "the broker refuses what we publish on tona/1/cell-1/node/node-1/status: "
+                "not authorized (code 0x87)"
+            )
+            == 1
+        )
 
 
 async def refused(peer: Make, port: int, bundle: Bundle) -> str:

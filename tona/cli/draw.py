@@ -315,6 +315,7 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
         ("measuring cells", _measuring(link)),
         ("outbox", f"{link.kept} waited for a connection, {link.kept_dropped} dropped"),
         ("missed", f"{link.missed} published values came afterwards"),
+        ("refused by broker", link.refused or "-"),
     ]
 
 
