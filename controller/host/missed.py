@@ -6,8 +6,9 @@ a while longer, until the gateway of its new cell brings that. It takes each val
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Sequence
+from heapq import heapify, heappop, heappush, merge
+from itertools import chain, islice, takewhile
 from typing import Final, NamedTuple
 
 from msgspec import Struct, field
@@ -34,6 +35,10 @@ LINGER_MS: Final = 10_000
 """That long after it has asked a node in another cell is handed what is published here."""
 NODES_MAX: Final = 1024
 """Nodes of each topic that are handed what is published; one more takes the oldest's place."""
+WHERE_MAX: Final = 16_384
+"""Nodes of which it is known in which cell they are."""
+STALE_MAX: Final = 8
+"""Sizes that a topic has had and that are still among the present ones, on average."""
 TOPICS_MAX: Final = 1024
 """With such nodes; one more takes the oldest's place."""
 HANDED_MAX: Final = 4096
@@ -99,7 +104,13 @@ class Lately:
         self._total_bytes = 0
         self._number = 0
         self._toward: dict[Key, dict[str, tuple[str, int]]] = {}
-        """By topic: nodes that are handed what is published, in which cell and until when."""
+        """By topic: nodes that are handed what is published, in which cell and until when, whoever
+        has asked first first.
+        """
+        self._where: dict[str, str] = {}
+        """By node: the cell where it was when it asked last."""
+        self._sizes: list[tuple[int, Key]] = []
+        """Heap of topics by what they take, negative; entries of earlier sizes stand among them."""
         self._asked: OrderedDict[str, tuple[int, frozenset[Key]]] = OrderedDict()
         """By node: when it has asked, and for what since."""
         self._span = 0, 0, 0
@@ -121,27 +132,62 @@ class Lately:
         ring.said.append(said)
         ring.size_bytes += size_bytes
         self._total_bytes += size_bytes + VALUE_BYTES
-        self._make_room(ring, now_ms)
+        self._make_room(key, now_ms)
         toward = self._toward.get(key, {})
-        for node in [one for one, (_, until_ms) in toward.items() if now_ms >= until_ms]:
-            del toward[node]
-        first = self._allowed([size_bytes] * len(toward), now_ms)
-        nodes = islice(toward.items(), first, None)
-        return [_late(node, cell, said, now_ms) for node, (cell, _) in nodes]
+        # Whoever has asked first stands first.
+        while toward and next(iter(toward.values()))[1] <= now_ms:
+            del toward[next(iter(toward))]
+        return self._onward(toward, said, now_ms)
 
-    def _make_room(self, ring: _Ring, now_ms: int) -> None:
+    def _onward(self, toward: dict[str, tuple[str, int]], said: _Said, now_ms: int) -> list[Late]:
+        """Return a value for those that get it at once: if not for all, for the last to ask."""
+        count, left_bytes = self._left(now_ms)
+        if said.size_bytes:
+            count = min(count, left_bytes // said.size_bytes)
+        found: list[Late] = []
+        for passed, (node, (cell, _)) in enumerate(reversed(toward.items())):
+            if len(found) == count:
+                self.counters["missed_dropped"] += len(toward) - passed
+                break
+            # What a node has asked for elsewhere before goes where it is at present.
+            if self._where.get(node, cell) == cell:
+                found.append(_late(node, cell, said, now_ms))
+        self._count(len(found), len(found) * said.size_bytes)
+        return found[::-1]
+
+    def _make_room(self, key: Key, now_ms: int) -> None:
+        ring = self._rings[key]
         old_ms = now_ms - KEPT_MS
         while ring.said and ring.said[0].at_ms < old_ms:
             self._total_bytes -= ring.drop()
         while len(ring.said) > KEPT_MAX or ring.size_bytes > KEPT_MAX_BYTES:
             self._drop(ring)
+        self._note(key)
         while self._total_bytes > TOTAL_MAX_BYTES:
-            self._drop(max(self._rings.values(), key=lambda one: one.whole_bytes))
+            largest = self._largest()
+            self._drop(self._rings[largest])
+            self._note(largest)
         first = next(iter(self._rings))
         quiet = self._rings[first]
         if not quiet.said or quiet.said[-1].at_ms < old_ms:
             self._total_bytes -= quiet.whole_bytes
             del self._rings[first]
+
+    def _note(self, key: Key) -> None:
+        """Have a topic found by what it takes now."""
+        heappush(self._sizes, (-self._rings[key].whole_bytes, key))
+        if len(self._sizes) > STALE_MAX * len(self._rings):
+            self._sizes = [(-ring.whole_bytes, one) for one, ring in self._rings.items()]
+            heapify(self._sizes)
+
+    def _largest(self) -> Key:
+        """Return the topic that takes most."""
+        while True:
+            size_bytes, key = self._sizes[0]
+            ring = self._rings.get(key)
+            if ring is not None and ring.whole_bytes == -size_bytes:
+                return key
+            heappop(self._sizes)
 
     def _drop(self, ring: _Ring) -> None:
         self._total_bytes -= ring.drop()
@@ -162,34 +208,44 @@ class Lately:
         if again and not wanted:
             self.counters["missed_refused"] += 1
             return []
-        for toward in self._toward.values():
-            # What it has asked for before is handed on to where it is at present.
-            if node in toward and toward[node][0] != body.cell:
-                del toward[node]
-        since_ms = now_ms - min(KEPT_MS, body.apart_ms + OVERLAP_MS)
-        found: list[_Said] = []
-        for key in wanted:
-            ring = self._rings.get(key)
-            found += [one for one in ring.said if one.at_ms >= since_ms] if ring else []
-            if body.cell != self._cell:
+        self._where.pop(node, None)
+        self._where[node] = body.cell
+        if len(self._where) > WHERE_MAX:
+            del self._where[next(iter(self._where))]
+        if body.cell != self._cell:
+            for key in wanted:
                 self._go_on(key, node, body.cell, now_ms)
-        found.sort(key=lambda one: one.number)
-        found = _newest(found)
+        rings = [self._rings[one] for one in wanted if one in self._rings]
+        since_ms = now_ms - min(KEPT_MS, body.apart_ms + OVERLAP_MS)
+        if min(self._left(now_ms)) <= 0:
+            # In a storm most that is asked for is not to be had: it is not put in order either.
+            self.counters["missed_dropped"] += _many(rings, since_ms)
+            return []
+        found = _newest(rings, since_ms)
         first = self._allowed([one.size_bytes for one in found], now_ms)
         return [_late(node, body.cell, one, now_ms) for one in found[first:]]
 
+    def _left(self, now_ms: int) -> tuple[int, int]:
+        """Return how many values may be handed on now, and how many bytes."""
+        if now_ms - self._span[0] >= HANDED_MS:
+            self._span = now_ms, 0, 0
+        _, count, total_bytes = self._span
+        return HANDED_MAX - count, HANDED_MAX_BYTES - total_bytes
+
+    def _count(self, count: int, total_bytes: int) -> None:
+        begin_ms, before, before_bytes = self._span
+        self._span = begin_ms, before + count, before_bytes + total_bytes
+
     def _allowed(self, sizes_bytes: Sequence[int], now_ms: int) -> int:
         """Return from which on these may be handed on now."""
-        begin_ms, count, total_bytes = self._span
-        if now_ms - begin_ms >= HANDED_MS:
-            begin_ms, count, total_bytes = now_ms, 0, 0
-        first = len(sizes_bytes)
-        while first and count < HANDED_MAX:
-            if total_bytes + sizes_bytes[first - 1] > HANDED_MAX_BYTES:
+        count, left_bytes = self._left(now_ms)
+        first, total_bytes = len(sizes_bytes), 0
+        while first and len(sizes_bytes) - first < count:
+            if total_bytes + sizes_bytes[first - 1] > left_bytes:
                 break
-            first, count = first - 1, count + 1
+            first -= 1
             total_bytes += sizes_bytes[first]
-        self._span = begin_ms, count, total_bytes
+        self._count(len(sizes_bytes) - first, total_bytes)
         self.counters["missed_dropped"] += first
         return first
 
@@ -203,15 +259,22 @@ class Lately:
         toward[node] = cell, now_ms + LINGER_MS
 
 
-def _newest(found: list[_Said]) -> list[_Said]:
-    """Return the last of what was found that may be handed on at once."""
-    first, size_bytes = len(found), 0
-    while first and len(found) - first < KEPT_MAX:
-        size_bytes += found[first - 1].size_bytes
-        if size_bytes > KEPT_MAX_BYTES:
+def _newest(rings: Iterable[_Ring], since_ms: float) -> list[_Said]:
+    """Return the last since then that may be handed on at once, the oldest first."""
+    found: deque[_Said] = deque()
+    size_bytes = 0
+    for said in merge(*(reversed(one.said) for one in rings), reverse=True):
+        size_bytes += said.size_bytes
+        if said.at_ms < since_ms or len(found) == KEPT_MAX or size_bytes > KEPT_MAX_BYTES:
             break
-        first -= 1
-    return found[first:]
+        found.appendleft(said)
+    return list(found)
+
+
+def _many(rings: Iterable[_Ring], since_ms: float) -> int:
+    """Return how many there are since then, of the last that may be handed on at once by number."""
+    lately = (takewhile(lambda one: one.at_ms >= since_ms, reversed(ring.said)) for ring in rings)
+    return sum(1 for _ in islice(chain.from_iterable(lately), KEPT_MAX))
 
 
 def _late(node: str, cell: str, said: _Said, now_ms: int) -> Late:

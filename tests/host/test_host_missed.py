@@ -1,8 +1,11 @@
 """What was published lately: kept within bounds, handed to nodes that were attached nowhere."""
 
+from unittest.mock import patch
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.host import missed
 from controller.host.missed import (
     AGAIN_MS,
     HANDED_MAX,
@@ -17,6 +20,7 @@ from controller.host.missed import (
     VALUE_BYTES,
     Late,
     Lately,
+    _Ring,
 )
 from protocols.codec import VERSION, Frame
 from protocols.manifest import Dtype
@@ -85,6 +89,43 @@ def test_a_node_in_another_cell_goes_on_getting_it_until_its_gateway_brings_it()
     assert [one.cell for one in lately.keep(INPUT, value("r3"), at_ms)] == ["c"]
     asked(lately, "n", asks(cell="a"), at_ms + AGAIN_MS)
     assert lately.keep(INPUT, value("r4"), at_ms + AGAIN_MS) == [], "it is back"
+
+
+def test_what_a_node_asked_for_elsewhere_does_not_go_to_where_it_is_no_more() -> None:
+    lately = Lately("a")
+    first, second = (CatchUp(cell, 0, (one,)) for cell, one in zip("bc", BOTH, strict=True))
+    asked(lately, "n", first, 0)
+    asked(lately, "n", second, AGAIN_MS)
+    asked(lately, "m", first, AGAIN_MS)
+    assert [one.node for one in lately.keep(INPUT, value("r1"), AGAIN_MS)] == ["m"]
+    found = lately.keep(OUTPUT, frame(Result("r2", 1)), AGAIN_MS)
+    assert [(one.node, one.cell) for one in found] == [("n", "c")]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3000)), min_size=60, max_size=80))
+def test_room_is_made_by_the_topic_that_has_most(said: list[tuple[int, int]]) -> None:
+    lately = Lately("a")
+    drop, dropped = lately._drop, 0
+
+    def dropping(ring: _Ring) -> None:
+        nonlocal dropped
+        assert ring.whole_bytes == max(one.whole_bytes for one in lately._rings.values())
+        dropped += 1
+        drop(ring)
+
+    with (
+        patch.object(missed, "TOTAL_MAX_BYTES", 20_000),
+        patch.object(lately, "_drop", dropping),
+    ):
+        for number, (topic, size) in enumerate(said):
+            # Some topics are quiet for so long that they are forgotten.
+            now_ms = number * KEPT_MS // 30
+            name = build("a", Party.SERVICE, f"s{topic}", Channel.INPUT)
+            lately.keep(name, value(f"r{number}", size), now_ms)
+            rings = lately._rings.values()
+            assert lately._total_bytes == sum(one.whole_bytes for one in rings) <= 20_000
+            assert len(lately._sizes) <= missed.STALE_MAX * 4
+    assert lately.counters["missed_dropped"] == dropped
 
 
 def test_a_node_that_asks_again_at_once_is_not_heard() -> None:
