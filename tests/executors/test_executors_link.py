@@ -243,3 +243,11 @@ def test_a_constants_shape_follows_from_its_size(
 ) -> None:
     fit = fit_constant(Port("c", Dtype.FLOAT32, shape), size, "/c")
     assert (None if isinstance(fit, str) else fit.shape) == found
+
+
+def test_a_daemon_that_reads_no_answer_has_hung_up() -> None:
+    daemon, ours = socket.socketpair()
+    ours.sendall(frame({"id": 1}))
+    daemon.close()
+    assert Stream(ours).receive() is None
+    ours.close()

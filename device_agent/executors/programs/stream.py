@@ -73,11 +73,18 @@ class Stream:
         """Whether bytes were read beyond the last frame."""
         return bool(self._rest)
 
+    def _read(self, size: int) -> bytes:
+        """Read some bytes; none when the daemon has hung up, with or without reading an answer."""
+        try:
+            return self._sock.recv(size)
+        except ConnectionResetError:
+            return b""
+
     def receive(self) -> tuple[Header, memoryview] | None:
         """Return the next frame, None when the daemon has hung up. Raises WireError."""
-        data = self._rest or self._sock.recv(CHUNK_BYTES)
+        data = self._rest or self._read(CHUNK_BYTES)
         while len(data) < PREFIX.size:
-            more = self._sock.recv(CHUNK_BYTES) if data else b""
+            more = self._read(CHUNK_BYTES) if data else b""
             if not more:
                 return None
             data += more
@@ -88,7 +95,7 @@ class Stream:
             parts = [data]
             missing = end - len(data)
             while missing > 0:
-                more = self._sock.recv(min(missing, MAX_READ_BYTES))
+                more = self._read(min(missing, MAX_READ_BYTES))
                 if not more:
                     return None
                 parts.append(more)
