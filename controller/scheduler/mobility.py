@@ -58,6 +58,9 @@ class Mobility:
         if slot is None or not anchors or body.serving.cell != self._settings.cell:
             return
         self._counters["measurements"] += 1
+        if self._settings.mobility.decides == "nobody":
+            # It was told to report nothing.
+            return
         if self._settings.mobility.decides == "ta":
             handed = structs.replace(body, node=event.sender, tasks=self._latencies(event.sender))
             self._desk.tell(ToRole(anchors[0]), handed, event.cause)

@@ -62,6 +62,12 @@ def test_a_better_cell_is_required_of_the_anchor_once() -> None:
     assert not report(bench, -100.0, b=-90.0), "one at a time"
 
 
+def test_where_nobody_decides_no_report_moves_a_node() -> None:
+    bench = gateway(decides="nobody")
+    assert not report(bench, -100.0, b=-90.0, c=-92.0)
+    assert bench.ts.counters["measurements"] == 1
+
+
 def test_a_handover_is_shown_under_the_name_that_its_scheduler_gives() -> None:
     (asked,) = report(gateway(), -100.0, b=-90.0, c=-92.0)
     shown = client.call("handover.show", name=asked.handover)
