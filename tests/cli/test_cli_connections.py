@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from controller.api.server import KEEP_ALIVE_S
 from protocols.errors import EnvironmentFailure
+from tona.cli import invoke
 from tona.cli.api import KEPT_S, Api, Target
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"
@@ -100,3 +102,17 @@ async def test_the_controller_keeps_connections_longer_than_they_are_used() -> N
         pools = [one._transport._pool for one in (api._http, api._fresh)]  # type: ignore[attr-defined]
         assert pools[0]._keepalive_expiry == KEPT_S
         assert pools[1]._max_keepalive_connections == 0
+
+
+async def test_a_controller_that_says_nothing_is_done_without_where_a_bundle_names_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def silent(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    given = SimpleNamespace(bundle=SimpleNamespace(value="alice.json"))
+    monkeypatch.setattr(invoke, "settings", lambda: given)
+    monkeypatch.setattr("tona.cli.api.target", lambda _: Target("http://127.0.0.1:1"))
+    monkeypatch.setattr(Api, "call", silent)
+    monkeypatch.setattr(invoke, "ORDER_S", 0.01)
+    assert await invoke._order("s") is None

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -18,10 +18,15 @@ from tona.cli.context import AsJson, console, settings, show_json
 from tona.cli.errors import RefusedByController
 from tona.cli.usecases import read_file
 
+if TYPE_CHECKING:
+    from tona.cli.api import Api
+
 FILE: Final = "@"
 JSON: Final = "json:"
 NAMO: Final = "namo"
 """How the name of a role that orders services begins."""
+ORDER_S: Final = 5.0
+"""How long a controller may take to say what a service takes, where the broker is known without."""
 SHOWN: Final = 8
 """Elements of a tensor that are printed."""
 
@@ -111,17 +116,25 @@ async def _order(service: str) -> ServiceOrder | None:
     """Return a service as it was ordered; None where this controller does not know the orders."""
     from tona.cli.api import Api, target  # noqa: PLC0415 - slow to import
 
-    async with Api(target(settings())) as api:
+    found = settings()
+    within_s = ORDER_S if found.bundle.value else None
+    async with Api(target(found)) as api:
         try:
-            order: ServiceOrder = (await api.call("service.show", name=service)).order
-        except RefusedByController:
-            # A cell's own controller serves what a NAMO elsewhere has ordered.
-            if any(one.startswith(NAMO) for one in (await api.call("system.info")).roles):
-                raise
-            return None
-        except EnvironmentFailure:
+            async with asyncio.timeout(within_s):
+                return await _known(api, service)
+        except (EnvironmentFailure, TimeoutError):
             # Whoever has a bundle needs the broker alone; else connecting says what is wrong.
             return None
+
+
+async def _known(api: "Api", service: str) -> ServiceOrder | None:
+    try:
+        order: ServiceOrder = (await api.call("service.show", name=service)).order
+    except RefusedByController:
+        # A cell's own controller serves what a NAMO elsewhere has ordered.
+        if any(one.startswith(NAMO) for one in (await api.call("system.info")).roles):
+            raise
+        return None
     return order
 
 
