@@ -1,5 +1,6 @@
 """Tables of quality, candidates and approvals."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -99,6 +100,8 @@ class _Api:
 def api(monkeypatch: pytest.MonkeyPatch) -> _Api:
     import asyncio  # noqa: PLC0415 - only the stand-in runs a loop
 
+    # Modules that take `with_api` by name have the real one before it is replaced.
+    import_module("tona.cli.app")
     one = _Api(None)
     monkeypatch.setattr("tona.cli.context.with_api", lambda work: asyncio.run(work(one)))
     return one
