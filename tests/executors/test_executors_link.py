@@ -249,5 +249,7 @@ def test_a_daemon_that_reads_no_answer_has_hung_up() -> None:
     daemon, ours = socket.socketpair()
     ours.sendall(frame({"id": 1}))
     daemon.close()
-    assert Stream(ours).receive() is None
+    stream = Stream(ours)
+    stream.send({"id": 2})
+    assert stream.receive() is None
     ours.close()

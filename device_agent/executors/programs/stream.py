@@ -74,10 +74,10 @@ class Stream:
         return bool(self._rest)
 
     def _read(self, size: int) -> bytes:
-        """Read some bytes; none when the daemon has hung up, with or without reading an answer."""
         try:
             return self._sock.recv(size)
-        except ConnectionResetError:
+        except ConnectionError:
+            # The daemon went before it had read everything.
             return b""
 
     def receive(self) -> tuple[Header, memoryview] | None:
@@ -106,11 +106,15 @@ class Stream:
         return header, memoryview(data)[start:end]
 
     def send(self, header: Header, buffers: list[memoryview] | None = None) -> None:
-        """Send one frame; the daemon reads all the time, so this does not block for long."""
+        """Send one frame; the daemon reads all the time, so this does not block for long.
+
+        Whether it is there at all the next read tells.
+        """
         text = _encode(header).encode()
         body = buffers or []
         prefix = PREFIX.pack(len(text), sum(one.nbytes for one in body))
-        self._sock.sendall(b"".join([prefix, text, *body]))
+        with contextlib.suppress(ConnectionError):
+            self._sock.sendall(b"".join([prefix, text, *body]))
 
 
 def open_value(path: str) -> int:

@@ -41,11 +41,7 @@ class Control:
     def recv(self, size: int, /) -> bytes:
         """Read bytes and put descriptors aside."""
         room = socket.CMSG_LEN(MAX_FDS * _FD.size)
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(size, room)
-        except ConnectionError:
-            # The daemon went before it had read everything.
-            return b""
+        data, ancillary, _, _ = self.sock.recvmsg(size, room)
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 whole = len(payload) // _FD.size * _FD.size
@@ -58,9 +54,8 @@ class Control:
         return fds
 
     def sendall(self, data: bytes, /) -> None:
-        """Write bytes; whether the daemon is there at all the next read will tell."""
-        with contextlib.suppress(ConnectionError):
-            self.sock.sendall(data)
+        """Write bytes."""
+        self.sock.sendall(data)
 
 
 class Zygote:
