@@ -1,13 +1,16 @@
 """Programs in containers that mean no good are contained and harm nobody but their own task."""
 
 import asyncio
+import gzip
+import io
 import json
 import struct
+import tarfile
 import tempfile
 from pathlib import Path
 
 import pytest
-from container_guests import Image, floats, task
+from container_guests import Image, add, floats, task
 from container_runs import (
     LOOK,
     ROOMY,
@@ -21,8 +24,9 @@ from container_runs import (
     ready,
 )
 from executor_exits import Exits
+from executor_guests import Shelf
 
-from device_agent.executors.container import ContainerExecutor
+from device_agent.executors.container import Bounds, ContainerExecutor
 from device_agent.executors.door import Done, ExecutorFailure
 from protocols.errors import Blame
 from protocols.manifest import Interface, Limits
@@ -256,3 +260,36 @@ async def test_a_program_that_ends_is_reported_in_its_own_words(
     result = await ask(containers)
     assert (result.code, result.text) == (FailureCode.EXECUTOR, "out of luck")
     assert await exits.first() == ("t", "its container ended with exit code 1")
+
+
+def archive(name: str, **fields: object) -> bytes:
+    """Return an archive with one member."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        add(tar, name, b"" if fields else b"x", **fields)
+    return out.getvalue()
+
+
+async def test_hostile_archives_are_refused_and_their_neighbour_runs_on(
+    containers: ContainerExecutor, image: Image, unpacked: Path, tmp_path: Path
+) -> None:
+    await ready(containers, *task(image, "echo", Interface.SERVE), name="good")
+    host = containers._host.pid
+    outside = tmp_path / "outside"
+    attacks = {
+        r"'../../outside' leads out": archive("../../outside"),
+        r"is an absolute name": archive(str(outside)),
+        r"outside of the image": archive("l", type=tarfile.SYMTYPE, linkname="../outside"),
+        r"'../outside' leads out": archive("l", type=tarfile.LNKTYPE, linkname="../outside"),
+        r"takes more than \d+ bytes": gzip.compress(bytes(64 << 20)),
+    }
+    containers._bounds = Bounds(total_bytes=1 << 20)
+    for said, data in attacks.items():
+        hostile = Shelf(tmp_path).put(data)
+        with pytest.raises(ExecutorFailure, match=said) as caught:
+            await containers.deploy(*task(hostile, "echo", Interface.SERVE))
+        assert caught.value.failed.blame is Blame.USER
+        assert isinstance(await ask(containers, name="good"), Done)
+        assert [one for one in unpacked.iterdir() if hostile[0].name in one.name] == []
+    assert not outside.exists()
+    assert containers._host.pid == host
