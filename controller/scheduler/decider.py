@@ -142,6 +142,7 @@ class Scheduler:
             self.table.anchor_of,
             settings.anchors,
             lambda event: self.fleet.known(event) is not None,
+            self.table.may_answer,
         )
         self.figures = Figures(
             *(self.desk, self.nodes, self.table, self.keeper.cost),

@@ -86,7 +86,7 @@ class Gauges:
                 self._watch(entry.task, use.indicator).take(_watched(use), now_ms)
             touched.add(entry.grant.service)
         for user in report.users:
-            if self._answers(node, user.service):
+            if self._table.may_answer(node, user.service):
                 users = self._users.setdefault(user.service, Users())
                 users.take(user, report.window_ms, now_ms)
                 touched.add(user.service)
@@ -95,11 +95,6 @@ class Gauges:
             if whole is not None:
                 self._watch(f"[{service}]", LATENCY).take(whole, now_ms)
         return touched
-
-    def _answers(self, node: str, service: str) -> bool:
-        """Whether a node may answer the users of a service."""
-        found = (self._table.tasks.get(task) for task in self._table.of_service(service))
-        return any(entry is not None and entry.may_be_on(node) for entry in found)
 
     def _learn(self, entry: TaskEntry, node: str, sample: TaskSample) -> None:
         slot = self._nodes.slots[node]

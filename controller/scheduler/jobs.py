@@ -95,7 +95,9 @@ class Jobs:
 
     `route(service)` is the newest route, or None; `anchor_of(service)` the anchor that owns its
     tasks here, empty when there is none; `known(event)` whether it is the word of a node that is
-    known in its present connection. Timers of keys `job/...` come back to `fired`.
+    known in its present connection; `may_answer(node, service)` whether a task of a service may be
+    on a node: of runs that are not known here such a node alone says an end. Timers of keys
+    `job/...` come back to `fired`.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class Jobs:
         anchor_of: Callable[[str], str],
         anchors: tuple[str, ...],
         known: Callable[[Received], bool],
+        may_answer: Callable[[str, str], bool],
     ) -> None:
         self._desk = desk
         self._route = route
         self._anchor_of = anchor_of
         self._anchors = anchors
         self._known = known
+        self._may_answer = may_answer
         self._runs: dict[str, _Run] = {}
         self._waiting: dict[str, dict[str, None]] = {}
         """By service, in the order of asking: jobs that no route could take yet."""
@@ -301,11 +305,12 @@ class Jobs:
         anchor = run.anchor if run is not None else self._anchor(body.service)
         if not self._known(event):
             return
-        if not anchor:
+        asked = run is not None and run.asked.attempt == body.attempt
+        if not anchor or not (asked or self._may_answer(event.sender, body.service)):
             self._stray(event, body)
             return
         self._strays.pop((body.job, body.attempt, body.part), None)
-        if run is not None and run.asked.attempt == body.attempt:
+        if run is not None and asked:
             if event.sender not in run.nodes:
                 return
             run.ended.add(body.part)

@@ -41,6 +41,11 @@ class TaskTable:
         """Return the tasks of a service in topological order; empty when it has none here."""
         return self.services.get(service, ())
 
+    def may_answer(self, node: str, service: str) -> bool:
+        """Whether a task of a service may be on a node."""
+        found = (self.tasks.get(task) for task in self.of_service(service))
+        return any(entry is not None and entry.may_be_on(node) for entry in found)
+
     def anchor_of(self, service: str) -> str:
         """Return the anchor that owns the tasks of a service here; empty when there is none."""
         for task in self.of_service(service):

@@ -20,6 +20,7 @@ from protocols.messages import (
     EnvelopeRevoke,
     Escalation,
     Feed,
+    JobEnded,
     LinkReport,
     LoadReport,
     QualityReport,
@@ -100,6 +101,13 @@ def test_nobody_tells_of_the_quality_of_services_that_it_does_not_serve(bench: B
     assert (ts.keeper.gauges._users, ts.ways._here.after(1000)) == ({}, {})
     bench.node("n1", report)
     assert ts.keeper.gauges._users.keys() == ts.ways._here.after(1000).keys() == {"svc"}
+
+
+def test_nobody_ends_jobs_of_services_that_it_does_not_serve(bench: Bench) -> None:
+    running(bench, "n1")
+    end = JobEnded("j1", 1, "svc", {}, number=1)
+    assert not said(bench.node("n2", end), JobEnded)
+    assert said(bench.node("n1", end), JobEnded) == [end]
 
 
 def test_what_never_left_its_node_teaches_nothing_of_packing() -> None:
