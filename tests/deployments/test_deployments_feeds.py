@@ -25,6 +25,8 @@ pytestmark = pytest.mark.timeout(240)
 ROAMS, STAYS = "ue-1", "ue-3"
 CELLS: Final = ("du-1", "du-2")
 PACE_S: Final = 0.1
+HANDOVERS: Final = 4
+"""There and back, so often: not at each one the cell that is left says something of the feed."""
 SWITCH_S: Final = 0.4
 """What the link to another cell takes to come up."""
 
@@ -171,7 +173,7 @@ async def test_one_radio_misses_nothing_of_what_its_service_takes_in(tmp_path: P
         publisher = Publisher(client, "mirror")
         with expecting("the first outputs"):
             await listener.until(lambda: len(listener.of("mirror")) > 10)
-        for cell in (CELLS[1], CELLS[0]):
+        for cell in HANDOVERS * (CELLS[1], CELLS[0]):
             await world.hand_over(ROAMS, cell)
             before = len(listener.of("mirror"))
             with expecting(f"what is said in {cell}"):
