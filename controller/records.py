@@ -119,7 +119,9 @@ class ServiceRecord(Struct, frozen=True):
     tried: tuple[tuple[str, str], ...] = ()
     """Decompositions and anchors that were ordered since there was calm, sorted."""
     number: int = 0
-    """As in AnchorMoved."""
+    """As in AnchorMoved: the highest that was heard."""
+    moved: tuple[int, int] = (0, 0)
+    """Generation and number of the last one: what is ordered meanwhile may begin to count lower."""
 
 
 class TaskState(StrEnum):

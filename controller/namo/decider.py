@@ -297,7 +297,7 @@ class Namo:
         if record is None or record.state is ServiceState.DELETED:
             gone = ServiceDelete(name, moved.generation)
             books.send(moved.anchor, gone, event.cause, event.tenant)
-        elif moved.number > record.number:
+        elif moved.number > record.number or (moved.generation, moved.number) > record.moved:
             self._handed(record, moved, event.cause)
         if event.sender == moved.anchor:
             taken = AnchorTaken(name, moved.number)
@@ -310,7 +310,8 @@ class Namo:
         rest = tuple(one for one in record.leaving if one not in known)
         after = replace(
             record,
-            number=moved.number,
+            number=max(record.number, moved.number),
+            moved=max(record.moved, (moved.generation, moved.number)),
             epoch_high=max(record.epoch_high, moved.epoch_high),
         )
         if newer and record.anchor not in known:

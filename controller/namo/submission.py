@@ -201,6 +201,7 @@ def _planned(
         leaving=held.leaving,
         epoch_high=held.epoch_high,
         number=held.number,
+        moved=held.moved,
     )
 
 

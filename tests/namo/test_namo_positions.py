@@ -413,6 +413,19 @@ def test_a_changed_document_goes_on_counting_how_often_its_service_was_handed_on
     assert host.service().anchor == "ta-third", "the first one only knows of the first time"
 
 
+def test_what_was_ordered_before_another_was_handed_on_counts_by_its_generation() -> None:
+    """The one before goes on while the next is ordered; each counts from what its anchor knows."""
+    host, _ = moved()
+    host.hear(AnchorMoved("a", 1, 1, "ta-third", "ta-main", 50), "ta-third")
+    host.runs()
+    host.report("a", 2, ServiceState.DELETED, "ta-third")
+    host.hear(AnchorMoved("a", 2, 1, "ta-main", "ta-radio", 60), "ta-main")
+    assert (host.service().anchor, host.service().number) == ("ta-main", 1)
+    host.hear(AnchorMoved("a", 2, 2, "ta-third", "ta-main", 70), "ta-third")
+    host.hear(AnchorMoved("a", 2, 1, "ta-main", "ta-radio", 60), "ta-main")
+    assert (host.service().anchor, host.service().number) == ("ta-third", 2)
+
+
 def test_what_was_handed_on_while_its_deletion_was_ordered_ends_where_it_is() -> None:
     host, _ = moved()
     host.call("usecase.delete", Delete("u"))
