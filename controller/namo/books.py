@@ -149,8 +149,13 @@ class Books:
                 self.send(anchor, gone, cause, record.tenant)
             return
         before = record.leaving[-MAX_BEFORE:]
+        generation, number = record.moved
         body: ServiceOrder | ServiceDelete = replace(
-            record.order, taken_from=before, handed=record.number
+            record.order,
+            taken_from=before,
+            handed=record.number,
+            moved_generation=generation,
+            moved_number=number,
         )
         if record.ending:
             body = ServiceDelete(service, record.order.generation)

@@ -159,6 +159,10 @@ class ServiceOrder(Message, tag="service-order", frozen=True):
     """Anchors that have had it, and may have jobs of it."""
     handed: Count = 0
     """How often anchors have handed it on, as NAMO knows: the next time is numbered above."""
+    moved_generation: Count = 0
+    """Of the last AnchorMoved that NAMO has heard; 0: of none."""
+    moved_number: Count = 0
+    """The same: what was ordered elsewhere meanwhile may count from a lower number."""
 
 
 class ServiceDelete(Message, tag="service-delete", frozen=True):

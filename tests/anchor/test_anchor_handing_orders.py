@@ -262,7 +262,7 @@ def gave_away() -> One:
 
 def test_namo_may_order_it_back_from_whoever_has_it_by_then() -> None:
     west = gave_away()
-    west.wanted(taken_from=("ta-third",), handed=2)
+    west.wanted(taken_from=("ta-third",), handed=2, moved_generation=1, moved_number=2)
     assert west.ta.book.services["svc"].number == 2
     assert (GIVEN, "svc") not in west.store
 
@@ -275,7 +275,8 @@ def test_what_comes_back_by_order_is_numbered_above_its_going() -> None:
 
 def test_an_order_of_who_does_not_know_that_it_has_gone_is_answered() -> None:
     west = gave_away()
-    output = west.wanted(taken_from=("ta-third",))
+    # It has heard as often of another generation.
+    output = west.wanted(taken_from=("ta-third",), handed=2, moved_number=2)
     assert [one.anchor for one in said(output, AnchorMoved, NAMO)] == [EAST]
     assert "svc" not in west.ta.book.services
 

@@ -424,6 +424,8 @@ def test_what_was_ordered_before_another_was_handed_on_counts_by_its_generation(
     host.hear(AnchorMoved("a", 2, 2, "ta-third", "ta-main", 70), "ta-third")
     host.hear(AnchorMoved("a", 2, 1, "ta-main", "ta-radio", 60), "ta-main")
     assert (host.service().anchor, host.service().number) == ("ta-third", 2)
+    order = order_in(changes(host))
+    assert (order.moved_generation, order.moved_number) == (2, 2)
 
 
 def test_what_was_handed_on_while_its_deletion_was_ordered_ends_where_it_is() -> None:
