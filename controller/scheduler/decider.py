@@ -374,9 +374,13 @@ class Scheduler:
             self.memories.ended(event.sender, status.task, event.cause)
 
     def _on_failed(self, event: Received, failed: HandoverFailed) -> None:
-        if self.fleet.heard(event) is not None:
-            self.handovers.failed(event, failed)
-            self.mobility.failed(failed)
+        if self.fleet.heard(event) is None:
+            return
+        if failed.node != event.sender:
+            self.counters["forged_message"] += 1
+            return
+        self.handovers.failed(event, failed)
+        self.mobility.failed(failed)
 
     def _on_times(self, event: Received, times: HandoverTimes) -> None:
         if self.fleet.heard(event) is not None:

@@ -194,10 +194,9 @@ class Handovers:
 
     def failed(self, event: Received, body: HandoverFailed) -> None:
         """Hand a node's word on that it could not be handed over."""
-        if event.sender == body.node:
-            self._going.pop(body.node, None)
-            self._fleet.touch(body.node)
-            self._upward(body, event.cause)
+        self._going.pop(body.node, None)
+        self._fleet.touch(body.node)
+        self._upward(body, event.cause)
 
     def took(self, event: Received, body: HandoverTimes) -> None:
         """Hand on what a node says of how it came here."""

@@ -94,6 +94,15 @@ def test_what_is_refused_rests_and_what_fails_too() -> None:
     assert report(bench, -100.0, b=-90.0, c=-94.0)[0].cells == ("c",)
 
 
+def test_no_node_says_that_the_handover_of_another_has_failed() -> None:
+    bench = gateway()
+    bench.born("n2")
+    (asked,) = report(bench, -100.0, b=-90.0)
+    bench.node("n2", HandoverFailed(asked.handover, "n1", "not reached"))
+    assert bench.ts.counters["forged_message"] == 1
+    assert not report(bench, -100.0, b=-90.0, c=-94.0), "it is still under way"
+
+
 def test_a_dying_link_is_prepared_ahead_with_its_condition() -> None:
     bench = gateway()
     measures = (CellMeasure("b", level_db=-90.0, trend_db_per_s=8.0),)
