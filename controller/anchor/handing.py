@@ -464,5 +464,4 @@ def _goes_on(given: TaskRecord, mine: TaskRecord | None) -> bool:
 def _knows(order: ServiceOrder, given: GivenRecord) -> bool:
     """Whether NAMO wants a service here and knows who had it from us, or who has had it since."""
     heard = order.moved_generation, order.moved_number
-    known = given.to in order.taken_from or heard >= (given.generation, given.number)
-    return known and order.generation > given.generation
+    return heard >= (given.generation, given.number) and order.generation > given.generation

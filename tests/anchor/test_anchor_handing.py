@@ -229,7 +229,8 @@ def test_namo_may_order_it_back_when_it_knows_who_had_it(two: Two) -> None:
     two.node("ts-east", 2)
     two.pump(2000)
     two.hear(EAST, NAMO, ServiceDelete("svc", 2, transferred=True, anchor=WEST))
-    order: ServiceOrder = chain("svc", 2, "a", taken_from=(EAST,), epochs_above=10_000)
+    heard = {"moved_generation": 1, "moved_number": 1}
+    order: ServiceOrder = chain("svc", 2, "a", taken_from=(EAST,), epochs_above=10_000, **heard)
     two.hear(WEST, NAMO, order)
     two.pump(1000)
     assert WEST in two.owners()

@@ -269,14 +269,14 @@ def test_namo_may_order_it_back_from_whoever_has_it_by_then() -> None:
 
 def test_what_comes_back_by_order_is_numbered_above_its_going() -> None:
     west = gave_away()
-    west.wanted(taken_from=(EAST,))
+    west.wanted(taken_from=(EAST,), moved_generation=1, moved_number=1)
     assert west.ta.book.services["svc"].number == 1
 
 
 def test_an_order_of_who_does_not_know_that_it_has_gone_is_answered() -> None:
     west = gave_away()
-    # It has heard as often of another generation.
-    output = west.wanted(taken_from=("ta-third",), handed=2, moved_number=2)
+    # It has heard as often of another generation, and had it from there before.
+    output = west.wanted(taken_from=("ta-third", EAST), handed=2, moved_number=2)
     assert [one.anchor for one in said(output, AnchorMoved, NAMO)] == [EAST]
     assert "svc" not in west.ta.book.services
 
