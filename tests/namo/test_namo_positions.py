@@ -428,6 +428,23 @@ def test_what_was_ordered_before_another_was_handed_on_counts_by_its_generation(
     assert (order.moved_generation, order.moved_number) == (2, 2)
 
 
+def test_what_comes_once_more_to_an_anchor_that_had_left_it_ends_there() -> None:
+    """A transfer that was said again finds nothing at its anchor and is taken a second time."""
+    host, _ = moved()
+    host.hear(summary("ta-third", cells=("east",)), "ta-third")
+    late = AnchorMoved("a", 1, 1, "ta-third", "ta-main", 50)
+    host.hear(late, "ta-third")
+    host.runs()
+    host.report("a", 2, ServiceState.DELETED, "ta-third")
+    assert host.service().leaving == ()
+    out = host.hear(late, "ta-third")
+    assert (host.service().anchor, host.service().leaving) == ("ta-radio", ("ta-third",))
+    left = ToRole("ta-third"), ServiceDelete("a", 2, anchor="ta-radio")
+    assert left in [(one.to, one.body) for one in out.sends]
+    host.report("a", 2, ServiceState.DELETED, "ta-third")
+    assert host.service().leaving == ()
+
+
 def test_what_was_handed_on_while_its_deletion_was_ordered_ends_where_it_is() -> None:
     host, _ = moved()
     host.call("usecase.delete", Delete("u"))
