@@ -47,7 +47,7 @@ HANDED_MAX_BYTES: Final = 32 << 20
 HANDED_MS: Final = 1000
 """So much is handed on in such a time, over all nodes; more is dropped."""
 AGAIN_MS: Final = 200
-"""A node that asks for the same again so soon is not heard."""
+"""A node that asks for the same again so soon, from the same cell, is not heard."""
 
 Key = tuple[str, Channel]
 
@@ -197,7 +197,8 @@ class Lately:
         """Return what a node has missed of what is followed in this cell, the oldest first."""
         self.counters["missed_asked"] += 1
         asked_ms, known = self._asked.pop(node, (-AGAIN_MS, frozenset[Key]()))
-        again = now_ms - asked_ms < AGAIN_MS
+        # Two questions from two cells may come at once where their way is slow.
+        again = now_ms - asked_ms < AGAIN_MS and self._where.get(node) == body.cell
         if not again:
             asked_ms, known = now_ms, frozenset()
         asks = dict.fromkeys((one.service, one.channel) for one in body.topics)

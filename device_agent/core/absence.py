@@ -17,6 +17,8 @@ LEFT_MS: Final = 10_000
 """A cell that was left so long ago hands nothing on any more."""
 DOUBT_MS: Final = 10_000
 """So long a dead link may go unnoticed."""
+LATE_MS: Final = 5000
+"""What was asked for may take so long to come: a stay that was shorter may not have got it."""
 
 
 class Absence:
@@ -47,7 +49,9 @@ class Absence:
         since_ms, self._since_ms = self._since_ms, None
         if since_ms is None:
             return
-        now_ms = self._turn.now_ms
+        now_ms, (before_ms, until_ms) = self._turn.now_ms, self._gap
+        if since_ms < until_ms - LEFT_MS + LATE_MS:
+            since_ms = min(since_ms, before_ms)
         self._asked = {one: at for one, at in self._asked.items() if at > now_ms - LEFT_MS}
         self._asked[left] = now_ms
         self._gap, self._topics = (since_ms, now_ms + LEFT_MS), set()

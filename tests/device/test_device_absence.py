@@ -7,7 +7,7 @@ from device_harness import NODE, SimNode, assign, chain, manifest, of, tensor
 from msgspec import structs
 
 from device_agent.core import commands, events
-from device_agent.core.absence import DOUBT_MS
+from device_agent.core.absence import DOUBT_MS, LATE_MS
 from device_agent.core.feeder import UNDER_WAY_MAX
 from protocols.manifest import Dtype
 from protocols.messages import CatchUp, Feed, LinkReport, Missed, Result
@@ -72,6 +72,17 @@ def test_a_node_that_is_back_asks_for_what_it_follows_since_it_may_have_been_cut
     wanted = CatchUp("cell", 2000.0 + DOUBT_MS, (Followed("other", Channel.OUTPUT),))
     assert back(node) == [("cell", wanted)]
     assert not asks(node.hear(structs.replace(FEED, number=2))), "once"
+
+
+def test_what_a_short_stay_may_not_have_got_is_asked_for_again() -> None:
+    node = following()
+    back(node)
+    node.after(LATE_MS - 1)
+    ((_, asked),) = back(node)
+    assert asked.apart_ms == 2000 + LATE_MS - 1 + 2000 + DOUBT_MS
+    node.after(LATE_MS + DOUBT_MS)
+    ((_, asked),) = back(node)
+    assert asked.apart_ms == 2000 + DOUBT_MS
 
 
 def test_a_feed_that_is_told_anew_after_a_move_is_asked_for_as_well() -> None:

@@ -91,6 +91,14 @@ def test_a_node_in_another_cell_goes_on_getting_it_until_its_gateway_brings_it()
     assert lately.keep(INPUT, value("r4"), at_ms + AGAIN_MS) == [], "it is back"
 
 
+def test_a_question_from_the_next_cell_is_heard_however_soon_it_comes() -> None:
+    lately = Lately("a")
+    lately.keep(INPUT, value("r1"), 0)
+    assert [one.cell for one in asked(lately, "n", asks(cell="b"), 1)] == ["b"]
+    assert [one.cell for one in asked(lately, "n", asks(cell="c"), 2)] == ["c"]
+    assert [one.cell for one in lately.keep(INPUT, value("r2"), 3)] == ["c"]
+
+
 def test_what_a_node_asked_for_elsewhere_does_not_go_to_where_it_is_no_more() -> None:
     lately = Lately("a")
     first, second = (CatchUp(cell, 0, (one,)) for cell, one in zip("bc", BOTH, strict=True))
