@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from protocols.messages.invocation import FailureCode
 BUDGET_MS = 60_000
 MIB = 1 << 20
 COLUMNS = 1024
+STARTS = 5
 TIGHT = Limits(memory_bytes=64 * MIB)
 """Of which the room for runs is a quarter."""
 
@@ -40,6 +42,16 @@ def product(shelf: Shelf, weights_mib: int) -> tuple[Path, Manifest]:
     return shelf.task(
         ExecutorKind.ONNX, data, (Port("x", *inputs),), (Port("y", *outputs),), limits=TIGHT
     )
+
+
+async def told(attempt: Awaitable[object]) -> int:
+    """Return the bytes that are said to be enough where a model does not fit."""
+    with pytest.raises(ExecutorFailure, match="memory limit of 67108864 bytes: set") as caught:
+        await attempt
+    assert caught.value.failed.code is FailureCode.LIMIT
+    said = re.search(r"limits\.memory_bytes to (\d+)", caught.value.failed.text)
+    assert said is not None
+    return int(said[1])
 
 
 async def answer(onnx: OnnxExecutor, artifact: Path, manifest: Manifest) -> None:
@@ -68,13 +80,12 @@ async def test_of_a_model_that_does_not_fit_it_is_said_how_much_is_enough(
     onnx: OnnxExecutor, shelf: Shelf
 ) -> None:
     artifact, manifest = product(shelf, 40)
-    with pytest.raises(ExecutorFailure, match="memory limit of 67108864 bytes: set") as caught:
-        await onnx.deploy(artifact, manifest)
-    assert caught.value.failed.code is FailureCode.LIMIT
-    said = re.search(r"limits\.memory_bytes to (\d+)", caught.value.failed.text)
-    assert said is not None
-    enough = int(said[1])
-    assert 80 * MIB < enough < 100 * MIB
+    enough = await told(onnx.deploy(artifact, manifest))
+    # At most 96 MiB more are tried: less than half of them is enough.
+    assert 80 * MIB < enough < (64 + 48) * MIB
+    for _ in range(STARTS):
+        # What a failed attempt leaves behind differs from process to process, and must not count.
+        assert await told(onnx.start("t", artifact, manifest, {})) == enough
     limits = structs.replace(manifest.limits, memory_bytes=enough + 4 * MIB)
     await answer(onnx, artifact, structs.replace(manifest, limits=limits))
 

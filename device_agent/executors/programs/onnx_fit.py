@@ -37,9 +37,10 @@ def load(limit_bytes: int, within: Callable[[], _Loaded]) -> _Loaded:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, soft))
         return loaded
     text = f"the model does not load within the task's memory limit of {limit_bytes} bytes"
+    # What an attempt leaves behind counts in the next one.
+    resting.map_large()
 
     def enough(more_bytes: int) -> bool:
-        # What an attempt before has left would count.
         gc.collect()
         resting.give_back()
         resource.setrlimit(resource.RLIMIT_DATA, (soft + more_bytes, hard))

@@ -28,6 +28,9 @@ INODE, NAME = 3, 4
 """Words of a mapping's line behind the area: the file's number and name."""
 WRITTEN: Final = frozenset({"Anonymous:", "Swap:"})
 """What of a mapping is not as the file has it."""
+_M_MMAP_THRESHOLD: Final = -3
+"""Of glibc's mallopt."""
+_MAPPED_BYTES: Final = 128 << 10
 _MADV_DONTNEED: Final = 4
 _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
@@ -82,6 +85,14 @@ def give_back(*mapped: list[Part]) -> None:
     _libc.malloc_trim(0)
     for parts in mapped:
         leave(parts)
+
+
+def map_large() -> None:
+    """Have every large buffer from now on in a mapping of its own, which ends with it.
+
+    Else the heap takes in what is as large as what was left before, and keeps the room of it.
+    """
+    _libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def leave(mapped: list[Part]) -> None:
