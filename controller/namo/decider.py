@@ -316,9 +316,11 @@ class Namo:
             moved=max(record.moved, (moved.generation, moved.number)),
             epoch_high=max(record.epoch_high, moved.epoch_high),
         )
-        if newer and record.anchor not in known:
-            # Ordered elsewhere meanwhile: what has moved is the generation that ends.
-            books.put_service(replace(after, leaving=(*rest, moved.anchor)), cause)
+        if newer and (record.anchor not in known or moved.generation < record.moved[0]):
+            # Ordered elsewhere meanwhile, or the next one has come to where this one was: what has
+            # moved is the generation that ends.
+            ends = () if moved.anchor == record.anchor else (moved.anchor,)
+            books.put_service(replace(after, leaving=(*rest, *ends)), cause)
             if record.ending or record.state is ServiceState.RUNNING:
                 books.leave(name, cause)
             return

@@ -445,6 +445,18 @@ def test_what_comes_once_more_to_an_anchor_that_had_left_it_ends_there() -> None
     assert host.service().leaving == ()
 
 
+def test_a_generation_that_ends_takes_the_next_one_nowhere() -> None:
+    """Its anchors have handed it on more often than anybody heard, and the next one has come."""
+    host, _ = moved()
+    host.hear(AnchorMoved("a", 2, 1, "ta-main", "ta-radio", 50), "ta-main")
+    assert host.service().anchor == "ta-main"
+    out = host.hear(AnchorMoved("a", 1, 3, "ta-third", "ta-main", 60), "ta-third")
+    assert not [one for one in bodies(out) if isinstance(one, ServiceOrder)]
+    assert (host.service().anchor, host.service().leaving) == ("ta-main", ("ta-third",))
+    host.hear(AnchorMoved("a", 1, 4, "ta-main", "ta-third", 60), "ta-main")
+    assert (host.service().anchor, host.service().leaving) == ("ta-main", ())
+
+
 def test_what_was_handed_on_while_its_deletion_was_ordered_ends_where_it_is() -> None:
     host, _ = moved()
     host.call("usecase.delete", Delete("u"))
