@@ -463,6 +463,7 @@ class Memories:
         if self._kept_bytes - _weight(have) + _weight(whole) > KEPT_MAX_BYTES:
             if have is not None:
                 kept.state = structs.replace(have, reason=NO_ROOM)
+                self._tell(entry, kept)
             return
         self._kept_bytes += _weight(whole) - _weight(have)
         kept.state, kept.heard_ms, kept.anew = whole, self._desk.now_ms, False

@@ -7,9 +7,18 @@ from scheduler_bench import Bench, drain, grant, running, said, told
 from tests_support import manifest
 
 from controller.scheduler import memories
-from controller.scheduler.memories import ASK_AGAIN_MS, COPY_MAX_MS, WAIT_MAX_MS
+from controller.scheduler.memories import ASK_AGAIN_MS, COPY_MAX_MS, TELL_MS, WAIT_MAX_MS
 from protocols.manifest import HostFunction, Limits
-from protocols.messages import Assign, MemoryRequest, MemoryState, Release, Route, Status, TaskEvent
+from protocols.messages import (
+    AnchorWelcome,
+    Assign,
+    MemoryRequest,
+    MemoryState,
+    Release,
+    Route,
+    Status,
+    TaskEvent,
+)
 from protocols.messages.presence import Holding
 from protocols.messages.task import MEMORY_INLINE_BYTES, InstanceState, LostPolicy, Origin
 
@@ -195,6 +204,22 @@ def test_a_checkpoint_without_room_leaves_the_older_one(
     data, detail = goes_on_with(bench)
     assert data == b"whole"
     assert detail.endswith(" ms before (a newer one has no room)")
+
+
+def test_an_anchor_hears_that_a_newer_checkpoint_has_no_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "KEPT_MAX_BYTES", 6)
+    bench.anchor(AnchorWelcome("ta-main", 1, 0, roaming=True))
+    grant_of(bench, checkpoint_ms=1000)
+    bench.passes(1400, *NODES)
+    [told_first] = said(bench.node("n1", COPY), MemoryState)
+    assert (told_first.data, told_first.reason) == (b"copy", "")
+    bench.passes(TELL_MS, *NODES)
+    grown = MemoryState("svc.a", 1, "sha256:" + "c" * 64, 7, b"abc", 4)
+    [again] = said(bench.node("n1", grown), MemoryState)
+    assert (again.digest, again.data, again.reason) == (COPY.digest, None, memories.NO_ROOM)
+    assert again.checkpoint_age_ms >= TELL_MS
 
 
 def test_a_scheduler_without_memory_learns_from_the_nodes_what_is_due(bench: Bench) -> None:
