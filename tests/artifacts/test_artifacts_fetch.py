@@ -285,8 +285,10 @@ async def test_a_value_that_nobody_waits_for_any_more_leaves_the_line(
         for gate in store.gates.values():
             gate.set()
         await asyncio.gather(*going, return_exceptions=True)
-    asked = [path for _, path, _ in store.asked if path not in store.gates]
-    assert asked == [f"/v1/blobs/{one.digest[7:]}" for one in (shared, live, gone)]
+    *asked, asked_last = [path for _, path, _ in store.asked if path not in store.gates]
+    # These two went beside each other: either may have come first.
+    assert sorted(asked) == sorted(f"/v1/blobs/{one.digest[7:]}" for one in (shared, live))
+    assert asked_last == f"/v1/blobs/{gone.digest[7:]}"
 
 
 async def test_a_memory_is_fetched_though_so_many_values_wait(
