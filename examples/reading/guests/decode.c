@@ -27,7 +27,10 @@ static void *resize_memory(void *old, uint32_t old_bytes, uint32_t new_bytes);
 #define STBI_ASSERT(truth) ((void)0)
 #define STBI_NO_STDIO
 #define STBI_NO_THREAD_LOCALS
+#ifdef __wasm__
 #define STBI_NO_SIMD
+#include "sse2.h"
+#endif
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
 #define STBI_NO_PIC
