@@ -59,7 +59,8 @@ class SpreadClient(AsyncClient):
         try:
             await super().open(timeout_s)
             now_s = self._loop.time()
-            if not asking.done():
+            # At its end it may yet let go of its connection.
+            if not (asking.done() or limit.expired()):
                 patience_s = max(GRACE_S, GRACE * (now_s - began_s))
                 limit.reschedule(min(began_s + LOOK_S, now_s + patience_s))
             self._target = await asking

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from protocols.errors import Blame
 from protocols.messages.invocation import Failure, FailureCode
-from tona import spread
+from tona import spread, target
 from tona.errors import BadInput, CannotConnect, ServiceUnavailable, error_of
 from tona.spread import SpreadClient
 from tona.target import at_cell
@@ -156,3 +157,26 @@ async def test_what_is_nowhere_is_told_at_the_deadline_or_at_once(client: Spread
         await client.invoke("s", {}, deadline_s=60)
     with pytest.raises(BadInput, match="cannot name a service"):
         await client.submit("a b", {}, accept_s=0.1)
+
+
+async def test_a_broker_that_answers_as_the_controllers_time_ends_is_connected_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = asyncio.Event()
+
+    async def silent(_: object) -> bytes:
+        try:
+            return await asyncio.Future()
+        finally:
+            over.set()
+            # As a connection that is let go of.
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(spread, "LOOK_S", 0.01)
+    monkeypatch.setattr(target, "_system", silent)
+    monkeypatch.setattr("tona.client.AsyncClient.open", lambda *_: over.wait())
+    at = at_cell("c1", "127.0.0.1", 1, "https://127.0.0.1:1", identity="alice")
+    one = SpreadClient(replace(at, unasked=True))
+    await one.open()
+    assert not one._target.api_url
