@@ -299,8 +299,8 @@ class Namo:
             books.send(moved.anchor, gone, event.cause, event.tenant)
         elif moved.number > record.number or (moved.generation, moved.number) > record.moved:
             self._handed(record, moved, event.cause)
-        elif event.sender == moved.anchor and moved.generation < record.order.generation:
-            self._outlived(record, moved.anchor, event.cause)
+        elif moved.generation < record.order.generation:
+            self._outlived(record, moved, event)
         if event.sender == moved.anchor:
             taken = AnchorTaken(name, moved.number)
             books.send(event.sender, taken, event.cause, event.tenant)
@@ -330,13 +330,21 @@ class Namo:
         if newer or record.ending:
             books.tell(name, cause)
 
-    def _outlived(self, record: ServiceRecord, holder: str, cause: str) -> None:
-        """Have an anchor leave a generation that it was handed once more after it had left."""
-        if holder == record.anchor or holder in record.leaving:
+    def _outlived(self, record: ServiceRecord, moved: AnchorMoved, event: Received) -> None:
+        """Have an anchor leave a generation that it was handed after others were told to leave."""
+        if event.sender == moved.before and event.sender in record.leaving:
+            # It has given away what it was told to leave.
+            self._left(record, event)
+            record = self.books.services[moved.service]
+        elif event.sender != moved.anchor:
             return
-        self.books.put_service(replace(record, leaving=(*record.leaving, holder)), cause)
+        if moved.anchor in (record.anchor, *record.leaving):
+            return
+        self.books.put_service(
+            replace(record, leaving=(*record.leaving, moved.anchor)), event.cause
+        )
         if record.ending or record.state is ServiceState.RUNNING:
-            self.books.leave(record.order.service, cause)
+            self.books.leave(moved.service, event.cause)
 
     def _left(self, record: ServiceRecord, event: Received) -> None:
         """Note that an anchor has let go of a service."""

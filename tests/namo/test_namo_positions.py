@@ -445,6 +445,22 @@ def test_what_comes_once_more_to_an_anchor_that_had_left_it_ends_there() -> None
     assert host.service().leaving == ()
 
 
+def test_who_is_to_leave_what_it_has_handed_on_is_asked_no_more() -> None:
+    """The next generation was handed on as well, and whoever has got this one is not heard."""
+    host, _ = moved()
+    for anchor, cell in (("ta-third", "east"), ("ta-fourth", "west")):
+        host.hear(summary(anchor, cells=(cell,)), anchor)
+    host.hear(AnchorMoved("a", 2, 1, "ta-fourth", "ta-radio", 60), "ta-fourth")
+    host.runs()
+    assert host.service().leaving == ("ta-main",)
+    out = host.hear(AnchorMoved("a", 1, 1, "ta-third", "ta-main", 50), "ta-main")
+    assert (host.service().anchor, host.service().leaving) == ("ta-fourth", ("ta-third",))
+    left = ToRole("ta-third"), ServiceDelete("a", 2, anchor="ta-fourth")
+    assert left in [(one.to, one.body) for one in out.sends]
+    host.report("a", 2, ServiceState.DELETED, "ta-third")
+    assert host.service().leaving == ()
+
+
 def test_a_generation_that_ends_takes_the_next_one_nowhere() -> None:
     """Its anchors have handed it on more often than anybody heard, and the next one has come."""
     host, _ = moved()
