@@ -173,6 +173,7 @@ class Adoption:
                     # A process that began anew may have forgotten what it was told.
                     copy.tuned = copy.tune_sent_ms = 0
             self._table.mark(entry, cause)
+        self._orphans.born(node, stamp, held)
         for holding in held.values():
             self._holding(node, stamp, holding, cause)
         self._born[node] = frozenset(held), cause

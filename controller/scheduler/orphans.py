@@ -1,6 +1,6 @@
 """What nodes hold and nobody has granted, by node and by task: looked up for every birth."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 from controller.scheduler.copies import Stamp
@@ -111,6 +111,12 @@ class Orphans:
     def nodes(self) -> list[str]:
         """Return the nodes that hold any."""
         return sorted(self._on)
+
+    def born(self, node: str, stamp: Stamp, named: Container[str]) -> None:
+        """Forget what a node has told of before a birth that does not name it: it is over there."""
+        for task, held in list(self._on.get(node, {}).items()):
+            if task not in named and held[0] <= stamp:
+                self.pop(node, task)
 
     def drop(self, node: str) -> None:
         """Forget what a node holds."""

@@ -161,6 +161,15 @@ def test_an_anchor_that_did_not_want_a_copy_is_heard_anew_when_its_node_comes_ag
     assert orphans.refuse("n", "t", "ta-1", 5) == {"ta-2"}
 
 
+def test_what_a_node_holds_no_more_is_not_adopted_when_it_is_granted() -> None:
+    """It was released by the scheduler of another cell; no birth names it since."""
+    bench, held = Bench(), Holding("svc.a", 5, READY, 1)
+    bench.born("n1", holdings=(held, msgspec.structs.replace(held, task="svc.b")))
+    bench.born("n1")
+    output = bench.anchor(grant("n1", first=33))
+    assert [one.epoch for one in told(output, "n1", Assign)] == [33]
+
+
 @pytest.mark.parametrize(("epoch", "goes"), [(5, True), (9, False)])
 def test_a_copy_left_over_is_not_taken_for_what_a_transfer_prepares(epoch: int, goes: bool) -> None:
     bench = Bench()
