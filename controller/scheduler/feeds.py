@@ -18,8 +18,7 @@ from msgspec import Struct
 from controller.decider import ToNode
 from controller.desk import Desk
 from controller.scheduler.copies import TaskEntry
-from controller.scheduler.fleet import AWAY
-from controller.scheduler.nodes import NodeTable
+from controller.scheduler.nodes import AWAY, NodeTable
 from controller.scheduler.settings import EPOCH_SHIFT
 from controller.scheduler.table import TaskTable
 from protocols.messages import Feed, Route

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from controller.decider import Received, ToNode, ToRole
 from controller.desk import Desk
 from controller.records import FLEET, NODE, NodeRecord, NodeView
-from controller.scheduler.nodes import NodeTable
+from controller.scheduler.nodes import AWAY, NodeTable
 from controller.scheduler.pace import Pace
 from controller.scheduler.presence import NodeEvent, advance
 from controller.scheduler.quality import sane
@@ -45,8 +45,6 @@ MOVED_MS: Final = 30_000
 """A node that has moved and turned up nowhere is lost after this."""
 LOSSES_MAX: Final = 64
 """Nodes that are suspected, and given up, in one turn."""
-AWAY: Final = (NodeState.LOST, NodeState.MOVED)
-"""Nobody can be told anything here."""
 
 
 class Watcher(Protocol):

@@ -17,7 +17,7 @@ from controller.records import REACH
 from controller.scheduler.adoption import Adoption
 from controller.scheduler.copies import Copy, CopyState
 from controller.scheduler.fleet import MAX_NODES, Fleet
-from controller.scheduler.nodes import NodeTable
+from controller.scheduler.nodes import AWAY, NodeTable
 from controller.scheduler.settings import EPOCH_SHIFT, Settings
 from controller.scheduler.table import Away, TaskTable
 from protocols.messages import (
@@ -142,7 +142,7 @@ class Handovers:
         self.neighbours = found
         self._number += 1
         for node in self._nodes:
-            if self._nodes.state(node) not in (NodeState.LOST, NodeState.MOVED):
+            if self._nodes.state(node) not in AWAY:
                 self._tell(node, cause)
 
     def _tell(self, node: str, cause: str) -> None:
@@ -238,10 +238,7 @@ class Handovers:
         if event.sender not in self._settings.anchors:
             return
         slot = self._nodes.slots.get(body.node)
-        here = slot is not None and self._nodes.states[slot] not in (
-            NodeState.LOST,
-            NodeState.MOVED,
-        )
+        here = slot is not None and self._nodes.states[slot] not in AWAY
         if slot is not None and here and self._nodes.incarnations[slot] == body.incarnation:
             self._desk.tell(ToNode(body.node), body, event.cause)
             self._going.pop(body.node, None)

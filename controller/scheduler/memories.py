@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 from controller.decider import ToNode, ToRole
 from controller.desk import Desk
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
-from controller.scheduler.nodes import NodeTable
+from controller.scheduler.nodes import AWAY, NodeTable
 from controller.scheduler.table import TaskTable
 from protocols.messages import MemoryRequest, MemoryState, TaskEvent
 from protocols.messages.hierarchy import NodeState
@@ -252,7 +252,7 @@ class Memories:
 
     def _far(self, entry: TaskEntry, origin: Origin) -> bool:
         """Whether a memory is in another cell, where its node has not come here meanwhile."""
-        away = self._nodes.state(origin.node) in (NodeState.LOST, NodeState.MOVED)
+        away = self._nodes.state(origin.node) in AWAY
         return away and origin == entry.grant.origin
 
     def _arrived(

@@ -43,6 +43,8 @@ _COLUMNS: Final = (
 )
 _CODES: Final = {state: code for code, state in enumerate(NodeState)}
 _NEVER: Final = np.int64(2**62)
+AWAY: Final = (NodeState.LOST, NodeState.MOVED)
+"""Nobody can be told anything here."""
 
 
 class NodeTable:

@@ -6,7 +6,7 @@ from controller.decider import Send
 from controller.desk import Desk
 from controller.scheduler.copies import Copy, CopyState, TaskEntry
 from controller.scheduler.holds import Holds
-from controller.scheduler.nodes import NodeTable
+from controller.scheduler.nodes import AWAY, NodeTable
 from controller.scheduler.releases import Releases
 from protocols.messages.hierarchy import EnvelopeGrant, NodeState
 
@@ -136,8 +136,11 @@ class TaskTable:
         """Return the copies that serve a task, wherever; the one that routes point to first."""
         entry, away = self.tasks.get(task), self.away.get(task)
         if entry is not None and (away is None or not entry.grant.arriving):
-            serves = entry.current is not None and entry.current.state is CopyState.READY
-            return entry.served() if serves else []
+            found = entry.served() if serves(entry) else []
+            there = [one for one in found if self.nodes.state(one.node) not in AWAY]
+            # What another anchor has granted since counts where its first one takes nothing back.
+            if there or not self.gone_on(entry.grant, entry.anchor):
+                return found
         return [away.copy] if away is not None and away.copy.state is CopyState.READY else []
 
     def _left(self, service: str) -> None:
@@ -179,7 +182,7 @@ class TaskTable:
 
     def release(self, node: str, task: str, epoch: int, reason: str, cause: str) -> None:
         """Have a node give a task up, unless the node is lost."""
-        if self.nodes.state(node) in (NodeState.LOST, NodeState.MOVED):
+        if self.nodes.state(node) in AWAY:
             return
         send = self.releases.begin(node, task, epoch, reason, cause, self.desk.now_ms)
         self.say(send)

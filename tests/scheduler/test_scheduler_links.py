@@ -19,6 +19,7 @@ from protocols.messages import (
     AnchorMoved,
     AnchorWelcome,
     Assign,
+    Death,
     Elsewhere,
     EnvelopeRevoke,
     Invoke,
@@ -313,6 +314,13 @@ def roamed() -> Bench:
     return bench
 
 
+def places(bench: Bench) -> list[tuple[str, int]]:
+    """Return where the route of the service leads: node and epoch of each step."""
+    route = bench.ts.serving.route("svc")
+    plan = route.plan if route is not None else None
+    return [(one.node, one.epoch) for one in plan.steps] if plan is not None else []
+
+
 @pytest.mark.parametrize("born_first", [False, True])
 def test_what_a_node_holds_of_the_next_generation_waits_for_its_grant(
     roamed: Bench, born_first: bool
@@ -395,13 +403,29 @@ def test_a_grant_of_before_takes_nothing_back_of_where_a_task_is_served_since(
     says(roamed, AT_A, grant("n1", first=33))
     says(roamed, AT_B, served)
     says(roamed, AT_A, grant("n1", first=65), revoke)
-    route = roamed.ts.serving.route("svc")
-    assert route is not None
-    assert route.plan is not None, route.reason
-    assert [(one.node, one.epoch) for one in route.plan.steps] == [("n9", 1001)]
+    assert places(roamed) == [("n9", 1001)]
     # Its own anchor says who has it, and so does whoever grants it after that.
     says(roamed, AT_A, grant("n1", generation=3, first=2001))
     assert not roamed.ts.table.away
+
+
+def test_what_is_served_elsewhere_since_is_found_although_its_first_anchor_is_silent(
+    roamed: Bench,
+) -> None:
+    """Its node has left, and whoever could take back what was granted before is not there."""
+    served = Elsewhere(
+        *(task_spec("svc.a"), "svc", 2, ("svc.a",), (Edge("y", "a", "x"),)),
+        *("n9", 1001, "east"),
+    )
+    roamed.born("n1")
+    says(roamed, AT_A, grant("n1", first=33))
+    roamed.ready("n1", 33)
+    says(roamed, AT_B, served)
+    assert places(roamed) == [("n1", 33)], "it still serves here"
+    roamed.node("n1", Death("moved", orderly=True, moved_to="east"))
+    assert places(roamed) == [("n9", 1001)]
+    says(roamed, AT_B, structs.replace(served, generation=1, epoch=5))
+    assert places(roamed) == [("n1", 33)], "that was before what is granted here"
 
 
 @pytest.mark.parametrize("born_first", [False, True])
