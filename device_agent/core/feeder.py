@@ -49,11 +49,36 @@ PERIOD_MIN_MS: Final = 10.0
 TAKEN_MAX: Final = 1024
 TAKEN_MS: Final = 15_000
 """Published values that are known again, and for how long: who begins anew counts anew."""
+BUNCHED_MS: Final = 1000.0
+"""What was published at its pace may come bunched: so long a pace is exceeded, and made up for."""
 READ_MS: Final = 10_000
 """After this a source that is being read counts as failed."""
 INLINE_TOTAL_BYTES: Final = 96 * 1024
 """What the sources of one feed may give in messages together; larger values go by reference."""
 CHANGES: Final = "changes"
+
+
+class Pace(Struct, eq=False):
+    """How often values of one topic are taken."""
+
+    due_ms: float = -inf
+    """When the next one is, if each comes in its time."""
+    last_ms: float = -inf
+    """When the last one that was taken was published."""
+
+    def takes(self, said_ms: float, rate_per_s: float) -> bool:
+        """Take a value that was published then, or leave it out."""
+        if rate_per_s <= 0:
+            return False
+        period_ms = 1000.0 / rate_per_s
+        leeway_ms = max(BUNCHED_MS, period_ms) - period_ms / 2
+        if said_ms < self.last_ms - leeway_ms / 2:
+            # Another gateway hands on, from its oldest value on.
+            self.due_ms = said_ms
+        if said_ms < self.due_ms - leeway_ms:
+            return False
+        self.due_ms, self.last_ms = max(self.due_ms, said_ms) + period_ms, said_ms
+        return True
 
 
 class FeedState(Struct, eq=False):
@@ -79,8 +104,8 @@ class FeedState(Struct, eq=False):
     next_ms: float = 0.0
     heard_ms: dict[str, float] = field(default_factory=dict)
     """When a value of each topic was last taken."""
-    missed_ms: dict[str, float] = field(default_factory=dict)
-    """Of those that came afterwards: when the last one was published."""
+    paces: dict[tuple[str, bool], Pace] = field(default_factory=dict)
+    """By input; what was missed has its own, for newer values may have come before it."""
     plan: Plan | None = None
     """As this node, in its present cell, uses the feed's."""
 
@@ -376,11 +401,10 @@ class Feeder:
         return False
 
     def _hear(self, state: FeedState, source: Source, value: Value, age_ms: float | None) -> None:
-        rate, name = _rate(state.feed, source), source.input
+        name, late = source.input, age_ms is not None
         said_ms = self._turn.now_ms - (age_ms or 0.0)
-        # What was missed has its own pace: newer values may have come before it.
-        heard_ms = state.heard_ms if age_ms is None else state.missed_ms
-        if rate <= 0 or abs(said_ms - heard_ms.get(name, -inf)) < 1000.0 / rate:
+        pace = state.paces.setdefault((name, late), Pace())
+        if not pace.takes(said_ms, _rate(state.feed, source)):
             self._turn.counts["feed thinned"] += 1
             return
         try:
@@ -388,11 +412,11 @@ class Feeder:
         except MalformedFrame:
             self._turn.counts["feed misfit"] += 1
             return
-        heard_ms[name] = said_ms
-        if age_ms is None or said_ms > state.heard_ms.get(name, -inf):
+        if not late or said_ms > state.heard_ms.get(name, -inf):
             state.values[name] = fit
+        if not late:
+            state.heard_ms[name] = said_ms
         if not any(_is_read(one) for one in state.feed.sources):
-            late = age_ms is not None
             self._offer(state, {name: fit}, said_ms + state.feed.budget_ms if late else inf)
 
     # From a value to a request.

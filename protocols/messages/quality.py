@@ -146,7 +146,7 @@ class Source(Part, frozen=True):
     nodes: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
     """Those that may provide it; empty: any that has it."""
     rate_per_s: Rate = 1.0
-    """How often it is read; a topic feeds as it comes, at most so often."""
+    """How often it is read; a topic feeds as it comes, at most so often over a second or more."""
 
 
 class SinkKind(StrEnum):

@@ -169,9 +169,23 @@ def test_what_is_older_than_the_feeds_budget_is_dropped_and_counted() -> None:
 
 def test_what_was_missed_is_thinned_by_when_it_was_published() -> None:
     node = following()
-    for number in range(4):
-        node.hear(missed(f"v{number}", 1000.0 - 5 * number), Channel.MISSED)
-    assert run(node) == ["v0", "v2"]
+    source = structs.replace(OTHER, rate_per_s=2.0)
+    node.hear(structs.replace(FEED, number=2, sources=(source,)))
+    for number in range(8):
+        node.hear(missed(f"v{number}", 2000.0 - 250 * number), Channel.MISSED)
+    assert run(node) == ["v0", "v1", "v2", "v3", "v5", "v7"], "some may come bunched"
+    assert node.core.counts["feed thinned"] == 2
+
+
+def test_what_two_gateways_hand_on_at_the_pace_is_taken_in_whatever_order_it_comes() -> None:
+    source = structs.replace(OTHER, rate_per_s=10.0)
+    node = following(sources=(source,))
+    for first in (40, 0, 20):
+        for number in range(first, first + 20):
+            node.hear(missed(f"v{number}", 8000.0 - 100 * number), Channel.MISSED)
+    run(node)
+    assert node.core.counts["feed thinned"] == 0
+    assert node.core.counts["missed"] == 60
 
 
 def test_what_the_node_does_not_follow_is_not_taken() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from device_agent.core import commands, events
-from device_agent.core.feeder import FEEDS_MAX, TAKEN_MS, UNDER_WAY_MAX
+from device_agent.core.feeder import BUNCHED_MS, FEEDS_MAX, TAKEN_MS, UNDER_WAY_MAX, Pace
 from device_agent.core.pictures import decimate
 from device_agent.core.tasks import BESIDE_MAX
 from protocols.codec import VERSION, Frame, encode
@@ -232,6 +232,35 @@ def test_a_topic_feeds_as_it_comes_at_most_at_its_pace(
     assert tally(node)[0] == 1
     said = node.hear(feed(2, sources=()))
     assert of(commands.Unfollow, said) == [commands.Unfollow(service, channel)]
+
+
+def test_what_was_published_at_its_pace_and_comes_bunched_is_not_thinned() -> None:
+    source = Source("x", SourceKind.TOPIC, "other.y", Dtype.UINT8, (-1,), rate_per_s=10.0)
+    node = fed(sources=(source,))
+    for name in "abcde":
+        body = Result(name, 1, {"y": tensor(name.encode())})
+        node.tell(events.Published("other", Channel.OUTPUT, body))
+    assert node.core.counts["feed thinned"] == 0
+    assert tally(node)[0] == 5
+
+
+@given(
+    st.floats(1.0, 1000.0),
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60),
+    st.floats(1.0, 8.0),
+)
+def test_a_pace_takes_what_keeps_it_and_no_more_than_it_allows(
+    rate_per_s: float, late: list[float], faster: float
+) -> None:
+    period_ms = 1000.0 / rate_per_s
+    pace, came_ms = Pace(), 0.0
+    for number, one in enumerate(late):
+        came_ms = max(came_ms, number * period_ms + one * BUNCHED_MS / 2)
+        assert pace.takes(came_ms, rate_per_s), "it was published at the pace"
+    pace, step_ms = Pace(), period_ms / faster
+    taken = sum(pace.takes(number * step_ms, rate_per_s) for number in range(200))
+    assert taken <= (199 * step_ms + BUNCHED_MS) / period_ms + 1
+    assert taken >= 199 * step_ms // period_ms, "and what it allows"
 
 
 def test_what_comes_by_two_brokers_during_a_handover_feeds_once() -> None:
