@@ -65,7 +65,7 @@ MAX_SERVICES: Final = 256
 """Services whose routes one client follows; one more is refused."""
 MAX_ATTEMPTS: Final = 64
 ACCEPT_MS: Final = 1000
-"""Silence of a node after which a request is sent again; a node accepts after 20 ms."""
+"""Silence of a node after which a request is sent again; a node accepts after 100 ms."""
 ACCEPT_CAP_MS: Final = 8000
 LOOK_MS: Final = 1000
 LOOK_CAP_MS: Final = 8000

@@ -18,7 +18,9 @@ from device_agent.core.workers import Workers
 from protocols.errors import Blame
 from protocols.messages.invocation import Deliver, Failure, FailureCode, Invoke, Plan
 
-ACCEPT_AFTER_MS: Final = 20
+ACCEPT_AFTER_MS: Final = 100
+"""A tenth of the silence after which a client asks again: a word that the answer overtakes costs
+broker, client and this node a turn each."""
 LIVE_MAX: Final = 1024
 """Requests under way on this node, over all tasks."""
 LIVE_MAX_BYTES: Final = 16 << 20

@@ -32,7 +32,7 @@ from protocols.packing import DEFLATE, unpack_all
 from protocols.topics import Channel
 
 ACCEPT_MS: Final = 1_000
-"""Silence of a node after which a request is sent again; a node accepts after 20 ms."""
+"""Silence of a node after which a request is sent again; a node accepts after 100 ms."""
 ACCEPT_MAX_MS: Final = 8_000
 PAUSE_FIRST_MS: Final = 100
 PAUSE_MAX_MS: Final = 2_000
