@@ -51,6 +51,8 @@ UNWATCHED: Final = frozenset({CHECKPOINT})
 says nothing of it.
 """
 
+EPOCHS_OF_GENERATION: Final = 1_000_000
+"""Epochs of a task that is ordered anew begin above those of its former life on the nodes."""
 STORY_LENGTH: Final = 64
 """Entries kept of each task's story; the key of an entry is `TASK/number modulo this`."""
 

@@ -1,7 +1,5 @@
 """Orders of NAMO: services that shall run, change or end."""
 
-from typing import Final
-
 from msgspec import structs
 
 from controller.anchor import job_failures
@@ -16,12 +14,9 @@ from controller.anchor.privacy import gathered
 from controller.anchor.quarantine import former, sifted
 from controller.anchor.upward import Upward
 from controller.decider import Received
-from controller.records import AnchoredRecord, TaskRecord, TaskState
+from controller.records import EPOCHS_OF_GENERATION, AnchoredRecord, TaskRecord, TaskState
 from protocols.messages import ServiceDelete, ServiceOrder
 from protocols.messages.hierarchy import TaskSpec
-
-EPOCHS_OF_GENERATION: Final = 1_000_000
-"""Epochs of a task that is ordered anew begin above those of its former life on the nodes."""
 
 
 class Orders:

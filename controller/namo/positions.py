@@ -23,7 +23,7 @@ from controller.namo.candidates import Position, Weighed, told, weigh
 from controller.namo.decompose import FUSED
 from controller.namo.submission import memory_of
 from controller.namo.usecase import parse
-from controller.records import ApprovalRecord, ServiceRecord
+from controller.records import EPOCHS_OF_GENERATION, ApprovalRecord, ServiceRecord
 from protocols.errors import UserError
 from protocols.messages import Escalation
 from protocols.messages.hierarchy import Autonomy, ServiceState
@@ -267,7 +267,9 @@ class Positions:
         tries.keys |= {(record.order.decomposition, record.anchor), chosen.key}
         tries.changed_ms, tries.pause_ms = books.now_ms, COOLDOWN_MS
         moves = chosen.anchor != record.anchor
-        above = max(record.order.epochs_above, record.epoch_high)
+        # Who has begun it has begun there, whether we have heard of it or not.
+        begun = (record.order.generation - 1) * EPOCHS_OF_GENERATION
+        above = max(record.order.epochs_above, record.epoch_high, begun)
         leaving = dict.fromkeys((*record.leaving, record.anchor) if moves else record.leaving)
         leaving.pop(chosen.anchor, None)
         reason = f"{_name(record)} did not do: {chosen.name} at {chosen.anchor} is ordered"

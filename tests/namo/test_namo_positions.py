@@ -9,6 +9,7 @@ from controller.decider import Output, ToRole
 from controller.namo.books import RETRY_CAP_MS
 from controller.namo.decider import Namo
 from controller.namo.positions import CALM_MS, COOLDOWN_MS, EPOCH_MARGIN, MAX_TRIES
+from controller.records import EPOCHS_OF_GENERATION
 from protocols.messages import (
     AnchorMoved,
     Escalation,
@@ -270,6 +271,19 @@ def test_a_new_anchor_that_does_not_run_it_is_given_up_for_the_next() -> None:
     assert {send.to for send in gone.sends} == {ToRole("ta-main"), ToRole("ta-radio")}
     host.report("a", 3, ServiceState.DELETED, "ta-radio")
     assert host.service().leaving == ("ta-main",)
+
+
+def test_what_is_ordered_elsewhere_begins_above_what_has_not_been_heard_of() -> None:
+    """The last anchor may have begun a generation anew, and its word be on its way."""
+    host, _ = moved()
+    for expected_ms in (7, 8):
+        host.submit(a_service([step("t", expected_ms=expected_ms)]))
+    assert (host.service().anchor, host.service().order.generation) == ("ta-radio", 4)
+    host.hear(summary("ta-third", cells=("west",)), "ta-third")
+    host.pass_time(COOLDOWN_MS)
+    made = order_in(escalate(host, "e2"))
+    assert made.generation == 5
+    assert made.epochs_above == 3 * EPOCHS_OF_GENERATION + EPOCH_MARGIN
 
 
 def test_who_had_it_is_not_told_to_leave_while_the_next_but_one_begins() -> None:
