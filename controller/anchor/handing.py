@@ -377,8 +377,12 @@ class Handing:
         self, event: Received, body: ServiceOrder | ServiceDelete
     ) -> ServiceOrder | ServiceDelete | None:
         """Return what is ordered of us; None: we gave the service away, and have said so."""
-        given = self.given.get(body.service)
-        if given is None or body.service in self._book.services:
+        held, given = self._book.services.get(body.service), self.given.get(body.service)
+        if held is not None and _missed(held, body):
+            # It may have had another one go on meanwhile: it says again what it wants.
+            self._say_moved(body.service)
+            return None
+        if given is None or held is not None:
             return body
         if given.records:
             # It is on its way: who takes it says so, and would begin it anew if ordered before.
@@ -463,5 +467,15 @@ def _goes_on(given: TaskRecord, mine: TaskRecord | None) -> bool:
 
 def _knows(order: ServiceOrder, given: GivenRecord) -> bool:
     """Whether NAMO wants a service here and knows who had it from us, or who has had it since."""
-    heard = order.moved_generation, order.moved_number
-    return heard >= (given.generation, given.number) and order.generation > given.generation
+    return _heard(order) >= (given.generation, given.number) and order.generation > given.generation
+
+
+def _missed(held: AnchoredRecord, body: ServiceOrder | ServiceDelete) -> bool:
+    """Whether NAMO has ordered anew what we were given before it heard that we have it."""
+    if not isinstance(body, ServiceOrder) or not held.giver:
+        return False
+    return body.generation > held.order.generation and _heard(body) < age(held)
+
+
+def _heard(order: ServiceOrder) -> tuple[int, int]:
+    return order.moved_generation, order.moved_number

@@ -281,6 +281,17 @@ def test_an_order_of_who_does_not_know_that_it_has_gone_is_answered() -> None:
     assert "svc" not in west.ta.book.services
 
 
+def test_an_order_of_who_does_not_know_that_it_has_come_is_answered(east: One) -> None:
+    """It may have been long on its way, and another anchor have the same order since."""
+    east.hear(given(), WEST)
+    before = east.store.copy()
+    output = east.wanted()
+    assert said(output, AnchorMoved, NAMO) == [AnchorMoved("svc", 1, 1, EAST, WEST, 96)]
+    assert east.store == before
+    east.wanted(handed=1, moved_generation=1, moved_number=1)
+    assert east.task().generation == 2
+
+
 def test_a_word_to_leave_from_before_it_was_given_back_changes_nothing(east: One) -> None:
     """NAMO has had it go from here to the other one, which has given it back since."""
     east.hear(given(), WEST)
