@@ -100,8 +100,9 @@ class Mover:
         elif grant.generation < entry.grant.generation:
             return False
         else:
-            if entry.anchor != anchor and not entry.copies():
-                # What the other one has had begun is of a life before this one too.
+            unused = entry.next_epoch == entry.first_epoch
+            if (unused or entry.anchor != anchor) and not entry.copies():
+                # What others have had begun is of a life before this one too.
                 entry.first_epoch = max(entry.first_epoch, grant.epoch_from)
             old, entry.grant, entry.anchor = entry.grant, grant, anchor
             same = old.generation == grant.generation

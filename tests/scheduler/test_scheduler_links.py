@@ -340,6 +340,19 @@ def test_what_a_node_holds_of_the_next_generation_waits_for_its_grant(
     assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
 
 
+def test_what_an_anchor_has_taken_from_another_is_adopted_when_its_node_comes(
+    roamed: Bench,
+) -> None:
+    """It had the generation before as well, which we have begun nothing of."""
+    for generation, first in ((1, 33), (2, 1033)):
+        granted = grant("n1", generation=generation, first=first, current_node="n1")
+        says(roamed, AT_B, granted)
+    roamed.born("n1", holdings=(NEXT,))
+    roamed.passes(2000, "n1")
+    assert places(roamed) == [("n1", NEXT.epoch)]
+    assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
+
+
 def test_what_nobody_grants_of_a_generation_gives_way_to_what_is_granted(roamed: Bench) -> None:
     """Stores that were lost begin anew, and nodes remember."""
     before = grant("n1", first=33, current_node="n1", current_epoch=1)
