@@ -1,10 +1,11 @@
 """What a controller is told: file, environment `TONA_*`, flags; the later wins."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,6 +16,7 @@ from controller.decider import Role
 from controller.mobility.settings import MobilitySettings
 from protocols.base import Name
 from protocols.errors import UserError
+from protocols.submission import near
 from protocols.topics import valid_name
 
 DEFAULT_API_PORT: Final = 8600
@@ -27,6 +29,8 @@ Pace = Annotated[int, Meta(ge=50, le=3_600_000)]
 Side = Literal["core", "radio"]
 LISTS: Final = ("roles", "anchors", "schedulers", "cells", "direct", "stores", "neighbours")
 """Options that are several words, with commas between where they are one text."""
+_CHOICES: Final = {"roles": tuple(Role), "side": get_args(Side)}
+_WORD: Final = re.compile(r"\W")
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,18 +120,38 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
     """Return the configuration; flags that are None were not given. Raises UserError."""
     merged: dict[str, Any] = dict(_from_file(path)) if path else {}
+    for name in merged:
+        if name not in Config.__struct_fields__:
+            hint = near(name, Config.__struct_fields__)
+            raise UserError(f"{path}: there is no setting {name!r}{hint}")
+    sources = {name: f"{path}: {name}" for name in merged}
     for name in set(Config.__struct_fields__) - {"mobility"}:
         said = environment.get(PREFIX + name.upper(), "")
         if said:
-            merged[name] = said
-    merged.update({name: value for name, value in flags.items() if value is not None})
+            merged[name], sources[name] = said, PREFIX + name.upper()
+    for name, value in flags.items():
+        if value is not None:
+            merged[name], sources[name] = value, f"--{name.replace('_', '-')}"
     for name in LISTS:
         if isinstance(merged.get(name), str):
             merged[name] = [one.strip() for one in merged[name].split(",") if one.strip()]
     try:
         return msgspec.convert(merged, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"the controller's configuration is not valid: {error}") from None
+        raise UserError(_told(str(error), sources)) from None
+
+
+def _told(fault: str, sources: Mapping[str, str]) -> str:
+    """Return what is wrong with a configuration, and where that was said."""
+    what, _, path = fault.partition(" - at `$.")
+    name = _WORD.split(path, maxsplit=1)[0]
+    if "matching regex" in what:
+        what = "expected a name: letters, digits, '.', '_' and '-', first a letter or digit"
+    elif name in _CHOICES:
+        what += f"; choose from {', '.join(_CHOICES[name])}"
+    where = sources.get(name, "the controller's configuration")
+    inner = path.removeprefix(name).removesuffix("`")
+    return f"{where}{inner}: {what[:1].lower()}{what[1:]}"
 
 
 def meeting_point(url: str) -> tuple[Address, str]:

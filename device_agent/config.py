@@ -7,9 +7,9 @@ import argparse
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from msgspec import Struct, structs
 
@@ -66,6 +66,13 @@ class Config(Struct, frozen=True):
     """What may feed services, beside the node's own load; in the file alone."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `tona agent --help`")
+
+
 class Address(Struct, frozen=True):
     """Where a broker listens."""
 
@@ -79,8 +86,8 @@ class Address(Struct, frozen=True):
 
 
 def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Return the configuration. Raises UserError; `--help` and wrong flags raise SystemExit."""
-    parser = argparse.ArgumentParser(
+    """Return the configuration. Raises UserError; `--help` raises SystemExit."""
+    parser = _Parser(
         prog="python -m device_agent",
         description="Device agent: reports this machine to its cell and runs the cell's tasks.",
         epilog="Each option may also stand in the environment (TONA_NODE, ...) or in the file.",
@@ -89,7 +96,10 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     for name, text in _OPTIONS.items():
         parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--config", default="", help="TOML file with these options")
-    flags = vars(parser.parse_args(arguments))
+    found, strange = parser.parse_known_args(arguments)
+    if strange:
+        raise UserError(_unknown(strange[0]))
+    flags = vars(found)
     path = flags.pop("config") or environment.get("TONA_CONFIG", "")
     config = _from_file(Path(path)) if path else Config()
     said = {name: environment.get(f"TONA_{name.upper()}", "") for name in _OPTIONS}
@@ -98,6 +108,20 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     if not config.node:
         config = structs.replace(config, node="" if config.bundle else host_name())
     return config
+
+
+def _unknown(argument: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument!r} belongs to no option; see `tona agent --help`"
+    name = argument.partition("=")[0]
+    hint = _near(name, [f"--{one}" for one in (*_OPTIONS, "config", "help")])
+    return f"there is no option {name!r}{hint or '; see `tona agent --help`'}"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    from protocols.submission import near  # noqa: PLC0415 - for a mistake alone
+
+    return near(name, known)
 
 
 def _from_file(path: Path) -> Config:
@@ -113,7 +137,8 @@ def _from_file(path: Path) -> Config:
         raise UserError(f"{path}: not a TOML file: {error}") from None
     unknown = sorted(document.keys() - _OPTIONS.keys() - {"sensors"})
     if unknown:
-        raise UserError(f"{path}: there is no option {unknown[0]!r}; use {', '.join(_OPTIONS)}")
+        hint = _near(unknown[0], (*_OPTIONS, "sensors")) or f"; use {', '.join(_OPTIONS)}"
+        raise UserError(f"{path}: there is no option {unknown[0]!r}{hint}")
     try:
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:

@@ -73,7 +73,10 @@ def select(wanted: str, root: Path = Path("/")) -> Detection:
 def document(name: str) -> dict[str, Any]:
     """Return a profile of the package as TOML gives it. Raises UserError for an unknown name."""
     if name not in names():
-        raise UserError(f"There is no profile {name!r}. There are: {', '.join(names())}.")
+        from protocols.submission import near  # noqa: PLC0415 - for this sentence alone
+
+        hint = near(name, names()) or f"; there are {', '.join(names())}"
+        raise UserError(f"there is no profile {name!r}{hint}")
     import tomllib  # noqa: PLC0415 - the daemon holds profiles, not their parser
 
     return tomllib.loads((BOARDS / f"{name}{SUFFIX}").read_text(encoding="utf-8"))

@@ -46,6 +46,12 @@ def make_broker(
     return ExternalBroker(parse_url(spec))
 
 
+def check_spec(spec: str) -> None:
+    """Raise UserError where `make_broker` would not know what is meant."""
+    if spec not in {EMBEDDED, MOSQUITTO}:
+        parse_url(spec)
+
+
 def parse_url(spec: str) -> Address:
     """Return the address in `mqtt[s]://HOST[:PORT]`.
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
+from controller import config as controller_config
+from device_agent import config as agent_config
 from protocols.errors import UserError
 from tona.cli import api, errors, run
 from tona.cli.context import PlainConsole, table
@@ -116,3 +118,68 @@ def test_what_answers_without_end_is_no_controller(
         thread.join(30)
     assert ended.code == errors.REFUSED
     assert ended.err.endswith("is no controller: no end came\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("ca", "issue", "x", "--broker", "h:99999"), "write HOST or HOST:PORT"),
+        (("ca", "issue", "x", "--broker", "h", "--api-url", "h:8600"), "is no URL: write https://"),
+        (("up", "--broker", "embeded"), "'embeded' names no broker"),
+        (("demo", "--broker", "embeded"), "'embeded' names no broker"),
+        (("up", "--cell", "a/b"), "--cell 'a/b': use letters"),
+        (("sim", "compare", "absent"), "absent: cannot be read: No such file or directory"),
+        (("sim", "capacity", "--cpu-percent", "-1"), "Invalid value for '--cpu-percent'"),
+        (("sim", "mobility", "--traces", "absent"), "absent: there is no such folder"),
+        (("invoke", "s", "--input", "a=1", "--input", "a=2"), "--input a is given 2 times"),
+        (("invoke", "s", "--output", "a=absent/x"), "--output absent/x: cannot be written"),
+        (("invoke", "s", "--output", "a=."), "--output .: cannot be written: it is a folder"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_begins(
+    tona: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = tona("--api", NOBODY, *arguments)
+    assert ended.code == errors.USAGE, ended
+    assert sentence in ended.err
+    assert ended.err.startswith("tona: ")
+    assert ended.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_the_agents_options_is_one_sentence(tmp_path: Path) -> None:
+    for wrong, sentence in (
+        (["--nod", "x"], "there is no option '--nod'; did you mean '--node'?"),
+        (["extra"], "'extra' belongs to no option; see `tona agent --help`"),
+        (["--node"], "argument --node: expected one argument; see `tona agent --help`"),
+    ):
+        with pytest.raises(UserError) as caught:
+            agent_config.read(wrong, {})
+        assert str(caught.value) == sentence
+    file = tmp_path / "agent.toml"
+    file.write_text('brokr = "x"\n')
+    with pytest.raises(UserError, match="there is no option 'brokr'; did you mean 'broker'"):
+        agent_config.read(["--config", str(file)], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "flags", "sentence"),
+    [
+        ('brokr = "x"', {}, {}, "FILE: there is no setting 'brokr'; did you mean 'broker'?"),
+        ('cell = "a/b"', {}, {}, "FILE: cell: expected a name: letters, digits"),
+        ("", {"TONA_API_PORT": "x"}, {}, "TONA_API_PORT: expected `int`, got `str`"),
+        ("", {}, {"roles": "ta,fu"}, "--roles[1]: invalid enum value 'fu'; choose from namo, ta"),
+        ('side = "x"', {}, {}, "FILE: side: invalid enum value 'x'; choose from core, radio"),
+        ("[mobility]\nback_ms = true", {}, {}, "FILE: mobility.back_ms: expected `int`"),
+        ("[mobility]\ndecides = 'x'", {}, {}, "FILE: mobility.decides: invalid enum value 'x'"),
+    ],
+)
+def test_a_mistake_in_a_controllers_settings_is_told_with_its_place(
+    tmp_path: Path, text: str, environment: dict[str, str], flags: dict[str, str], sentence: str
+) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        controller_config.read(file, environment, flags)
+    assert str(caught.value).startswith(sentence.replace("FILE", str(file)))

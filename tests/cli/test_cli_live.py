@@ -283,6 +283,12 @@ def test_an_artifact_is_pushed_by_name(tona: Any, tmp_path: Path) -> None:
     assert "table.txt" in tona("artifact", "push", file).out
 
 
+def test_what_nobody_has_signed_cannot_be_withdrawn(tona: Any) -> None:
+    ended = tona("artifact", "withdraw", "sha256:" + "0" * 64)
+    assert ended.code == 4
+    assert "what is not signed by you cannot be withdrawn" in ended.err
+
+
 def test_the_doctor_reaches_the_controller(tona: Any, api: str) -> None:
     found = {one["what"]: one for one in tona("doctor", "--json").json()}
     assert found["controller"]["state"] == "ok"

@@ -63,3 +63,22 @@ def test_config_show_tells_every_value_and_its_source(
     assert whole["controller"]["api_port"] == {"value": 7000, "source": "TONA_API_PORT"}
     assert whole["controller"]["broker"] == {"value": "embedded", "source": "default"}
     assert "TONA_API_PORT" in tona("config", "show").out
+
+
+def test_a_bundle_knows_the_api_unless_something_else_is_said() -> None:
+    none: dict[str, str | None] = {"api": None, "bundle": "me.bundle"}
+    said = read(None, {"XDG_CONFIG_HOME": "/nowhere"}, none)
+    assert said.reached("https://cell:8600") == Value("https://cell:8600", "me.bundle")
+    assert said.reached("") == Value(DEFAULT_API, "default")
+    said = read(None, {"XDG_CONFIG_HOME": "/nowhere", "TONA_API": "https://x:1"}, none)
+    assert said.reached("https://cell:8600") == Value("https://x:1", "TONA_API")
+
+
+def test_config_show_has_the_api_of_the_bundle(tona: Any, tmp_path: Path) -> None:
+    file = tmp_path / "me.bundle"
+    where = ("--authority", tmp_path / "authority")
+    assert tona("ca", "init", *where).code == 0
+    issue = ("ca", "issue", "me", "--kind", "client", "--broker", "h", "--out", file, *where)
+    assert tona(*issue, "--api-url", "https://h:8600").code == 0
+    client = tona("--bundle", file, "config", "show", "client", "--json").json()["client"]
+    assert client["api"] == {"value": "https://h:8600", "source": str(file)}

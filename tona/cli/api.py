@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -20,7 +19,7 @@ from protocols.errors import EnvironmentFailure, PeerError, UserError
 from protocols.transport import tls
 from tona.bundle import File
 from tona.cli.errors import RefusedByController
-from tona.cli.settings import DEFAULT, Settings
+from tona.cli.settings import Settings, is_url
 
 CONNECT_TIMEOUT_S: Final = 15.0
 ANSWER_TIMEOUT_S: Final = 40.0
@@ -54,29 +53,20 @@ class Target(Struct, frozen=True):
 
 def target(settings: Settings) -> Target:
     """Return where the settings point. Raises UserError."""
-    url, context = settings.api.value.rstrip("/"), None
+    api, context = settings.api, None
     if settings.bundle.value:
         bundle = tls.load(Path(settings.bundle.value).expanduser())
         context = tls.client_context(bundle)
-        if settings.api.source == DEFAULT and bundle.api_url:
-            url = bundle.api_url.rstrip("/")
-    if not url.startswith(("http://", "https://")) or not _has_port(url):
-        raise UserError(f"{settings.api.source}: {url!r} is no URL: write http://HOST:PORT")
+        api = settings.reached(bundle.api_url)
+    url = api.value.rstrip("/")
+    if not is_url(url):
+        raise UserError(f"{api.source}: {url!r} is no URL: write http://HOST:PORT")
     if url.startswith("https://") and context is None:
         raise UserError(
             f"{url} asks for a certificate: name this client's with --bundle "
             "(`tona ca issue NAME --kind client` makes one)"
         )
     return Target(url, context)
-
-
-def _has_port(url: str) -> bool:
-    """Whether host and port of a URL can be; one without a port has that of its scheme."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 class Api:

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from controller.trust.publishers import TrustState
 from protocols.errors import UserError
 from tona.cli.context import AsJson, listing, or_dash, settings, show, show_json, table, with_api
+from tona.cli.errors import RefusedByController
 from tona.cli.tasks import artifact_app, read_files
 from tona.cli.trust import Folder, authority_at
 from tona.cli.usecases import push
@@ -209,6 +210,10 @@ def withdraw(
         show_json(msgspec.json.encode(gone))
     else:
         show(f"{len(gone)} of {len(digests)} were signed and are so no more")
+    if len(gone) < len(set(digests)):
+        raise RefusedByController(
+            "what is not signed by you cannot be withdrawn: `tona artifact list` shows digests"
+        )
 
 
 async def sign_files(api: Any, files: Sequence[Any], key: str = "") -> str:

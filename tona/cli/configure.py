@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from controller import config as controller_config
 from device_agent import config as agent_config
+from protocols.transport import tls
 from tona.cli.context import AsJson, flags, or_dash, settings, show, show_json, table
 from tona.cli.settings import Value, client_file, layered, load
 
@@ -37,7 +38,7 @@ def show_config(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every value and where it comes from: default, file, environment or flag."""
+    """Show every value and where it comes from: default, file, bundle, environment or flag."""
     readers = {Part.CLIENT: _client, Part.CONTROLLER: _controller, Part.AGENT: _agent}
     found = {one: readers[one](config) for one in readers if part in (None, one)}
     if as_json:
@@ -54,7 +55,9 @@ def show_config(
 
 def _client(_file: Path | None) -> Mapping[str, Value]:
     found = settings()
-    return {"api": found.api, "bundle": found.bundle}
+    file = found.bundle.value
+    known = tls.load(Path(file).expanduser()).api_url if file else ""
+    return {"api": found.reached(known), "bundle": found.bundle}
 
 
 def _controller(file: Path | None) -> Mapping[str, Value]:

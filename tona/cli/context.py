@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 from msgspec import Struct
@@ -15,6 +15,9 @@ from rich.text import Text
 
 from tona.cli.plain import plain
 from tona.cli.settings import Settings, client_settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PIPE_WIDTH: Final = 1000
 """Where the output is no terminal: what reads a pipe wants whole rows."""
@@ -75,6 +78,14 @@ def console(*, stderr: bool = False) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal else PIPE_WIDTH
     return PlainConsole(stderr=stderr, highlight=False, markup=False, width=width)
+
+
+def progress(*, quiet: bool = False) -> "Progress":
+    """Return bars on the standard error output that are gone in the end; none off a terminal."""
+    from rich.progress import Progress  # noqa: PLC0415 - slow to import
+
+    out = console(stderr=True)
+    return Progress(console=out, transient=True, disable=quiet or not out.is_terminal)
 
 
 def show(*what: RenderableType) -> None:

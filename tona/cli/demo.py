@@ -17,6 +17,7 @@ from rich.status import Status
 from rich.text import Text
 from typer import Option
 
+from controller.broker.spec import check_spec
 from controller.records import NodeView
 from protocols.errors import TonaError
 from tona.bundle import File
@@ -51,6 +52,7 @@ def demo(
     """Show the whole loop on this machine: a cell, a chain that reads text, a node that dies."""
     from tona.demo.story import Given  # noqa: PLC0415 - slow to import
 
+    check_spec(broker)
     use_case = material.use_case()
     page, text = material.pictures()
     chosen = (page, text) if images is None else tuple(material.images_in(images))

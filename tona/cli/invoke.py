@@ -55,12 +55,28 @@ def invoke(
 
 def read_inputs(inputs: list[str] | None) -> list[tuple[str, Any]]:
     """Return the inputs of a command line by name. Raises UserError."""
-    return [_input(one) for one in inputs or ()]
+    found = [_input(one) for one in inputs or ()]
+    _once([name for name, _ in found], "--input")
+    return found
 
 
 def read_outputs(outputs: list[str] | None) -> dict[str, str]:
     """Return which outputs go to which files. Raises UserError."""
-    return dict(_split(one, "--output") for one in outputs or ())
+    found = [_split(one, "--output") for one in outputs or ()]
+    _once([name for name, _ in found], "--output")
+    for _, path in found:
+        # What a run gives is gone once it turns out that it has no place.
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"--output {path}: cannot be written: there is no such folder")
+        if Path(path).is_dir():
+            raise UserError(f"--output {path}: cannot be written: it is a folder")
+    return dict(found)
+
+
+def _once(names: list[str], option: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{option} {name} is given {names.count(name)} times: give it once")
 
 
 def show_result(service: str, result: Any, files: dict[str, str], *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -34,6 +35,20 @@ class Settings(Struct, frozen=True):
     """Base URL of the HTTP API."""
     bundle: Value
     """File with this client's identity; empty: none."""
+
+    def reached(self, api_url: str) -> Value:
+        """Return the API's URL, where the bundle names `api_url`; what was said goes before it."""
+        known = api_url and self.api.source == DEFAULT
+        return Value(api_url, self.bundle.value) if known else self.api
+
+
+def is_url(text: str) -> bool:
+    """Whether host and port of an API can be; one without a port has that of its scheme."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def client_file(environment: Mapping[str, str]) -> Path:

@@ -15,6 +15,7 @@ from tona.cli.context import (
     console,
     details,
     or_dash,
+    progress,
     show,
     show_json,
     table,
@@ -49,21 +50,19 @@ def faults(
     as_json: AsJson = False,
 ) -> None:
     """Run fault schedules and check that nothing is lost, doubled or left over; 1 when it is."""
-    from rich.progress import Progress  # noqa: PLC0415 - slow to import
-
     from controller.twin.pool import cores, run_many  # noqa: PLC0415 - as above
 
     began_s = time.monotonic()
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("schedules", total=schedules)
+    with progress() as shown:
+        bar = shown.add_task("schedules", total=schedules)
         told: set[int] = set()
 
         def follow(total: "Tally") -> None:
-            progress.update(bar, completed=total.schedules)
+            shown.update(bar, completed=total.schedules)
             for one in total.first:
                 if one.seed not in told:
                     told.add(one.seed)
-                    progress.console.print(
+                    shown.console.print(
                         f"tona: {one.text}\n      again: tona sim replay --seed {one.seed} "
                         "--trace FILE"
                     )
@@ -113,8 +112,6 @@ def handovers(
 
     A broken rule ends the handovers of its seed; those of the others go on.
     """
-    from rich.progress import Progress  # noqa: PLC0415 - slow to import
-
     from controller.twin.handovers import PART  # noqa: PLC0415 - as above
     from controller.twin.pool import cores, run_handovers, trace_handovers  # noqa: PLC0415 - same
 
@@ -126,16 +123,16 @@ def handovers(
         tally, lines = trace_handovers(seed, handovers)
         _write(trace, "".join(f"{line}\n" for line in lines).encode())
     else:
-        with Progress(console=console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("handovers", total=handovers)
+        with progress() as shown:
+            bar = shown.add_task("handovers", total=handovers)
             told: set[int] = set()
 
             def follow(total: "HandoverTally") -> None:
-                progress.update(bar, completed=total.handovers)
+                shown.update(bar, completed=total.handovers)
                 for one in total.failures:
                     if one.seed not in told:
                         told.add(one.seed)
-                        progress.console.print(_again(one))
+                        shown.console.print(_again(one))
 
             tally = run_handovers(seed, handovers, jobs or cores(), follow)
     _show_handovers(tally, time.monotonic() - began_s, as_json=as_json)
@@ -208,7 +205,9 @@ def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
     tasks: Annotated[
         int, Option(min=0, help="At the top of the trace; 0: half as many as nodes.")
     ] = 0,
-    cpu_percent: Annotated[float, Option(help="Of one core, of a task at the top.")] = 60.0,
+    cpu_percent: Annotated[
+        float, Option(min=0.0, max=10_000.0, help="Of one core, of a task at the top.")
+    ] = 60.0,
     memory_mib: Annotated[int, Option(min=1, help="Of a task.")] = 256,
     node_cpus: Annotated[int, Option(min=1, help="Cores of a node.")] = 4,
     node_memory_mib: Annotated[int, Option(min=2, help="Half of it is for tasks.")] = 4096,
@@ -218,8 +217,6 @@ def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
     as_json: AsJson = False,
 ) -> None:
     """Ask what a fleet that reports on change asks of its controller over a day."""
-    from rich.progress import Progress  # noqa: PLC0415 - slow to import
-
     from controller.twin import capacity as twin  # noqa: PLC0415 - as above
     from controller.twin import traces  # noqa: PLC0415 - as above
 
@@ -236,10 +233,10 @@ def capacity(  # noqa: PLR0917 - each parameter is an option of its own name
         seed=seed,
     )
     points = traces.read(trace, hours) if trace is not None else traces.diurnal(hours)
-    with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
-        bar = progress.add_task("hours", total=hours)
+    with progress(quiet=as_json) as shown:
+        bar = shown.add_task("hours", total=hours)
         answer = twin.answer(
-            question, points, lambda share: progress.update(bar, completed=share * hours)
+            question, points, lambda share: shown.update(bar, completed=share * hours)
         )
     if plot is not None:
         _write(plot, twin.picture(answer).encode())
@@ -315,7 +312,9 @@ def compare(
 
     try:
         prediction = msgspec.json.decode(file.read_bytes(), type=live.Prediction)
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
         raise UserError(f"{file}: no prediction of `tona sim run --save`: {error}") from None
     rows = live.compare(prediction, with_api(_snapshot))
     if as_json:

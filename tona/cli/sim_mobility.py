@@ -7,7 +7,7 @@ import msgspec
 from typer import Option
 
 from protocols.errors import UserError
-from tona.cli.context import AsJson, console, or_dash, show, show_json, table
+from tona.cli.context import AsJson, or_dash, progress, show, show_json, table
 
 
 def mobility(
@@ -32,8 +32,6 @@ def mobility(
     how long nothing served. The last rows have unlike cells, a third of them busy: what it changes
     that load and latency of tasks are weighed, in time that tasks are late.
     """
-    from rich.progress import Progress  # noqa: PLC0415 - slow to import
-
     from controller.mobility.settings import MobilitySettings  # noqa: PLC0415 - as above
     from controller.twin import roaming_study as twin  # noqa: PLC0415 - as above
     from controller.twin.pool import cores  # noqa: PLC0415 - as above
@@ -41,14 +39,14 @@ def mobility(
 
     before = _read(page) if page is not None else ""
     model = Model(command_ms, attach_ms, find_ms, noise_db, back_ms=back_ms, seed=seed)
-    with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
-        bar = progress.add_task("traces", total=1.0)
+    with progress(quiet=as_json) as shown:
+        bar = shown.add_task("traces", total=1.0)
         made = twin.study(
             traces,
             model,
             MobilitySettings(),
             jobs or cores(),
-            lambda share: progress.update(bar, completed=share),
+            lambda share: shown.update(bar, completed=share),
         )
     if page is not None:
         page.write_text(twin.renewed(before, made), encoding="utf-8")

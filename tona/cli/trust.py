@@ -11,11 +11,13 @@ import msgspec
 import typer
 from typer import Argument, Option
 
+from controller.broker.address import Address
 from controller.broker.spec import parse_url
 from protocols.errors import UserError
 from protocols.topics import Speaker
 from protocols.transport import tls
 from tona.cli.context import AsJson, or_dash, show, show_json, table
+from tona.cli.settings import is_url
 
 if TYPE_CHECKING:
     from controller.trust.authority import Authority
@@ -71,7 +73,9 @@ def issue(
     as_json: AsJson = False,
 ) -> None:
     """Issue an identity as one file, for `--bundle` of agent, controller or client."""
-    where = parse_url(f"mqtts://{broker}")
+    where = _address(broker)
+    if api_url and not is_url(api_url):
+        raise UserError(f"--api-url {api_url!r} is no URL: write https://HOST:PORT")
     addresses = tuple(address or ())
     if kind is Kind.CONTROLLER and not addresses:
         addresses = (where.host,)
@@ -139,6 +143,13 @@ def _draw(entries: "Sequence[Entry]") -> None:
             or_dash(", ".join(one.addresses)),
         )
     show(made)
+
+
+def _address(broker: str) -> Address:
+    try:
+        return parse_url(f"mqtts://{broker}")
+    except UserError:
+        raise UserError(f"--broker {broker!r} names no broker: write HOST or HOST:PORT") from None
 
 
 def _authority() -> "type[Authority]":

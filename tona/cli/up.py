@@ -11,10 +11,11 @@ import msgspec
 import typer
 from typer import Option
 
-from controller.broker.spec import EMBEDDED
+from controller.broker.spec import EMBEDDED, check_spec
 from controller.config import DEFAULT_API_PORT
 from controller.decider import Role
 from protocols.errors import UserError
+from protocols.topics import valid_name
 from tona.cli import errors
 from tona.cli.context import AsJson, show, table
 from tona.cli.signals import told_to_end, unless
@@ -57,6 +58,9 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Run a controller and device agents on loopback until Ctrl-C; what dies is started again."""
+    check_spec(broker)
+    if not valid_name(cell):
+        raise UserError(f"--cell {cell!r}: use letters, digits, '.', '_' and '-', at most 64")
     if broker.startswith("mqtts://"):
         raise UserError(
             "`tona up` stays on loopback without certificates: run `tona controller` and "

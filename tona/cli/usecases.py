@@ -1,6 +1,5 @@
 """`tona usecase` and `tona service`: what was asked for, and what serves it."""
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from tona.cli.context import (
     console,
     listing,
     or_dash,
+    progress,
     show,
     show_json,
     stated,
@@ -92,13 +92,10 @@ async def _sign(api: Any, files: Sequence[Any]) -> None:
 
 async def push(api: Any, files: Sequence[Any]) -> list[Any]:
     """Push artifacts, with a progress bar where there is a terminal."""
-    from rich.progress import Progress  # noqa: PLC0415 - slow to import
-
-    quiet = not sys.stderr.isatty()
-    with Progress(console=console(stderr=True), transient=True, disable=quiet) as progress:
-        bars = [progress.add_task(one.name, total=one.size_bytes) for one in files]
+    with progress() as shown:
+        bars = [shown.add_task(one.name, total=one.size_bytes) for one in files]
         return [
-            await api.push(file, lambda count, bar=bar: progress.advance(bar, count))
+            await api.push(file, lambda count, bar=bar: shown.advance(bar, count))
             for file, bar in zip(files, bars, strict=True)
         ]
 
