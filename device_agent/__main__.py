@@ -21,6 +21,7 @@ from firmware_profiles import Profile, select
 from protocols.errors import UserError
 from protocols.folder import DataFolder
 from protocols.messages.presence import ExecutorInfo, Trust
+from protocols.topics import Speaker
 
 if TYPE_CHECKING:
     from protocols.transport.tls import Bundle
@@ -53,6 +54,11 @@ def _load_bundle(asked: config.Config) -> "Bundle | None":
     from protocols.transport import tls  # noqa: PLC0415 - loopback goes without
 
     bundle = tls.load(Path(asked.bundle))
+    if bundle.speaker is not Speaker.NODE:
+        raise UserError(
+            f"{asked.bundle} is the bundle of a {bundle.speaker}: "
+            "make a node's with `tona ca issue`"
+        )
     if asked.node not in {"", bundle.name}:
         raise UserError(
             f"{asked.bundle} is the bundle of {bundle.name!r}, not of {asked.node!r}: "

@@ -106,6 +106,7 @@ class Daemon:
             commands.Follow: self._follow,
             commands.Unfollow: self._unfollow,
             commands.SetPace: self._set_pace,
+            commands.Warn: lambda command: log.warning(command.text),
             commands.Exit: self._exit,
             commands.Attach: lambda command: self._roam().attach(command),
             commands.Serve: lambda command: self._roam().serve(command),

@@ -171,6 +171,7 @@ class Hands:
                 | commands.WriteLog()
                 | commands.ReadLog()
                 | commands.WatchCells()
+                | commands.Warn()
             ):
                 pass
             case _:

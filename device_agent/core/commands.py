@@ -412,6 +412,12 @@ class SetPace(Struct, frozen=True):
     """Of so many samples one reads all, links too; the others only what moves fast."""
 
 
+class Warn(Struct, frozen=True):
+    """Write a warning to the node's own log."""
+
+    text: str
+
+
 class Exit(Struct, frozen=True):
     """Everything is said and stopped: flush the session and end the process."""
 
@@ -460,5 +466,6 @@ Command = (
     | WriteLog
     | ReadLog
     | SetPace
+    | Warn
     | Exit
 )

@@ -14,16 +14,22 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
-from device_agent.core.commands import Say
+from device_agent.core.commands import Say, Warn
 from device_agent.core.timers import Key
 from device_agent.core.turn import Turn
 from protocols.messages.presence import Arrival, Birth, RebirthRequest, Welcome
 from protocols.topics import Channel
 
 WELCOME_FIRST_MS: Final = 1_000
+UNHEARD_MS: Final = 8_000
+"""The wait with which the log says that nobody has answered: the fourth, after 7 s."""
 WELCOME_MAX_MS: Final = 30_000
 REBIRTH_MIN_MS: Final = 1_000
 """Between two births that the scheduler asked for."""
+_UNHEARD: Final = (
+    "the broker is there, but no scheduler of cell {cell} has answered since we came: does its "
+    "controller run, and is that the name of the cell? the node tries on"
+)
 
 
 class PresenceState(StrEnum):
@@ -108,6 +114,8 @@ class Presence:
         """Repeat the birth: no welcome has come, or a limited rebirth is due."""
         if self.state is PresenceState.UNWELCOMED:
             self._wait_ms = min(2 * self._wait_ms, WELCOME_MAX_MS)
+            if self._wait_ms == UNHEARD_MS:
+                self._turn.out.append(Warn(_UNHEARD.format(cell=self.cell)))
         self._say("no welcome")
 
     def _say(self, cause: str) -> None:

@@ -1,5 +1,6 @@
 """Why there is no connection, in one sentence a person can act on; pure."""
 
+import os
 import socket
 import ssl
 from typing import Final
@@ -48,6 +49,8 @@ def explain(error: Exception, settings: Settings, today: str) -> str:
             what = f"no answer within {settings.connect_timeout_ms} ms"
         case ConnectionError():
             what = f"the connection broke ({error})"
+        case OSError(errno=int(number)):
+            what = os.strerror(number).lower()
         case _:
             what = str(error)
     return f"{settings.host}:{settings.port}: {what}"

@@ -14,8 +14,10 @@ import pytest
 from rich.text import Text
 
 from controller import config as controller_config
+from device_agent import __main__ as agent
 from device_agent import config as agent_config
 from protocols.errors import UserError
+from protocols.transport import tls
 from tona.cli import api, errors, run
 from tona.cli.context import PlainConsole, table
 from tona.cli.plain import plain
@@ -183,3 +185,40 @@ def test_a_mistake_in_a_controllers_settings_is_told_with_its_place(
     with pytest.raises(UserError) as caught:
         controller_config.read(file, environment, flags)
     assert str(caught.value).startswith(sentence.replace("FILE", str(file)))
+
+
+def _bundle(tona: Any, folder: Path, kind: str, authority: str = "authority") -> Path:
+    where = ("--authority", folder / authority)
+    if not where[1].exists():
+        assert tona("ca", "init", *where).code == 0
+    file: Path = folder / f"{authority}-{kind}.bundle"
+    issue = ("ca", "issue", kind, "--kind", kind, "--broker", "127.0.0.1", "--out", file, *where)
+    assert tona(*issue).code == 0
+    return file
+
+
+def test_a_client_is_no_node(tona: Any, tmp_path: Path) -> None:
+    file = _bundle(tona, tmp_path, "client")
+    with pytest.raises(UserError, match="is the bundle of a client: make a node's"):
+        agent.Identity(agent_config.read(["--bundle", str(file)], {}))
+
+
+def test_a_controller_of_another_authority_is_not_called_absent(tona: Any, tmp_path: Path) -> None:
+    theirs = tls.load(_bundle(tona, tmp_path, "controller", "theirs"))
+    ours = _bundle(tona, tmp_path, "client")
+    context = tls.server_context(theirs)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        port = listening.getsockname()[1]
+
+        def answer() -> None:
+            with contextlib.suppress(OSError), listening.accept()[0] as one:
+                context.wrap_socket(one, server_side=True)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        ended = tona("--bundle", ours, "--api", f"https://127.0.0.1:{port}", "fleet", "status")
+        thread.join()
+    assert ended.code == errors.UNAVAILABLE
+    assert "is not the controller of this bundle (self-signed certificate" in ended.err
+    assert "tona up" not in ended.err

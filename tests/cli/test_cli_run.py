@@ -64,7 +64,7 @@ def test_the_version_is_the_distributions(tona: Any) -> None:
         (("--config", "/no/such.toml", "fleet", "status"), "/no/such.toml: cannot read"),
         (("demo", "--images", "/no/such"), "--images /no/such"),
         (("up", "--broker", "mqtts://x"), "stays on loopback"),
-        (("controller", "--api-port", "70000"), "configuration is not valid"),
+        (("controller", "--api-port", "70000"), "--api-port: expected `int` <= 65535"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_code_2(

@@ -63,7 +63,8 @@ def test_capacity_is_a_table_and_a_plot(tona: Any, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("run",), "say --from-live"),
-        (("compare", "/no/such.json"), "no prediction of `tona sim run --save`"),
+        (("compare", "/no/such.json"), "/no/such.json: cannot be read"),
+        (("compare", __file__), "no prediction of `tona sim run --save`"),
         (("capacity", "--trace", "/no/such.csv"), "/no/such.csv"),
         (("capacity", "--plot", "/no/such/x.svg"), "there is no folder /no/such"),
         (("replay", "--seed", "3", "--trace", "/no/such/t"), "there is no folder /no/such"),

@@ -46,6 +46,17 @@ def test_birth_is_repeated_with_growing_waits_until_welcome() -> None:
     assert not of(Birth, node.after(10 * WELCOME_MAX_MS))
 
 
+def test_the_log_says_once_of_a_connection_that_nobody_answers() -> None:
+    node = SimNode()
+    node.connect()
+    (told,) = of(commands.Warn, node.after(10 * WELCOME_MAX_MS))
+    assert "no scheduler of cell" in told.text
+    heard = SimNode()
+    heard.connect()
+    heard.welcome()
+    assert not of(commands.Warn, heard.after(10 * WELCOME_MAX_MS))
+
+
 def test_jitter_spreads_the_waits() -> None:
     calm, late = SimNode(), SimNode()
     calm.tell(events.Connected(1, 0.0))

@@ -5,6 +5,7 @@ That broker is Mosquitto: the embedded one knows no identity.
 
 import asyncio
 import contextlib
+import errno
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -278,6 +279,12 @@ def test_a_bundle_that_does_not_fit_together_is_told(authority: Authority) -> No
     ):
         with pytest.raises(UserError, match=f"bundle of one: its {what}"):
             client_context(msgspec.structs.replace(one, **change))
+
+
+def test_what_the_kernel_says_is_told_in_its_words() -> None:
+    settings = Settings(host="gw", port=1, identity="n", speaker=Speaker.NODE, cell="c")
+    error = OSError(errno.EHOSTUNREACH, "Connect call failed ('10.0.0.9', 8883)")
+    assert explain(error, settings, "") == "gw:1: no route to host"
 
 
 def test_a_clock_at_1970_is_named_with_what_to_do() -> None:

@@ -227,10 +227,21 @@ class Api:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: httpx.HTTPError) -> EnvironmentFailure:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            return EnvironmentFailure(
+                f"what answers at {self.url} is not the controller of this bundle "
+                f"({cause.verify_message}): name the bundle that its authority has issued, "
+                "and the address that its own bundle names"
+            )
         why = str(error) or type(error).__name__
+        plain = isinstance(error, httpx.RemoteProtocolError) and self.url.startswith("http://")
         return EnvironmentFailure(
             f"no controller answers at {self.url} ({why}): start one with `tona up`, "
             "or name another with --api or TONA_API"
+            + ("; one with certificates answers at https:// alone" if plain else "")
         )
 
 
