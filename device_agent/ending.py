@@ -4,6 +4,7 @@
 had; 70 a fault of ours, with its trace in the data folder. No traceback reaches the user.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -37,7 +38,9 @@ def to_the_end(work: Callable[[], None], folder: Callable[[], Path | None]) -> i
 
 
 def _tell(text: str, code: int) -> int:
-    print(f"device agent: {text}", file=sys.stderr)  # noqa: T201 - a person started us
+    # A log without room takes nothing from the code.
+    with contextlib.suppress(OSError):
+        print(f"device agent: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a person started us
     return code
 
 

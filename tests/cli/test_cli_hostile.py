@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -77,7 +78,7 @@ class Full(io.StringIO):
 
 
 def test_a_full_disk_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_silence", lambda: None)
+    monkeypatch.setattr(run, "_silence", lambda _stream: None)
     monkeypatch.setattr(sys, "stdout", Full())
     code = run.run(["config", "show", "--json"])
     monkeypatch.undo()
@@ -222,3 +223,53 @@ def test_a_controller_of_another_authority_is_not_called_absent(tona: Any, tmp_p
     assert ended.code == errors.UNAVAILABLE
     assert "is not the controller of this bundle (self-signed certificate" in ended.err
     assert "tona up" not in ended.err
+
+
+def test_a_sign_that_the_output_has_not_is_a_question_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    output = io.TextIOWrapper(written, encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", output)
+    code = run.run(["--api", "http://\u2264\u00fc:1", "config", "show", "client"])
+    monkeypatch.undo()
+    output.flush()
+    assert code == errors.OK
+    assert "http://?ü:1" in written.getvalue().decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "code", "told"),
+    [
+        (">&-", ("config", "show"), errors.OK, ""),
+        ("2>/dev/full", ("config", "sho"), errors.USAGE, ""),
+        ("", ("--api", NOBODY, "fleet", "show", b"\xff"), errors.USAGE, "not UTF-8"),
+    ],
+)
+def test_a_closed_or_full_output_takes_nothing_from_the_code(
+    redirection: str, arguments: tuple[str | bytes, ...], code: int, told: str
+) -> None:
+    shell = f'exec "$0" -m tona "$@" {redirection}'
+    command = ["sh", "-c", shell, sys.executable, *arguments]
+    ended = subprocess.run(command, check=False, capture_output=True, timeout=120)
+    assert ended.returncode == code
+    assert told in ended.stderr.decode()
+    assert b"fault" not in ended.stderr
+
+
+def test_a_log_without_room_takes_nothing_from_the_agents_code() -> None:
+    command = [sys.executable, "-m", "device_agent", "--bundle", "/absent"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, check=False, stderr=full, timeout=120)
+    assert ended.returncode == errors.USAGE
+
+
+def test_a_folder_without_rights_is_no_fault_of_ours(
+    tona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_arguments: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/x")
+
+    monkeypatch.setattr(run, "_invoke", refuse)
+    ended = tona("config", "show")
+    assert (ended.code, ended.err) == (errors.UNAVAILABLE, "tona: /root/x: Permission denied\n")

@@ -1,10 +1,12 @@
 """Runs a command and turns whatever ends it into one sentence and an exit code."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, TextIO
 
 import typer
 from typer.main import get_command
@@ -31,10 +33,12 @@ EXTRAS: Final = (
 OWN: Final = ("controller", "agent")
 """Commands with an option of their own by such a name."""
 UNWRITTEN: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code. No traceback reaches the user."""
+    _lenient()
     try:
         code = _invoke(hoisted(arguments))
         sys.stdout.flush()
@@ -42,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         # Typer turns a closed pipe into an exit of its own.
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
-        _silence()
+        _silence(sys.stdout)
         return errors.OK
     except (KeyboardInterrupt, typer.Abort):
         return errors.INTERRUPTED
@@ -69,11 +73,23 @@ def _verdict(error: Exception) -> tuple[str, int, str]:
         if code != errors.BUG:
             return str(error), code, ""
         return f"a fault of tona: {error}", code, errors.ISSUES
-    if isinstance(error, OSError) and error.errno in UNWRITTEN and error.filename is None:
-        _silence()
-        return f"the output cannot be written: {error.strerror}", errors.UNAVAILABLE, ""
+    outside = _outside(error)
+    if outside is not None:
+        return *outside, ""
     told = f"a fault of tona: {type(error).__name__}: {error} ({_where(error)})"
     return told, errors.BUG, errors.ISSUES
+
+
+def _outside(error: Exception) -> tuple[str, int] | None:
+    """Return sentence and exit code of what the machine or the arguments have in them."""
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return "an argument is not UTF-8: write it so", errors.USAGE
+    if not isinstance(error, OSError) or error.errno not in {*UNWRITTEN, *FORBIDDEN}:
+        return None
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}", errors.UNAVAILABLE
+    _silence(sys.stdout)
+    return f"the output cannot be written: {error.strerror}", errors.UNAVAILABLE
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
@@ -110,8 +126,8 @@ def _say(text: str, code: int, hint: str = "") -> int:
     text = plain(text)
     try:
         print(f"tona: {text}{link}{hint}" if hint else f"tona: {text}", file=sys.stderr)  # noqa: T201 - the command line speaks
-    except BrokenPipeError:
-        _silence()
+    except OSError:
+        _silence(sys.stderr)
     return code
 
 
@@ -126,8 +142,17 @@ def _where(error: BaseException) -> str:
     return f"{'/'.join(path.split('/')[-2:])}:{trace.tb_lineno}"
 
 
-def _silence() -> None:
-    """Let the interpreter end quietly: whoever read our output is gone."""
+def _lenient() -> None:
+    """Have outputs that take everything: a sign that the terminal has not is a question mark."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - ours to the end
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let the interpreter end quietly: whoever read this output is gone, or has no room."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -173,8 +174,9 @@ def _folder(given: Path | None) -> Path:
 def _next(kind: Kind, path: Path) -> str:
     match kind:
         case Kind.NODE:
-            return f"there: tona agent --bundle {path.name}"
+            return f"there: tona agent --bundle {quote(path.name)}"
         case Kind.CLIENT:
-            return f"there: tona --bundle {path.name} fleet status"
+            return f"there: tona --bundle {quote(path.name)} fleet status"
         case Kind.CONTROLLER:
-            return f"then: tona controller --broker mosquitto --authority ... --bundle {path}"
+            file = quote(str(path))
+            return f"then: tona controller --broker mosquitto --authority ... --bundle {file}"
