@@ -22,6 +22,7 @@ BUDGET_MS = 60_000
 MIB = 1 << 20
 COLUMNS = 1024
 STARTS = 5
+DOES_NOT = "does not load within the task's memory limit of 16777216 bytes"
 TIGHT = Limits(memory_bytes=64 * MIB)
 """Of which the room for runs is a quarter."""
 
@@ -104,21 +105,21 @@ async def test_what_was_lifted_to_learn_that_is_given_up_by_what_runs(
 
 
 @pytest.mark.parametrize(
-    ("takes", "said"),
+    ("takes", "ago", "said"),
     [
-        (64, "nor within 33554432 more: raise limits.memory_bytes"),
-        (
-            30,
-            "within the task's memory limit of 16777216 bytes: set limits.memory_bytes to 33554432",
-        ),
-        (8, "loaded"),
+        (64, "0", f"{DOES_NOT}, nor within 33554432 more: raise limits.memory_bytes"),
+        (30, "0", f"{DOES_NOT}: set limits.memory_bytes to 33554432 and what"),
+        (30, "onnx_fit.SEARCH_S", f"{DOES_NOT}: raise limits.memory_bytes"),
+        (8, "onnx_fit.SEARCH_S", "loaded"),
     ],
 )
-def test_attempts_end_at_what_may_be_lifted(takes: int, said: str) -> None:
-    program = f"""import onnx_fit, sandbox
+def test_attempts_end_at_what_may_be_lifted_and_when_their_time_is_over(
+    takes: int, ago: str, said: str
+) -> None:
+    program = f"""import onnx_fit, sandbox, time
 sandbox.cap_memory({16 * MIB}, {32 * MIB})
 try:
-    onnx_fit.load({16 * MIB}, lambda: bytearray({takes * MIB}))
+    onnx_fit.load({16 * MIB}, lambda: bytearray({takes * MIB}), time.monotonic() - {ago})
 except onnx_fit.Refusal as refusal:
     print(refusal)
 else:

@@ -263,7 +263,7 @@ def serve(sock: socket.socket, stops: socket.socket) -> None:
 
 def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     """Enter the sandbox and load the model; whether its process may fork. Raises Refusal."""
-    path = request["path"]
+    path, asked_s = request["path"], time.monotonic()
     # Opened before the sandbox, for nothing can be opened by name in it, and read after.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -286,7 +286,7 @@ def _load(request: Header) -> tuple[Model, sandbox.Kept, bool]:
     def within() -> Model:
         return Model(request, os.dup(handle), blobs, os.dup(form) if form >= 0 else form)
 
-    model = onnx_fit.load(request["memory"], within)
+    model = onnx_fit.load(request["memory"], within, asked_s)
     os.close(handle)
     if form >= 0:
         os.close(form)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -22,6 +23,8 @@ else:
 
 TRIES: Final = 3
 """Each halves what is not known of how much is enough."""
+SEARCH_S: Final = 20.0
+"""No try begins so long after loading was asked for, or who waits for it would give up first."""
 STEP_BYTES: Final = 1 << 20
 OWN_BYTES: Final = 1 << 20
 """What a model has to leave of its limit: its process tells how it went, and takes calls."""
@@ -29,14 +32,20 @@ OWN_BYTES: Final = 1 << 20
 _Loaded = TypeVar("_Loaded")
 
 
-def load(limit_bytes: int, within: Callable[[], _Loaded]) -> _Loaded:
-    """Load within the soft limit, for ever from now on. Raises Refusal with what is enough."""
+def load(limit_bytes: int, within: Callable[[], _Loaded], asked_s: float) -> _Loaded:
+    """Load within the soft limit, for ever from now on. Raises Refusal with what is enough.
+
+    `asked_s`: when it was asked for, of the monotonic clock.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     loaded = _attempt(within)
     if loaded is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, soft))
         return loaded
     text = f"the model does not load within the task's memory limit of {limit_bytes} bytes"
+    until_s = asked_s + SEARCH_S
+    if time.monotonic() >= until_s:
+        raise Refusal("limit", "user", f"{text}: raise limits.memory_bytes")
     # What an attempt leaves behind counts in the next one.
     resting.map_large()
 
@@ -52,7 +61,7 @@ def load(limit_bytes: int, within: Callable[[], _Loaded]) -> _Loaded:
         raise Refusal("limit", "user", text)
     for _ in range(TRIES):
         more = (too_few + most) // 2 // STEP_BYTES * STEP_BYTES
-        if more <= too_few:
+        if more <= too_few or time.monotonic() >= until_s:
             break
         too_few, most = (too_few, more) if enough(more) else (more, most)
     wanted = -(-(limit_bytes + most) // STEP_BYTES) * STEP_BYTES
