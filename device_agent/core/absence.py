@@ -27,8 +27,8 @@ class Absence:
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._since_ms: float | None = None
-        self._asked: dict[str, float] = {}
-        """Cells that were asked, and when."""
+        self._left: dict[str, float] = {}
+        """Cells that served until another one did, or it did anew, and when that was."""
         self._gap = 0.0, -inf
         """When the last absence began, and until when more of it is asked for."""
         self._topics: set[tuple[str, Channel]] = set()
@@ -41,19 +41,21 @@ class Absence:
 
     def doubted(self) -> None:
         """Take note that it may have ended before that was noticed."""
+        # Attached elsewhere it may not have heard there yet what came here.
+        self.begin()
         if self._since_ms is not None:
             self._since_ms -= DOUBT_MS
 
     def end(self, left: str, followed: Iterable[tuple[str, Channel]]) -> None:
         """Ask for what was missed, at the cell that served before and those shortly before it."""
         since_ms, self._since_ms = self._since_ms, None
+        now_ms, (before_ms, until_ms) = self._turn.now_ms, self._gap
+        self._left = {one: at for one, at in self._left.items() if at > now_ms - LEFT_MS}
+        self._left[left] = now_ms
         if since_ms is None:
             return
-        now_ms, (before_ms, until_ms) = self._turn.now_ms, self._gap
         if since_ms < until_ms - LEFT_MS + LATE_MS:
             since_ms = min(since_ms, before_ms)
-        self._asked = {one: at for one, at in self._asked.items() if at > now_ms - LEFT_MS}
-        self._asked[left] = now_ms
         self._gap, self._topics = (since_ms, now_ms + LEFT_MS), set()
         self.fed(followed)
 
@@ -67,4 +69,4 @@ class Absence:
         for first in range(0, len(fresh), MAX_FOLLOWED):
             topics = tuple(Followed(*one) for one in fresh[first : first + MAX_FOLLOWED])
             asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics)
-            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._asked]
+            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._left]

@@ -522,6 +522,8 @@ class Mobility:
             turn.out.append(Say(Channel.PRESENCE, death, "handover", cell=old.cell))
         turn.out.append(Detach(old.cell, AFTER_MS, at_once=not attached))
         self._up.discard(old.cell)
+        if attached and not self._up:
+            self._silent()
         old.disconnected()
         move.old, move.waits = None, None
         move.times = structs.replace(move.times, linger_ms=turn.now_ms - move.welcomed_ms)

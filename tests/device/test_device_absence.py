@@ -224,3 +224,37 @@ def test_what_the_cell_before_says_of_a_feed_after_the_farewell_does_not_count()
     assert not of(commands.Unfollow, alone.said)
     alone.hear("b", Feed("s", 1))
     assert of(commands.Unfollow, alone.said), "the cell that serves ends it"
+
+
+def between_two_cells() -> Roamer:
+    """Return a node that is served by `b`, still attached to `a`, and then loses `b`."""
+    node = Roamer()
+    node.join()
+    node.hear("a", FEED)
+    node.command("b")
+    node.go()
+    assert set(node.sessions) == {"a", "b"}
+    node.after(1000)
+    node.cut("b")
+    return node
+
+
+def test_a_cell_that_is_lost_while_another_one_is_left_is_asked_and_so_is_that_one() -> None:
+    node = between_two_cells()
+    before = len(node.said)
+    node.cells["a"].reachable = False
+    node.after(3000)
+    assert node.serving == "c"
+    asked = asks(node.said[before:])
+    assert [cell for cell, _ in asked] == ["a", "b"]
+    assert all(body.apart_ms >= DOUBT_MS for _, body in asked)
+
+
+def test_who_has_left_one_cell_and_lost_the_other_keeps_what_it_says() -> None:
+    node = between_two_cells()
+    for one in node.cells.values():
+        one.reachable = False
+    assert node.core.feeder.sinks.online, "it is attached where it came from"
+    node.after(3000)
+    assert not any(node.sessions.values())
+    assert not node.core.feeder.sinks.online
