@@ -57,6 +57,21 @@ static inline void widen_row(int32_t *row, const uint8_t *rgb, const Tap *taps, 
     }
 }
 
+/* A sixteenth of a value has 15 bits, so that its product is that of the lower half of its lane. */
+static inline v128_t blend_four(const int32_t *upper, const int32_t *lower, v128_t wa, v128_t wb) {
+    v128_t above = wasm_u32x4_shr(wasm_v128_load(upper), 4);
+    v128_t below = wasm_u32x4_shr(wasm_v128_load(lower), 4);
+    v128_t sum = wasm_i32x4_add(wasm_u32x4_shr(wasm_i32x4_dot_i16x8(above, wa), 16),
+                                wasm_u32x4_shr(wasm_i32x4_dot_i16x8(below, wb), 16));
+    return wasm_u32x4_shr(wasm_i32x4_add(sum, wasm_i32x4_splat(2)), 2);
+}
+
+static inline v128_t blend_eight(const int32_t *upper, const int32_t *lower, int32_t wa, int32_t wb) {
+    v128_t above = wasm_i32x4_splat(wa), below = wasm_i32x4_splat(wb);
+    return wasm_i16x8_narrow_i32x4(blend_four(upper, lower, above, below),
+                                   blend_four(upper + 4, lower + 4, above, below));
+}
+
 /* Bilinear, pixel centres aligned, in OpenCV's 8-bit fixed point (the models' own resize).
  * `target.rgb` has room for the result. 0 when there is no memory. */
 static inline int resize(Image source, Image target) {
@@ -86,7 +101,13 @@ static inline int resize(Image source, Image target) {
         }
         uint8_t *out = target.rgb + (size_t)3 * width * y;
         int32_t wa = tap.first_weight, wb = tap.second_weight;
-        for (int i = 0; i < 3 * width; i++) {
+        int i = 0;
+        for (; i + 16 <= 3 * width; i += 16) {
+            v128_t low = blend_eight(upper + i, lower + i, wa, wb);
+            v128_t high = blend_eight(upper + i + 8, lower + i + 8, wa, wb);
+            wasm_v128_store(out + i, wasm_u8x16_narrow_i16x8(low, high));
+        }
+        for (; i < 3 * width; i++) {
             int32_t sum = ((wa * (upper[i] >> 4)) >> 16) + ((wb * (lower[i] >> 4)) >> 16);
             out[i] = (uint8_t)((sum + 2) >> 2);
         }
