@@ -136,12 +136,15 @@ def test_the_zone_is_one() -> None:
     assert len(bounds) == 3
 
 
-def test_the_controllers_file_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks("docs/hardware.md", "controller")
-    path = tmp_path / "controller.toml"
-    path.write_text(block.code, encoding="utf-8")
-    read = config.read(path, {}, {})
-    assert (read.broker, read.broker_port) == ("mosquitto", 8883)
+def test_the_controllers_files_are_valid(tmp_path: Path) -> None:
+    read = []
+    for block in blocks("docs/hardware.md", "controller"):
+        path = tmp_path / "controller.toml"
+        path.write_text(block.code, encoding="utf-8")
+        read.append(config.read(path, {}, {}))
+    assert [one.cell for one in read] == ["cell", "hall", "yard"]
+    assert {(one.broker, one.listening_port()) for one in read} == {("mosquitto", 8883)}
+    assert all(one.secured for one in read)
 
 
 # Tables.
