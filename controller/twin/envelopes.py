@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from controller.decider import Event, Output, Received, Send, ToNode
+from controller.decider import Event, Output, Received, Send, ToNode, ToRole
 from controller.scheduler.leases import LEASE_MS
 from controller.twin.rules import BrokenRule, Rule
 from protocols.manifest import Manifest
@@ -55,6 +55,8 @@ class Envelopes:
         self._anchors = anchors
         """Those of its cell: what others say it may do counts as nothing."""
         self._tasks: dict[str, _Granted] = {}
+        self._gone: dict[str, tuple[str, int, int]] = {}
+        """By task: the anchor that took it back last, its generation, and the lease that ended."""
         self._services: dict[str, EnvelopeGrant] = {}
         self._leaves: dict[str, tuple[float, float]] = {}
         """By anchor of another process: since when there is its leave to act, and the last word."""
@@ -66,16 +68,25 @@ class Envelopes:
                 self._told(event.sender, event.body, now_ms)
         for send in output.sends:
             self._says(send, now_ms)
-            if isinstance(send.body, Relinquished):
-                self._let_go(send.body)
+            if isinstance(send.body, Relinquished) and isinstance(send.to, ToRole):
+                self._let_go(send.to.role, send.body)
 
-    def _let_go(self, body: Relinquished) -> None:
+    def _let_go(self, anchor: str, body: Relinquished) -> None:
         """Forget what a task was granted before; the next grant may have come in the same turn."""
+        self._gone[body.task] = anchor, body.generation, body.leased
         granted = self._tasks.get(body.task)
-        if granted is not None:
-            granted.grants = [one for one in granted.grants if one.epoch_to > body.leased]
-            if not granted.grants:
-                del self._tasks[body.task]
+        if granted is None or (granted.anchor != anchor and granted.generation < body.generation):
+            # What another one has granted of a generation before is its own.
+            return
+        granted.grants = [one for one in granted.grants if one.epoch_to > body.leased]
+        if not granted.grants:
+            del self._tasks[body.task]
+
+    def _late(self, sender: str, grant: EnvelopeGrant) -> bool:
+        """Whether a grant was long on its way: another anchor has taken the task back since."""
+        anchor, generation, leased = self._gone.get(grant.spec.task, (sender, 0, 0))
+        over = grant.generation <= generation and grant.epoch_to <= leased
+        return grant.spec.task not in self._tasks and anchor != sender and over
 
     def _told(self, sender: str, body: Struct, now_ms: float) -> None:
         if isinstance(body, Lease):
@@ -83,6 +94,8 @@ class Envelopes:
             goes_on = now_ms - last_ms <= LEASE_MS
             self._leaves[sender] = (since_ms if goes_on else now_ms), now_ms
         elif isinstance(body, EnvelopeGrant):
+            if self._late(sender, body):
+                return
             granted = self._tasks.get(body.spec.task)
             if granted is None:
                 granted = self._tasks[body.spec.task] = _Granted(sender, [], now_ms)

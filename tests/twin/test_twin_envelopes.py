@@ -73,5 +73,23 @@ def test_what_is_granted_anew_as_it_is_let_go_may_be_assigned(envelopes: Envelop
         envelopes.decided([], Output(sends=[last, assigned]), 0)
 
 
+def test_what_is_granted_late_need_not_be_served_and_may_not() -> None:
+    envelopes = Envelopes(BrokenRule, ("ta-a", "ta-b"))
+    let_go = Relinquished("svc.a", 1, leased=GRANT.epoch_to)
+    envelopes.decided([], Output(sends=[Send(ToRole("ta-b"), let_go, "test")]), 0)
+    hears(envelopes, "ta-a", GRANT)
+    envelopes.watch(LATE_MS)
+    with pytest.raises(BrokenRule):
+        envelopes.decided([], assigning(), 0)
+
+
+def test_what_one_takes_back_of_a_generation_takes_nothing_of_who_has_the_one_before() -> None:
+    envelopes = Envelopes(BrokenRule, ("ta-a", "ta-b"))
+    hears(envelopes, "ta-a", GRANT)
+    let_go = Relinquished("svc.a", 2, leased=1000)
+    envelopes.decided([], Output(sends=[Send(ToRole("ta-b"), let_go, "test")]), 0)
+    envelopes.decided([], assigning(), 0)
+
+
 def assigning() -> Output:
     return Output(sends=[Send(ToNode("a"), ASSIGN, "test")])
