@@ -306,7 +306,7 @@ class Adoption:
 
     def _holding(self, node: str, stamp: Stamp, holding: Holding, cause: str) -> None:
         entry = self._table.tasks.get(holding.task)
-        if entry is not None and not entry.copies() and self._over(entry, holding):
+        if entry is not None and _nowhere(entry, node, holding) and self._over(entry, holding):
             self.forget(entry, "what was granted elsewhere since is held", cause)
             entry = None
         if entry is None:
@@ -452,6 +452,11 @@ class Adoption:
         for copy in entry.copies():
             self._table.join(copy.node, entry.task)
         self._table.mark(entry, cause)
+
+
+def _nowhere(entry: TaskEntry, node: str, holding: Holding) -> bool:
+    """Whether a task has no copy, or only such as a node had and does not hold any more."""
+    return all(copy.node == node and copy.epoch not in _epochs(holding) for copy in entry.copies())
 
 
 def _epochs(holding: Holding) -> tuple[int, ...]:

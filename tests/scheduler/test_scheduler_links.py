@@ -11,7 +11,7 @@ from quality_bench import SMALL, envelope
 from scheduler_bench import READY, Bench, grant, running, said, told
 from tests_support import task_spec
 
-from controller.decider import Linked, Output, Received, ToInvoke, ToRole
+from controller.decider import Linked, Output, Received, ToInvoke, ToNode, ToRole
 from controller.scheduler.adoption import OVERTAKEN_MS
 from controller.scheduler.greeting import GRANT_MS
 from controller.scheduler.pace import FASTEST_SAMPLE_MS, sample_ms
@@ -351,6 +351,26 @@ def test_what_an_anchor_has_taken_from_another_is_adopted_when_its_node_comes(
     roamed.passes(2000, "n1")
     assert places(roamed) == [("n1", NEXT.epoch)]
     assert not [one for one in roamed.seen if isinstance(one.body, (Assign, Release))]
+
+
+def test_what_a_node_comes_with_of_the_next_generation_gives_way_to_nothing_of_the_one_before(
+    roamed: Bench,
+) -> None:
+    """It ran the one before here, and its first anchor has not heard that another one has it."""
+    roamed.born("n1")
+    says(roamed, AT_A, grant("n1", first=33))
+    roamed.ready("n1", 33)
+    roamed.seen.clear()
+    roamed.born("n1", holdings=(NEXT,))
+    roamed.passes(2000, "n1")
+    says(roamed, AT_A, grant("n1", first=65, current_node="n1", current_epoch=33))
+    says(roamed, AT_B, grant("n1", generation=2, first=1033, current_node="n1"))
+    current = roamed.ts.table.tasks["svc.a"].current
+    assert current is not None
+    assert (current.node, current.epoch) == ("n1", NEXT.epoch)
+    told_node = [one.body for one in roamed.seen if one.to == ToNode("n1")]
+    assert not [one for one in told_node if isinstance(one, Assign)]
+    assert {one.epoch for one in told_node if isinstance(one, Release)} == {33}
 
 
 def test_what_nobody_grants_of_a_generation_gives_way_to_what_is_granted(roamed: Bench) -> None:
