@@ -6,11 +6,13 @@ from typing import Final
 from msgspec import Struct
 
 from controller.decider import Event, Output, Received, Send, ToNode, ToRole
+from controller.scheduler.adoption import OVERTAKEN_MS
 from controller.scheduler.leases import LEASE_MS
 from controller.twin.rules import BrokenRule, Rule
 from protocols.manifest import Manifest
 from protocols.messages import (
     Assign,
+    Birth,
     EnvelopeGrant,
     EnvelopeRevoke,
     Escalation,
@@ -60,12 +62,17 @@ class Envelopes:
         self._services: dict[str, EnvelopeGrant] = {}
         self._leaves: dict[str, tuple[float, float]] = {}
         """By anchor of another process: since when there is its leave to act, and the last word."""
+        self._held: dict[str, int] = {}
+        """The newest generation of each task that a node holds."""
 
     def decided(self, batch: Sequence[Event], output: Output, now_ms: float) -> None:
         """Check a turn. Raises BrokenRule."""
         for event in batch:
             if isinstance(event, Received) and event.sender in self._anchors:
                 self._told(event.sender, event.body, now_ms)
+            elif isinstance(event, Received) and isinstance(event.body, Birth):
+                for one in event.body.holdings:
+                    self._held[one.task] = max(one.generation, self._held.get(one.task, 0))
         for send in output.sends:
             self._says(send, now_ms)
             if isinstance(send.body, Relinquished) and isinstance(send.to, ToRole):
@@ -191,7 +198,10 @@ class Envelopes:
             if now_ms - last_ms > LEASE_MS:
                 # It may not act: somebody else may have the task.
                 continue
-            if now_ms - max(since_ms, begun_ms) > policy.lost_after_ms + PATIENCE_MS:
+            # Where a node holds the next generation its grant is waited for, a while.
+            overtaken = len(self._anchors) > 1 and self._held.get(task, 0) > granted.generation
+            patience_ms = PATIENCE_MS + OVERTAKEN_MS * overtaken
+            if now_ms - max(since_ms, begun_ms) > policy.lost_after_ms + patience_ms:
                 text = f"{task} is not served since {since_ms:.0f} ms and was not handed up"
                 raise self._broken(Rule.ESCALATION, text)
 

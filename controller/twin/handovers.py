@@ -43,10 +43,9 @@ from controller.twin.network import CODEC_SAMPLE, Weather
 from controller.twin.node import WILL_MS, SimNode
 from controller.twin.roamer import Roamer
 from controller.twin.rules import BrokenRule, Rule
-from controller.twin.run import CALM_MS, SUBMIT_MS, WATCH_MS, Plan, Submission, Twin, stumble
+from controller.twin.run import SUBMIT_MS, WATCH_MS, Plan, Submission, Twin, stumble
 from controller.twin.sites import ANCHORS_ROAMING, ROAMING
 from controller.twin.usecases import chain
-from controller.twin.verdict import unsettled
 from controller.twin.world import Tell
 from device_agent.core.commands import Change, Forget
 from protocols.messages import Body, Escalation
@@ -290,7 +289,7 @@ class Roaming(Twin):
         self.world.run_until(self.world.now_ms + CUT_MS[1])
         for network in self.networks:
             network.calm = network.weather = Weather()
-        self._settle_down()
+        self._settle()
 
     def submit(self, number: int, version: int = 0) -> None:
         """Submit a service for a node, or other programs for its tasks."""
@@ -300,18 +299,6 @@ class Roaming(Twin):
         for task in edge:
             task["nodes"] = [f"edge-{cell}" for cell in self.cells]
         self.operate("usecase.submit", Submission(json.dumps(document)))
-
-    def _settle_down(self) -> None:
-        end_ms, calm_ms = self.world.now_ms + QUIET_S * 1000, 0
-        reason: BrokenRule | None = None
-        while self.world.now_ms < end_ms:
-            self.world.run_until(self.world.now_ms + WATCH_MS)
-            reason = unsettled(self)
-            calm_ms = 0 if reason else calm_ms + WATCH_MS
-            if calm_ms > CALM_MS:
-                return
-        if reason:
-            raise reason
 
     def _send_to(self, number: int) -> None:
         """Have a client send a stream to a service; it stays in the cell that the node began in."""

@@ -38,6 +38,8 @@ class Rule(StrEnum):
     """A handover message that is forged or old changes nothing."""
     CONVERGENCE = "convergence"
     """Once faults stop, everything runs or says why not, and nothing is left over."""
+    FOUND = "found"
+    """What has settled is found by its clients."""
     BUG = "bug"
     """A decider stumbled."""
 

@@ -22,7 +22,7 @@ from controller.twin.rules import BrokenRule, Rule
 from controller.twin.sites import ROAMED, SITES, Site, config_of
 from controller.twin.store import SimStore
 from controller.twin.usecases import RAW_NODES, Flavour, chain
-from controller.twin.verdict import unsettled
+from controller.twin.verdict import unplaced, unsettled
 from controller.twin.world import Clock, Tell, World
 
 WATCH_MS: Final = 1000
@@ -31,6 +31,10 @@ STREAM_MS: Final = 4500
 """When clients begin to send."""
 ASK_AGAIN_MS: Final = 1500
 """Without an answer a person repeats an operation after this."""
+FOUND_MS: Final = 3000
+"""Within it a request is answered once all has settled: as long as a client takes to doubt its
+route, and to hear of the newest one.
+"""
 CALM_MS: Final = 1000
 """What has settled must stay so for this long."""
 
@@ -296,9 +300,25 @@ class Twin:
             reason = unsettled(self)
             calm_ms = 0 if reason else calm_ms + WATCH_MS
             if calm_ms > CALM_MS:
+                self._ask_once_more()
                 return
         if reason:
             raise reason
+
+    def _ask_once_more(self) -> None:
+        """Have each client ask again: what has settled is found by whoever looks for it."""
+        waiting = unplaced(self)
+        asked = []
+        for client in self.clients.values():
+            if client.service not in waiting:
+                client.request(FOUND_MS)
+                asked.append(client)
+        self.world.run_until(self.world.now_ms + FOUND_MS)
+        for client in asked:
+            name, last = list(client.requests.items())[-1]
+            if last.answered_ms is None:
+                text = f"{name} to {client.service} is not answered although all has settled"
+                raise self.checkers.broken(Rule.FOUND, f"{text}: {last.failure}")
 
     def tasks(self) -> dict[str, TaskRecord]:
         """Return the durable tasks."""

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from controller.anchor.decider import Anchor
+from controller.namo.decider import Namo
 from controller.records import TaskRecord, TaskState
+from controller.scheduler.decider import Scheduler
 from controller.twin.rules import BrokenRule, Rule
 from protocols.messages.task import InstanceState
 
@@ -20,7 +23,7 @@ def unsettled(twin: "Twin") -> BrokenRule | None:
 
 def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
     yield from _answers(twin)
-    holders, tasks, waiting = _holders(twin), twin.tasks(), _waiting(twin)
+    holders, tasks, waiting = _holders(twin), twin.tasks(), unplaced(twin)
     for node in twin.nodes.values():
         if node.wanted and not node.alive:
             yield Rule.CONVERGENCE, f"{node.name} does not run"
@@ -34,6 +37,31 @@ def _open(twin: "Twin") -> Iterator[tuple[Rule, str]]:
             yield Rule.CONVERGENCE, text
         else:
             yield from _memory(twin, name, kept)
+    yield from _left_over(twin)
+
+
+def _left_over(twin: "Twin") -> Iterator[tuple[Rule, str]]:
+    """Yield what roles still wait for: they would say it, or keep it, for ever."""
+    deciders = (one for host in twin.hosts.values() for one in host.deciders.values())
+    for role in deciders:
+        text = ""
+        match role:
+            case Namo():
+                leaving = {name: one.leaving for name, one in role.books.services.items()}
+                text = ", ".join(f"{who} to leave {name}" for name, who in leaving.items() if who)
+            case Anchor():
+                given = [name for name, one in role.handing.given.items() if one.records]
+                text = ", ".join(f"{name} to be taken" for name in given)
+            case Scheduler():
+                adoption = role.adoption
+                orphans = [
+                    f"{node}: {adoption.orphans_of(node)}" for node in adoption.with_orphans()
+                ]
+                text = f"a grant of {', '.join(orphans)}" if orphans else ""
+                if role.table.releases:
+                    text += f" {len(role.table.releases)} releases to be confirmed"
+        if text:
+            yield Rule.CONVERGENCE, f"{role.name} still waits for {text}"
 
 
 def _memory(twin: "Twin", name: str, task: TaskRecord) -> Iterator[tuple[Rule, str]]:
@@ -49,7 +77,7 @@ def _memory(twin: "Twin", name: str, task: TaskRecord) -> Iterator[tuple[Rule, s
         yield Rule.MEMORY, f"{text}; it runs on {task.node} under epoch {task.epoch}"
 
 
-def _waiting(twin: "Twin") -> set[str]:
+def unplaced(twin: "Twin") -> set[str]:
     """Return the services that say why they are not whole."""
     tasks = twin.tasks().values()
     return {one.service for one in tasks if one.state is TaskState.WAITING and one.reason}
@@ -84,7 +112,7 @@ def _amiss(
 
 def _answers(twin: "Twin") -> Iterator[tuple[Rule, str]]:
     now_ms = twin.world.now_ms
-    waiting = _waiting(twin)
+    waiting = unplaced(twin)
     for client in twin.clients.values():
         for request, asked in client.requests.items():
             if len(asked.answers) > 1:

@@ -2,11 +2,15 @@
 
 import pytest
 from scheduler_bench import grant
+from tests_support import INVENTORY
 
 from controller.decider import Output, Received, Send, ToNode, ToRole
+from controller.scheduler.adoption import OVERTAKEN_MS
 from controller.twin.envelopes import PATIENCE_MS, Envelopes
 from controller.twin.rules import BrokenRule, Rule
-from protocols.messages import Assign, EnvelopeGrant, EnvelopeRevoke, Relinquished
+from protocols.messages import Assign, Birth, EnvelopeGrant, EnvelopeRevoke, Relinquished
+from protocols.messages.presence import Holding
+from protocols.messages.task import InstanceState
 
 GRANT = grant("a")
 LATE_MS = GRANT.spec.policy.lost_after_ms + PATIENCE_MS + 1
@@ -27,6 +31,19 @@ def test_a_task_that_is_not_served_must_be_handed_up(envelopes: Envelopes) -> No
     envelopes.watch(LATE_MS - 1)
     with pytest.raises(BrokenRule) as broken:
         envelopes.watch(LATE_MS)
+    assert broken.value.rule is Rule.ESCALATION
+
+
+def test_what_a_node_holds_of_the_next_generation_is_waited_for_where_another_may_grant_it() -> (
+    None
+):
+    several = Envelopes(BrokenRule, ("ta-a", "ta-b"))
+    birth = Birth("1", "boot", INVENTORY, (Holding("svc.a", 1001, InstanceState.READY, 2),))
+    several.decided([Received("a", 1, 0, "default", "test", birth)], Output(), 0)
+    hears(several, "ta-a", GRANT)
+    several.watch(LATE_MS)
+    with pytest.raises(BrokenRule) as broken:
+        several.watch(LATE_MS + OVERTAKEN_MS)
     assert broken.value.rule is Rule.ESCALATION
 
 

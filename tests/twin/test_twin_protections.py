@@ -12,6 +12,7 @@ from controller.anchor.job_shelf import Shelf
 from controller.anchor.ledger import Ledger
 from controller.decider import Received
 from controller.scheduler.fleet import Fleet
+from controller.scheduler.serving import Serving
 from controller.scheduler.table import TaskTable
 from controller.twin import schedule
 from controller.twin.faults import Kind
@@ -92,6 +93,17 @@ def without_birth_sequence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fleet, "death", death)
 
 
+def without_routes(patch: pytest.MonkeyPatch) -> None:
+    """A scheduler says once where a service is."""
+    renew = Serving.renew
+    patch.setattr(Serving, "renew", lambda one, name: _planless(one, name) and renew(one, name))
+
+
+def _planless(serving: Serving, service: str) -> bool:
+    route = serving.route(service)
+    return route is None or route.plan is None
+
+
 def without_outbox(patch: pytest.MonkeyPatch) -> None:
     """A node says everything once."""
     patch.setattr(Outbox, "_send_all", lambda *_: None)
@@ -117,7 +129,7 @@ REMOVED: dict[str, tuple[Patch, Plan, set[Rule]]] = {
     "journal order in the controller": (
         without_order_in_controller,
         replace(SMALL, faults={Kind.HOST_BEFORE: 3}),
-        {Rule.JOURNAL, Rule.LOST},
+        {Rule.JOURNAL, Rule.LOST, Rule.FOUND},
     ),
     "idempotence": (
         without_idempotence,
@@ -134,6 +146,11 @@ REMOVED: dict[str, tuple[Patch, Plan, set[Rule]]] = {
         without_birth_sequence,
         replace(SMALL, weather=ROUGH, faults={Kind.LATE_WILL: 3, Kind.STORM: 1, Kind.CUT: 3}),
         {Rule.INCARNATION},
+    ),
+    "routes": (
+        without_routes,
+        replace(SMALL, jobs=0, faults={Kind.NODE_CRASH: 4}),
+        {Rule.FOUND},
     ),
     "outbox": (
         without_outbox,
