@@ -124,10 +124,10 @@ class Handing:
             to = self._wanted(service)
             if not to or looks >= LOOKS_MAX:
                 del self._looks[service]
-            elif service not in self._offers and self._settled(service):
+                continue
+            self._looks[service] = looks + 1
+            if service not in self._offers and self._settled(service):
                 self._offer(service, to)
-            else:
-                self._looks[service] = looks + 1
         if self._looks or self._offers:
             self._wake(LOOK_MS)
         self._say_again()
@@ -328,9 +328,11 @@ class Handing:
             self._adopt_task(task, before.get(task.spec.task), parcel, event)
         # What was given is of the generation before: its newest one is a change of what runs.
         self.apply(owned.order, event)
-        for name in [one.spec.task for one in adopted]:
-            if name in book.tasks and book.tasks[name].heir:
-                self._placing.take_back(name, event.cause)
+        for task in adopted:
+            known = book.tasks.get(task.spec.task)
+            if known is not None and known.heir and known.generation == task.generation:
+                # Of what is ordered anew the order has had it taken back.
+                self._placing.take_back(task.spec.task, event.cause)
         self._came(service, parcel.tasks, event.cause)
 
     def _adopt_task(

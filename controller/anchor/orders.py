@@ -124,6 +124,9 @@ class Orders:
             detail += f" of decomposition {order.decomposition}"
         book.tell(name, what, detail, event.cause)
         book.put(task, event.cause)
+        if task.heir:
+            # Who is to let go may have it of another anchor meanwhile, and heed this one's newest.
+            self._placing.take_back(name, event.cause)
 
     def delete(self, event: Received, delete: ServiceDelete) -> None:
         """End a service; where another anchor has it now only forget it."""

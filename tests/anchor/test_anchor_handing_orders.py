@@ -6,6 +6,7 @@ import pytest
 from anchor_bench import Bench, chain, said
 from tests_support import INVENTORY
 
+from controller.anchor.handing import LOOK_MS, LOOKS_MAX
 from controller.anchor.settings import Settings
 from controller.decider import Output, ToRole
 from controller.records import GIVEN, TaskState
@@ -66,8 +67,8 @@ class One(Bench):
         return self.hear(told, scheduler)
 
 
-def gives(generation: int = 1) -> tuple[One, AnchorTransfer]:
-    """Return the western anchor and what it gives: a service on n1, in the eastern cell."""
+def offers(generation: int = 1) -> tuple[One, AnchorOffer]:
+    """Return the western anchor and what it offers: a service on n1, in the eastern cell."""
     west = One(WEST)
     west.greet()
     west.at("n1", "ts-west")
@@ -79,6 +80,12 @@ def gives(generation: int = 1) -> tuple[One, AnchorTransfer]:
     west.hear(Relinquished("svc.a", generation, "n1", epoch, epoch, revoke.leased), "ts-west")
     west.ready("n1", epoch, generation, by="ts-east")
     [offer] = said(west.passes(1000), AnchorOffer)
+    return west, offer
+
+
+def gives(generation: int = 1) -> tuple[One, AnchorTransfer]:
+    """Return the western anchor and what it gives."""
+    west, offer = offers(generation)
     output = west.hear(AnchorTaken("svc", offer.number, offer=True), EAST)
     [transfer] = said(output, AnchorTransfer, EAST)
     return west, transfer
@@ -248,6 +255,16 @@ def test_of_two_that_give_a_generation_each_the_newer_one_goes_on(east: One) -> 
     for again in (newer, given()):
         assert not said(east.hear(again, WEST), AnchorTaken)[0].refused
         assert east.store == before
+
+
+def test_what_is_refused_all_the_time_stays() -> None:
+    west, offer = offers()
+    refused, count = AnchorTaken("svc", offer.number, offer=True, refused="it is here"), 0
+    for _ in range(LOOKS_MAX):
+        west.hear(refused, EAST)
+        count += len(said(west.passes(LOOK_MS), AnchorOffer))
+    assert 0 < count < LOOKS_MAX
+    assert not said(west.passes(10 * LOOK_MS), AnchorOffer)
 
 
 # What NAMO says to an anchor that gave a service away, or got it back.

@@ -73,3 +73,17 @@ def test_a_service_runs_when_its_newest_generation_does_wherever_it_goes(
     assert not said(output, ServiceReport)
     [told] = said(bench.order(2, spares=1), ServiceReport)
     assert told.state is ServiceState.DEPLOYING
+
+
+def test_who_is_to_let_go_hears_of_a_generation_that_is_ordered_meanwhile(
+    followed: tuple[Bench, EnvelopeRevoke],
+) -> None:
+    """It may have one above the last of another anchor: then it has not answered for that."""
+    bench, first = followed
+    [revoke] = said(bench.order(2, spares=1, epochs_above=5000), EnvelopeRevoke, WEST)
+    assert (revoke.transferred, revoke.generation) == (True, 2)
+    late = Relinquished("svc.a", 1, "n1", 1, 1, first.leased)
+    assert not said(bench.hear(late, WEST), EnvelopeGrant), "epochs above have been set aside"
+    told = Relinquished("svc.a", 2, "n1", 1, 1, revoke.leased)
+    grants = said(bench.hear(told, WEST), EnvelopeGrant, EAST)
+    assert [one.generation for one in grants] == [1, 2]
