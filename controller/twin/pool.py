@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Final
 
+from controller.broker.tether import die_with_parent
 from controller.twin import handover_tally, handovers, schedule
 from controller.twin.schedule import Tally, Verdict
 
@@ -30,7 +31,9 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """
     before = os.environ.get(HASH_SEED)
     os.environ[HASH_SEED] = "0"
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(
+        count, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+    )
     try:
         yield pool
     finally:
@@ -103,8 +106,9 @@ def _trace(seed: int, wanted: int) -> tuple[handover_tally.Tally, list[str]]:
     return handovers.run(seed, wanted, lines.append), lines
 
 
-def _begin() -> None:
-    """Leave interrupts to the parent, which gets them too, and garbage until it is collected."""
+def _begin(parent: int) -> None:
+    """End with the parent, leave interrupts to it, which gets them too, and collect no garbage."""
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
 

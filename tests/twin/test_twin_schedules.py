@@ -1,5 +1,14 @@
 """Fault schedules by the hundred: nothing is lost, nothing doubled, no rule broken."""
 
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from thorough import TIMES
 
@@ -68,3 +77,40 @@ def test_an_interrupt_leaves_what_was_run_until_then() -> None:
     tally = run_many(1, 1000, 1, interrupt)
     assert tally.schedules == 3
     assert tally.tasks > 0
+
+
+def begun(parent: int) -> Iterator[int]:
+    """Give the workers of a process that have set themselves up: they ignore interrupts."""
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            status = Path(f"/proc/{pid}/status").read_text()
+            ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+            if ignored & 1 << (signal.SIGINT - 1):
+                yield int(pid)
+
+
+@pytest.mark.timeout(180)
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tona",
+        "sim",
+        "faults",
+        "--schedules",
+        "100000",
+        "--jobs",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        try:
+            while not (found := list(begun(parent.pid))):
+                assert parent.poll() is None
+                time.sleep(0.05)
+            worker = os.pidfd_open(found[0])
+        finally:
+            parent.kill()
+    try:
+        assert select.select([worker], [], [], 60)[0], "the worker goes on alone"
+    finally:
+        os.close(worker)
