@@ -11,11 +11,15 @@ _PRIVATE: Final = 0o700
 _PID_BYTES: Final = 32
 
 
+class FolderInUse(UserError):
+    """Another process holds the folder; once that has ended, the same request is served."""
+
+
 class DataFolder:
     """A private folder that `who` of this process holds alone; the kernel frees it at our end."""
 
     def __init__(self, path: Path, who: str) -> None:
-        """Create and lock. Raises UserError when another holds it, or EnvironmentFailure."""
+        """Create and lock. Raises FolderInUse, or EnvironmentFailure."""
         self.path = path
         try:
             path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
@@ -29,7 +33,7 @@ class DataFolder:
         except BlockingIOError:
             said = os.pread(self.lock, _PID_BYTES, 0).decode("ascii", "replace").strip()
             os.close(self.lock)
-            raise UserError(
+            raise FolderInUse(
                 f"{path}: another {who} (process {said or 'unknown'}) runs in this data folder; "
                 "end it, or name another folder with --data"
             ) from None

@@ -29,7 +29,7 @@ def test_a_folder_in_use_is_refused(tona: Any, tmp_path: Path, more: tuple[str, 
     lock = DataFolder(tmp_path, "`tona up`")
     ended = tona("up", "--api-port", 0, "--data", tmp_path, *more)
     lock.close()
-    assert ended.code == 2
+    assert ended.code == 3
     assert ended.err == (
         f"tona: {tmp_path}: another `tona up` (process {os.getpid()}) runs in this data folder; "
         "end it, or name another folder with --data\n"

@@ -106,7 +106,7 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path) -> None:
         seen = tona("status", "--json", folder=tmp_path)
         assert json.loads(seen.stdout)["pid"] == owner.pid
         refused = tona("up", folder=tmp_path)
-        assert refused.returncode == 2
+        assert refused.returncode == 3
         assert f"process {owner.pid}" in refused.stderr
         owner.send_signal(signal.SIGKILL)
         owner.wait()

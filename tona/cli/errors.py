@@ -3,6 +3,7 @@
 from typing import Final
 
 from protocols.errors import Blame, PeerError, TonaError, UserError
+from protocols.folder import FolderInUse
 
 OK: Final = 0
 USAGE: Final = 2
@@ -25,12 +26,12 @@ class RefusedByController(TonaError):
 
 def exit_code(error: TonaError) -> int:
     """Return the exit code of a failure."""
-    if isinstance(error, RefusedByController):
+    if isinstance(error, RefusedByController | PeerError):
         return REFUSED
+    if isinstance(error, FolderInUse):
+        return UNAVAILABLE
     if isinstance(error, UserError):
         return USAGE
-    if isinstance(error, PeerError):
-        return REFUSED
     match error.blame:
         case Blame.USER | Blame.PEER:
             return REFUSED
