@@ -88,7 +88,7 @@ class Address(Struct, frozen=True):
 def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Return the configuration. Raises UserError; `--help` raises SystemExit."""
     parser = _Parser(
-        prog="python -m device_agent",
+        prog="tona agent",
         description="Device agent: reports this machine to its cell and runs the cell's tasks.",
         epilog="Each option may also stand in the environment (TONA_NODE, ...) or in the file.",
         allow_abbrev=False,
