@@ -75,7 +75,7 @@ class Elsewheres:
         if held is None:
             return
         tasks = self._book.ordered(service)
-        owners = dict.fromkeys(one.scheduler for one in tasks if one.scheduler)
+        owners = dict.fromkeys(_owners(tasks))
         feeding = self._feeding(held.sources) - owners.keys()
         audience = dict.fromkeys((*owners, *held.followers, *sorted(feeding)))
         for scheduler in sorted(self._fed.get(service, frozenset()) - audience.keys()):
@@ -108,7 +108,7 @@ class Elsewheres:
         for key in [key for key in self._told if key[0] == scheduler]:
             del self._told[key]
         for service, held in self._book.services.items():
-            mine = any(one.scheduler == scheduler for one in self._book.ordered(service))
+            mine = scheduler in _owners(self._book.ordered(service))
             if mine or scheduler in held.followers or scheduler in self._feeding(held.sources):
                 self.tell(service, cause)
 
@@ -137,7 +137,7 @@ class Elsewheres:
 
     def _tell(self, scheduler: str, task: TaskRecord, cause: str) -> None:
         key = scheduler, task.spec.task
-        if task.scheduler == scheduler and task.leaving is None:
+        if scheduler == _server(task):
             self._told.pop(key, None)
             return
         serves, left = task.state in SERVING, task.leaving
@@ -175,3 +175,16 @@ class Elsewheres:
 
     def __iter__(self) -> Iterator[CellPoint]:
         return iter(self.points.values())
+
+
+def _server(task: TaskRecord) -> str:
+    """Return the scheduler that serves a task: the one that it leaves until the next is ready."""
+    return task.leaving.scheduler if task.leaving is not None else task.scheduler
+
+
+def _owners(tasks: list[TaskRecord]) -> list[str]:
+    """Return the schedulers of tasks, and those that still serve a part of them."""
+    found = [one.scheduler for one in tasks]
+    leaving = sorted({_server(one) for one in tasks} - set(found))
+    apart = [one for one in leaving if any(_server(task) != one for task in tasks)]
+    return [one for one in (*found, *apart) if one]

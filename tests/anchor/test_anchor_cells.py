@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from anchor_bench import MEMORY, Bench, said
+from msgspec import structs
 from tests_support import INVENTORY
 
 from controller.anchor.decider import Settings
@@ -14,6 +15,7 @@ from controller.records import StoryRecord, TaskState
 from protocols.messages import (
     AnchorSummary,
     AnchorWelcome,
+    Elsewhere,
     EnvelopeGrant,
     EnvelopeRevoke,
     Escalation,
@@ -25,6 +27,7 @@ from protocols.messages import (
     ServiceReport,
 )
 from protocols.messages.hierarchy import NodeState, ServiceState
+from protocols.messages.mobility import CellPoint
 
 A, B = "ts-a", "ts-b"
 
@@ -109,6 +112,18 @@ def test_a_service_moves_as_a_whole_make_before_break(bench: Bench) -> None:
     assert {one.task for one in said(output, EnvelopeRevoke, A)} == {"svc.a", "svc.b"}
     assert set(bench.reserved()) <= {"b1", "b2"}
     assert {bench.task(f"svc.{name}").state for name in "ab"} == {TaskState.RUNNING}
+
+
+def test_who_still_serves_a_task_that_leaves_hears_where_the_others_are(bench: Bench) -> None:
+    """It begins anew before the next one is ready: its clients ask it for the whole service."""
+    runs(bench, "a", "b")
+    for name in ("b1", "b2"):
+        bench.tight(name, 2, B)
+    moves(bench)
+    gone = structs.replace(bench.task(), leaving=None, state=TaskState.RUNNING, node="b1")
+    bench.ta.book.put(gone, "test")
+    hello = SchedulerHello(A, 2, CellPoint("a", A, ("mqtt://a",)))
+    assert [one.spec.task for one in said(bench.hear(hello, A), Elsewhere, A)] == ["svc.a"]
 
 
 def test_a_transfer_that_takes_too_long_returns(bench: Bench) -> None:
