@@ -48,9 +48,13 @@ class _Transfer(Struct, eq=False):
     """A transfer, in line or under way."""
 
     task: asyncio.Task[Any]
-    begun: bool
+    urgency: Urgency | None = None
+    """Of whom it is most urgent to; None: it waits in no line."""
+    begun: bool = False
     wanted: int = 0
     """By so many who wait for it."""
+    going: asyncio.Future[None] | None = None
+    """Done when its turn has come."""
 
 
 class Fetcher:
@@ -78,8 +82,7 @@ class Fetcher:
         self._interpreter = interpreter
         self._process: Process | None = None
         self._transfers: dict[str, _Transfer] = {}
-        self._turns = Turns[asyncio.Future[None]](PARALLEL)
-        """Who waits is told by the future."""
+        self._turns = Turns[_Transfer](PARALLEL)
         self._idle: asyncio.TimerHandle | None = None
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -155,8 +158,9 @@ class Fetcher:
         """Move a value when it is the most urgent of those that wait."""
 
         async def in_turn(ref: ArtifactRef, urls: list[str]) -> Any:
-            await self._place(urgency)
-            self._transfers[name].begun = True
+            transfer = self._transfers[name]
+            await self._place(transfer)
+            transfer.begun = True
             try:
                 return await work(ref, urls)
             finally:
@@ -164,24 +168,24 @@ class Fetcher:
 
         return await self._join(name, in_turn, ref, urls, urgency)
 
-    async def _place(self, urgency: Urgency) -> None:
+    async def _place(self, transfer: _Transfer) -> None:
         """Wait for a place."""
-        going = asyncio.get_running_loop().create_future()
-        if self._turns.take(going, urgency):
+        transfer.going = going = asyncio.get_running_loop().create_future()
+        if self._turns.take(transfer, transfer.urgency or LEAST):
             return
         try:
             await going
         except asyncio.CancelledError:
-            self._turns.leave(going)
+            self._turns.leave(transfer)
             if not going.cancelled():
                 self._give_place()
             raise
 
     def _give_place(self) -> None:
         """Let the most urgent of those that wait go on."""
-        while going := self._turns.give():
-            if not going.done():
-                going.set_result(None)
+        while transfer := self._turns.give():
+            if transfer.going is not None and not transfer.going.done():
+                transfer.going.set_result(None)
                 return
 
     async def _join(
@@ -200,9 +204,13 @@ class Fetcher:
         if transfer is None:
             if len(self._transfers) >= MAX_TRANSFERS and urgency != FIRST:
                 raise _failed(f"{MAX_TRANSFERS} transfers wait already")
-            transfer = _Transfer(asyncio.create_task(work(ref, urls)), begun=urgency is None)
+            work_begun = asyncio.create_task(work(ref, urls))
+            transfer = _Transfer(work_begun, urgency, begun=urgency is None)
             self._transfers[name] = transfer
             transfer.task.add_done_callback(partial(self._finished, name))
+        elif urgency is not None and transfer.urgency is not None:
+            transfer.urgency = min(transfer.urgency, urgency)
+            self._turns.hurry(transfer, urgency)
         transfer.wanted += 1
         try:
             return await asyncio.shield(transfer.task)

@@ -24,6 +24,12 @@ class Turns(Generic[Key]):
         self._waiting[key] = urgency, next(self._arrivals)
         return False
 
+    def hurry(self, key: Key, urgency: Urgency) -> None:
+        """Have one that waits be as urgent as this, if it is not already; its arrival stays."""
+        if key in self._waiting:
+            known, arrival = self._waiting[key]
+            self._waiting[key] = min(known, urgency), arrival
+
     def leave(self, key: Key) -> None:
         """Wait no more."""
         self._waiting.pop(key, None)

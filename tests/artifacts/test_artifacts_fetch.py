@@ -255,6 +255,36 @@ def occupied(fetcher: Fetcher, store: Store) -> list[asyncio.Task[Path]]:
     return going
 
 
+async def test_a_value_that_waits_is_as_urgent_as_the_most_urgent_who_asks(
+    fetcher: Fetcher, store: Store
+) -> None:
+    going = occupied(fetcher, store)
+    shared, other = (offer(store, data, "blobs") for data in (b"shared", b"other"))
+
+    def fetch(ref: ArtifactRef, due_ms: float) -> asyncio.Task[Path]:
+        one = fetcher.fetch_blob(ref.digest, ref.size_bytes, [store.url], (0, due_ms))
+        going.append(asyncio.create_task(one))
+        return going[-1]
+
+    try:
+        async with asyncio.timeout(60):
+            waiting = [fetch(shared, 3000.0), fetch(other, 2000.0)]
+            # Theirs are transfers then, and stand in line.
+            for _ in range(2):
+                await asyncio.sleep(0)
+            waiting.append(fetch(shared, 1000.0))
+            await asyncio.sleep(0)
+            # One place: they go one after another.
+            next(iter(store.gates.values())).set()
+            await asyncio.wait(waiting)
+            asked = [path for _, path, _ in store.asked if path not in store.gates]
+    finally:
+        for gate in store.gates.values():
+            gate.set()
+        await asyncio.gather(*going, return_exceptions=True)
+    assert asked == [f"/v1/blobs/{one.digest[7:]}" for one in (shared, other)]
+
+
 async def test_a_value_that_nobody_waits_for_any_more_leaves_the_line(
     fetcher: Fetcher, store: Store
 ) -> None:

@@ -40,3 +40,15 @@ def test_what_a_moving_task_remembers_waits_for_one_place_whatever_else_comes() 
     turns.take("memory", FIRST)
     turns.take("another request", (-9, 0.0))
     assert turns.give() == "memory"
+
+
+def test_one_that_waits_goes_by_whoever_needs_it_soonest() -> None:
+    turns = Turns[str](1)
+    turns.take("a", LEAST)
+    turns.take("shared", LEAST)
+    turns.take("soon", (-5, 200.0))
+    turns.take("as soon", (-5, 100.0))
+    turns.hurry("shared", (-5, 100.0))
+    turns.hurry("shared", (-5, 900.0))
+    turns.hurry("a", FIRST)
+    assert [turns.give() for _ in range(4)] == ["shared", "as soon", "soon", None]
