@@ -226,6 +226,12 @@ class Attached:
         if self._kept.feeder is not None:
             self._kept.feeder.sinks.doubted()
 
+    def cut(self, cell: str) -> None:
+        """Ask for what may not have come from a cell that was lost while the node left it."""
+        feeder = self._kept.feeder
+        self._absence.doubted()
+        self._absence.end(cell, feeder.followed if feeder is not None else ())
+
     def heard(self) -> None:
         """Send what was kept: there is an attachment again."""
         self._kept.replies.connected()

@@ -238,6 +238,8 @@ class Mobility:
             self._broken = False
         elif move is not None and move.old is not None and move.old.cell == cell:
             self._leave(move)
+            if turn.cell in self._up:
+                self._node.cut(cell)
         if not self._up:
             self._silent()
         if cell == turn.cell:

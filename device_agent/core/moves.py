@@ -42,6 +42,9 @@ class Node(Protocol):
     def silent(self) -> None:
         """Keep what is for anybody: there is no attachment at all."""
 
+    def cut(self, cell: str) -> None:
+        """Ask for what may not have come from a cell that was lost while the node left it."""
+
     def doubted(self) -> None:
         """Say again what a lost link may not have carried."""
 

@@ -258,3 +258,15 @@ def test_who_has_left_one_cell_and_lost_the_other_keeps_what_it_says() -> None:
     node.after(3000)
     assert not any(node.sessions.values())
     assert not node.core.feeder.sinks.online
+
+
+def test_a_cell_that_is_lost_while_it_is_left_is_asked_for_what_it_did_not_bring() -> None:
+    node = Roamer()
+    node.join()
+    node.hear("a", FEED)
+    node.command("b")
+    node.go()
+    before = len(node.said)
+    node.cut("a")
+    ((cell, asked),) = asks(node.said[before:])
+    assert (cell, asked.cell, asked.apart_ms) == ("a", "b", DOUBT_MS)
