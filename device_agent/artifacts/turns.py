@@ -1,11 +1,17 @@
-"""Which values move next: a bounded number at once, the others by how urgent they are."""
+"""Which values move next: a bounded number at once, the others by how urgent they are.
+
+Each turn of so many goes to whoever has waited longest: what is least urgent comes as well.
+"""
 
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from device_agent.core.queue import Urgency
+from device_agent.core.queue import FIRST, Urgency
 
 Key = TypeVar("Key")
+OLDEST_EVERY: Final = 16
+"""One turn of so many goes to the oldest: who waits has at most so many turns before it for each
+that came before it. A memory of a moving task goes before that one too."""
 
 
 class Turns(Generic[Key]):
@@ -15,6 +21,8 @@ class Turns(Generic[Key]):
         self._free = places
         self._waiting: dict[Key, tuple[Urgency, int]] = {}
         self._arrivals = count()
+        self._since_oldest = 0
+        """Turns that went by urgency."""
 
     def take(self, key: Key, urgency: Urgency) -> bool:
         """Take a place; False: there is none, and it waits."""
@@ -40,5 +48,9 @@ class Turns(Generic[Key]):
             self._free += 1
             return None
         first = min(self._waiting, key=self._waiting.__getitem__)
+        self._since_oldest += 1
+        if self._since_oldest >= OLDEST_EVERY and self._waiting[first][0] != FIRST:
+            self._since_oldest = 0
+            first = next(iter(self._waiting))
         del self._waiting[first]
         return first

@@ -1,6 +1,6 @@
 """Which values move next."""
 
-from device_agent.artifacts.turns import Turns
+from device_agent.artifacts.turns import OLDEST_EVERY, Turns
 from device_agent.core.queue import FIRST, LEAST
 
 
@@ -52,3 +52,28 @@ def test_one_that_waits_goes_by_whoever_needs_it_soonest() -> None:
     turns.hurry("shared", (-5, 900.0))
     turns.hurry("a", FIRST)
     assert [turns.give() for _ in range(4)] == ["shared", "as soon", "soon", None]
+
+
+def test_what_is_least_urgent_has_its_turn_however_many_urgent_ones_come() -> None:
+    turns = Turns[str](1)
+    turns.take("under way", LEAST)
+    for name in ("sink", "second sink"):
+        turns.take(name, LEAST)
+    given = []
+    for number in range(2 * OLDEST_EVERY):
+        turns.take(f"request {number}", (-9, float(number)))
+        given.append(turns.give())
+    assert given[OLDEST_EVERY - 1] == "sink"
+    assert given[-1] == "second sink"
+    assert given.count("request 0") == 1
+
+
+def test_a_memory_goes_before_the_one_that_has_waited_longest() -> None:
+    turns = Turns[str](1)
+    for name in ("under way", "sink"):
+        turns.take(name, LEAST)
+    for number in range(OLDEST_EVERY - 1):
+        turns.take(f"request {number}", (-9, float(number)))
+        turns.give()
+    turns.take("memory", FIRST)
+    assert [turns.give(), turns.give()] == ["memory", "sink"]
