@@ -374,7 +374,13 @@ def _trust(config: Config, bundle: Bundle | None) -> ServerTrust | None:
             "an authority without a bundle: issue one for this controller with "
             "'tona ca issue NAME --kind controller' and name it with --bundle"
         )
-    return ServerTrust(Authority.open(Path(config.authority).expanduser()), bundle)
+    authority = Authority.open(Path(config.authority).expanduser())
+    if bundle.ca_pem != authority.ca_pem():
+        raise UserError(
+            f"{config.bundle} is not of the authority in {config.authority}, which could revoke "
+            "nobody: name the authority that issued it"
+        )
+    return ServerTrust(authority, bundle)
 
 
 def _client_tls(address: Address, bundle: Bundle | None) -> ssl.SSLContext | None:

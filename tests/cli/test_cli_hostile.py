@@ -204,6 +204,15 @@ def test_a_client_is_no_node(tona: Any, tmp_path: Path) -> None:
         agent.Identity(agent_config.read(["--bundle", str(file)], {}))
 
 
+def test_a_controller_is_of_its_authority(tona: Any, tmp_path: Path) -> None:
+    _bundle(tona, tmp_path, "client", "theirs")
+    ours = _bundle(tona, tmp_path, "controller")
+    asked = ("--authority", tmp_path / "theirs", "--bundle", ours, "--data", tmp_path / "data")
+    ended = tona("controller", *asked, "--api-port", 0, "--broker-port", 0)
+    assert ended.code == errors.USAGE
+    assert f"{ours} is not of the authority in {tmp_path / 'theirs'}" in ended.err
+
+
 def test_a_controller_of_another_authority_is_not_called_absent(tona: Any, tmp_path: Path) -> None:
     theirs = tls.load(_bundle(tona, tmp_path, "controller", "theirs"))
     ours = _bundle(tona, tmp_path, "client")
