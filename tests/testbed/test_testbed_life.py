@@ -149,7 +149,7 @@ def test_one_that_a_run_measures_is_ended_by_force_alone(tmp_path: Path) -> None
         try:
             until((folder / "testbed.json").exists)
             refused = tona("down", folder=folder)
-            assert refused.returncode == 2
+            assert refused.returncode == 3
             assert f"`tona testbed run` (process {owner.pid}) measures" in refused.stderr
             assert "--force" in refused.stderr
             assert json.loads(tona("status", "--json", folder=folder).stdout)["pid"] == owner.pid

@@ -283,8 +283,7 @@ def standing(folder: Path) -> Standing:
 def take_down(folder: Path, *, force: bool = False) -> str:
     """End a testbed and clear its folder; say what was there.
 
-    Raises UserError where a `run` measures it, unless `force`, and EnvironmentFailure when its
-    owner does not end.
+    Raises EnvironmentFailure where a `run` measures it, unless `force`, or its owner does not end.
     """
     found = read(folder)
     if not lives(folder):
@@ -293,7 +292,7 @@ def take_down(folder: Path, *, force: bool = False) -> str:
     if found is None:
         raise EnvironmentFailure(f"{folder}: a testbed is just beginning there; try again")
     if found.measured and not force:
-        raise UserError(
+        raise EnvironmentFailure(
             f"`tona testbed run` (process {found.pid}) measures the testbed in {folder}: "
             "to end it all the same, say --force"
         )
