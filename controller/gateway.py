@@ -78,7 +78,7 @@ class Gateway:
     async def start(self) -> Running:
         """Start everything, in the order of need. Raises UserError, EnvironmentFailure."""
         config = self.config
-        folder = _private(config.folder())
+        folder = config.folder()
         bundle = _bundle(config)
         trust = _trust(config, bundle)
         # Whoever runs in this folder or on these ports already is left alone: the store comes last,
@@ -358,7 +358,7 @@ def _private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot make the data folder: {error.strerror}") from None
+        raise EnvironmentFailure(f"{folder}: cannot be made: {error.strerror}") from None
     return folder
 
 

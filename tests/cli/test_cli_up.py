@@ -48,6 +48,20 @@ def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     DataFolder(tmp_path, "`tona up`").close()
 
 
+@pytest.mark.parametrize("command", ["up", "controller"])
+def test_a_folder_that_cannot_be_used_is_named_with_one_code(
+    tona: Any, tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "file" / "data"
+    folder.parent.touch()
+    ended = tona(command, "--api-port", 0, "--data", folder)
+    assert ended.code == 3
+    assert ended.err == (
+        f"tona: {folder}: cannot be used as data folder: Not a directory; "
+        "name another with --data\n"
+    )
+
+
 @pytest.mark.parametrize("more", [(), ("--deployment", "cu-dus")])
 def test_a_taken_api_port_is_named_with_one_code(
     tona: Any, tmp_path: Path, more: tuple[str, ...]
