@@ -204,6 +204,17 @@ def test_a_client_is_no_node(tona: Any, tmp_path: Path) -> None:
         agent.Identity(agent_config.read(["--bundle", str(file)], {}))
 
 
+@pytest.mark.parametrize("command", [("fleet", "status"), ("invoke", "count")])
+def test_a_node_is_no_client(tona: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
+    file = _bundle(tona, tmp_path, "node")
+    ended = tona("--bundle", file, *command)
+    assert ended.code == errors.USAGE
+    assert ended.err == (
+        f"tona: {file} is the bundle of the node 'node', for its device agent: "
+        "make a client's with `tona ca issue NAME --kind client`\n"
+    )
+
+
 def test_a_controller_is_of_its_authority(tona: Any, tmp_path: Path) -> None:
     _bundle(tona, tmp_path, "client", "theirs")
     ours = _bundle(tona, tmp_path, "controller")

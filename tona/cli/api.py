@@ -16,6 +16,7 @@ from controller.api import client
 from controller.api.arguments import Request
 from controller.records import ArtifactRecord
 from protocols.errors import EnvironmentFailure, PeerError, UserError
+from protocols.topics import Speaker
 from protocols.transport import tls
 from tona.bundle import File
 from tona.cli.errors import RefusedByController
@@ -56,6 +57,11 @@ def target(settings: Settings) -> Target:
     api, context = settings.api, None
     if settings.bundle.value:
         bundle = tls.load(Path(settings.bundle.value).expanduser())
+        if bundle.speaker is Speaker.NODE:
+            raise UserError(
+                f"{settings.bundle.value} is the bundle of the node {bundle.name!r}, for its "
+                "device agent: make a client's with `tona ca issue NAME --kind client`"
+            )
         context = tls.client_context(bundle)
         api = settings.reached(bundle.api_url)
     url = api.value.rstrip("/")
