@@ -16,7 +16,7 @@ from controller.twin.roamer import Roamer
 from controller.twin.rules import Rule
 
 SEEDS = (2, 4, 6)
-KEPT = range(1, 1 + 2 * TIMES)
+KEPT = range(1, 1 + 6 * TIMES)
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
