@@ -5,7 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 from loop_cell import Loop
@@ -13,6 +13,9 @@ from loop_cell import Loop
 from tona.local.deployed import Deployed, Plan, Seen
 from tona.local.deployments import deployment
 from tona.local.place import Place
+
+UNDER_WAY: Final = 409
+"""The status of an answer that another handover of the node is under way."""
 
 
 class World(Loop):
@@ -32,7 +35,8 @@ class World(Loop):
     async def hand_over(self, node: str, cell: str) -> None:
         """Have a node handed over, after whatever else moves it; wait until that cell serves it.
 
-        A node that hears little of its cell, as on a loaded machine, may have gone by itself.
+        A node that hears little of its cell, as on a loaded machine, may have gone by itself. The
+        handover that is under way may be the one that was asked for.
         """
         path, there = f"/v1/nodes/{node}", f"ts-{cell}"
         async with asyncio.timeout(60):
@@ -41,7 +45,7 @@ class World(Loop):
                 if seen["scheduler"] == there:
                     return
                 said = await self.http.post(f"{path}/handover", json={"cell": cell})
-                assert said.status_code in {200, 400}, said.text
+                assert said.status_code in {200, 400, UNDER_WAY}, said.text
                 await asyncio.sleep(0.1)
 
     async def delete(self, use_case: str) -> None:
