@@ -6,10 +6,12 @@ is checked against it.
 
 import asyncio
 import hashlib
+import logging
+import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from threading import Lock
 from typing import Final, TypeVar
@@ -32,6 +34,8 @@ _OK: Final = range(200, 300)
 
 _R = TypeVar("_R")
 
+log = logging.getLogger("tona")
+
 
 class Store:
     """Puts and gets values by digest; one for each client. `tls` is for https addresses."""
@@ -41,6 +45,8 @@ class Store:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tona-store")
         self._getting = ThreadPoolExecutor(THREADS, thread_name_prefix="tona-fetch")
         self._idle: list[tuple[str, HTTPConnection]] = []
+        self._in_use: set[socket.socket] = set()
+        self._closed = False
         self._lock = Lock()
 
     async def run(self, work: Callable[..., _R], *arguments: object) -> _R:
@@ -72,10 +78,20 @@ class Store:
         return await self.run(self._request, "GET", (url,), path, None)
 
     def close(self) -> None:
-        """Close every connection; what runs ends within its timeout."""
+        """Close every connection and give up what is under way.
+
+        What only connects ends within `TIMEOUT_S`: there is no socket yet that could be shut down.
+        """
         for threads in (self._threads, self._getting):
             threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
+            if self._in_use:
+                log.info("transfers of large values given up: %d", len(self._in_use))
+            for one in self._in_use:
+                # The plain socket's: that of TLS pulls its state from under whoever reads.
+                with suppress(OSError):
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)
             for _, connection in self._idle:
                 connection.close()
             self._idle.clear()
@@ -99,11 +115,12 @@ class Store:
         for url in [*urls] * ROUNDS:
             connection = self._take(url)
             try:
-                # A store that refuses a value says so before it has read it all.
-                with suppress(BrokenPipeError, ConnectionResetError):
-                    connection.request(method, path, body=content)
-                response = connection.getresponse()
-                answer = _read(response, max_bytes)
+                with self._using(connection):
+                    # A store that refuses a value says so before it has read it all.
+                    with suppress(BrokenPipeError, ConnectionResetError):
+                        connection.request(method, path, body=content)
+                    response = connection.getresponse()
+                    answer = _read(response, max_bytes)
             except (OSError, HTTPException) as error:
                 connection.close()
                 self._drop(url)
@@ -119,8 +136,29 @@ class Store:
             told = f"{url}{path} answers {response.status}: {text}"
         raise EnvironmentFailure(told)
 
+    @contextmanager
+    def _using(self, connection: HTTPConnection) -> Iterator[None]:
+        """Connect, and let `close` reach what goes on. Raises EnvironmentFailure once closed."""
+        if connection.sock is None:
+            connection.connect()
+        # Kept by itself: a connection lets go of it when an answer's head says that it is the last.
+        used = connection.sock
+        with self._lock:
+            self._check_open()
+            self._in_use.add(used)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use.discard(used)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EnvironmentFailure("the client was closed while a value was on its way")
+
     def _take(self, url: str) -> HTTPConnection:
         with self._lock:
+            self._check_open()
             for at, (key, connection) in enumerate(self._idle):
                 if key == url:
                     del self._idle[at]
@@ -142,7 +180,8 @@ class Store:
 
     def _give_back(self, url: str, connection: HTTPConnection, response: HTTPResponse) -> None:
         with self._lock:
-            if not response.will_close and len(self._idle) < IDLE_MAX:
+            kept = not response.will_close and not self._closed
+            if kept and len(self._idle) < IDLE_MAX:
                 self._idle.append((url, connection))
                 return
         connection.close()
@@ -154,6 +193,9 @@ def _read(response: HTTPResponse, max_bytes: int) -> bytes:
     content = response.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise HTTPException(f"more than {max_bytes} bytes sent")
+    if response.length:
+        # To read so many bytes takes an end that came too early for the end.
+        raise HTTPException(f"the answer ended {response.length} bytes too early")
     return content
 
 

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from hashlib import sha256
+from http.client import HTTPConnection
 from threading import Barrier, BrokenBarrierError, Event, Thread
 
 import pytest
@@ -36,7 +37,8 @@ def refuse_early(listener: socket.socket) -> None:
             connection, _ = listener.accept()
         except OSError:
             return
-        with connection:
+        # A client that is closed hangs up at any point.
+        with connection, suppress(OSError):
             connection.recv(1024)
             connection.sendall(REFUSAL)
             connection.shutdown(socket.SHUT_WR)
@@ -138,3 +140,64 @@ async def test_what_comes_in_does_not_wait_for_what_goes_out(listener: socket.so
         finally:
             done.set()
         await puts
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n"]
+)
+async def test_closing_gives_up_what_a_store_that_hangs_does_not_answer(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr("tona.store.TIMEOUT_S", 3600.0)
+    asked, done = Event(), Event()
+    came = []
+
+    def hang(connection: socket.socket) -> None:
+        with connection:
+            came.append(connection.recv(65536))
+            connection.sendall(head)
+            asked.set()
+            done.wait(60)
+
+    url = serve(listener, in_threads(hang))
+    store = Store()
+    put = asyncio.ensure_future(store.put((url,), "sha256:" + "0" * 64, b"value"))
+    try:
+        assert await asyncio.to_thread(asked.wait, 20)
+        store.close()
+        async with asyncio.timeout(20):
+            with pytest.raises(EnvironmentFailure, match="closed"):
+                await put
+    finally:
+        done.set()
+    assert len(came) == 1
+
+
+async def test_a_connection_that_stands_only_after_closing_carries_nothing(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connects, closed = Event(), Event()
+    came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    connect = HTTPConnection.connect
+
+    def slowly(connection: HTTPConnection) -> None:
+        connects.set()
+        closed.wait(20)
+        connect(connection)
+
+    def note(connection: socket.socket) -> None:
+        with connection:
+            loop.call_soon_threadsafe(came.set_result, connection.recv(65536))
+
+    monkeypatch.setattr(HTTPConnection, "connect", slowly)
+    url = serve(listener, in_threads(note))
+    store = Store()
+    text = asyncio.ensure_future(store.text(url, "/"))
+    assert await asyncio.to_thread(connects.wait, 20)
+    store.close()
+    closed.set()
+    async with asyncio.timeout(20):
+        with pytest.raises(EnvironmentFailure, match="closed"):
+            await text
+        assert await came == b""
