@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Final
 
 from controller.broker.tether import die_with_parent
@@ -28,20 +28,37 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """Run worker processes in which sets of texts are ordered alike, every time.
 
     Deciders iterate over sets here and there; the order is the interpreter's, by a random hash.
+    What is raised inside, an interrupt too, ends them in the middle of what they run.
     """
     before = os.environ.get(HASH_SEED)
     os.environ[HASH_SEED] = "0"
+    others = set(active_children())
     pool = ProcessPoolExecutor(
         count, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
     )
     try:
+        _start(pool)
         yield pool
+    except BaseException:
+        for one in set(active_children()) - others:
+            one.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         if before is None:
             del os.environ[HASH_SEED]
         else:
             os.environ[HASH_SEED] = before
+
+
+def _start(pool: ProcessPoolExecutor) -> None:
+    """Start all workers, deaf to the terminal's interrupts from their first instruction."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool.submit(os.getpid)
+    finally:
+        # One that came meanwhile is ours, and comes here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def run_many(
@@ -53,13 +70,12 @@ def run_many(
     """
     total = Tally()
     seeds = range(first, first + schedules)
-    with workers(min(count, schedules)) as pool:
+    with suppress(KeyboardInterrupt), workers(min(count, schedules)) as pool:
         running: list[Future[Verdict]] = [pool.submit(_run, seed) for seed in seeds]
-        with suppress(KeyboardInterrupt):
-            for done in as_completed(running):
-                total.add(done.result())
-                if progress is not None:
-                    progress(total)
+        for done in as_completed(running):
+            total.add(done.result())
+            if progress is not None:
+                progress(total)
     return total
 
 
@@ -76,13 +92,12 @@ def run_handovers(
     total = handover_tally.Tally(first)
     sizes = [handovers.PART] * (wanted // handovers.PART)
     sizes += [wanted % handovers.PART] if wanted % handovers.PART else []
-    with workers(min(count, len(sizes))) as pool:
+    with suppress(KeyboardInterrupt), workers(min(count, len(sizes))) as pool:
         running = {pool.submit(_hand_over, first + at, size): size for at, size in enumerate(sizes)}
-        with suppress(KeyboardInterrupt):
-            for done in as_completed(running):
-                total.add(done.result(), running[done])
-                if progress is not None:
-                    progress(total)
+        for done in as_completed(running):
+            total.add(done.result(), running[done])
+            if progress is not None:
+                progress(total)
     return total
 
 

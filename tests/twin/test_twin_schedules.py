@@ -14,7 +14,7 @@ from thorough import TIMES
 
 from controller.twin import schedule
 from controller.twin.faults import Kind
-from controller.twin.pool import cores, replay, run_many
+from controller.twin.pool import cores, replay, run_many, workers
 from controller.twin.rules import Rule
 from controller.twin.schedule import Tally, Verdict
 
@@ -79,14 +79,57 @@ def test_an_interrupt_leaves_what_was_run_until_then() -> None:
     assert tally.tasks > 0
 
 
-def begun(parent: int) -> Iterator[int]:
-    """Give the workers of a process that have set themselves up: they ignore interrupts."""
+def interrupted() -> None:
+    with workers(1) as pool:
+        assert pool.submit(os.getpid).result() != os.getpid()
+        long = pool.submit(time.sleep, 3600)
+        while not long.running():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_ends_what_runs() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+
+@pytest.mark.timeout(180)
+def test_an_interrupt_while_workers_begin_is_told_by_none_of_them() -> None:
+    command = [sys.executable, "-m", "tona", "sim", "faults", "--schedules", "100000", "--jobs=1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as parent:
+        try:
+            while not any(map(imports, born(parent.pid))):
+                assert parent.poll() is None
+                time.sleep(0.01)
+            os.killpg(parent.pid, signal.SIGINT)
+            _, said = parent.communicate()
+        finally:
+            parent.kill()
+    assert (parent.returncode, said) == (130, b"")
+
+
+def born(parent: int) -> Iterator[int]:
+    """Give the workers of a process, as soon as they are there."""
     for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            status = Path(f"/proc/{pid}/status").read_text()
-            ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
-            if ignored & 1 << (signal.SIGINT - 1):
-                yield int(pid)
+            yield int(pid)
+
+
+def imports(pid: int) -> bool:
+    """Whether a worker is about to load what it runs."""
+    return b"msgspec" in Path(f"/proc/{pid}/maps").read_bytes()
+
+
+def begun(parent: int) -> Iterator[int]:
+    """Give the workers of a process that have set themselves up: they ignore interrupts."""
+    for pid in born(parent):
+        status = Path(f"/proc/{pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        if ignored & 1 << (signal.SIGINT - 1):
+            yield pid
 
 
 @pytest.mark.timeout(180)
