@@ -96,8 +96,8 @@ class Jobs:
     `route(service)` is the newest route, or None; `anchor_of(service)` the anchor that owns its
     tasks here, empty when there is none; `known(event)` whether it is the word of a node that is
     known in its present connection; `may_answer(node, service)` whether a task of a service may be
-    on a node: of runs that are not known here such a node alone says an end. Timers of keys
-    `job/...` come back to `fired`.
+    on a node: of runs, and of earlier attempts, that are not known here such a node alone says an
+    end. Timers of keys `job/...` come back to `fired`.
     """
 
     def __init__(
@@ -305,7 +305,8 @@ class Jobs:
         anchor = run.anchor if run is not None else self._anchor(body.service)
         if not self._known(event):
             return
-        asked = run is not None and run.asked.attempt == body.attempt
+        # A higher number is of another anchor: a node that was sent the run may know it by that.
+        asked = run is not None and run.asked.attempt <= body.attempt
         if not anchor or not (asked or self._may_answer(event.sender, body.service)):
             self._stray(event, body)
             return
@@ -313,9 +314,10 @@ class Jobs:
         if run is not None and asked:
             if event.sender not in run.nodes:
                 return
-            run.ended.add(body.part)
-            if body.failure is not None or len(run.ended) >= body.parts:
-                self._forget(run)
+            if run.asked.attempt == body.attempt:
+                run.ended.add(body.part)
+                if body.failure is not None or len(run.ended) >= body.parts:
+                    self._forget(run)
         if body.number:
             if len(self._owed) >= OWED_MAX:
                 del self._owed[next(iter(self._owed))]

@@ -20,7 +20,9 @@ from protocols.messages import (
     EnvelopeRevoke,
     Escalation,
     Feed,
+    Invoke,
     JobEnded,
+    JobRun,
     LinkReport,
     LoadReport,
     QualityReport,
@@ -108,6 +110,22 @@ def test_nobody_ends_jobs_of_services_that_it_does_not_serve(bench: Bench) -> No
     end = JobEnded("j1", 1, "svc", {}, number=1)
     assert not said(bench.node("n2", end), JobEnded)
     assert said(bench.node("n1", end), JobEnded) == [end]
+
+
+@pytest.mark.parametrize("attempt", [3, 4, 99])
+def test_a_run_that_is_known_is_ended_only_by_whom_it_was_sent(bench: Bench, attempt: int) -> None:
+    running(bench, "n1", "n2")
+    assert said(bench.anchor(JobRun("j1", 3, "svc", {}, 1000)), Invoke)
+    end = JobEnded("j1", attempt, "svc", {}, number=1)
+    assert not said(bench.node("n2", end), JobEnded), "it may serve, but was sent nothing"
+    assert said(bench.node("n1", end), JobEnded) == [end], "another anchor's number may be higher"
+
+
+def test_the_late_end_of_an_earlier_attempt_counts(bench: Bench) -> None:
+    running(bench, "n1", "n2")
+    bench.anchor(JobRun("j1", 3, "svc", {}, 1000))
+    end = JobEnded("j1", 2, "svc", {}, number=1)
+    assert said(bench.node("n2", end), JobEnded) == [end]
 
 
 def test_what_never_left_its_node_teaches_nothing_of_packing() -> None:
