@@ -68,6 +68,8 @@ class Transfers:
             commands.FetchBlob: self._fetch_blob,
             commands.PushBlob: self._push_blob,
             commands.LeaveBlob: self._leave_blob,
+            # In a task, as the transfer: one that was asked for just before is known by then.
+            commands.HurryBlob: lambda command: spawn(self._hurry_blob(command)),
             commands.StoreValue: lambda command: spawn(self._store_value(command)),
             commands.ReadSource: self._read_source,
         }
@@ -142,6 +144,10 @@ class Transfers:
         waiting = self._moves.get((command.digest, command.pushing))
         if waiting:
             waiting.pop().cancel()
+
+    async def _hurry_blob(self, command: commands.HurryBlob) -> None:
+        if self.fetching is not None:
+            self.fetching.hurry_blob(command.digest, command.urgency, pushing=command.pushing)
 
     def _move(self, key: tuple[str, bool], work: Coroutine[Any, Any, None]) -> None:
         def done(task: asyncio.Task[None]) -> None:

@@ -167,6 +167,7 @@ class Hands:
                 commands.CancelCall()
                 | commands.ExpectCall()
                 | commands.DropValues()
+                | commands.HurryBlob()
                 | commands.TuneInstance()
                 | commands.WriteLog()
                 | commands.ReadLog()

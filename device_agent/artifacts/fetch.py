@@ -126,7 +126,7 @@ class Fetcher:
         """
         ref = ArtifactRef(digest, size_bytes)
         if not self._blobs.has(digest, size_bytes):
-            await self._value(f"blob {digest}", self._blob, ref, urls, urgency)
+            await self._value(_named(digest), self._blob, ref, urls, urgency)
         return self._blobs.path(digest)
 
     async def push_blob(self, digest: str, urls: list[str], urgency: Urgency = LEAST) -> str:
@@ -137,10 +137,23 @@ class Fetcher:
         ref = ArtifactRef(digest, 0)
         self._blobs.pin(digest)
         try:
-            named: str = await self._value(f"push {digest}", self._push, ref, urls, urgency)
+            named: str = await self._value(
+                _named(digest, pushing=True), self._push, ref, urls, urgency
+            )
         finally:
             self._blobs.unpin(digest)
         return named
+
+    def hurry_blob(self, digest: str, urgency: Urgency, *, pushing: bool = False) -> None:
+        """Have a value that waits to be fetched, or pushed, be as urgent as this, if it is not."""
+        transfer = self._transfers.get(_named(digest, pushing=pushing))
+        if transfer is not None:
+            self._hurry(transfer, urgency)
+
+    def _hurry(self, transfer: _Transfer, urgency: Urgency) -> None:
+        if transfer.urgency is not None:
+            transfer.urgency = min(transfer.urgency, urgency)
+            self._turns.hurry(transfer, urgency)
 
     async def close(self) -> None:
         """Give up what is under way and end the process."""
@@ -208,9 +221,8 @@ class Fetcher:
             transfer = _Transfer(work_begun, urgency, begun=urgency is None)
             self._transfers[name] = transfer
             transfer.task.add_done_callback(partial(self._finished, name))
-        elif urgency is not None and transfer.urgency is not None:
-            transfer.urgency = min(transfer.urgency, urgency)
-            self._turns.hurry(transfer, urgency)
+        elif urgency is not None:
+            self._hurry(transfer, urgency)
         transfer.wanted += 1
         try:
             return await asyncio.shield(transfer.task)
@@ -368,6 +380,10 @@ class Fetcher:
             hex_of(digest)
         except EnvironmentFailure as error:
             raise _failed(str(error)) from None
+
+
+def _named(digest: str, *, pushing: bool = False) -> str:
+    return f"{'push' if pushing else 'blob'} {digest}"
 
 
 def _failed(text: str) -> ExecutorFailure:

@@ -318,6 +318,14 @@ class LeaveBlob(Struct, frozen=True):
     pushing: bool = False
 
 
+class HurryBlob(Struct, frozen=True):
+    """Have a value move that soon, for another request that waits for it. Not answered."""
+
+    digest: str
+    urgency: Urgency
+    pushing: bool = False
+
+
 class ReadMemory(Struct, frozen=True):
     """Say what a task remembers; answered by `MemoryRead`, whatever happens."""
 
@@ -456,6 +464,7 @@ Command = (
     | FetchBlob
     | PushBlob
     | LeaveBlob
+    | HurryBlob
     | ReadMemory
     | WriteMemory
     | ReadSource

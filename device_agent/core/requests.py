@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from device_agent.core.admission import MADE_MAX_BYTES, Admission
 from device_agent.core.assignments import Assignments
-from device_agent.core.commands import DropValues, ExpectCall, LeaveBlob, PushBlob
+from device_agent.core.commands import DropValues, ExpectCall
 from device_agent.core.events import BlobFailed, ExecutorDone, ExecutorFailed, Received
 from device_agent.core.instances import Instance
 from device_agent.core.quality import Meter
@@ -39,6 +39,7 @@ from device_agent.core.values import (
     rename,
     total_bytes,
 )
+from device_agent.core.waiters import Waiters
 from device_agent.core.workers import Workers
 from protocols.errors import Blame, MalformedFrame, TonaBug
 from protocols.manifest import ExecutorKind
@@ -87,7 +88,7 @@ class Requests:
         self._replies = replies
         self.workers = Workers(turn, meter, self._fail, self._settle, idle)
         self.admission = Admission(turn, replies, self.workers, self._give_way)
-        self._pushes: dict[str, list[tuple[Request, str]]] = {}
+        self._pushes = Waiters[tuple[Request, str]](turn, pushing=True)
         self.inferences: Callable[[], Inferences] = _nothing
         """Who runs models for guests (wired by the core)."""
 
@@ -234,7 +235,7 @@ class Requests:
 
     def blob_pushed(self, digest: str, named: str) -> None:
         """Send every answer that waited for this value last."""
-        for request, task in self._pushes.pop(digest, ()):
+        for request, task in self._pushes.end(digest):
             waits = request.pushing.get(task)
             if waits is not None:
                 answer = request.done[task]
@@ -250,7 +251,7 @@ class Requests:
     def blob_failed(self, event: BlobFailed) -> None:
         """End the requests that need a value which cannot be moved."""
         if event.pushing:
-            waiting = [request for request, _ in self._pushes.pop(event.digest, ())]
+            waiting = [request for request, _ in self._pushes.end(event.digest)]
         else:
             waiting = self.workers.not_fetched(event.digest)
         for request in waiting:
@@ -397,12 +398,7 @@ class Requests:
         if large:
             request.pushing[task] = set(large)
             for digest, size_bytes in large.items():
-                waiters = self._pushes.setdefault(digest, [])
-                waiters.append((request, task))
-                if len(waiters) == 1:
-                    urls, cause = self._turn.urls(request.reply_to), request.cause
-                    push = PushBlob(digest, size_bytes, urls, cause, request.urgency)
-                    self._turn.out.append(push)
+                self._pushes.add(digest, size_bytes, (request, task), request)
         else:
             self._send(request, task, answer)
         given = Given(task, answer.outputs, answer.timings, answer.born_ms)
@@ -461,18 +457,9 @@ class Requests:
         request.runs.clear()
         request.waiting.clear()
         for task, digests in request.pushing.items():
-            self._leave(request, task, digests)
+            for digest in digests:
+                self._pushes.leave(digest, (request, task))
         request.pushing.clear()
-
-    def _leave(self, request: Request, task: str, digests: set[str]) -> None:
-        """Have an answer wait for pushes no more; what nobody else waits for is not pushed."""
-        for digest in digests:
-            waiters = self._pushes.get(digest)
-            if waiters is not None:
-                waiters.remove((request, task))
-                if not waiters:
-                    del self._pushes[digest]
-                    self._turn.out.append(LeaveBlob(digest, pushing=True))
 
     def _settle(self, request: Request) -> None:
         self.admission.settle(request)

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from device_agent.core.commands import CancelCall, Execute, ExecuteTogether, FetchBlob, LeaveBlob
+from device_agent.core.commands import CancelCall, Execute, ExecuteTogether
 from device_agent.core.instances import Batch, Instance
 from device_agent.core.quality import Meter
 from device_agent.core.request import Phase, Request, Run
 from device_agent.core.turn import Turn
 from device_agent.core.values import MADE, blobs
+from device_agent.core.waiters import Waiters
 from protocols.errors import Blame, TonaBug
 from protocols.messages.invocation import Failure, FailureCode
 from protocols.messages.task import InstanceState
@@ -58,7 +59,7 @@ class Workers:
         self.deviceless: Callable[[], Deviceless] = _nothing
         """Who lets instances follow the requests (wired by the core)."""
         self._calls: dict[str, Run] = {}
-        self._fetches: dict[str, list[Run]] = {}
+        self._fetches = Waiters[Run](turn)
         self._numbers = count(1)
         self._arrivals = count()
 
@@ -105,18 +106,10 @@ class Workers:
             instance.queue.remove(run)
         elif run.phase is Phase.FETCHING:
             instance.fetching -= 1
-            self._leave(run)
+            for digest in run.wanted:
+                self._fetches.leave(digest, run)
             self._check_idle(instance)
         run.phase = Phase.DEAD
-
-    def _leave(self, run: Run) -> None:
-        """Have a run wait for values no more; what nobody else waits for is not fetched."""
-        for digest in run.wanted:
-            waiters = self._fetches[digest]
-            waiters.remove(run)
-            if not waiters:
-                del self._fetches[digest]
-                self._turn.out.append(LeaveBlob(digest))
 
     def forget(self, instance: Instance) -> None:
         """Forget the calls of an instance that will answer none of them."""
@@ -132,7 +125,7 @@ class Workers:
 
     def _waited(self, digest: str) -> list[Run]:
         """Return the runs that waited for a value; they wait for it no more."""
-        runs = self._fetches.pop(digest, [])
+        runs = self._fetches.end(digest)
         for run in runs:
             run.wanted.discard(digest)
         return runs
@@ -163,13 +156,7 @@ class Workers:
         run.instance.fetching += 1
         run.wanted = set(large)
         for digest, size_bytes in large.items():
-            waiters = self._fetches.setdefault(digest, [])
-            waiters.append(run)
-            if len(waiters) == 1:
-                request = run.request
-                urls, cause = self._turn.urls(request.reply_to), request.cause
-                fetch = FetchBlob(digest, size_bytes, urls, cause, request.urgency)
-                self._turn.out.append(fetch)
+            self._fetches.add(digest, size_bytes, run, run.request)
 
     def rerank(self, request: Request) -> None:
         """Let the runs of a request wait in the places of its new deadline and priority."""

@@ -255,8 +255,9 @@ def occupied(fetcher: Fetcher, store: Store) -> list[asyncio.Task[Path]]:
     return going
 
 
+@pytest.mark.parametrize("again", [True, False])
 async def test_a_value_that_waits_is_as_urgent_as_the_most_urgent_who_asks(
-    fetcher: Fetcher, store: Store
+    fetcher: Fetcher, store: Store, *, again: bool
 ) -> None:
     going = occupied(fetcher, store)
     shared, other = (offer(store, data, "blobs") for data in (b"shared", b"other"))
@@ -272,8 +273,11 @@ async def test_a_value_that_waits_is_as_urgent_as_the_most_urgent_who_asks(
             # Theirs are transfers then, and stand in line.
             for _ in range(2):
                 await asyncio.sleep(0)
-            waiting.append(fetch(shared, 1000.0))
-            await asyncio.sleep(0)
+            if again:
+                waiting.append(fetch(shared, 1000.0))
+                await asyncio.sleep(0)
+            else:
+                fetcher.hurry_blob(shared.digest, (0, 1000.0))
             # One place: they go one after another.
             next(iter(store.gates.values())).set()
             await asyncio.wait(waiting)

@@ -105,6 +105,37 @@ async def test_one_who_asked_for_a_value_leaves_and_the_other_one_has_it(
     assert not hands.crashes
 
 
+@pytest.mark.parametrize("pushing", [False, True])
+async def test_a_value_is_hurried_that_was_asked_for_just_before(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch, *, pushing: bool
+) -> None:
+    told: list[object] = []
+
+    class Fetching:
+        async def fetch_blob(self, digest: str, *_: object) -> None:
+            told.append(digest)
+
+        async def push_blob(self, digest: str, *_: object) -> str:
+            told.append(digest)
+            return ""
+
+        def hurry_blob(self, *asked: object, pushing: bool) -> None:
+            told.append((*asked, pushing))
+
+    fetching = Fetching()
+    monkeypatch.setattr(hands.workshop._transfers, "_make_fetcher", lambda: fetching)
+    doors, named = hands.workshop.doors, f"sha256:{'0' * 64}"
+    kind = commands.PushBlob if pushing else commands.FetchBlob
+    hurry = commands.HurryBlob(named, (-7, 1000.0), pushing)
+    doors[commands.HurryBlob](hurry)
+    await asyncio.sleep(0)
+    doors[kind](kind(named, 5, (), ""))
+    doors[commands.HurryBlob](hurry)
+    await asyncio.sleep(0)
+    assert told == [named, (named, (-7, 1000.0), pushing)]
+    assert not hands.crashes
+
+
 async def test_a_folder_that_cannot_be_looked_after_ends_nothing(hands: Hands) -> None:
     shutil.rmtree(hands.blobs.folder)
     hands.blobs.folder.write_text("a file")
