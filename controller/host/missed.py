@@ -151,7 +151,7 @@ class Lately:
                 break
             # What a node has asked for elsewhere before goes where it is at present.
             if self._where.get(node, cell) == cell:
-                found.append(_late(node, cell, said, now_ms))
+                found.append(self._late(node, cell, said, now_ms))
         self._count(len(found), len(found) * said.size_bytes)
         return found[::-1]
 
@@ -224,7 +224,7 @@ class Lately:
             return []
         found = _newest(rings, since_ms)
         first = self._allowed([one.size_bytes for one in found], now_ms)
-        return [_late(node, body.cell, one, now_ms) for one in found[first:]]
+        return [self._late(node, body.cell, one, now_ms) for one in found[first:]]
 
     def _left(self, now_ms: int) -> tuple[int, int]:
         """Return how many values may be handed on now, and how many bytes."""
@@ -259,6 +259,21 @@ class Lately:
             del toward[next(iter(toward))]
         toward[node] = cell, now_ms + LINGER_MS
 
+    def _late(self, node: str, cell: str, said: _Said, now_ms: int) -> Late:
+        topic, frame, body = said.topic, said.frame, said.body
+        missed = Missed(
+            topic.name,
+            topic.channel,
+            frame.sender,
+            body.request,
+            body.attempt,
+            body.part if isinstance(body, Result) else 0,
+            said.values,
+            now_ms - said.at_ms,
+            self._cell,
+        )
+        return Late(node, cell, missed, frame.cause, frame.tenant)
+
 
 def _newest(rings: Iterable[_Ring], since_ms: float) -> list[_Said]:
     """Return the last since then that may be handed on at once, the oldest first."""
@@ -276,18 +291,3 @@ def _many(rings: Iterable[_Ring], since_ms: float) -> int:
     """Return how many there are since then, of the last that may be handed on at once by number."""
     lately = (takewhile(lambda one: one.at_ms >= since_ms, reversed(ring.said)) for ring in rings)
     return sum(1 for _ in islice(chain.from_iterable(lately), KEPT_MAX))
-
-
-def _late(node: str, cell: str, said: _Said, now_ms: int) -> Late:
-    topic, frame, body = said.topic, said.frame, said.body
-    missed = Missed(
-        topic.name,
-        topic.channel,
-        frame.sender,
-        body.request,
-        body.attempt,
-        body.part if isinstance(body, Result) else 0,
-        said.values,
-        now_ms - said.at_ms,
-    )
-    return Late(node, cell, missed, frame.cause, frame.tenant)

@@ -1,10 +1,11 @@
 """What others published while this node was attached nowhere: it asks where it was attached.
 
 The gateways of its cells have kept the last of it. What comes to the cell that was left also after
-the node has asked is handed on for a while, until that of the new cell brings it.
+the node has asked is handed on for a while, until that of the new cell brings it. A cell of which
+nothing comes is asked again, for a gateway that begins anew loses the question.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final
 
@@ -19,6 +20,13 @@ DOUBT_MS: Final = 10_000
 """So long a dead link may go unnoticed."""
 LATE_MS: Final = 5000
 """What was asked for may take so long to come: a stay that was shorter may not have got it."""
+ANSWER_MS: Final = 2000
+"""A cell of which nothing has come for so long is asked again."""
+AGAIN_MAX: Final = 3
+"""So often after each move. Nothing may have been published."""
+DUE: Final = ("catch up", "")
+
+Topics = Sequence[tuple[str, Channel]]
 
 
 class Absence:
@@ -33,6 +41,10 @@ class Absence:
         """When the last absence began, and until when more of it is asked for."""
         self._topics: set[tuple[str, Channel]] = set()
         """What was asked for of it."""
+        self._unheard: dict[str, list[tuple[str, Channel]]] = {}
+        """By cell: what it was asked for since something came of it."""
+        self._again = 0
+        """How often cells were asked again since the last absence."""
 
     def begin(self) -> None:
         """Take note that the last attachment has ended."""
@@ -54,19 +66,45 @@ class Absence:
         self._left[left] = now_ms
         if since_ms is None:
             return
-        if since_ms < until_ms - LEFT_MS + LATE_MS:
+        if since_ms < until_ms - LEFT_MS + LATE_MS or self._unheard:
             since_ms = min(since_ms, before_ms)
         self._gap, self._topics = (since_ms, now_ms + LEFT_MS), set()
+        self._unheard, self._again = {}, 0
         self.fed(followed)
 
     def fed(self, followed: Iterable[tuple[str, Channel]]) -> None:
         """Ask also for what feeds take in that are told anew after a move."""
-        turn, (since_ms, until_ms) = self._turn, self._gap
         fresh = [one for one in followed if one not in self._topics]
-        if not fresh or turn.now_ms >= until_ms:
+        if not fresh or self._turn.now_ms >= self._gap[1]:
             return
         self._topics.update(fresh)
-        for first in range(0, len(fresh), MAX_FOLLOWED):
-            topics = tuple(Followed(*one) for one in fresh[first : first + MAX_FOLLOWED])
-            asked = CatchUp(turn.cell, turn.now_ms - since_ms, topics)
-            turn.out += [Say(Channel.CATCHUP, asked, "catch up", cell=cell) for cell in self._left]
+        for cell in self._left:
+            self._unheard.setdefault(cell, []).extend(fresh)
+            self._ask(cell, fresh)
+        self._turn.timers.set(DUE, self._turn.now_ms + ANSWER_MS)
+
+    def heard(self, cell: str) -> None:
+        """Take note that the gateway of a cell has the question; empty: of whichever."""
+        if cell:
+            self._unheard.pop(cell, None)
+        else:
+            self._unheard.clear()
+
+    def on_timer(self) -> None:
+        """Ask the cells again of which nothing has come."""
+        if self._again == AGAIN_MAX:
+            self._unheard.clear()
+        if not self._unheard:
+            return
+        self._again += 1
+        if self._since_ms is None:
+            for cell, topics in self._unheard.items():
+                self._ask(cell, topics)
+        self._turn.timers.set(DUE, self._turn.now_ms + ANSWER_MS)
+
+    def _ask(self, cell: str, topics: Topics) -> None:
+        turn, since_ms = self._turn, self._gap[0]
+        for first in range(0, len(topics), MAX_FOLLOWED):
+            some = tuple(Followed(*one) for one in topics[first : first + MAX_FOLLOWED])
+            asked = CatchUp(turn.cell, turn.now_ms - since_ms, some)
+            turn.out.append(Say(Channel.CATCHUP, asked, "catch up", cell=cell))

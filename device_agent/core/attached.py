@@ -18,7 +18,7 @@ from device_agent.core.presence import Presence, PresenceState
 from device_agent.core.replies import Replies
 from device_agent.core.requests import Requests
 from device_agent.core.turn import Turn, cell_of
-from protocols.messages.mobility import HandoverCommand, HandoverComplete, Neighbours
+from protocols.messages.mobility import HandoverCommand, HandoverComplete, Missed, Neighbours
 from protocols.messages.presence import Arrival, Birth, RebirthRequest, Welcome
 from protocols.messages.sense import LinkReport
 
@@ -259,6 +259,14 @@ class Attached:
         """Take note that feeds were told."""
         if self._kept.feeder is not None:
             self._absence.fed(self._kept.feeder.followed)
+
+    def missed(self, body: Missed) -> None:
+        """Take note that a gateway hands on what was missed."""
+        self._absence.heard(body.cell)
+
+    def missed_due(self) -> None:
+        """Ask again for what was missed, where nothing has come."""
+        self._absence.on_timer()
 
     def settled(self) -> None:
         """Journal what a move has changed."""

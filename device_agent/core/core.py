@@ -169,7 +169,7 @@ class Core:
             (Channel.COMMAND, Neighbours): self.attached.told,
             (Channel.COMMAND, HandoverCommand): self.attached.told,
             (Channel.COMMAND, HandoverComplete): self.attached.told,
-            (Channel.MISSED, Missed): lambda _, body: self.feeder.missed(body),
+            (Channel.MISSED, Missed): self._missed,
         }
 
     def handle(self, event: events.Event, now_ms: float) -> list[Command]:
@@ -272,6 +272,7 @@ class Core:
             "job": lambda _: self.jobs.on_timer(),
             "birth": self.attached.birth_due,
             "move": self.attached.move_due,
+            "catch up": lambda _: self.attached.missed_due(),
             "shutdown": lambda _: self._farewell(),
             "journal": self.assignments.write_again,
             "trust": self._trust_due,
@@ -454,6 +455,10 @@ class Core:
             return
         self.feeder.take(body, event.incarnation, event.cause)
         self.attached.fed()
+
+    def _missed(self, _event: events.Received, body: Missed) -> None:
+        self.attached.missed(body)
+        self.feeder.missed(body)
 
     def _fed(self, event: Any) -> None:
         self.feeder.handle(event)

@@ -303,6 +303,8 @@ class Missed(Message, tag="missed", frozen=True):
     """Inputs or outputs of the service by their names."""
     age_ms: Span
     """Since the gateway heard it."""
+    cell: Text = ""
+    """The cell whose gateway hands it on; empty: an older one."""
 
 
 class HandoverTimes(Message, tag="handover-times", frozen=True):

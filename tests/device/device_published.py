@@ -59,6 +59,10 @@ class Shape(Struct, frozen=True):
     """So long nothing comes before a lost link is noticed."""
     radios: int = 1
     double_share: float = 0.0
+    restart_share: float = 0.0
+    """Of the stays, those in which a gateway begins anew."""
+    restarts: str = "next"
+    """Which one: `next`, where the node is, or `any`."""
     settle_ms: float = 15_000
 
 
@@ -75,15 +79,25 @@ class Gateway:
         self.here = False
         self.number = 0
         self.highest = 0
-        self.relay, self.lately = Relay(cell), Lately(cell)
-        self.relay.reach(CELLS)
-        self._subscribe()
+        self.begin()
         presence = f"tona/1/{cell}/node/+/{Channel.PRESENCE}"
         play.brokers[cell].listen_filter(f"ts-{cell}", presence, self._born)
 
     @property
     def now_ms(self) -> int:
         return int(self.clock.now_ms)
+
+    def begin(self) -> None:
+        self.relay, self.lately = Relay(self.cell), Lately(self.cell)
+        self.relay.reach(CELLS)
+        self.follow()
+
+    def restart(self) -> None:
+        """Lose what is in memory; the scheduler's records stand."""
+        self.relay = Relay(self.cell)
+        for broker in self.play.brokers.values():
+            broker.leave(f"gw-{self.cell}")
+        self.play.soon(self.begin)
 
     def follow(self) -> None:
         """Follow what nodes here take in, as the scheduler knows."""
@@ -99,9 +113,11 @@ class Gateway:
 
     def _subscribe(self) -> None:
         for cell, broker in self.play.brokers.items():
-            self.play.way(partial(self._stand, cell, broker))
+            self.play.way(partial(self._stand, self.relay, cell, broker))
 
-    def _stand(self, cell: str, broker: Network) -> None:
+    def _stand(self, relay: Relay, cell: str, broker: Network) -> None:
+        if relay is not self.relay:
+            return
         own = cell == self.cell
         who, hear = f"gw-{self.cell}", self._hear if own else partial(self._away, cell)
         broker.leave(who)
@@ -401,6 +417,10 @@ class Play:
                 self._weather()
             self._go()
             came_ms = self.world.now_ms
+            if self.dice.random() < self.shape.restart_share:
+                own = self.node.serving
+                cell = own if self.shape.restarts == "next" else self.dice.choice(CELLS)
+                self.gateways[cell].restart()
             self.pass_by(self.draw(self.shape.stay_ms))
             self.heard.append((came_ms, self.world.now_ms))
         came_ms = self.world.now_ms

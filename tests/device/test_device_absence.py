@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import pytest
 from device_cells import Roamer
 from device_harness import NODE, SimNode, assign, chain, manifest, of, tensor
 from msgspec import structs
 
 from device_agent.core import commands, events
-from device_agent.core.absence import DOUBT_MS, LATE_MS
+from device_agent.core.absence import AGAIN_MAX, ANSWER_MS, DOUBT_MS, LATE_MS
 from device_agent.core.feeder import UNDER_WAY_MAX
 from protocols.manifest import Dtype
 from protocols.messages import CatchUp, Feed, LinkReport, Missed, Result
@@ -30,6 +31,11 @@ def following(**changed: Any) -> SimNode:
 def missed(name: str, age_ms: float = 0.0) -> Missed:
     value = tensor(name.encode())
     return Missed("other", Channel.OUTPUT, "n2", name, 1, 0, {"y": value}, age_ms)
+
+
+def of_cell(cell: str) -> events.Received:
+    body = structs.replace(missed("v1"), cell=cell)
+    return events.Received(Channel.MISSED, f"ts-{cell}", 1, 0, "default", "c", body)
 
 
 def handed(node: SimNode, *names: str, age_ms: float = 1000.0) -> None:
@@ -95,6 +101,74 @@ def test_a_feed_that_is_told_anew_after_a_move_is_asked_for_as_well() -> None:
     node.after(10_000)
     other = structs.replace(OTHER, name="third.y")
     assert not asks(node.hear(structs.replace(FEED, number=4, sources=(other,))))
+
+
+def test_a_cell_of_which_nothing_comes_is_asked_again_a_few_times() -> None:
+    node = following()
+    (first,) = back(node)
+    for count in range(1, AGAIN_MAX + 1):
+        assert not asks(node.after(ANSWER_MS - 1))
+        ((cell, asked),) = asks(node.after(1))
+        assert (cell, asked.topics) == (first[0], first[1].topics)
+        assert asked.apart_ms == first[1].apart_ms + count * ANSWER_MS, "since the same time"
+    assert not asks(node.after(10 * ANSWER_MS))
+
+
+@pytest.mark.parametrize("cell", ["cell", ""])
+def test_a_cell_of_which_something_comes_has_the_question(cell: str) -> None:
+    node = following()
+    back(node)
+    node.hear(structs.replace(missed("v1"), cell=cell), Channel.MISSED)
+    assert not asks(node.after(ANSWER_MS))
+
+
+def test_only_the_cell_is_asked_again_of_which_nothing_comes() -> None:
+    node = between_two_cells()
+    node.cells["a"].reachable = False
+    node.after(ANSWER_MS)
+    said = node.core.handle(of_cell("a"), node.now_ms)
+    before = len(node.said)
+    node.after(ANSWER_MS)
+    assert not asks(said)
+    assert [cell for cell, _ in asks(node.said[before:])] == ["b"]
+
+
+def test_nothing_is_asked_again_by_who_is_attached_nowhere() -> None:
+    node = following()
+    back(node)
+    node.tell(events.Disconnected("the broker closed it"))
+    assert not asks(node.after(ANSWER_MS))
+    node.after(ANSWER_MS)
+    before = len(node.said)
+    node.join()
+    ((_, asked),) = asks(node.said[before:])
+    assert asked.apart_ms == 2000 + DOUBT_MS + 2 * ANSWER_MS, "then for both times"
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_who_leaves_before_a_cell_has_answered_asks_for_the_time_before_as_well(
+    heard: bool,
+) -> None:
+    node = Roamer(radios=1)
+    node.join()
+    node.hear("a", FEED)
+    node.command("b")
+    node.go()
+    ((_, first),) = asks(node.said)
+    if heard:
+        node.tell(of_cell("a"))
+    came_ms, before = node.now_ms, len(node.said)
+    node.after(LATE_MS + ANSWER_MS / 2)
+    assert bool(asks(node.said[before:])) is not heard
+    before = len(node.said)
+    node.command("c")
+    node.go()
+    asked = {body.apart_ms for _, body in asks(node.said[before:])}
+    stayed_ms = node.now_ms - came_ms
+    if heard:
+        assert max(asked) < stayed_ms
+    else:
+        assert asked == {first.apart_ms + stayed_ms}
 
 
 def test_more_than_one_message_holds_is_asked_for_in_several() -> None:
@@ -246,7 +320,7 @@ def test_a_cell_that_is_lost_while_another_one_is_left_is_asked_and_so_is_that_o
     node.after(3000)
     assert node.serving == "c"
     asked = asks(node.said[before:])
-    assert [cell for cell, _ in asked] == ["a", "b"]
+    assert [cell for cell, _ in asked] == ["a", "b"] * 2, "both again, for neither says anything"
     assert all(body.apart_ms >= DOUBT_MS for _, body in asked)
 
 

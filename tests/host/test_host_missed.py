@@ -65,7 +65,7 @@ def test_what_a_node_has_missed_is_handed_on_in_order_as_it_was_published() -> N
     lately.keep(build("a", Party.SERVICE, "u", Channel.INPUT), value("r4"), 2300)
     found = asked(lately, "n", asks(500), 2500)
     assert names(found) == ["r1", "r2", "r3"]
-    body = Missed("t", Channel.OUTPUT, "app", "r2", 3, 1, {"y": y}, 400)
+    body = Missed("t", Channel.OUTPUT, "app", "r2", 3, 1, {"y": y}, 400, "a")
     assert found[1] == Late("n", "a", body, "why", "acme")
     assert lately.counters["missed_asked"] == 1
 
