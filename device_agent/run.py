@@ -38,6 +38,8 @@ from protocols.transport.settings import Settings
 from protocols.transport.sockets import open_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from device_agent.artifacts.fetch import Fetcher, TlsFiles
     from device_agent.artifacts.sharing import Sharing
     from device_agent.executors.remote import OnExit
@@ -183,14 +185,13 @@ class Node:
 
             return Sources(prepared.sensors, Path(prepared.files) if prepared.files else None)
 
+        def executor(kind: ExecutorKind) -> "Callable[[OnExit], Executor]":
+            return lambda told: make_executor(
+                kind, prepared.profile, blobs_at, data, told, prepared.runtime
+            )
+
         return Makers(
-            {
-                kind: lambda told, kind=kind: make_executor(  # type: ignore[misc]
-                    kind, prepared.profile, blobs_at, data, told, prepared.runtime
-                )
-                for kind in EXECUTORS
-                if kind.value in here
-            },
+            {kind: executor(kind) for kind in EXECUTORS if kind.value in here},
             fetcher,
             sources,
             lambda: log_keeper(data),

@@ -107,7 +107,8 @@ def rewrite(text: str, notation: str, files: Mapping[str, File]) -> tuple[str, s
             value = json.dumps({"digest": file.digest, "size_bytes": file.size_bytes})
         quoted = re.escape(reference)
         place = rf"""(["']?artifact["']?\s*[=:]\s*)(?:"{quoted}"|'{quoted}')"""
-        made = re.sub(place, lambda match, value=value: match[1] + value, made)  # type: ignore[misc]
+        # A digest and a number: nothing in it that a template would take for its own.
+        made = re.sub(place, rf"\g<1>{value}", made)
     if _parse(made, notation) == wanted:
         return made, notation
     return json.dumps(wanted, indent=1), JSON

@@ -123,7 +123,6 @@ def _row(level: str, of: str, bound: Bound | str, values: Mapping[str, Value]) -
     name = bound if isinstance(bound, str) else bound.indicator
     target = None if isinstance(bound, str) else bound
     value = values.get(name)
-    known = value is not None and target is not None
     return QosRow(
         level,
         of,
@@ -131,7 +130,7 @@ def _row(level: str, of: str, bound: Bound | str, values: Mapping[str, Value]) -
         INDICATORS[name].unit,
         target,
         value,
-        holds(target, value) if known else None,  # type: ignore[arg-type]
+        holds(target, value) if target is not None and value is not None else None,
         INDICATORS[name].how,
     )
 

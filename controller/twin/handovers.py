@@ -135,8 +135,10 @@ class _Watch(Checkers):
         super().recorded(before, record)
         if record.kind == HANDOVER and isinstance(record.value, HandoverRecord):
             after = record.value
-            known = isinstance(before, HandoverRecord) and before.number == after.number
-            if not known or before.state is not after.state:  # type: ignore[union-attr]
+            stood = None
+            if isinstance(before, HandoverRecord) and before.number == after.number:
+                stood = before.state
+            if stood is not after.state:
                 self.twin.ends[after.state.value] += 1
         elif isinstance(before, GivenRecord) and isinstance(record.value, GivenRecord):
             self.twin.ends[MOVED] += bool(before.records) and not record.value.records

@@ -6,7 +6,7 @@ until it stands or is ended; the core says which one serves.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -43,8 +43,8 @@ class Roamer(SimNode):
     went: Callable[[Way, str], None] = staticmethod(lambda *_: None)
     """Told of every other cell that serves it: why, and whether it was attached there before."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._lines: dict[str, _Line] = {}
         self._home = self.network.cell
 

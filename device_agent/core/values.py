@@ -42,7 +42,7 @@ def total_bytes(values: Mapping[str, Value]) -> int:
     """Return how many bytes values take together, on the wire or as files."""
     size = 0
     for value in values.values():
-        size += len(value.data) if type(value) is Tensor else value.size_bytes  # type: ignore[union-attr]
+        size += value_bytes(value)
     return size
 
 
