@@ -170,6 +170,9 @@ class Attached:
             link = structs.replace(link, kept=counts["kept"], kept_dropped=counts["kept dropped"])
         if counts["missed"]:
             link = structs.replace(link, missed=counts["missed"])
+        thinned, replaced = counts["feed thinned"], counts["feed replaced"]
+        if thinned or replaced:
+            link = structs.replace(link, feed_thinned=thinned, feed_replaced=replaced)
         if self._refused:
             count = counts["publish refused"]
             link = structs.replace(link, refused=f"{self._refused}, {count} refused in all"[:1000])

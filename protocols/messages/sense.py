@@ -111,6 +111,10 @@ class LinkReport(Message, tag="link", frozen=True):
     """Published values that a gateway has handed it afterwards."""
     refused: Text = ""
     """Topic of the newest message that the broker has not taken, why, and how many there were."""
+    feed_thinned: Count = 0
+    """Published values that its feeds left out since the node began, for they came too fast."""
+    feed_replaced: Count = 0
+    """Items of its feeds that a newer one took the place of before there was room for them."""
 
     @property
     def bandwidth_mbit_per_s(self) -> float | None:

@@ -182,6 +182,12 @@ def test_every_option_of_a_task_stands_with_its_figures_and_how_they_are_known()
     assert "has no onnx executor" in other
 
 
+def test_what_the_feeds_of_a_node_left_out_is_shown() -> None:
+    report = link(feed_thinned=7, feed_replaced=2)
+    shown = " ".join(text(draw.node_details(view(link=report))).split())
+    assert "feeds 7 values too fast, 2 gave way to newer ones" in shown
+
+
 def test_what_the_broker_refuses_of_a_node_is_shown() -> None:
     said = "tona/1/cell/node/n1/status: not authorized (code 0x87), 3 refused in all"
     shown = " ".join(text(draw.node_details(view(link=link(refused=said)))).split())

@@ -276,6 +276,18 @@ def test_the_report_of_the_link_says_how_many_there_were() -> None:
     assert [one.missed for one in of(LinkReport, said)] == [2]
 
 
+def test_the_report_of_the_link_says_what_feeds_left_out_and_replaced() -> None:
+    node = following()
+    for number in range(UNDER_WAY_MAX + 3):
+        node.after(20)
+        published(node, f"v{number}")
+    node.hear(structs.replace(FEED, number=2, sources=(structs.replace(OTHER, rate_per_s=0.0),)))
+    published(node, "more")
+    said = node.tell(events.LinkSampled(LinkReport(1, "eth0", "wired", carrier=True)))
+    told = [(one.feed_thinned, one.feed_replaced) for one in of(LinkReport, said)]
+    assert told == [(1, 2)]
+
+
 def test_the_report_of_the_link_says_what_the_broker_has_refused() -> None:
     node = following()
     for text in ("status: not authorized (code 0x87)", "load: quota exceeded (code 0x97)"):

@@ -315,6 +315,10 @@ def _link_rows(link: LinkReport | None) -> list[tuple[str, str | Text]]:
         ("measuring cells", _measuring(link)),
         ("outbox", f"{link.kept} waited for a connection, {link.kept_dropped} dropped"),
         ("missed", f"{link.missed} published values came afterwards"),
+        (
+            "feeds",
+            f"{link.feed_thinned} values too fast, {link.feed_replaced} gave way to newer ones",
+        ),
         ("refused by broker", link.refused or "-"),
     ]
 
