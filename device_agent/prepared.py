@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from device_agent.core.events import Restored
+from device_agent.told import put_off
 from firmware_profiles.profile import Profile
 from protocols.manifest import Dtype
 from protocols.messages.presence import ExecutorInfo, Trust
@@ -85,6 +86,7 @@ def become_daemon(prepared: Prepared, options: list[str]) -> NoReturn:
     os.set_inheritable(prepared.lock, True)
     os.set_inheritable(handle, True)
     command = [*interpreter(), *options, "-m", "device_agent.begin", str(handle)]
+    put_off()
     os.execv(sys.executable, command)  # noqa: S606 - the same program, this very interpreter
 
 

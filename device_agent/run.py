@@ -29,6 +29,7 @@ from device_agent.senses import Senses
 from device_agent.sensing.link import LinkSensor
 from device_agent.sensing.sampler import Sampler
 from device_agent.systemd import Notifier
+from device_agent.told import heed
 from device_agent.workshop import Makers, Workshop
 from firmware_profiles.profile import Profile
 from protocols.manifest import ExecutorKind
@@ -302,6 +303,7 @@ def _boot_id() -> str:
 
 def main(handle: int) -> int:
     """Run what was prepared; return the exit code."""
+    heed()
     prepared = take_over(handle)
 
     def run() -> None:

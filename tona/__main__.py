@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
+from device_agent.told import put_off
+
 AGENT: Final = "agent"
 USAGE: Final = 2
 CLI_PACKAGES: Final = ("httpx", "rich", "typer")
@@ -13,11 +15,13 @@ CLI_PACKAGES: Final = ("httpx", "rich", "typer")
 def become_agent(arguments: Sequence[str]) -> NoReturn:
     """Become the device agent: its memory counts, so nothing of the command line stays in it."""
     command = [sys.executable, "-P", "-m", "device_agent", *arguments]
+    put_off()  # until it heeds them
     os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
 
 
 def main() -> int:
     """Run the command line; return its exit code."""
+    put_off()
     if sys.argv[1:2] == [AGENT]:
         become_agent(sys.argv[2:])
     try:

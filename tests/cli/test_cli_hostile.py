@@ -15,8 +15,8 @@ import pytest
 from rich.text import Text
 
 from controller import config as controller_config
-from device_agent import __main__ as agent
 from device_agent import config as agent_config
+from device_agent import preparation as agent
 from protocols.errors import UserError
 from protocols.transport import tls
 from tona.cli import api, errors, run

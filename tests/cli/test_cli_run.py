@@ -277,6 +277,18 @@ def test_the_device_agent_starts_without_the_command_line() -> None:
     assert ended.stdout == "['-P', '-m', 'device_agent', '--node', 'n1'] []\n", ended.stderr
 
 
+def test_an_interrupt_while_it_imports_shows_no_trace() -> None:
+    ended = python(
+        "import os, signal, sys; sys.argv = ['tona', 'profile', 'list']\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tona.cli.run': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from tona.__main__ import main; sys.exit(main())"
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_the_agents_own_help_is_reached() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "tona", "--api", NOBODY, "agent", "--help"],

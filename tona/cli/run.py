@@ -11,6 +11,7 @@ from typing import Final, TextIO
 import typer
 from typer.main import get_command
 
+from device_agent.told import hear
 from protocols.errors import TonaError
 from tona.cli import errors
 from tona.cli.plain import plain
@@ -117,6 +118,7 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
 def _invoke(arguments: Sequence[str]) -> int:
     from tona.cli.app import app  # noqa: PLC0415 - an error while it loads is told in one line too
 
+    hear()
     result = get_command(app).main(args=arguments, prog_name="tona", standalone_mode=False)
     return result if isinstance(result, int) else errors.OK
 
