@@ -1,8 +1,10 @@
 """Wrong files, wrong addresses, full disks, and words that would move a terminal's cursor."""
 
+import base64
 import contextlib
 import errno
 import io
+import json
 import os
 import socket
 import subprocess
@@ -18,10 +20,13 @@ from controller import config as controller_config
 from device_agent import config as agent_config
 from device_agent import preparation as agent
 from protocols.errors import UserError
+from protocols.manifest import Dtype
 from protocols.transport import tls
 from tona.cli import api, errors, run
 from tona.cli.context import PlainConsole, table
+from tona.cli.invoke import show_result
 from tona.cli.plain import plain
+from tona.values import Result, Tensor
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -83,6 +88,33 @@ def test_a_full_disk_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     code = run.run(["config", "show", "--json"])
     monkeypatch.undo()
     assert code == errors.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"y": "/dev/full"}, "--output /dev/full: cannot be written: No space left on device"),
+        ({"z": "/dev/null"}, "service s has no output 'z': it gives y"),
+    ],
+)
+def test_an_answer_outlives_a_file_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    why: str,
+) -> None:
+    data = b"\x00\xff"
+    result = Result({"y": Tensor(Dtype.UINT8, (2,), data)})
+    with pytest.raises(UserError) as caught:
+        show_result("s", result, files, as_json=False)
+    assert str(caught.value) == f"{why}; the whole answer is on the standard output, as JSON"
+    said = json.loads(capsys.readouterr().out)
+    assert base64.b64decode(said["outputs"]["y"]["data_base64"]) == data
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(UserError) as caught:
+        show_result("s", result, files, as_json=False)
+    assert str(caught.value) == why
+    assert capsys.readouterr().out == "uint8 2\n"
 
 
 def test_words_of_others_do_not_move_the_cursor(tona: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,25 @@ def _once(names: list[str], option: str) -> None:
 
 
 def show_result(service: str, result: Any, files: dict[str, str], *, as_json: bool) -> None:
-    """Write the outputs that go to files, and print the result. Raises UserError."""
+    """Write the outputs that go to files, and print the result.
+
+    Raises UserError where they cannot be written; what was computed is printed all the same.
+    """
+    try:
+        _write_all(service, result, files)
+    except UserError as error:
+        if sys.stdout.isatty() and not as_json:
+            _print(result, {})
+            raise
+        show_json(msgspec.json.encode(_document(result)))
+        raise UserError(f"{error}; the whole answer is on the standard output, as JSON") from None
+    if as_json:
+        show_json(msgspec.json.encode(_document(result)))
+    else:
+        _print(result, files)
+
+
+def _write_all(service: str, result: Any, files: dict[str, str]) -> None:
     unknown = files.keys() - result.outputs.keys()
     if unknown:
         raise UserError(
@@ -89,10 +107,6 @@ def show_result(service: str, result: Any, files: dict[str, str], *, as_json: bo
         )
     for name, path in files.items():
         _write(Path(path), result.data(name))
-    if as_json:
-        show_json(msgspec.json.encode(_document(result)))
-    else:
-        _print(result, files)
 
 
 class Numbers(Struct, frozen=True):
