@@ -77,6 +77,32 @@ async def test_a_model_that_leaves_no_room_for_runs_loads_and_runs(
     await answer(onnx, *tight)
 
 
+async def test_a_run_has_the_memory_that_the_runs_before_it_have_left(
+    onnx: OnnxExecutor, shelf: Shelf
+) -> None:
+    graph = Model.graph(
+        [
+            Model.node("ConstantOfShape", ["n"], ["large"]),
+            Model.node("ReduceSum", ["large"], ["y"]),
+        ],
+        [Model.value("n", 7, 1)],
+        [Model.value("y", 1, 1)],
+    )
+    ports = (Port("n", Dtype.INT64, (1,)),), (Port("y", Dtype.FLOAT32, (1,)),)
+    task = shelf.task(ExecutorKind.ONNX, Model.whole(graph), *ports, limits=TIGHT)
+    await onnx.start("t", *task, {})
+    # Each beside the room; the second one not beside what the first one has taken, too.
+    for large_mib in (20, 36, 20):
+        items = Bytes(Dtype.INT64, (1,), struct.pack("<q", large_mib * MIB // 4))
+        result = await onnx.invoke("t", "c", {"n": items}, BUDGET_MS)
+        assert isinstance(result, Done), (large_mib, result)
+        assert result.outputs["y"] == Bytes(Dtype.FLOAT32, (1,), bytes(4))
+    items = Bytes(Dtype.INT64, (1,), struct.pack("<q", 16 * MIB))
+    result = await onnx.invoke("t", "c", {"n": items}, BUDGET_MS)
+    assert not isinstance(result, Done)
+    assert result.code is FailureCode.LIMIT
+
+
 async def test_of_a_model_that_does_not_fit_it_is_said_how_much_is_enough(
     onnx: OnnxExecutor, shelf: Shelf
 ) -> None:

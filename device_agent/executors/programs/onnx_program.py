@@ -251,10 +251,10 @@ class Arena:
     def _take_up(self, address: int) -> None:
         resting.take_up(address, self._used_bytes)
 
-    def empty(self) -> None:
-        """Give back the rooms that runs have taken beside the first one."""
+    def empty(self) -> bool:
+        """Give back the rooms that runs have taken beside the first one; False: it cannot."""
         if self._emptier is None:
-            return
+            return False
         options = self._runtime.options()
         try:
             options.entry(*SHRINK)
@@ -262,6 +262,7 @@ class Arena:
         except Failure:
             # Then it stays as it is.
             self._emptier = None
+        return self._emptier is not None
 
 
 def _session(
@@ -447,7 +448,7 @@ class Model:
         if self.carried.inputs:
             feeds.update(self.carried.feeds())
         try:
-            found = self.session.run(self._wanted, feeds, options)
+            found = self._compute(feeds, options)
         except Failure as error:
             if options.terminated:
                 raise Refusal("deadline", "user", "the call was stopped") from None
@@ -457,3 +458,13 @@ class Model:
         described = write_values(values, self.blobs, self.limit)
         self.carried.keep(found[len(self.outputs) :])
         return described
+
+    def _compute(self, feeds: dict[str, Tensor], options: Any) -> Any:
+        """Run, and once more where memory ends that earlier runs have left. Raises Failure."""
+        try:
+            return self.session.run(self._wanted, feeds, options)
+        except Failure as error:
+            short = short_of_memory(error) and not options.terminated
+            if not (short and self._arena.empty()):
+                raise
+        return self.session.run(self._wanted, feeds, options)
