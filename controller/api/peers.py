@@ -35,6 +35,7 @@ def peer_of(certificate: dict[str, Any]) -> Peer:
 class PeerProtocol(Intaking):
     """HTTP/1.1 whose requests carry the peer of their TLS connection."""
 
+    # As uvicorn's own, which narrows asyncio's.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Learn who has connected; without TLS nobody is named."""
         super().connection_made(transport)

@@ -28,6 +28,7 @@ class Sums(dict[str, float]):
         super().__setitem__(node, amount)
         self._changed.add(node)
 
+    # The one form of a dictionary's that is used.
     def pop(self, node: str, default: float | None = None) -> float | None:  # type: ignore[override]
         """Take an amount out; `default` when there is none."""
         self._changed.add(node)
