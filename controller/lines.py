@@ -196,7 +196,7 @@ class Lines:
         for one in self.sessions:
             if not one.connected:
                 at = f"{one.settings.host}:{one.settings.port}"
-                return f"no connection to the broker {at} {one.last_failure}".strip()
+                return f"no connection to the broker {one.last_failure or at}"
         return ""
 
     def counters(self) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """`tona up` beside what runs already: refused in one sentence, before anything is touched."""
 
+import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from controller.broker.embedded import EmbeddedBroker
+from controller.broker.lease import PortLease
 from device_agent.artifacts.blobs import blob_path
 from protocols.errors import UserError
 from protocols.folder import DataFolder
 from tona.local.cell import Cell, Plan
 
+UP = [sys.executable, "-m", "tona", "up", "--nodes=0", "--api-port=0"]
 HOLD = """
 import sys
 from pathlib import Path
@@ -81,3 +86,30 @@ async def test_the_end_of_a_cell_leaves_nothing_of_killed_agents(
     left.mkdir()
     await Cell(Plan(folder=tmp_path / "cell", nodes=1), lambda *_: None).stop()
     assert not left.exists()
+
+
+@pytest.mark.timeout(120)
+async def test_a_broker_that_does_not_answer_is_named_until_it_does(tmp_path: Path) -> None:
+    lease = PortLease("127.0.0.1", 0, "the broker")
+    url = f"mqtt://127.0.0.1:{lease.port}"
+    up = await asyncio.create_subprocess_exec(
+        *(*UP, f"--broker={url}", f"--data={tmp_path / 'up'}"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    broker = EmbeddedBroker("127.0.0.1", lease.port, tmp_path / "broker")
+    try:
+        assert up.stderr is not None
+        said = (await up.stderr.readline()).decode()
+        why = f"127.0.0.1:{lease.port}: refused, no broker listens there, since "
+        assert said.startswith(f"controller: no connection to the broker {why}")
+        assert ": start it, or name another with --broker; nothing runs meanwhile" in said
+        await broker.start()
+        said = (await up.stderr.readline()).decode()
+        assert said == f"controller: the broker {url} answers\n"
+    finally:
+        up.send_signal(signal.SIGTERM)
+        await up.communicate()
+        await broker.stop()
+        lease.close()
+    assert up.returncode == 0

@@ -251,6 +251,19 @@ class Api:
         )
 
 
+async def ailing(url: str, within_s: float) -> str | None:
+    """Return why a controller without certificates cannot serve, empty where it can.
+
+    None: it does not say, within the time.
+    """
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=within_s) as http:
+            answer = await http.get(f"{url}/healthz")
+            return "" if answer.is_success else str(answer.json()["error"]["text"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return None
+
+
 class _Crossed(Exception):
     """A kept connection ended before any answer came."""
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -28,6 +29,8 @@ from tona.local.deployments import deployment as find
 DEFAULT_NODES: Final = 1
 DEFAULT_NODES_OF_CELL: Final = 2
 """In a deployment."""
+LOOK_S: Final = 2.0
+"""Between two looks at whether the controller reaches a broker that others run."""
 
 
 def up(
@@ -106,16 +109,45 @@ def _spread(
 async def _run(plan: Plan | deployed.Plan, as_json: bool) -> signal.Signals:
     told = told_to_end()
     cell = Cell(plan, _complain) if isinstance(plan, Plan) else Deployed(plan, _complain)
+    watching: asyncio.Task[None] | None = None
     try:
         running: Running | Seen | None = await unless(told, cell.start())
         if running is not None:
             _announce(plan, running, as_json)
+            if isinstance(running, Running) and "://" in plan.broker:
+                watching = asyncio.create_task(_watch(running))
             failure = await unless(told, cell.failed())
             if failure is not None:
                 raise failure
         return told.result()
     finally:
+        if watching is not None:
+            watching.cancel()
         await cell.stop()
+
+
+async def _watch(running: Running) -> None:
+    """Say when the controller does not reach the broker that others run, and when it does again."""
+    from tona.cli.api import ailing  # noqa: PLC0415 - slow to import
+
+    since, said = "", False
+    while True:
+        await asyncio.sleep(LOOK_S)
+        why = await ailing(running.api_url, LOOK_S)
+        if why and since and not said:
+            said = True
+            _complain(
+                "controller:",
+                f"{why}, since {since}: start it, or name another with --broker; "
+                "nothing runs meanwhile, and it is tried again and again",
+            )
+        elif why == "":
+            if said:
+                _complain("controller:", f"the broker {running.broker} answers")
+            since, said = "", False
+        elif why and not since:
+            # Told at the next look: it may just be connecting.
+            since = time.strftime("%H:%M:%S")
 
 
 def _announce(plan: Plan | deployed.Plan, running: Running | Seen, as_json: bool) -> None:
