@@ -24,6 +24,8 @@ ANSWER_MS: Final = 2000
 """A cell of which nothing has come for so long is asked again."""
 AGAIN_MAX: Final = 3
 """So often after each move. Nothing may have been published."""
+WAYS: Final = 3
+"""Over brokers: of a value to the node, which leaves meanwhile, and of the question: twice."""
 DUE: Final = ("catch up", "")
 
 Topics = Sequence[tuple[str, Channel]]
@@ -103,7 +105,8 @@ class Absence:
         self._turn.timers.set(DUE, self._turn.now_ms + ANSWER_MS)
 
     def _ask(self, cell: str, topics: Topics) -> None:
-        turn, since_ms = self._turn, self._gap[0]
+        turn = self._turn
+        since_ms = self._gap[0] - WAYS * turn.round_trip_ms
         for first in range(0, len(topics), MAX_FOLLOWED):
             some = tuple(Followed(*one) for one in topics[first : first + MAX_FOLLOWED])
             asked = CatchUp(turn.cell, turn.now_ms - since_ms, some)

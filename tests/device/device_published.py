@@ -29,6 +29,7 @@ from protocols.messages import (
     HandoverCommand,
     HandoverComplete,
     Invoke,
+    LinkReport,
     Neighbours,
     Welcome,
 )
@@ -289,6 +290,9 @@ class Node:
                 topic = topic_at(where, Party.SERVICE, service, channel)
                 broker.listen(NODE, topic, partial(self._published, cell, incarnation))
         self.tell(events.Connected(incarnation, 0.5, cell))
+        trip_ms = sum(broker.weather.delay_ms) / 2
+        link = LinkReport(0, "eth0", "wired", carrier=True, round_trip_ms=trip_ms)
+        self.tell(events.LinkSampled(link))
 
     def detach(self, cell: str, incarnation: int | None) -> None:
         if self.lines.get(cell) == incarnation:

@@ -8,7 +8,7 @@ from device_harness import NODE, SimNode, assign, chain, manifest, of, tensor
 from msgspec import structs
 
 from device_agent.core import commands, events
-from device_agent.core.absence import AGAIN_MAX, ANSWER_MS, DOUBT_MS, LATE_MS
+from device_agent.core.absence import AGAIN_MAX, ANSWER_MS, DOUBT_MS, LATE_MS, WAYS
 from device_agent.core.feeder import UNDER_WAY_MAX
 from protocols.manifest import Dtype
 from protocols.messages import CatchUp, Feed, LinkReport, Missed, Result
@@ -78,6 +78,14 @@ def test_a_node_that_is_back_asks_for_what_it_follows_since_it_may_have_been_cut
     wanted = CatchUp("cell", 2000.0 + DOUBT_MS, (Followed("other", Channel.OUTPUT),))
     assert back(node) == [("cell", wanted)]
     assert not asks(node.hear(structs.replace(FEED, number=2))), "once"
+
+
+def test_a_node_far_from_its_broker_asks_for_more() -> None:
+    node = following()
+    link = LinkReport(1, "wwan0", "cellular", carrier=True, round_trip_ms=400.0)
+    node.tell(events.LinkSampled(link))
+    ((_, asked),) = back(node)
+    assert asked.apart_ms == 2000 + DOUBT_MS + WAYS * 400
 
 
 def test_what_a_short_stay_may_not_have_got_is_asked_for_again() -> None:
