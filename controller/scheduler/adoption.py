@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from controller.decider import ToRole
 from controller.desk import Desk
 from controller.scheduler import envelope
 from controller.scheduler.copies import Copy, CopyState, Stamp, TaskEntry
@@ -19,7 +20,7 @@ from controller.scheduler.orphans import Orphans
 from controller.scheduler.table import TaskTable
 from protocols.base import EPOCH_LIMIT
 from protocols.errors import Blame
-from protocols.messages import AnchorMoved, EnvelopeGrant, EnvelopeRevoke, Status
+from protocols.messages import AnchorMoved, EnvelopeGrant, EnvelopeRevoke, Status, TaskEvent
 from protocols.messages.hierarchy import NodeState
 from protocols.messages.presence import Holding
 from protocols.messages.quality import Tuning
@@ -28,6 +29,8 @@ from protocols.messages.task import InstanceState, Reconcile
 OVERTAKEN_MS: Final = 30_000
 """So long the grant of a newer generation, which a node holds already, may take to come."""
 OVERTAKEN_MAX: Final = 4096
+FORGOTTEN: Final = "a newer copy serves, which goes on with an older memory"
+"""Why a copy is released whose memory is lost thereby."""
 _THERE: Final = (NodeState.ONLINE, NodeState.SUSPECT, NodeState.DRAINING)
 _DEAD_STATES: Final = {InstanceState.FAILED, InstanceState.STOPPED}
 
@@ -357,8 +360,29 @@ class Adoption:
             self._keep(entry, current, found, cause)
         elif entry.coming is None and ready and current.state is CopyState.ASSIGNED:
             self._keep(entry, found, current, cause)
+        elif self._forgets(entry, current, found):
+            self._table.release(node, entry.task, found.highest, FORGOTTEN, cause)
+            detail = f"{node} has come back with what it remembered under epoch {found.epoch}, "
+            detail += f"which {current.node} has not: {FORGOTTEN}"
+            told = TaskEvent(entry.task, "memory-lost", detail)
+            self._desk.tell(ToRole(entry.anchor), told, cause, entry.tenant)
         else:
             self._table.release(node, entry.task, found.highest, "a newer copy serves", cause)
+
+    def _forgets(self, entry: TaskEntry, current: Copy, found: Copy) -> bool:
+        """Whether a copy has a memory that the current one does not go on with; said once.
+
+        A move of an earlier life was over, and its anchor had no room to note it.
+        """
+        follows = entry.follows_epoch
+        if follows is None or not follows < found.epoch < entry.first_epoch:
+            return False
+        if not entry.grant.spec.manifest.remembers or found.origin is not None:
+            return False
+        if current.origin is not None and current.origin.node == found.node:
+            return False
+        entry.follows_epoch = found.epoch
+        return True
 
     def _succeed(
         self, entry: TaskEntry, old: Copy, found: Copy, holding: Holding, cause: str

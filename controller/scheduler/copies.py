@@ -85,6 +85,8 @@ class TaskEntry(Struct):
     first_epoch: int
     """The first that this scheduler may give; lower ones were given before its start."""
     next_epoch: int
+    follows_epoch: int | None = None
+    """After which the first copy that this scheduler gives goes on; None: it has given none."""
     current: Copy | None = None
     """The copy that routes point to."""
     coming: Copy | None = None

@@ -104,6 +104,7 @@ class Mover:
             if (unused or entry.anchor != anchor) and not entry.copies():
                 # What others have had begun is of a life before this one too.
                 entry.first_epoch = max(entry.first_epoch, grant.epoch_from)
+                entry.follows_epoch = None
             old, entry.grant, entry.anchor = entry.grant, grant, anchor
             same = old.generation == grant.generation
             wish = envelope.initial(grant)
@@ -452,6 +453,9 @@ class Mover:
         copy = Copy(node, entry.next_epoch, entry.grant.generation, entry.grant, cause=cause)
         copy.tuning = self._tuning_on(entry, node)
         copy.origin = self._memories.origin(entry, node)
+        if entry.follows_epoch is None:
+            before = entry.current
+            entry.follows_epoch = entry.grant.current_epoch if before is None else before.epoch
         entry.next_epoch += 1
         return copy
 

@@ -12,13 +12,22 @@ from msgspec import Struct
 from controller.booking import may_grow_to
 from controller.decider import Decider, Event, Output, Received, Record, Role
 from controller.records import JOB, TASK, JobRecord, TaskRecord
+from controller.scheduler.adoption import FORGOTTEN
 from controller.twin.envelopes import Envelopes
 from controller.twin.remembered import Remembered
 from controller.twin.rules import BrokenRule, Rule
 from controller.twin.words import Words
 from controller.twin.world import World
 from device_agent.core.commands import Change, Forget, Keep
-from protocols.messages import JobAccepted, JobRun, MemoryState, NodeSummary, Status
+from protocols.messages import (
+    JobAccepted,
+    JobRun,
+    MemoryState,
+    NodeSummary,
+    Release,
+    Status,
+    TaskEvent,
+)
 from protocols.messages.job import JobState
 from protocols.messages.task import InstanceState
 
@@ -173,9 +182,17 @@ class Checkers:
 
     def _given_up(self, output: Output) -> None:
         """Take note of memories that a scheduler gives up."""
-        for send in output.sends:
-            body = send.body
-            if isinstance(body, MemoryState) and body.final and body.reason:
+        bodies = [send.body for send in output.sends]
+        events = [one for one in bodies if isinstance(one, TaskEvent)]
+        told = {one.task for one in events if one.event == "memory-lost"}
+        for body in bodies:
+            if isinstance(body, MemoryState):
+                given_up = body.final and bool(body.reason)
+            elif isinstance(body, Release):
+                given_up = body.reason == FORGOTTEN and body.task in told
+            else:
+                continue
+            if given_up:
                 self.memories.give_up(body.task, body.epoch)
                 self.counts["memories given up"] += 1
 

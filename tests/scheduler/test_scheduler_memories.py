@@ -279,3 +279,33 @@ def test_no_node_says_what_only_roles_say_of_a_memory(bench: Bench) -> None:
     )
     [given] = told(bench.node("n1", named), "n2", MemoryState)
     assert given == MemoryState("svc.a", 1, digest, 60_000)
+
+
+def back_with_a_memory(bench: Bench, epoch: int, origin: Origin | None = None) -> Any:
+    """Have a scheduler of a new life serve on n1, and n2 come back with what it had before."""
+    made = manifest(functions=(HostFunction.MEMORY,), limits=Limits(state_bytes=1 << 20))
+    base = grant(*NODES, first=33, current_node="n1", current_epoch=1)
+    bench.born("n1", "n3")
+    bench.anchor(_with(base, spec=_with(base.spec, manifest=made)))
+    bench.passes(60_000, "n1", "n3")
+    bench.ready("n1", 33)
+    holding = Holding("svc.a", epoch, READY, 1, origin=origin)
+    return bench.born("n2", holdings=(holding,))
+
+
+def test_a_memory_whose_move_was_never_durable_is_told_as_lost() -> None:
+    bench = Bench(epoch=2)
+    output = back_with_a_memory(bench, 2)
+    assert [one.epoch for one in told(output, "n2", Release)] == [2]
+    [event] = said(output, TaskEvent)
+    assert event.event == "memory-lost"
+    assert "n2" in event.detail
+    holding = Holding("svc.a", 2, READY, 1)
+    assert not said(bench.born("n2", holdings=(holding,)), TaskEvent), "it is said once"
+
+
+@pytest.mark.parametrize(("epoch", "origin"), [(1, None), (2, Origin("n1", 1))])
+def test_a_copy_without_a_memory_of_its_own_is_no_loss(epoch: int, origin: Origin | None) -> None:
+    output = back_with_a_memory(Bench(epoch=2), epoch, origin)
+    assert told(output, "n2", Release)
+    assert not said(output, TaskEvent)
