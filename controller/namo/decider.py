@@ -301,6 +301,9 @@ class Namo:
             self._handed(record, moved, event.cause)
         elif moved.generation < record.order.generation:
             self._outlived(record, moved, event)
+        elif event.sender == moved.before and event.sender in record.leaving:
+            # It had both generations, and has given the newer one away before anybody said so.
+            self._left(record, event)
         if event.sender == moved.anchor:
             taken = AnchorTaken(name, moved.number)
             books.send(event.sender, taken, event.cause, event.tenant)

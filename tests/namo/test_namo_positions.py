@@ -475,6 +475,17 @@ def test_who_is_to_leave_what_it_has_handed_on_is_asked_no_more() -> None:
     assert host.service().leaving == ()
 
 
+def test_who_has_had_the_next_generation_as_well_is_asked_no_more_to_leave() -> None:
+    """It was handed on to where the one before ends, and from there on, and nobody has said so."""
+    host, _ = moved()
+    host.runs()
+    host.hear(AnchorMoved("a", 2, 3, "ta-radio", "ta-third", 70), "ta-radio")
+    assert (host.service().anchor, host.service().leaving) == ("ta-radio", ("ta-main",))
+    host.hear(AnchorMoved("a", 2, 2, "ta-third", "ta-main", 60), "ta-main")
+    assert (host.service().anchor, host.service().leaving) == ("ta-radio", ())
+    assert "leave/a" not in host.timers
+
+
 def test_a_generation_that_ends_takes_the_next_one_nowhere() -> None:
     """Its anchors have handed it on more often than anybody heard, and the next one has come."""
     host, _ = moved()
